@@ -1,0 +1,1 @@
+"""TUNA in JAX: one model that understands and generates images and video."""

@@ -1,0 +1,324 @@
+"""What a model is: frozen dataclasses, named presets, and checks.
+
+Every size of TUNA is the same code with other numbers. A preset is a starting point; `from_dict` lays overrides over it and
+refuses a key that it does not know, so a typo in an experiment cannot pass silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+# Per-channel statistics of the Wan 2.2 VAE's latents: facts of the upstream checkpoint (model.md section 1).
+_WAN22_MEAN = (
+    (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557)
+    + (-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825)
+    + (-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502)
+    + (-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230)
+    + (-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748)
+    + (0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)
+)
+_WAN22_STD = (
+    (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013)
+    + (0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978)
+    + (0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659)
+    + (0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093)
+    + (0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887)
+    + (0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
+)
+
+REMAT_POLICIES = ("none", "full", "dots")
+ATTENTION_BACKENDS = ("xla",)
+LATENT_STATS = ("tuna", "wan2.2", "custom")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """The Wan 2.2 causal video VAE (model.md section 1).
+
+    Attributes:
+      latent_channels: channels of the latent.
+      encoder_width: channels of the encoder's first level; level i has `encoder_width * multipliers[i]`.
+      decoder_width: the same for the decoder.
+      multipliers: width multipliers, one a level.
+      blocks: residual blocks a level of the encoder; the decoder has one more.
+      halve_time: for every level but the last, whether the encoder halves time there (the decoder mirrors it).
+      latent_stats: which per-channel statistics normalise latents: 'tuna' (mean := std, as the released checkpoints were
+        trained), 'wan2.2' (upstream's), or 'custom' (`latent_mean`, `latent_std`).
+      latent_mean: per-channel mean for 'custom'.
+      latent_std: per-channel standard deviation for 'custom'.
+      consistent_posterior: divide the posterior's standard deviation by `latent_std` too. The released code does not;
+        False matches it.
+    """
+
+    latent_channels: int = 48
+    encoder_width: int = 160
+    decoder_width: int = 256
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    halve_time: tuple[bool, ...] = (False, True, True)
+    latent_stats: str = "tuna"
+    latent_mean: tuple[float, ...] = ()
+    latent_std: tuple[float, ...] = ()
+    consistent_posterior: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.halve_time) == len(self.multipliers) - 1,
+            f"vae.halve_time has {len(self.halve_time)} entries; it wants one for every level but the last, "
+            f"{len(self.multipliers) - 1}",
+        )
+        _require(
+            self.latent_stats in LATENT_STATS,
+            f"vae.latent_stats is {self.latent_stats!r}; choose one of {', '.join(LATENT_STATS)}",
+        )
+        mean, std = self.statistics
+        _require(
+            len(mean) == len(std) == self.latent_channels,
+            f"vae.latent_stats={self.latent_stats!r} has {len(mean)} means and {len(std)} standard deviations for "
+            f"vae.latent_channels={self.latent_channels}; use 'custom' with latent_mean and latent_std of that length",
+        )
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Per-channel (mean, std) of the latents, each of length `latent_channels`."""
+        if self.latent_stats == "custom":
+            return self.latent_mean, self.latent_std
+        return (_WAN22_STD if self.latent_stats == "tuna" else _WAN22_MEAN), _WAN22_STD
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels a latent position covers in height and in width (16 for Wan 2.2)."""
+        return 2 ** len(self.multipliers)
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames a latent frame covers after the first (4 for Wan 2.2)."""
+        return 2 ** sum(self.halve_time)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Latent shape (T, h, w, C) of a clip; raises ValueError naming the extent that does not fit and the nearest that does."""
+        space, time = self.spatial_factor, self.temporal_factor
+        for name, size in (("height", height), ("width", width)):
+            low = size // space * space
+            _require(
+                size > 0 and size % space == 0,
+                f"image {name} {size} is not divisible by {space}; the nearest sizes that are: "
+                f"{', '.join(str(s) for s in (low, low + space) if s > 0)}",
+            )
+        below = (frames - 1) // time * time + 1
+        _require(
+            frames > 0 and (frames - 1) % time == 0,
+            f"{frames} frames is not 1 + {time}k; the nearest counts that are: "
+            f"{', '.join(str(f) for f in (below, below + time) if f > 0)}",
+        )
+        return 1 + (frames - 1) // time, height // space, width // space, self.latent_channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentationConfig:
+    """The SigLIP2 encoder over latents (model.md section 3). `layers` counts the kept ones: all but the last of the original."""
+
+    width: int = 1152
+    layers: int = 26
+    heads: int = 16
+    mlp: int = 4304
+    grid: int = 32
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % self.heads == 0,
+            f"representation.width {self.width} is not divisible by representation.heads {self.heads}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """The Qwen2.5 transformer (model.md section 6)."""
+
+    vocabulary: int = 151669
+    width: int = 1536
+    layers: int = 28
+    heads: int = 12
+    kv_heads: int = 2
+    head_dim: int = 128
+    mlp: int = 8960
+    rope_base: float = 1e6
+    norm_eps: float = 1e-6
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"language.heads {self.heads} is not a multiple of language.kv_heads {self.kv_heads}",
+        )
+        _require(self.head_dim % 2 == 0, f"language.head_dim {self.head_dim} is odd; RoPE pairs dimensions")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowHeadConfig:
+    """The flow-matching head (model.md section 7). Its width is the language transformer's."""
+
+    layers: int = 40
+    heads: int = 24
+    kv_heads: int = 8
+    head_dim: int = 64
+    mlp: int = 8960
+    norm_eps: float = 1e-5
+    visual_rope_base: float = 1e4
+    text_rope_base: float = 5e5
+    text_rope_factor: float = 32.0
+    text_rope_low: float = 1.0
+    text_rope_high: float = 4.0
+    text_rope_original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"flow_head.heads {self.heads} is not a multiple of flow_head.kv_heads {self.kv_heads}",
+        )
+        _require(
+            self.head_dim % 16 == 0,
+            f"flow_head.head_dim {self.head_dim} is not a multiple of 16; the 3-D RoPE splits it 1/4, 3/8, 3/8 into pairs",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TunaConfig:
+    """A whole TUNA.
+
+    Attributes:
+      vae, representation, language, flow_head: the parts.
+      time_frequencies: width of the sinusoid that embeds flow time.
+      compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms, modulation, RoPE angles,
+        softmax and losses are float32 whatever it is.
+      remat: what a scanned layer recomputes in the backward pass: 'none', 'full', or 'dots' (keeps matmul outputs).
+      attention_backend: 'xla'.
+    """
+
+    vae: VAEConfig = VAEConfig()
+    representation: RepresentationConfig = RepresentationConfig()
+    language: LanguageConfig = LanguageConfig()
+    flow_head: FlowHeadConfig = FlowHeadConfig()
+    time_frequencies: int = 256
+    compute_dtype: str = "bfloat16"
+    remat: str = "full"
+    attention_backend: str = "xla"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.compute_dtype in ("bfloat16", "float32"),
+            f"compute_dtype is {self.compute_dtype!r}; choose 'bfloat16' or 'float32'",
+        )
+        _require(self.remat in REMAT_POLICIES, f"remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+        _require(
+            self.attention_backend in ATTENTION_BACKENDS,
+            f"attention_backend is {self.attention_backend!r}; choose one of {', '.join(ATTENTION_BACKENDS)}",
+        )
+        _require(self.time_frequencies % 2 == 0, f"time_frequencies {self.time_frequencies} is odd")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, the inverse of `from_dict`; what checkpoints store."""
+        return dataclasses.asdict(self)
+
+
+def _tuna_1p5b() -> TunaConfig:
+    return TunaConfig()
+
+
+def _tuna_7b() -> TunaConfig:
+    return TunaConfig(
+        language=LanguageConfig(width=3584, heads=28, kv_heads=4, mlp=18944, tied=False),
+        flow_head=FlowHeadConfig(layers=16, heads=56, kv_heads=14, mlp=18944),
+    )
+
+
+def _tiny() -> TunaConfig:
+    """Every part at its smallest useful size: for tests and compile checks, not for pictures."""
+    return TunaConfig(
+        vae=VAEConfig(
+            latent_channels=8,
+            encoder_width=8,
+            decoder_width=8,
+            blocks=1,
+            latent_stats="custom",
+            latent_mean=(0.0,) * 8,
+            latent_std=(1.0,) * 8,
+        ),
+        representation=RepresentationConfig(width=32, layers=2, heads=2, mlp=64, grid=4),
+        language=LanguageConfig(vocabulary=512, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128),
+        flow_head=FlowHeadConfig(layers=2, heads=2, kv_heads=1, head_dim=32, mlp=128),
+        compute_dtype="float32",
+        remat="none",
+    )
+
+
+def _emoji() -> TunaConfig:
+    """The demo's model: 64 px pictures as 4x4 latents of 48 channels, small enough to learn on a laptop."""
+    return TunaConfig(
+        vae=emoji_vae(),
+        representation=RepresentationConfig(width=144, layers=2, heads=3, mlp=384, grid=4),
+        language=LanguageConfig(vocabulary=640, width=144, layers=4, heads=3, kv_heads=3, head_dim=48, mlp=384),
+        flow_head=FlowHeadConfig(layers=2, heads=3, kv_heads=3, head_dim=48, mlp=384),
+        compute_dtype="float32",
+        remat="none",
+    )
+
+
+def emoji_vae() -> VAEConfig:
+    """The small Wan-architecture VAE that ships with the package; its statistics come with its weights."""
+    return VAEConfig(
+        latent_channels=48,
+        encoder_width=20,
+        decoder_width=32,
+        blocks=1,
+        latent_stats="custom",
+        latent_mean=(0.0,) * 48,
+        latent_std=(1.0,) * 48,
+    )
+
+
+PRESETS = {"tiny": _tiny, "emoji": _emoji, "tuna_1p5b": _tuna_1p5b, "tuna_7b": _tuna_7b}
+
+
+def preset(name: str) -> TunaConfig:
+    """The named preset; an unknown name raises ValueError with the names that exist."""
+    _require(name in PRESETS, f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def from_dict(values: Mapping[str, Any]) -> TunaConfig:
+    """A config from nested overrides.
+
+    Args:
+      values: field names of `TunaConfig` to values or nested mappings; 'preset' (default 'tiny') names what they override.
+
+    Raises:
+      ValueError: an unknown key (named, with the nearest known one), or values that contradict each other.
+    """
+    rest = dict(values)
+    return _override(preset(rest.pop("preset", "tiny")), rest, "model")
+
+
+def _override(base: Any, values: Mapping[str, Any], where: str) -> Any:
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    changes = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown config key {where}.{key}{hint} Known keys: {', '.join(fields)}")
+        if dataclasses.is_dataclass(fields[key]) and not dataclasses.is_dataclass(value):
+            value = _override(fields[key], value, f"{where}.{key}")
+        elif isinstance(fields[key], tuple):
+            value = tuple(value)
+        changes[key] = value
+    return dataclasses.replace(base, **changes)

@@ -1,0 +1,1 @@
+"""Weights to and from PyTorch: one table, readers, and the parity checker."""

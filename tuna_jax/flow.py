@@ -1,0 +1,124 @@
+"""Flow matching: the probability path, the sampling of time, and solvers (model.md sections 2 and 9).
+
+`t = 0` is noise and `t = 1` is clean: `x_t = t x_1 + (1 - t) x_0`, velocity `u = x_1 - x_0`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Velocity = Callable[[Array, Array], Array]
+
+# mu is linear in the number of image tokens through these two points; the released code always evaluates it at 1024.
+_SHIFT_LOW, _SHIFT_HIGH = (256, 0.5), (4096, 1.15)
+SHIFT_TOKENS = 1024
+
+
+def shift_mu(tokens: int = SHIFT_TOKENS) -> float:
+    """mu of the time shift for this many image tokens."""
+    (x0, y0), (x1, y1) = _SHIFT_LOW, _SHIFT_HIGH
+    return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+
+
+def shift_time(t: Float[Array, "*b"], mu: float) -> Float[Array, "*b"]:
+    """Shifts t toward noise: with `s = 1 - t`, `s <- e^mu / (e^mu + 1/s - 1)`. t = 0 and t = 1 stay where they are."""
+    s = 1.0 - t
+    safe = jnp.where(s > 0, s, 1.0)
+    return 1.0 - jnp.where(s > 0, math.exp(mu) / (math.exp(mu) + 1.0 / safe - 1.0), 0.0)
+
+
+def training_time(
+    normal: Float[Array, "*b"], *, t_min: float = 0.0, mu: float | None = None
+) -> Float[Array, "*b"]:
+    """Training times from standard normal draws: `sigmoid(u) (1 - t_min) + t_min`, then shifted.
+
+    Args:
+      normal: draws; scale and move them for another logit-normal.
+      t_min: least time; 1 gives exactly 1 (understanding, the source of an edit).
+      mu: strength of the shift; None does not shift. The released code uses `shift_mu()`.
+    """
+    t = jax.nn.sigmoid(normal) * (1.0 - t_min) + t_min
+    return t if mu is None else shift_time(t, mu)
+
+
+def sample_time(
+    key: Array, shape: tuple[int, ...], *, mean: float = 0.0, std: float = 1.0, mu: float | None = None
+) -> Float[Array, "..."]:
+    """`training_time` of normal draws with the given mean and standard deviation, shape `shape`, float32."""
+    return training_time(mean + std * jax.random.normal(key, shape, jnp.float32), mu=mu)
+
+
+def interpolate(
+    clean: Float[Array, "*b c"], noise: Float[Array, "*b c"], t: Float[Array, "..."]
+) -> Float[Array, "*b c"]:
+    """`x_t = t x_1 + (1 - t) x_0`; t has the leading axes of x and is broadcast over the rest."""
+    t = t.reshape(t.shape + (1,) * (clean.ndim - t.ndim))
+    return t * clean + (1.0 - t) * noise
+
+
+def time_grid(points: int, shift: float = 3.0) -> Float[np.ndarray, " points"]:
+    """Sampling times: `linspace(0, 1, points)` mapped by `t / (t + a - a t)`; n points make n - 1 Euler steps.
+
+    Raises:
+      ValueError: fewer than two points.
+    """
+    if points < 2:
+        raise ValueError(f"a sampling grid needs at least 2 points (one step), got {points}")
+    t = np.linspace(0.0, 1.0, points, dtype=np.float32)
+    return (t / (t + shift - shift * t)).astype(np.float32)
+
+
+def guided(
+    positive: Float[Array, "*b"], negative: Float[Array, "*b"], scale: float | Array
+) -> Float[Array, "*b"]:
+    """Classifier-free guidance: `v_neg + scale (v_pos - v_neg)`."""
+    return negative + scale * (positive - negative)
+
+
+def euler_step(velocity: Velocity, x: Array, t: Array, dt: Array) -> Array:
+    """First order: one evaluation."""
+    return x + dt * velocity(x, t)
+
+
+def heun_step(velocity: Velocity, x: Array, t: Array, dt: Array) -> Array:
+    """Second order: the mean of the velocities at both ends; two evaluations."""
+    first = velocity(x, t)
+    return x + 0.5 * dt * (first + velocity(x + dt * first, t + dt))
+
+
+SOLVERS = {"euler": euler_step, "heun": heun_step}
+
+
+def integrate(
+    velocity: Velocity, x: Array, grid: Float[Array, " points"], solver: str = "euler"
+) -> tuple[Array, Array]:
+    """Follows `dx/dt = velocity(x, t)` along the grid in one `lax.scan`.
+
+    Args:
+      velocity: `(x, t) -> dx/dt`, t a scalar array.
+      x: start, at `grid[0]`.
+      grid: increasing times.
+      solver: 'euler' or 'heun'.
+
+    Returns:
+      The state at `grid[-1]`, and the states after every step `[points - 1, ...]`.
+
+    Raises:
+      ValueError: an unknown solver.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    grid = jnp.asarray(grid, jnp.float32)
+
+    def step(state: Array, times: tuple[Array, Array]) -> tuple[Array, Array]:
+        t, following = times
+        state = SOLVERS[solver](velocity, state, t, following - t)
+        return state, state
+
+    return jax.lax.scan(step, x, (grid[:-1], grid[1:]))

@@ -1,0 +1,1 @@
+"""Samplers and text decoding on top of one prefix cache."""

@@ -1,0 +1,156 @@
+"""Omni attention: where tokens stand, what each may see, and the attention itself (model.md section 6).
+
+Query i sees key k iff `k <= i`, or both lie in the same span. Said as one interval of keys a query, which is how fast kernels
+want it: `k < visible_end[i]`, where `visible_end[i]` is `i + 1` for text and the span's end inside a span:
+
+            t t [ T v v ] t            t text    T time token    v image token
+        t   x . . . . . .
+        t   x x . . . . .
+      [ T   x x x x x . .              inside the span everybody sees everybody,
+        v   x x x x x . .              and all that came before
+      ] v   x x x x x . .
+        t   x x x x x x .
+
+Padding stands at the end and is ordinary causal text there, so no real token sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+KVCache = dict[str, Array]  # {'key', 'value'}: [B, capacity, kv heads, head_dim], of one layer
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a call stand in their sequences.
+
+    Attributes:
+      position: absolute index in the sequence.
+      slot: visual slot that a token belongs to, -1 for text.
+      within: index in its span, 0 for the time token; 0 for text.
+      visible_end: a query sees the keys at positions below this.
+    """
+
+    position: Int[Array, "b s"]
+    slot: Int[Array, "b s"]
+    within: Int[Array, "b s"]
+    visible_end: Int[Array, "b s"]
+
+    @property
+    def is_image(self) -> Bool[Array, "b s"]:
+        """True at image tokens; False at text and at time tokens."""
+        return (self.slot >= 0) & (self.within > 0)
+
+    def one_hot(self, slots: int) -> Float[Array, "b s n"]:
+        """1 where a token belongs to the slot; text rows are all 0."""
+        return jax.nn.one_hot(self.slot, slots, dtype=jnp.float32)
+
+
+def sequence_layout(spans: Int[Array, "b n 2"], length: int) -> Layout:
+    """The layout of whole sequences of `length` tokens; a span (-1, -1) touches nothing."""
+    index = jnp.arange(length)
+    offset, size = spans[:, :, :1], spans[:, :, 1:]
+    used = (offset >= 0) & (size > 0)
+    inside = used & (index >= offset) & (index < offset + size)  # [b, n, s]
+    any_inside = inside.any(1)
+    slot = jnp.where(any_inside, jnp.argmax(inside, 1), -1)
+    within = jnp.sum(jnp.where(inside, index - offset, 0), 1)
+    end = jnp.sum(jnp.where(inside, offset + size, 0), 1)
+    position = jnp.broadcast_to(index, (spans.shape[0], length))
+    return Layout(position, slot, within, jnp.where(any_inside, end, position + 1))
+
+
+def text_layout(start: Int[Array, " b"], length: int) -> Layout:
+    """`length` text tokens that begin at absolute position `start`."""
+    position = start[:, None] + jnp.arange(length)
+    zeros = jnp.zeros_like(position)
+    return Layout(position, zeros - 1, zeros, position + 1)
+
+
+def span_layout(start: Int[Array, " b"], length: int, slot: int = 0) -> Layout:
+    """One whole span of `length` tokens whose time token stands at absolute position `start`."""
+    within = jnp.broadcast_to(jnp.arange(length), (start.shape[0], length))
+    end = jnp.broadcast_to(start[:, None] + length, within.shape)
+    return Layout(start[:, None] + within, jnp.full_like(within, slot), within, end)
+
+
+def attention(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k g d"],
+    value: Float[Array, "b k g d"],
+    visible_end: Int[Array, "b q"] | None = None,
+    visible_start: Int[Array, "b q"] | None = None,
+    backend: str = "xla",
+) -> Float[Array, "b q h d"]:
+    """Grouped-query attention under one interval of keys a query.
+
+    Args:
+      query, key, value: heads split; `h` is a multiple of `g`.
+      visible_end: keys at or after it are hidden; None shows all keys.
+      visible_start: keys before it are hidden (packing); None hides none.
+      backend: 'xla', a dense mask. Kernels that never build it will be other names here.
+
+    Returns:
+      Per-head outputs in the dtype of query; scores and softmax are float32.
+    """
+    if backend != "xla":
+        raise ValueError(f"unknown attention backend {backend!r}; choose 'xla'")
+    batch, queries, heads, head_dim = query.shape
+    keys, groups = key.shape[1], key.shape[2]
+    grouped = query.reshape(batch, queries, groups, heads // groups, head_dim)
+    scores = jnp.einsum("bqgrd,bkgd->bgrqk", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores * head_dim**-0.5
+    index = jnp.arange(keys)
+    visible = None
+    if visible_end is not None:
+        visible = index < visible_end[:, :, None]
+    if visible_start is not None:
+        after = index >= visible_start[:, :, None]
+        visible = after if visible is None else visible & after
+    if visible is not None:
+        # A finite floor: a row that sees nothing becomes uniform, never NaN.
+        floor = jnp.finfo(jnp.float32).min
+        scores = jnp.where(visible[:, None, None], scores, floor)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bgrqk,bkgd->bqgrd", weights, value).reshape(query.shape)
+
+
+def attend(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b q g d"],
+    value: Float[Array, "b q g d"],
+    layout: Layout,
+    cache: KVCache | None,
+    backend: str,
+) -> tuple[Float[Array, "b q h d"], KVCache | None]:
+    """Omni attention of a call's tokens over themselves, or, with a cache, over all that was written before too.
+
+    With a cache the new keys and values are written at the rows' first positions, and the cache with them is returned.
+    """
+    if cache is not None:
+        start = layout.position[:, 0]
+        cache = {
+            "key": _write(cache["key"], key, start),
+            "value": _write(cache["value"], value, start),
+        }
+        key, value = cache["key"].astype(key.dtype), cache["value"].astype(value.dtype)
+    return attention(query, key, value, layout.visible_end, backend=backend), cache
+
+
+def _write(cache: Array, new: Array, start: Int[Array, " b"]) -> Array:
+    def write_row(row: Array, update: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(row, update.astype(row.dtype), at, axis=0)
+
+    return jax.vmap(write_row)(cache, new, start)
+
+
+def empty_cache(
+    layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
+) -> KVCache:
+    """A stacked cache of zeros, `[layers, batch, capacity, kv_heads, head_dim]` each."""
+    shape = (layers, batch, capacity, kv_heads, head_dim)
+    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}

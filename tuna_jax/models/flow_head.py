@@ -1,0 +1,174 @@
+"""The flow head: a transformer on the LLM's hidden states that ends in velocities (model.md section 7)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tuna_jax.config import FlowHeadConfig, TunaConfig
+from tuna_jax.models.attention import KVCache, Layout, attend, empty_cache
+from tuna_jax.models.layers import (
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    scan_layers,
+    stacked,
+    xavier_init,
+    zeros_init,
+)
+from tuna_jax.models.rope import Rotation, flow_head_rotation, rotate
+
+
+class TimeEmbedding(nnx.Module):
+    """`MLP(sinusoid(t))`: cosines first, then sines, of t itself in [0, 1]; float32."""
+
+    def __init__(self, frequencies: int, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.up = Linear(frequencies, width, init=init, rngs=rngs)
+        self.down = Linear(width, width, init=init, rngs=rngs)
+        self.frequencies = frequencies
+
+    def __call__(self, t: Float[Array, "*b"]) -> Float[Array, "*b d"]:
+        half = self.frequencies // 2
+        rates = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
+        angles = t.astype(jnp.float32)[..., None] * rates
+        return self.down(jax.nn.silu(self.up(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1))))
+
+
+class Modulation(nnx.Module):
+    """`Linear(SiLU(time embedding))` a span, laid onto tokens: `chunks` vectors of the model's width, zero at the start."""
+
+    def __init__(self, width: int, chunks: int, *, rngs: nnx.Rngs):
+        self.linear = Linear(width, chunks * width, init=zeros_init, rngs=rngs)
+        self.chunks = chunks
+
+    def __call__(
+        self, time: Float[Array, "b n d"], one_hot: Float[Array, "b s n"]
+    ) -> list[Float[Array, "b s d"]]:
+        """Every chunk on every token, float32; text gets 0."""
+        vectors = self.linear(jax.nn.silu(time.astype(jnp.float32)))
+        # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
+        placed = jnp.einsum("bsn,bnd->bsd", one_hot, vectors, precision="highest")
+        return jnp.split(placed, self.chunks, axis=-1)
+
+
+def modulate(
+    x: Float[Array, "b s d"], shift: Float[Array, "b s d"], scale: Float[Array, "b s d"]
+) -> Float[Array, "b s d"]:
+    """`x (1 + scale) + shift` in float32, returned in the dtype of x."""
+    return (x.astype(jnp.float32) * (1.0 + scale) + shift).astype(x.dtype)
+
+
+def gated(
+    residual: Float[Array, "b s d"],
+    gate: Float[Array, "b s d"],
+    is_text: Float[Array, "b s 1"],
+    x: Float[Array, "b s d"],
+) -> Float[Array, "b s d"]:
+    """`residual + gate x`, with gate 1 on text."""
+    return residual + ((gate + is_text) * x.astype(jnp.float32)).astype(x.dtype)
+
+
+class FlowLayer(nnx.Module):
+    """AdaLN block: modulated attention (RMSNorm on q and k per head, no biases) and modulated SwiGLU, gated."""
+
+    def __init__(self, config: FlowHeadConfig, width: int, backend: str, *, rngs: nnx.Rngs):
+        head_dim = config.head_dim
+        self.norm1 = RMSNorm(width, config.norm_eps)
+        self.query = Linear(width, config.heads * head_dim, bias=False, init=xavier_init, rngs=rngs)
+        self.key = Linear(width, config.kv_heads * head_dim, bias=False, init=xavier_init, rngs=rngs)
+        self.value = Linear(
+            width, config.kv_heads * head_dim, bias=False, init=xavier_init, rngs=rngs
+        )
+        self.out = Linear(config.heads * head_dim, width, bias=False, init=xavier_init, rngs=rngs)
+        self.query_norm = RMSNorm(head_dim, 1e-6)
+        self.key_norm = RMSNorm(head_dim, 1e-6)
+        self.norm2 = RMSNorm(width, config.norm_eps)
+        self.mlp = SwiGLU(width, config.mlp, rngs=rngs)
+        self.modulation = Modulation(width, 6, rngs=rngs)
+        self.head_dim, self.backend = head_dim, backend
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        time: Float[Array, "b n d"],
+        rotation: Rotation,
+        layout: Layout,
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "b s d"], KVCache | None]:
+        one_hot = layout.one_hot(time.shape[1])
+        is_text = 1.0 - one_hot.sum(-1, keepdims=True)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time, one_hot)
+        y = modulate(self.norm1(x), shift1, scale1)
+        split = (*x.shape[:2], -1, self.head_dim)
+        query = rotate(self.query_norm(self.query(y).reshape(split)), rotation)
+        key = rotate(self.key_norm(self.key(y).reshape(split)), rotation)
+        value = self.value(y).reshape(split)
+        seen, cache = attend(query, key, value, layout, cache, self.backend)
+        x = gated(x, gate1, is_text, self.out(seen.reshape(*x.shape[:2], -1)))
+        y = modulate(self.norm2(x), shift2, scale2)
+        return gated(x, gate2, is_text, self.mlp(y)), cache
+
+
+class FinalLayer(nnx.Module):
+    """RMSNorm -> modulate -> Linear to latent channels; modulation and linear start at zero (AdaLN-Zero)."""
+
+    def __init__(self, width: int, channels: int, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(width, 1e-6)
+        self.modulation = Modulation(width, 2, rngs=rngs)
+        self.linear = Linear(width, channels, init=zeros_init, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b s d"], time: Float[Array, "b n d"], layout: Layout
+    ) -> Float[Array, "b s c"]:
+        shift, scale = self.modulation(time, layout.one_hot(time.shape[1]))
+        return self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
+
+
+class FlowHead(nnx.Module):
+    """Modulated layers and the final layer, over the whole sequence under the same omni mask."""
+
+    def __init__(self, config: TunaConfig, *, rngs: nnx.Rngs):
+        sizes, width = config.flow_head, config.language.width
+        self.layers = stacked(
+            lambda r: FlowLayer(sizes, width, config.attention_backend, rngs=r), sizes.layers, rngs
+        )
+        self.final = FinalLayer(width, config.vae.latent_channels, rngs=rngs)
+        self.config, self.remat = sizes, config.remat
+
+    def __call__(
+        self,
+        hidden: Float[Array, "b s d"],
+        time: Float[Array, "b n d"],
+        layout: Layout,
+        grid: tuple[int, int],
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "b s c"], KVCache | None]:
+        """Hidden states -> a velocity at every token (only image tokens' mean anything), float32.
+
+        Args:
+          hidden: the LLM's, after its last norm.
+          time: time embeddings, one a visual slot.
+          layout: where the tokens stand.
+          grid: latent height and width of the slots.
+          cache: keys and values of what came before, or None.
+        """
+        rotation = flow_head_rotation(layout, self.config, *grid)
+        x, cache = scan_layers(
+            self.layers,
+            lambda layer, x, layer_cache: layer(x, time, rotation, layout, layer_cache),
+            hidden,
+            cache,
+            self.remat if cache is None else "none",
+        )
+        return self.final(x, time, layout), cache
+
+
+def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCache:
+    """An empty cache of `capacity` positions in the compute dtype."""
+    sizes = config.flow_head
+    return empty_cache(
+        sizes.layers, batch, capacity, sizes.kv_heads, sizes.head_dim, config.compute_dtype
+    )

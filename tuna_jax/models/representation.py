@@ -1,0 +1,104 @@
+"""The representation encoder: SigLIP2 over (noisy) latents, and the connector (model.md sections 3 and 4)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tuna_jax.config import RepresentationConfig
+from tuna_jax.models.attention import attention
+from tuna_jax.models.layers import LayerNorm, Linear, RMSNorm, scan_layers, stacked, xavier_init
+
+
+@functools.cache
+def bicubic_matrix(source: int, target: int) -> Float[np.ndarray, "target source"]:
+    """Weights that resize an axis as PyTorch's `interpolate(mode='bicubic')` does.
+
+    Keys' kernel with a = -0.75, half-pixel centres, no anti-aliasing, edges replicated. (`jax.image.resize`'s cubic has
+    a = -0.5 and anti-aliases.)
+    """
+    a = -0.75
+    centres = (np.arange(target, dtype=np.float64) + 0.5) * source / target - 0.5
+    base = np.floor(centres).astype(int)
+    matrix = np.zeros((target, source))
+    for tap in range(-1, 3):
+        distance = np.abs(centres - (base + tap))
+        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+        weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+        np.add.at(matrix, (np.arange(target), np.clip(base + tap, 0, source - 1)), weights)
+    return matrix.astype(np.float32)
+
+
+def interpolate_positions(
+    table: Float[Array, "n d"], grid: int, height: int, width: int
+) -> Float[Array, "hw d"]:
+    """Learned positions of a `grid x grid` table for another grid, bicubic; the native grid is returned untouched."""
+    if height == width == grid:
+        return table
+    square = table.reshape(grid, grid, -1)
+    rows = jnp.einsum("yi,ijd->yjd", bicubic_matrix(grid, height), square, precision="highest")
+    both = jnp.einsum("xj,yjd->yxd", bicubic_matrix(grid, width), rows, precision="highest")
+    return both.reshape(height * width, -1)
+
+
+class EncoderLayer(nnx.Module):
+    """Pre-LN ViT block: bidirectional attention and a tanh-GELU MLP, with biases."""
+
+    def __init__(self, config: RepresentationConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.norm1 = LayerNorm(width, config.norm_eps)
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(width, width, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
+        self.norm2 = LayerNorm(width, config.norm_eps)
+        self.up = Linear(width, config.mlp, rngs=rngs)
+        self.down = Linear(config.mlp, width, rngs=rngs)
+        self.heads = config.heads
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        y = self.norm1(x)
+        split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        query, key, value = (f(y).reshape(split) for f in (self.query, self.key, self.value))
+        x = x + self.out(attention(query, key, value).reshape(x.shape))
+        return x + self.down(jax.nn.gelu(self.up(self.norm2(x)), approximate=True))
+
+
+class RepresentationEncoder(nnx.Module):
+    """Latents, one token a latent position; frames never see each other here."""
+
+    def __init__(self, config: RepresentationConfig, latent_channels: int, *, rngs: nnx.Rngs):
+        self.patch = Linear(latent_channels, config.width, rngs=rngs)
+        position = 0.02 * jax.random.normal(rngs.params(), (config.grid**2, config.width))
+        self.position = nnx.Param(position)
+        self.layers = stacked(lambda r: EncoderLayer(config, rngs=r), config.layers, rngs)
+        self.grid = config.grid
+
+    def __call__(
+        self, latents: Float[Array, "b t h w c"], remat: str = "none"
+    ) -> Float[Array, "b thw d"]:
+        """Latents -> semantic tokens, frame-major, then row, then column."""
+        batch, time, height, width, channels = latents.shape
+        x = self.patch(latents.reshape(batch * time, height * width, channels))
+        positions = interpolate_positions(self.position[...], self.grid, height, width)
+        x = x + positions.astype(x.dtype)
+        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x), None), x, remat=remat)
+        return x.reshape(batch, time * height * width, -1)
+
+
+class Connector(nnx.Module):
+    """RMSNorm -> Linear -> exact GELU -> Linear: semantic tokens to the language transformer's width."""
+
+    def __init__(self, width: int, outputs: int, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(width, 1e-6)
+        self.up = Linear(width, outputs, init=xavier_init, rngs=rngs)
+        self.down = Linear(outputs, outputs, init=xavier_init, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n d"]:
+        return self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=False))

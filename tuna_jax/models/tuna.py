@@ -1,0 +1,201 @@
+"""TUNA: one sequence of text and unified visual tokens in, text and velocities out (model.md sections 3 to 8).
+
+    latents -> representation encoder -> connector -> visual tokens ┐
+    text ids -> token table ------------------------------------------┴-> language transformer -> text head -> logits
+    t -> time embedding -> time tokens, modulation                              └-> flow head -> velocities
+
+Functions here take `(config, params, ...)`; params is the plain dict of `init`. The frozen VAE is not part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tuna_jax import flow
+from tuna_jax.config import TunaConfig
+from tuna_jax.models import layers
+from tuna_jax.models.attention import Layout, sequence_layout
+from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
+from tuna_jax.models.language import LanguageModel
+from tuna_jax.models.layers import Params
+from tuna_jax.models.representation import Connector, RepresentationEncoder
+
+Latents = Float[Array, "b n t h w c"]
+
+
+class Tuna(nnx.Module):
+    """The trainable network."""
+
+    def __init__(self, config: TunaConfig, *, rngs: nnx.Rngs):
+        width = config.language.width
+        self.representation = RepresentationEncoder(
+            config.representation, config.vae.latent_channels, rngs=rngs
+        )
+        self.connector = Connector(config.representation.width, width, rngs=rngs)
+        self.time_embedding = TimeEmbedding(config.time_frequencies, width, rngs=rngs)
+        self.language = LanguageModel(config, rngs=rngs)
+        self.flow_head = FlowHead(config, rngs=rngs)
+        self.dtype, self.remat = jnp.dtype(config.compute_dtype), config.remat
+
+    def visual_tokens(self, latents: Latents) -> Float[Array, "b n thw d"]:
+        """The unified visual representation z of every slot's latents."""
+        batch, slots = latents.shape[:2]
+        flat = latents.reshape(batch * slots, *latents.shape[2:]).astype(self.dtype)
+        z = self.connector(self.representation(flat, self.remat))
+        return z.reshape(batch, slots, *z.shape[1:])
+
+    def embed(
+        self,
+        tokens: Int[Array, "b s"],
+        layout: Layout,
+        latents: Latents | None,
+        time: Float[Array, "b n d"] | None,
+    ) -> Float[Array, "b s d"]:
+        """Token embeddings with every span replaced by its time token and visual tokens."""
+        x = self.language.embed(tokens, self.dtype)
+        if latents is None or time is None:
+            return x
+        visual = self.visual_tokens(latents)
+        spans = jnp.concatenate([time[:, :, None].astype(visual.dtype), visual], axis=2)
+        batch, slots, length, width = spans.shape
+        index = jnp.maximum(layout.slot, 0) * length + layout.within
+        placed = jnp.take_along_axis(spans.reshape(batch, slots * length, width), index[..., None], 1)
+        return jnp.where((layout.slot >= 0)[..., None], placed, x)
+
+
+class Outputs(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+      hidden: the language transformer's final hidden states.
+      velocity: float32 velocities of every token; None without latents.
+    """
+
+    hidden: Float[Array, "b s d"]
+    velocity: Float[Array, "b s c"] | None
+
+
+@functools.cache
+def graphdef(config: TunaConfig) -> Any:
+    """The structure that `layers.merge` joins with params; traced once a config."""
+    return layers.split(nnx.eval_shape(lambda: Tuna(config, rngs=nnx.Rngs(0))))[0]
+
+
+def bind(config: TunaConfig, params: Params) -> Tuna:
+    """Params -> a module to call inside a traced function."""
+    return layers.merge(graphdef(config), params)
+
+
+def init(config: TunaConfig, key: Array) -> Params:
+    """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `representation, connector, time_embedding, language,
+    flow_head`; layers are stacked on axis 0. Trace it with `jax.eval_shape` for shapes alone."""
+    return layers.split(Tuna(config, rngs=nnx.Rngs(key)))[1]
+
+
+def forward(
+    config: TunaConfig,
+    params: Params,
+    tokens: Int[Array, "b s"],
+    spans: Int[Array, "b n 2"],
+    latents: Latents | None = None,
+    t: Float[Array, "b n"] | None = None,
+) -> Outputs:
+    """Whole sequences through the whole network.
+
+    Args:
+      config, params: the model.
+      tokens: ids; what stands inside spans is ignored.
+      spans: `(offset, length)` a slot, `(-1, -1)` unused.
+      latents: `[B, N, T, h, w, C]`, noisy or clean; None for text alone (all spans must then be unused).
+      t: flow time of every slot; 1 is clean.
+    """
+    model = bind(config, params)
+    layout = sequence_layout(spans, tokens.shape[1])
+    if latents is None or t is None:
+        hidden, _ = model.language(model.embed(tokens, layout, None, None), layout)
+        return Outputs(hidden, None)
+    time = model.time_embedding(t)
+    hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
+    velocity, _ = model.flow_head(hidden, time, layout, latents.shape[3:5])
+    return Outputs(hidden, velocity)
+
+
+def logits(config: TunaConfig, params: Params, hidden: Float[Array, "b s d"]) -> Array:
+    """Hidden states -> float32 logits over the vocabulary."""
+    return bind(config, params).language.logits(hidden)
+
+
+def span_velocities(
+    velocity: Float[Array, "b s c"], spans: Int[Array, "b n 2"], shape: tuple[int, ...]
+) -> Latents:
+    """Velocities of every slot's image tokens as latents `[B, N, T, h, w, C]`; an unused slot's are meaningless."""
+    batch, slots = spans.shape[:2]
+    count = shape[0] * shape[1] * shape[2]
+    index = jnp.maximum(spans[:, :, :1], 0) + 1 + jnp.arange(count)
+    index = jnp.minimum(index, velocity.shape[1] - 1).reshape(batch, slots * count, 1)
+    return jnp.take_along_axis(velocity, index, axis=1).reshape(batch, slots, *shape)
+
+
+def text_loss(
+    scores: Float[Array, "b s v"], labels: Int[Array, "b s"], ignore: int = -100
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Next-token cross-entropy: sums and token counts a row; `labels` name the token at their own position."""
+    target = labels[:, 1:]
+    learn = target != ignore
+    rows = jax.nn.log_softmax(scores[:, :-1].astype(jnp.float32), axis=-1)
+    chosen = jnp.take_along_axis(rows, jnp.where(learn, target, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.where(learn, chosen, 0.0).sum(1), learn.sum(1).astype(jnp.float32)
+
+
+def loss(
+    config: TunaConfig,
+    params: Params,
+    batch: dict[str, Array],
+    noise: Latents,
+    t: Float[Array, "b n"],
+    *,
+    flow_weight: float = 1.0,
+    text_weight: float = 0.2,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """`flow_weight * MSE(velocity) + text_weight * CE(next token)` (model.md section 8).
+
+    Args:
+      config, params: the model.
+      batch: `tokens`, `labels`, `spans`, `is_target`, `latents` (clean), as `data/` emits them.
+      noise: x_0 of every slot.
+      t: flow times; used where `is_target`, elsewhere the slot is clean (t = 1).
+      flow_weight, text_weight: weights of the two terms. An all-masked term is exactly 0.
+
+    Returns:
+      The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`, `flow_count`, `text_sum`,
+      `text_count` `[B]`, from which losses by task follow.
+    """
+    clean = batch["latents"]
+    target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
+    t = jnp.where(target, t, 1.0)
+    noisy = flow.interpolate(clean, noise, t)
+    out = forward(config, params, batch["tokens"], batch["spans"], noisy, t)
+    assert out.velocity is not None
+    predicted = span_velocities(out.velocity, batch["spans"], clean.shape[2:])
+    mask = target[:, :, None, None, None, None].astype(jnp.float32)
+    flow_sum = (jnp.square(predicted - (clean - noise)) * mask).sum((1, 2, 3, 4, 5))
+    flow_count = target.sum(1).astype(jnp.float32) * (clean[0, 0].size)
+    text_sum, text_count = text_loss(logits(config, params, out.hidden), batch["labels"])
+    flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum(), 1.0)
+    ntp_loss = text_sum.sum() / jnp.maximum(text_count.sum(), 1.0)
+    total = flow_weight * flow_loss + text_weight * ntp_loss
+    return total, {
+        "loss": total,
+        "flow_loss": flow_loss,
+        "text_loss": ntp_loss,
+        "flow_sum": flow_sum,
+        "flow_count": flow_count,
+        "text_sum": text_sum,
+        "text_count": text_count,
+    }

@@ -1,0 +1,228 @@
+"""The unified sequence: segments -> tokens, labels and spans (host side, NumPy; model.md sections 5 and 8).
+
+A visual slot is a *span*: one time token followed by `frames * height * width` image tokens. `(offset, length)` describes it,
+the offset pointing at the time token, the length counting it too. An unused slot is `(-1, -1)`.
+
+    text to image    <bos> text <boi> [time][img]*n <eoi> <eos>
+    understanding    <bos> <boi> [time][img]*n <eoi> prompt response <eos>
+    editing          <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
+
+Labels stand at the token that they name (the loss shifts); `IGNORE` marks a token without text loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+IGNORE = -100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Special:
+    """Ids of the tokens that give a sequence its structure."""
+
+    bos: int
+    eos: int
+    boi: int
+    eoi: int
+    image_pad: int
+    pad: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Latent extent of a visual slot: frames, height, width."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the slot, without its time token."""
+        return self.frames * self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A segment of token ids; `learn` puts the text loss on them."""
+
+    ids: tuple[int, ...]
+    learn: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Visual:
+    """A segment that a latent fills; `target` says that the model generates it (noised, flow loss), else it is clean."""
+
+    grid: Grid
+    target: bool = False
+
+
+Segment = Text | Visual
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSequence:
+    """One sample's sequence, unpadded.
+
+    Attributes:
+      tokens: ids; the positions of a span hold `image_pad`.
+      labels: ids, or `IGNORE`.
+      spans: `(offset, length)` of every visual slot, in order.
+      is_target: whether a slot is generated.
+    """
+
+    tokens: Int32[np.ndarray, " l"]
+    labels: Int32[np.ndarray, " l"]
+    spans: Int32[np.ndarray, "n 2"]
+    is_target: Bool[np.ndarray, " n"]
+
+
+def build(segments: Iterable[Segment], special: Special) -> TokenSequence:
+    """Lays segments one after another; nothing is added between them."""
+    tokens: list[int] = []
+    labels: list[int] = []
+    spans: list[tuple[int, int]] = []
+    targets: list[bool] = []
+    for segment in segments:
+        if isinstance(segment, Visual):
+            length = 1 + segment.grid.tokens
+            spans.append((len(tokens), length))
+            targets.append(segment.target)
+            tokens += [special.image_pad] * length
+            labels += [IGNORE] * length
+        else:
+            tokens += segment.ids
+            labels += segment.ids if segment.learn else [IGNORE] * len(segment.ids)
+    return TokenSequence(
+        np.asarray(tokens, np.int32),
+        np.asarray(labels, np.int32),
+        np.asarray(spans, np.int32).reshape(-1, 2),
+        np.asarray(targets, bool),
+    )
+
+
+def text_to_image(special: Special, prompt_ids: Sequence[int], grid: Grid) -> TokenSequence:
+    """`<bos> text <boi> [time][img]*n <eoi> <eos>`; an empty prompt is the unconditional side of guidance."""
+    return build(
+        [
+            Text((special.bos, *prompt_ids, special.boi)),
+            Visual(grid, target=True),
+            Text((special.eoi, special.eos)),
+        ],
+        special,
+    )
+
+
+def understanding(
+    special: Special, prompt_ids: Sequence[int], response_ids: Sequence[int], grid: Grid
+) -> TokenSequence:
+    """`<bos> <boi> [time][img]*n <eoi> prompt response <eos>`; the loss covers the response and `<eos>`."""
+    return build(
+        [
+            Text((special.bos, special.boi)),
+            Visual(grid),
+            Text((special.eoi, *prompt_ids)),
+            Text((*response_ids, special.eos), learn=True),
+        ],
+        special,
+    )
+
+
+def understanding_prompt(special: Special, prompt_ids: Sequence[int], grid: Grid) -> TokenSequence:
+    """`understanding` up to where the response begins: what decoding starts from."""
+    return build(
+        [Text((special.bos, special.boi)), Visual(grid), Text((special.eoi, *prompt_ids))], special
+    )
+
+
+def editing(special: Special, instruction_ids: Sequence[int], grid: Grid) -> TokenSequence:
+    """`<bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>`; only dst is generated."""
+    return build(
+        [
+            Text((special.bos, special.boi)),
+            Visual(grid),
+            Text((special.eoi, *instruction_ids, special.boi)),
+            Visual(grid, target=True),
+            Text((special.eoi, special.eos)),
+        ],
+        special,
+    )
+
+
+def text_only(turns: Iterable[Text], special: Special) -> TokenSequence:
+    """A chat without pictures; the caller marks the assistant's turns with `learn`."""
+    return build(turns, special)
+
+
+def check_spans(
+    spans: Int32[np.ndarray, "n 2"], length: int, grid: Grid | None = None, where: str = "spans"
+) -> None:
+    """Raises ValueError naming the span that overlaps another, leaves the sequence, or has another length than the grid's."""
+    taken: list[tuple[int, int, int]] = []
+    for index, (offset, size) in enumerate(np.asarray(spans).tolist()):
+        if (offset, size) == (-1, -1):
+            continue
+        name = f"{where}[{index}] = (offset {offset}, length {size})"
+        if offset < 0 or size < 2 or offset + size > length:
+            raise ValueError(
+                f"{name} leaves the sequence of {length} tokens; a span lies in it with a length of at least 2 "
+                "(a time token and one image token), an unused slot is (-1, -1)"
+            )
+        if grid is not None and size != 1 + grid.tokens:
+            raise ValueError(
+                f"{name} does not fit latents of {grid.frames}x{grid.height}x{grid.width}; "
+                f"its length would be 1 + {grid.tokens} = {1 + grid.tokens}"
+            )
+        for other, start, end in taken:
+            if offset < end and start < offset + size:
+                raise ValueError(f"{name} overlaps {where}[{other}] = (offset {start}, length {end - start})")
+        taken.append((index, offset, offset + size))
+
+
+def stack(
+    sequences: Sequence[TokenSequence], length: int, slots: int, special: Special
+) -> dict[str, np.ndarray]:
+    """Pads sequences to one length and slot count.
+
+    Args:
+      sequences: B of them.
+      length: S, tokens a row.
+      slots: N, visual slots a row.
+      special: gives the pad id.
+
+    Returns:
+      `tokens` int32 [B, S], `labels` int32 [B, S], `spans` int32 [B, N, 2], `is_target` bool [B, N], `lengths` int32 [B].
+
+    Raises:
+      ValueError: a sequence or its slots do not fit, or a span is malformed; says which row and what would fit.
+    """
+    rows = len(sequences)
+    batch = {
+        "tokens": np.full((rows, length), special.pad, np.int32),
+        "labels": np.full((rows, length), IGNORE, np.int32),
+        "spans": np.full((rows, slots, 2), -1, np.int32),
+        "is_target": np.zeros((rows, slots), bool),
+        "lengths": np.asarray([len(s.tokens) for s in sequences], np.int32),
+    }
+    for row, sequence in enumerate(sequences):
+        size, count = len(sequence.tokens), len(sequence.spans)
+        if size > length:
+            visual = int(sequence.spans[:, 1].sum())
+            raise ValueError(
+                f"row {row}: {size} tokens ({visual} of them visual) exceed the sequence length {length}; "
+                f"shorten the text by {size - length} tokens or raise the sequence length to {size}"
+            )
+        if count > slots:
+            raise ValueError(f"row {row}: {count} visual slots exceed the batch's {slots}")
+        check_spans(sequence.spans, length, where=f"row {row} spans")
+        batch["tokens"][row, :size] = sequence.tokens
+        batch["labels"][row, :size] = sequence.labels
+        batch["spans"][row, :count] = sequence.spans
+        batch["is_target"][row, :count] = sequence.is_target
+    return batch
