@@ -1,0 +1,50 @@
+"""The small image VAE that ships with the package, trained on emoji scenes of 64 px.
+
+    python -m tuna_jax.train --config=experiments/emoji_vae.py --workdir=runs/emoji_vae
+
+Then copy `runs/emoji_vae/emoji_vae.safetensors` to `tuna_jax/assets/`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    del arg
+    config = ConfigDict()
+    config.kind = "vae"
+    config.preset = "emoji"
+    config.encoder_width = 8
+    config.decoder_width = 8
+    config.blocks = 1
+    config.steps = 40_000
+    config.batch = 8
+    config.seed = 0
+
+    config.images = ConfigDict()
+    config.images.size = 64
+    config.images.seed = 0
+    config.images.varied = 0.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = 50
+    config.optimizer.cosine_tail = 0.4
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema = 0.999
+
+    # Weights of the loss terms.
+    config.l1 = 1.0
+    config.l2 = 2.0
+    config.edge = 1.0
+    config.pooled = 1.0
+    config.kl = 1e-3
+
+    config.log_every = 20
+    config.evaluate_every = 500
+    config.checkpoint_every = 500
+    config.held_out = 256
+    config.export = "emoji_vae.safetensors"
+    return config

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Runs tuna_jax on this machine, from a fresh clone and Python alone. `local.sh --help` says how.
+set -euo pipefail
+
+readonly ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+readonly VENV="${TUNA_JAX_VENV:-$ROOT/.venv}"
+
+usage() {
+  cat <<'TEXT'
+usage: launchers/local.sh COMMAND [ARGUMENT ...]
+
+Each command does all its own set-up in .venv (made on the first call, kept afterwards); it needs Python 3.11 or newer.
+
+  demo [--workdir=DIR] [--config.KEY=VALUE ...]
+        Trains the emoji TUNA, measures it, and writes DIR/report.html and DIR/summary.json (DIR: runs/demo).
+        About 25 minutes on two cores, install included. Interrupted? The same command goes on where it was.
+  test [PYTEST ARGUMENT ...]
+        Runs the tests; without arguments all of them.
+  check
+        Lint, format and types: ruff check, ruff format --check, pyright.
+  setup [dev]
+        Only makes .venv: what running needs, or with `dev` what the tests and checks need too.
+  run MODULE [ARGUMENT ...]
+        python -m MODULE in that environment, for example: run tuna_jax.train --help
+
+environment:
+  PYTHON                     the interpreter to make .venv with (default: the newest of python3.13, 3.12, 3.11, python3)
+  TUNA_JAX_VENV              another place for .venv
+  TUNA_JAX_DATA              where prepared data is kept (default: .cache/data)
+  JAX_COMPILATION_CACHE_DIR  where compiled programs are kept (default: .cache/jax)
+
+examples:
+  launchers/local.sh demo
+  launchers/local.sh demo --workdir=runs/short --config.steps=500
+  launchers/local.sh test tests/parallel -k mesh
+TEXT
+}
+
+say() { printf '== %s\n' "$*" >&2; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# The interpreter to build with, checked to be new enough.
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
+    if command -v "$candidate" >/dev/null 2>&1 &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  die "no Python 3.11 or newer found (looked for: ${PYTHON:-python3.13 python3.12 python3.11 python3 python}); set PYTHON=/path/to/python"
+}
+
+# Makes .venv for `run` or `dev`, unless it is there and the lists of requirements have not changed since.
+set_up() {
+  local kind="$1" wanted stamp python
+  wanted="$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" | cksum)"
+  for stamp in "$VENV/.ready-$kind" "$VENV/.ready-dev"; do
+    if [[ -x "$VENV/bin/python" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+      return
+    fi
+  done
+  if [[ ! -x "$VENV/bin/python" ]]; then
+    python="$(find_python)"
+    say "making $VENV with $("$python" --version)"
+    "$python" -m venv "$VENV" ||
+      die "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
+  fi
+  say "installing requirements ($kind); a few minutes the first time"
+  rm -f "$VENV"/.ready-*
+  if [[ "$kind" == dev ]]; then
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[dev]"
+  else
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt"
+  fi
+  printf '%s\n' "$wanted" >"$VENV/.ready-$kind"
+}
+
+# Where data and compiled programs are kept between runs.
+caches() {
+  export TUNA_JAX_DATA="${TUNA_JAX_DATA:-$ROOT/.cache/data}"
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/jax}"
+  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"
+  export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="${JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES:--1}"
+}
+
+demo() {
+  local workdir=runs/demo argument arguments=()
+  while (($#)); do
+    argument="$1"
+    shift
+    case "$argument" in
+      --workdir=*) workdir="${argument#--workdir=}" ;;
+      --workdir)
+        (($#)) || die "--workdir wants a folder"
+        workdir="$1"
+        shift
+        ;;
+      --config.*) arguments+=("$argument") ;;
+      *) die "demo does not know $argument; it takes --workdir=DIR and --config.KEY=VALUE" ;;
+    esac
+  done
+  set_up run
+  caches
+  say "training (1 of 2): $workdir"
+  "$VENV/bin/python" -m tuna_jax.train --config=experiments/emoji.py --workdir="$workdir" \
+    ${arguments[@]+"${arguments[@]}"}
+  say "measuring (2 of 2)"
+  "$VENV/bin/python" -m tuna_jax.evaluate --workdir="$workdir"
+  say "done: $workdir/report.html, $workdir/summary.json"
+}
+
+run_tests() {
+  set_up dev
+  caches
+  if (($# == 0)); then
+    # Two workers: one process leaves a core idle while it traces.
+    set -- -n 2 --dist loadfile
+  fi
+  "$VENV/bin/python" -m pytest "$@"
+}
+
+check() {
+  set_up dev
+  say "ruff check"
+  "$VENV/bin/ruff" check .
+  say "ruff format --check"
+  "$VENV/bin/ruff" format --check .
+  say "pyright"
+  "$VENV/bin/pyright" --pythonpath "$VENV/bin/python"
+}
+
+main() {
+  local command="${1:-}"
+  (($#)) && shift
+  cd "$ROOT"
+  # `run MODULE --help` is for the module; everywhere else --help is for us.
+  if [[ "$command" != run && "${1:-}" == --help ]]; then
+    command=help
+  fi
+  case "$command" in
+    demo) demo "$@" ;;
+    test) run_tests "$@" ;;
+    check) check ;;
+    setup)
+      [[ "${1:-run}" == run || "${1:-}" == dev ]] || die "setup knows 'dev', not $1"
+      set_up "${1:-run}"
+      ;;
+    run)
+      (($#)) || die "run wants a module, such as tuna_jax.train"
+      set_up run
+      caches
+      "$VENV/bin/python" -m "$@"
+      ;;
+    -h | --help | help) usage ;;
+    "")
+      usage >&2
+      exit 2
+      ;;
+    *) die "unknown command $command; launchers/local.sh --help lists them" ;;
+  esac
+}
+
+main "$@"

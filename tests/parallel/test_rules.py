@@ -1,0 +1,124 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from tuna_jax import config
+from tuna_jax.models import tuna
+from tuna_jax.parallel import rules
+from tuna_jax.parallel.mesh import AXES
+from tuna_jax.parallel.rules import LogicalAxes, Rule
+
+
+def mesh(data=1, fsdp=1, context=1, tensor=1):
+    return AbstractMesh((data, fsdp, context, tensor), AXES)
+
+
+def shapes(**leaves):
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in leaves.items()}
+
+
+@pytest.mark.parametrize("preset", ["tiny", "emoji", "tuna_1p5b", "tuna_7b"])
+def test_every_preset_has_a_sharding_for_every_parameter(preset):
+    params = jax.eval_shape(lambda: tuna.init(config.preset(preset), jax.random.key(0)))
+    tree = rules.shardings(params, mesh(data=2, fsdp=2, tensor=2))
+    assert jax.tree.structure(tree) == jax.tree.structure(params)
+    specs = {
+        rules.dotted(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    assert specs["language.layers.query.kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert specs["language.layers.out.kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["flow_head.layers.mlp.down.kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["language.embedding"] == PartitionSpec(None, "fsdp")
+    assert specs["language.norm.scale"] == PartitionSpec()
+
+
+def test_large_matrices_of_the_7b_are_split_over_all_of_a_pod():
+    """A rule that quietly replicates would fit no chip: all but a thousandth of the parameters must be split."""
+    params = jax.eval_shape(lambda: tuna.init(config.preset("tuna_7b"), jax.random.key(0)))
+    where = mesh(fsdp=64, tensor=2)
+    tree = rules.shardings(params, where)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+    parts = jax.tree.map(lambda leaf, s: leaf.size // _count(s.spec, where), params, tree)
+    assert sum(jax.tree.leaves(parts)) < whole / 40
+
+
+def _count(spec, where):
+    count = 1
+    for axes in spec:
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            count *= where.shape[axis]
+    return count
+
+
+def test_unmatched_parameter_is_named():
+    with pytest.raises(
+        ValueError, match=r"no sharding rule matches the parameter stranger \(3, 4\)"
+    ):
+        rules.shardings(shapes(stranger=(3, 4)), mesh(), rules=[Rule("known", None, optional=True)])
+
+
+def test_rule_that_matches_nothing_is_named():
+    table = [Rule("a", ("width",)), Rule("no_such", ("width",))]
+    with pytest.raises(ValueError, match="'no_such' matches no parameter"):
+        rules.shardings(shapes(a=(4,)), mesh(), rules=table)
+
+
+def test_a_rule_hidden_by_an_earlier_one_is_named():
+    with pytest.raises(ValueError, match=re.escape("'a' matches no parameter")):
+        rules.shardings(shapes(a=(4,)), mesh(), rules=[Rule(".*", None), Rule("a", ("width",))])
+
+
+def test_first_rule_wins():
+    table = [Rule("a", ("width", "small")), Rule("[ab]", ("small", "width"))]
+    tree = rules.shardings(shapes(a=(4, 4), b=(4, 4)), mesh(fsdp=2), rules=table)
+    assert tree["a"].spec == PartitionSpec("fsdp", None)
+    assert tree["b"].spec == PartitionSpec(None, "fsdp")
+
+
+def test_collision_names_parameter_axes_and_mesh_axis():
+    with pytest.raises(
+        ValueError, match="w: logical axes 'width' and 'mlp' both lie on mesh axis 'fsdp'"
+    ):
+        rules.shardings(
+            shapes(w=(4, 4)),
+            mesh(fsdp=2),
+            axes=LogicalAxes(mlp="fsdp"),
+            rules=[Rule("w", ("width", "mlp"))],
+        )
+
+
+def test_axis_that_does_not_divide_is_named_with_what_does():
+    with pytest.raises(
+        ValueError, match=r"w: its axis 'width' of size 1152 does not divide by 256.*192"
+    ):
+        rules.shardings(shapes(w=(1152,)), mesh(fsdp=256), rules=[Rule("w", ("width",))])
+
+
+def test_rank_mismatch_is_named():
+    with pytest.raises(ValueError, match=r"names 1 axes .* but w has shape \(4, 4\)"):
+        rules.shardings(shapes(w=(4, 4)), mesh(), rules=[Rule("w", ("width",))])
+
+
+def test_unknown_logical_axis_is_named():
+    with pytest.raises(ValueError, match="unknown logical axis 'wdith'"):
+        rules.shardings(shapes(w=(4,)), mesh(), rules=[Rule("w", ("wdith",))])
+
+
+def test_batch_that_cannot_be_split_is_refused():
+    rules.check_batch(24, mesh(data=2, fsdp=4))
+    with pytest.raises(ValueError, match="a batch of 20 does not divide by 8"):
+        rules.check_batch(20, mesh(data=2, fsdp=4))
+
+
+def test_optimizer_state_follows_its_parameters():
+    where = mesh(fsdp=2)
+    params = shapes(a=(4, 4))
+    found = rules.shardings(params, where, rules=[Rule("a", ("width", "small"))])
+    state = {"moments": ({"mu": params}, jax.ShapeDtypeStruct((), jnp.int32)), "count": params["a"]}
+    tree = rules.follow(found, state, where)
+    assert tree["moments"][0]["mu"]["a"].spec == PartitionSpec("fsdp", None)
+    assert tree["moments"][1].spec == PartitionSpec()
+    assert tree["count"].spec == PartitionSpec()

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tuna_jax.training.optimizer import OptimizerSettings, build, decayed, trainable
+from tuna_jax.training.schedule import warmup_plateau_cosine
+
+
+def params():
+    return {
+        "language": {
+            "layers": {"query": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}}
+        },
+        "language_head": {"kernel": jnp.ones((3, 4))},
+        "norm": {"scale": jnp.ones((3,))},
+    }
+
+
+def updated(settings, grads=None, steps=10):
+    start = params()
+    optimizer = build(settings, start, steps)
+    grads = jax.tree.map(jnp.ones_like, start) if grads is None else grads
+    state = optimizer.init(start)
+    for _ in range(2):  # the first update of a warm-up has rate 0
+        updates, state = optimizer.update(grads, state, start)
+    return optax.apply_updates(start, updates), state
+
+
+def test_schedule_has_three_parts():
+    rate = warmup_plateau_cosine(2.0, 100, 10, 0.4)
+    assert rate(0) == 0.0
+    assert rate(5) == pytest.approx(1.0)
+    assert rate(10) == rate(59) == pytest.approx(2.0)
+    assert rate(80) == pytest.approx(1.0)
+    assert rate(100) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_schedule_without_tail_stays():
+    assert warmup_plateau_cosine(2.0, 100, 10, 0.0)(100) == pytest.approx(2.0)
+
+
+def test_schedule_that_does_not_fit_says_what_would():
+    with pytest.raises(
+        ValueError, match="70 warm-up steps and a cosine tail of 40 steps.*at most 60"
+    ):
+        warmup_plateau_cosine(1.0, 100, 70, 0.4)
+
+
+def test_frozen_prefix_is_left_alone_and_has_no_moments():
+    settings = OptimizerSettings(
+        learning_rate=0.1, warmup=0, frozen=("language",), weight_decay=0.1
+    )
+    new, state = updated(settings)
+    np.testing.assert_array_equal(new["language"]["layers"]["query"]["kernel"], np.ones((2, 3, 4)))
+    assert not np.allclose(new["language_head"]["kernel"], 1.0), "a prefix matches whole names only"
+    assert not np.allclose(new["norm"]["scale"], 1.0)
+    moments = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim == 3]
+    assert moments == [], "a frozen kernel must hold no Adam moments"
+
+
+def test_frozen_gradients_do_not_count_in_the_norm_that_is_clipped():
+    grads = jax.tree.map(jnp.ones_like, params())
+    grads["language"] = jax.tree.map(lambda leaf: 1e6 * leaf, grads["language"])
+    settings = OptimizerSettings(
+        learning_rate=1.0, warmup=0, frozen=("language",), weight_decay=0.0, epsilon=1.0
+    )
+    new, _ = updated(settings, grads)
+    assert float(new["norm"]["scale"][0]) < 0.9
+
+
+def test_unknown_frozen_prefix_is_named():
+    with pytest.raises(ValueError, match="'langage' matches no parameter.*language_head"):
+        build(OptimizerSettings(frozen=("langage",), warmup=0), params(), 10)
+    assert jax.tree.leaves(trainable(params(), ()))
+
+
+def test_decay_covers_kernels_alone_even_where_biases_are_stacked():
+    mask = decayed(params())
+    assert mask["language"]["layers"]["query"] == {"kernel": True, "bias": False}
+    assert mask["norm"]["scale"] is False
+
+
+def test_clipping_limits_the_step():
+    huge = jax.tree.map(lambda leaf: 1e3 * jnp.ones_like(leaf), params())
+    settings = {"learning_rate": 1.0, "warmup": 0, "weight_decay": 0.0, "epsilon": 1.0}
+    clipped, _ = updated(OptimizerSettings(clip_norm=1.0, **settings), huge)
+    free, _ = updated(OptimizerSettings(clip_norm=0.0, **settings), huge)
+    assert float(clipped["norm"]["scale"][0]) > 0.7
+    assert float(free["norm"]["scale"][0]) < 0.1

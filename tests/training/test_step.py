@@ -1,0 +1,147 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.parallel.rules import replicated
+from tuna_jax.training import state, step
+from tuna_jax.training.optimizer import OptimizerSettings, build
+
+TASKS = ("t2i", "understand")
+
+
+def fake_loss(params, batch, noise, t):
+    """A line through the latents, plus a text term that reads the tokens; rows as models.tuna.loss reports them."""
+    error = (
+        params["weight"]["kernel"][0, 0] * batch["latents"]
+        + t[:, :, None, None, None, None]
+        - noise
+    )
+    rows = jnp.square(error).sum((1, 2, 3, 4, 5))
+    text = (params["weight"]["kernel"][1, 0] - batch["tokens"]).astype(jnp.float32) ** 2
+    drawing = batch["is_target"][:, 0].astype(jnp.float32)
+    count = jnp.float32(batch["latents"][0].size)
+    value = (rows * drawing).mean() + text.mean()
+    return value, {
+        "flow_sum": rows * drawing,
+        "flow_count": count * drawing,
+        "text_sum": text.sum(1) * (1 - drawing),
+        "text_count": text.shape[1] * (1 - drawing),
+    }
+
+
+def batch(seed=0, rows=4, bad=False):
+    random = np.random.default_rng(seed)
+    latents = random.standard_normal((rows, 1, 1, 2, 2, 3)).astype(np.float32)
+    if bad:
+        latents[0, 0, 0, 0, 0, 0] = np.nan
+    return {
+        "tokens": random.integers(0, 5, (rows, 6)).astype(np.int32),
+        "latents": latents,
+        "is_target": np.array([[True], [True], [False], [False]]),
+        "task": np.array([0, 0, 1, 1], np.int32),
+    }
+
+
+def init_params(key):
+    return {"weight": {"kernel": jax.random.normal(key, (2, 1))}}
+
+
+@pytest.fixture
+def runner():
+    settings = OptimizerSettings(learning_rate=0.1, warmup=0, weight_decay=0.0, ema=0.9)
+    optimizer = build(settings, jax.eval_shape(init_params, jax.random.key(0)), 100)
+    start = state.initial(init_params, optimizer, step.empty_window(2), seed=3, average=True)
+    make = functools.partial(
+        step.make_step,
+        fake_loss,
+        optimizer,
+        lambda key, shape: jax.random.uniform(key, shape),
+        ema=0.9,
+        tasks=2,
+    )
+    return start, make
+
+
+def equal(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_bad_gradient_is_skipped_and_counted_and_the_next_step_is_unharmed(runner):
+    start, make = runner
+    run = jax.jit(make(log_every=10))
+    after, window = run(start, batch(bad=True))
+    assert equal(
+        (after.params, after.ema, after.optimizer), (start.params, start.ema, start.optimizer)
+    )
+    assert int(after.skipped) == 1 and int(after.step) == 1
+    assert float(window["steps"]) == 0.0, "a skipped step is in no mean"
+    good, window = run(after, batch())
+    assert not equal(good.params, start.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((good.params, good.ema, window)))
+    assert int(good.skipped) == 1
+
+
+def test_good_step_moves_parameters_average_and_moments(runner):
+    start, make = runner
+    after, _ = jax.jit(make(log_every=10))(start, batch())
+    assert int(after.skipped) == 0
+    for name in ("params", "ema", "optimizer"):
+        assert not equal(getattr(after, name), getattr(start, name)), name
+
+
+def test_average_follows_the_decay(runner):
+    start, make = runner
+    after, _ = jax.jit(make(log_every=10))(start, batch())
+    decay = 1 / 10  # (1 + 0) / (10 + 0), younger than the setting
+    want = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, start.ema, after.params)
+    np.testing.assert_allclose(want["weight"]["kernel"], after.ema["weight"]["kernel"], rtol=1e-6)
+
+
+def test_randomness_is_a_function_of_key_and_step(runner):
+    start, make = runner
+    run = jax.jit(make(log_every=10))
+    _, first = run(start, batch())
+    _, again = run(start, batch())
+    _, later = run(start._replace(step=jnp.int32(7)), batch())
+    _, other = run(start._replace(key=start.key + 1), batch())
+    assert float(first["loss"]) == float(again["loss"])
+    assert len({float(first["loss"]), float(later["loss"]), float(other["loss"])}) == 3
+
+
+def test_window_sums_between_log_lines_and_then_begins_anew(runner):
+    start, make = runner
+    each, every_two = jax.jit(make(log_every=1)), jax.jit(make(log_every=2))
+    one, lines, current = start, [], start
+    windows = []
+    for number in range(4):
+        one, window = each(one, batch(number))
+        lines.append(step.summarize(window, TASKS))
+        current, window = every_two(current, batch(number))
+        windows.append(step.summarize(window, TASKS))
+    assert windows[1]["loss"] == pytest.approx((lines[0]["loss"] + lines[1]["loss"]) / 2)
+    assert windows[3]["loss"] == pytest.approx((lines[2]["loss"] + lines[3]["loss"]) / 2)
+
+
+def test_losses_by_task_leave_out_what_a_task_has_not(runner):
+    start, make = runner
+    _, window = jax.jit(make(log_every=1))(start, batch())
+    line = step.summarize(window, TASKS)
+    assert line["flow_loss"] == line["flow_loss/t2i"] > 0
+    assert line["text_loss"] == line["text_loss/understand"] > 0
+    assert "flow_loss/understand" not in line and "text_loss/t2i" not in line
+
+
+def test_compiled_step_donates_its_state_and_keeps_its_shardings(runner):
+    start, make = runner
+    mesh = make_mesh(devices=jax.devices()[:1])
+    shardings = jax.tree.map(lambda _: replicated(mesh), start)
+    start = jax.device_put(start, shardings)
+    after, _ = step.compile_step(make(log_every=1), shardings, mesh)(start, batch())
+    assert start.params["weight"]["kernel"].is_deleted()
+    assert after.params["weight"]["kernel"].sharding == replicated(mesh)

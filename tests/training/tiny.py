@@ -1,0 +1,24 @@
+"""The emoji experiment at its smallest: real data, real model code, seconds a run. For tests; see test_resume.py."""
+
+import os
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    emoji = Path(__file__).parents[2] / "experiments" / "emoji.py"
+    config = runpy.run_path(str(emoji))["get_config"](arg)
+    config.steps = 120
+    config.model.preset = "tiny"
+    config.model.language = ConfigDict({"vocabulary": 640})
+    config.vae = os.environ.get("TINY_VAE", "")
+    config.data.scenes = 64
+    config.data.draw_rows = 2
+    config.data.understand_rows = 2
+    config.log_every = 1
+    config.sample_every = 0
+    config.checkpoint_every = 11
+    config.optimizer.warmup = 5
+    return config

@@ -1,0 +1,125 @@
+"""The demo's vocabulary: 64 emoji that a person names at a glance at 28 pixels.
+
+Chosen by eye from a contact sheet: no two are alike in both shape and colour, no thin lines, no faces
+that differ in the mouth only. Each has the official name (the key into the art), and the short common
+noun that captions, questions and answers use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Noun:
+    """One nameable thing: the official emoji name, the word for it, and its plural."""
+
+    official: str
+    singular: str
+    plural: str
+
+    @property
+    def article(self) -> str:
+        """'a' or 'an'. No word of the vocabulary starts with a silent or a consonantal vowel."""
+        return "an" if self.singular[0] in "aeiou" else "a"
+
+    @property
+    def one(self) -> str:
+        """The noun with its article: 'a red apple', 'an owl'."""
+        return f"{self.article} {self.singular}"
+
+
+_IRREGULAR = {
+    "butterfly": "butterflies",
+    "strawberry": "strawberries",
+    "fish": "fish",
+}
+
+
+def _noun(official: str, singular: str | None = None) -> Noun:
+    """A noun with the plural that English rules give, unless it is listed as irregular."""
+    word = singular or official
+    ending = "es" if word.endswith(("s", "x", "ch", "sh")) else "s"
+    return Noun(official, word, _IRREGULAR.get(word, word + ending))
+
+
+NOUNS: tuple[Noun, ...] = (
+    # Food.
+    _noun("red apple"),
+    _noun("banana"),
+    _noun("watermelon"),
+    _noun("strawberry"),
+    _noun("pineapple"),
+    _noun("lemon"),
+    _noun("carrot"),
+    _noun("mushroom"),
+    _noun("pizza"),
+    _noun("hamburger"),
+    _noun("doughnut"),
+    _noun("croissant"),
+    _noun("avocado"),
+    _noun("eggplant"),
+    # Animals.
+    _noun("dog face", "dog"),
+    _noun("cat face", "cat"),
+    _noun("pig face", "pig"),
+    _noun("frog"),
+    _noun("panda"),
+    _noun("lion"),
+    _noun("fox"),
+    _noun("penguin"),
+    _noun("owl"),
+    _noun("octopus"),
+    _noun("turtle"),
+    _noun("butterfly"),
+    _noun("lady beetle", "ladybug"),
+    _noun("crab"),
+    _noun("tropical fish", "fish"),
+    _noun("whale"),
+    _noun("elephant"),
+    _noun("baby chick", "chick"),
+    _noun("flamingo"),
+    _noun("T-Rex", "dinosaur"),
+    # Vehicles.
+    _noun("automobile", "car"),
+    _noun("bus"),
+    _noun("airplane"),
+    _noun("rocket"),
+    _noun("sailboat"),
+    _noun("helicopter"),
+    _noun("tractor"),
+    _noun("locomotive", "train"),
+    # Objects.
+    _noun("umbrella"),
+    _noun("guitar"),
+    _noun("drum"),
+    _noun("alarm clock", "clock"),
+    _noun("camera"),
+    _noun("wrapped gift", "gift"),
+    _noun("crown"),
+    _noun("top hat"),
+    _noun("bell"),
+    _noun("anchor"),
+    _noun("basketball"),
+    _noun("soccer ball"),
+    _noun("chair"),
+    _noun("t-shirt", "shirt"),
+    # Symbols and nature.
+    _noun("star"),
+    _noun("red heart", "heart"),
+    _noun("rainbow"),
+    _noun("cactus"),
+    _noun("sunflower"),
+    _noun("evergreen tree", "tree"),
+    _noun("robot"),
+    _noun("gem stone", "diamond"),
+)
+
+_BY_WORD = {item.singular: item for item in NOUNS}
+
+
+def noun(word: str) -> Noun:
+    """The noun with this singular; an unknown word is an error that lists the known ones."""
+    if word not in _BY_WORD:
+        raise KeyError(f"{word!r} is not in the demo vocabulary; it has {sorted(_BY_WORD)}")
+    return _BY_WORD[word]

@@ -1,0 +1,88 @@
+"""The compact vocabulary of the emoji world: `python -m tuna_jax.data.vocabulary` writes it anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tuna_jax.data import bpe
+from tuna_jax.data.phrases import captions, questions, sentence
+from tuna_jax.data.scenes import (
+    COUNTS,
+    GROUNDS,
+    GROUP_COUNTS,
+    NAMES,
+    PLACES,
+    RELATIONS,
+    Scene,
+    Thing,
+)
+from tuna_jax.data.tokenizer import DEFAULT_SYSTEM, VOCABULARIES, Tokenizer
+
+EMOJI = VOCABULARIES / "emoji.json"
+DESCRIPTION = (
+    "Full token ids (Qwen2.5 with TUNA's four tokens) that the emoji world keeps: every token of its "
+    "captions, questions and answers, of the chat template, the 256 byte tokens, and all special ones. "
+    "The place in the list is the compact id. Written by `python -m tuna_jax.data.vocabulary`."
+)
+
+
+def _scenes() -> Iterator[Scene]:
+    """Scenes that between them have every name in every layout, and every ground."""
+    for i, name in enumerate(NAMES):
+        pair, ground = (name, NAMES[i - 1]), tuple(GROUNDS)[i % len(GROUNDS)]
+        kinds: list[tuple[str, tuple[str, ...], tuple[int, ...], str, str]]
+        kinds = [("single", (name,), (1,), place, "") for place in PLACES]
+        kinds += [("count", (name,), (count,), "", "") for count in COUNTS]
+        for relation in RELATIONS:
+            kinds.append(("pair", pair, (1, 1), "", relation))
+            kinds += [("groups", pair, counts, "", relation) for counts in GROUP_COUNTS]
+        for layout, names, counts, place, relation in kinds:
+            things = (Thing(name, 0, 0, 1),) * sum(counts)  # text tells how many, not where
+            yield Scene(layout, ground, GROUNDS[ground], things, names, counts, place, relation, 64)
+
+
+def texts() -> Iterator[str]:
+    """Texts that between them hold every word of the emoji world in every form that it takes."""
+    yield from (f"system\n{DEFAULT_SYSTEM}", "user\n", "assistant\n")
+    for scene in _scenes():
+        known = captions(scene)
+        yield from known
+        yield from map(sentence, known)
+        for asked in questions(scene):
+            yield from (asked.question, sentence(asked.question), asked.answer)
+            yield f"{asked.question} {asked.answer}"
+
+
+def emoji_ids() -> list[int]:
+    """The full ids that the emoji world keeps, ascending."""
+    full = Tokenizer()
+    ids = {full.id_of(character) for character in bpe.byte_characters()}
+    ids |= {full.id_of(token) for token in (*bpe.QWEN_SPECIAL, *bpe.TUNA_SPECIAL)}
+    for text in set(texts()):
+        ids.update(full.encode(text))
+    return sorted(ids)
+
+
+def write(path: Path = EMOJI) -> int:
+    """Writes the vocabulary file; returns how many ids it has."""
+    ids = emoji_ids()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"description": DESCRIPTION, "source_sha256": bpe.RANKS_SHA256, "ids": ids}
+    lines = json.dumps(content, indent=1).replace(",\n  ", ", ")
+    path.write_text(lines + "\n", encoding="utf-8")
+    return len(ids)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=EMOJI, help="the JSON file to write")
+    output = parser.parse_args().output
+    print(f"{output}: {write(output)} ids")
+
+
+if __name__ == "__main__":
+    main()

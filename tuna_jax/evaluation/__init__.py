@@ -1,0 +1,1 @@
+"""Evaluation: judges that nobody trained, tasks with chance levels, and the report."""

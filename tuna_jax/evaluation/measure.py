@@ -1,0 +1,103 @@
+"""Everything at once: draws, asks, judges, and keeps examples for the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tuna_jax.evaluation import tasks
+from tuna_jax.evaluation.judges import ObjectJudge
+from tuna_jax.evaluation.scores import Score
+from tuna_jax.evaluation.tasks import Answer, Answered, Draw, Drawn, Reconstruct, Sheet
+
+# Prompts that a person might try first; they are shown, not scored.
+SHOWCASE = (
+    "a red apple on a blue background",
+    "an owl on a yellow background",
+    "a rocket on a purple background",
+    "a dog to the left of a cat, on a green background",
+    "two red apples to the left of a dog, on a blue background",
+    "three penguins on a teal background",
+    "a whale below a sailboat, on a pink background",
+    "a sunflower in the top right of a grey background",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of `measure`: scores by name, sheets and answers to show, the VAE's PSNR."""
+
+    scores: dict[str, Score]
+    ceilings: dict[str, Score]
+    sheets: list[Sheet]
+    answered: list[Answered]
+    vae_psnr_db: float | None
+
+
+def _verdict_sheet(title: str, drawn: Drawn, right: np.ndarray, shown: int) -> Sheet:
+    verdicts = tuple(bool(value) for value in right[:shown])
+    return Sheet(title, drawn.images[:shown], drawn.prompts[:shown], verdicts)
+
+
+def measure(
+    draw: Draw,
+    answer: Answer,
+    *,
+    reconstruct: Reconstruct | None = None,
+    judge: ObjectJudge | None = None,
+    drawings: int = 256,
+    answers: int = 256,
+    shown: int = 40,
+    seed: int = tasks.SEED,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Measures a model on every task.
+
+    Args:
+        draw: prompts and a seed -> pictures.
+        answer: pictures and questions -> texts.
+        reconstruct: pictures through the VAE, if there is one.
+        judge: a judge to use again; building its galleries takes seconds.
+        drawings: pictures a split that are drawn.
+        answers: questions a task; naming gets them all, the others a quarter of it.
+        shown: pictures a sheet.
+        seed: chooses scenes and noise.
+        say: told what is being done.
+    """
+    judge = judge or ObjectJudge()
+    scores: dict[str, Score] = {}
+    say("drawing what a person might ask for")
+    pictures = np.asarray(draw(SHOWCASE, seed))
+    sheets = [Sheet("From prompts", pictures, SHOWCASE, (None,) * len(SHOWCASE))]
+    parts = (
+        ("test_single", "One object", drawings, tasks.single_scores),
+        ("test_pairs", "Two objects", drawings, tasks.pair_scores),
+        ("test_counts", "Two to four of a kind", drawings // 4, tasks.count_scores),
+    )
+    for split, title, count, judged in parts:
+        if count == 0:
+            continue
+        say(f"drawing {count} held-out prompts of {split}")
+        drawn = tasks.draw_split(draw, split, count, seed)
+        found, right = judged(drawn, judge)
+        scores.update(found)
+        sheets.append(_verdict_sheet(f"{title}, combinations never trained", drawn, right, shown))
+    answered: list[Answered] = []
+    for task in tasks.ANSWER_TASKS:
+        count = answers if task == "naming_accuracy" else max(1, answers // 4)
+        say(f"asking {count} questions for {task}")
+        scores[task], given = tasks.ask(answer, task, count, seed=seed)
+        answered += given
+    psnr = None
+    ceiling = {}
+    if reconstruct is not None:
+        say("passing renderings through the VAE")
+        psnr, real, again = tasks.reconstruction(reconstruct, 96, seed=seed)
+        half = 8
+        strip = np.concatenate([real[:half], again[:half]])
+        labels = ("rendered",) * half + ("through the VAE",) * half
+        sheets.append(Sheet("The VAE's share of the softness", strip, labels, (None,) * 2 * half))
+        ceiling = tasks.ceilings(judge, reconstruct, count=96, seed=seed)
+    return Evaluation(scores, ceiling, sheets, answered, psnr)

@@ -1,0 +1,124 @@
+"""Text from a prefix: prefill once, then token by token with a KV cache (model.md section 10)."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.generation.prefix import Cache, Prefix, last_hidden, next_logits, prefill
+from tuna_jax.models import tuna
+from tuna_jax.models.layers import Params
+
+
+class Decoded(NamedTuple):
+    """Generated text.
+
+    Attributes:
+      tokens: ids; a row that ended holds `eos` once and `eos` after it.
+      lengths: tokens of each row before its `eos`.
+      logits: float32 logits of every step, or None.
+    """
+
+    tokens: Int[Array, "b n"]
+    lengths: Int[Array, " b"]
+    logits: Float[Array, "b n v"] | None
+
+
+class _State(NamedTuple):
+    step: Array
+    cache: Cache
+    logits: Array
+    done: Array
+    tokens: Array
+    kept: Array | None
+
+
+def choose(
+    logits: Float[Array, "b v"], key: Array, temperature: float, top_k: int, top_p: float
+) -> Int[Array, " b"]:
+    """The next token: greedy at temperature 0, else sampled among the `top_k` likeliest and the `top_p` nucleus."""
+    if temperature == 0.0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    logits = logits / temperature
+    floor = jnp.finfo(jnp.float32).min
+    if top_k > 0:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < least, floor, logits)
+    if top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1)[:, ::-1]
+        before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+        # The token that crosses top_p still belongs to the nucleus, so the likeliest always does.
+        least = jnp.min(jnp.where(before <= top_p, ordered, jnp.inf), -1, keepdims=True)
+        logits = jnp.where(logits < least, floor, logits)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "max_new_tokens", "temperature", "top_k", "top_p", "keep_logits"),
+)
+def generate(
+    config: TunaConfig,
+    params: Params,
+    prefix: Prefix,
+    key: Array,
+    *,
+    eos: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    keep_logits: bool = False,
+) -> Decoded:
+    """Continues every row until `eos` or `max_new_tokens`; stops early when all rows have ended.
+
+    Args:
+      config, params: the model.
+      prefix: prompts with their pictures.
+      key: PRNG key; unused when greedy.
+      eos: the id that ends a row; negative never does.
+      max_new_tokens: most tokens a row gets.
+      temperature: 0 is greedy.
+      top_k: sample among this many likeliest; 0 among all.
+      top_p: sample within this much probability; 1 within all.
+      keep_logits: also return every step's logits.
+    """
+    batch, length = prefix.tokens.shape
+    cache, hidden = prefill(
+        config, params, prefix, length + max_new_tokens, with_flow_head=False
+    )
+    logits = tuna.logits(config, params, last_hidden(hidden, prefix.lengths))[:, 0]
+    kept = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
+    start = _State(
+        jnp.int32(0),
+        cache,
+        logits,
+        jnp.zeros((batch,), bool),
+        jnp.full((batch, max_new_tokens), eos, jnp.int32),
+        kept,
+    )
+
+    def unfinished(state: _State) -> Array:
+        return (state.step < max_new_tokens) & ~state.done.all()
+
+    def advance(state: _State) -> _State:
+        token = choose(state.logits, jax.random.fold_in(key, state.step), temperature, top_k, top_p)
+        token = jnp.where(state.done, eos, token)
+        kept = state.kept
+        if kept is not None:
+            kept = jax.lax.dynamic_update_index_in_dim(kept, state.logits, state.step, 1)
+        logits, cache = next_logits(
+            config, params, state.cache, prefix.lengths + state.step, token
+        )
+        tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, 1)
+        return _State(state.step + 1, cache, logits, state.done | (token == eos), tokens, kept)
+
+    end = jax.lax.while_loop(unfinished, advance, start)
+    ended = end.tokens == eos
+    lengths = jnp.where(ended.any(1), jnp.argmax(ended, 1), max_new_tokens)
+    return Decoded(end.tokens, lengths, end.kept)

@@ -1,0 +1,2 @@
+"""Recipes: whole experiments, put together from data, models, training and generation. Only
+commands import them."""

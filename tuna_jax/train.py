@@ -1,0 +1,113 @@
+"""Trains a model that an experiment describes; resumes by itself if the workdir holds a checkpoint.
+
+Examples:
+
+    # The emoji TUNA of the demo (about 15 minutes on two CPU cores):
+    python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/emoji
+
+    # The same with other numbers. Any key that the config file sets can be overridden:
+    python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/short \\
+        --config.steps=500 --config.optimizer.learning_rate=1e-3
+
+    # The small image VAE that ships with the package:
+    python -m tuna_jax.train --config=experiments/emoji_vae.py --workdir=runs/emoji_vae
+
+Stop a run with Ctrl-C or SIGTERM: it saves and ends. Start it again with the same command: it goes
+on where it was, to the bit. The workdir gets metrics.jsonl, tensorboard/, samples/ and
+checkpoints/.
+"""
+
+from __future__ import annotations
+
+import itertools
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from tuna_jax.training.checkpoints import DamagedCheckpointError
+from tuna_jax.training.settings import unknown_key
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Experiment file, such as experiments/emoji.py; --config.KEY=VALUE overrides a key.",
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the experiment and hands it to whoever trains its kind."""
+    if len(arguments) > 1:
+        raise app.UsageError(
+            f"unexpected argument {arguments[1]!r}; settings are given as --config.KEY=VALUE"
+        )
+    if logging.get_verbosity() == logging.INFO:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells each file it touches; -v=1 shows that.
+    values = _CONFIG.value.to_dict()
+    kind = values.get("kind")
+    if kind not in _KINDS:
+        raise app.UsageError(f"config.kind is {kind!r}; train knows {', '.join(_KINDS)}")
+    try:
+        _KINDS[kind](values, _WORKDIR.value)
+    except (ValueError, FileNotFoundError, DamagedCheckpointError) as error:
+        logging.debug("where it was raised:", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+def _train_vae(values: dict[str, Any], workdir: str) -> None:
+    from tuna_jax.data.rendering import SceneImages
+    from tuna_jax.training import settings, vae
+
+    chosen = settings.parse(vae.VAESettings, values)
+    shown = chosen.images
+    images = SceneImages(shown.seed, shown.size, length=10**12, varied=shown.varied)
+    held_out = SceneImages(shown.seed + 1_000_003, shown.size, varied=0.0)
+    exported = vae.train_vae(chosen, workdir, images, held_out)
+    if exported is not None:
+        print(exported)
+
+
+def _train_tuna(values: dict[str, Any], workdir: str) -> None:
+    from tuna_jax.recipes import emoji
+    from tuna_jax.training import settings
+
+    emoji.train(values, settings.parse(emoji.EmojiExperiment, values), workdir)
+
+
+_KINDS = {"tuna": _train_tuna, "vae": _train_vae}
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Absl's own parsing, with a clear word for a `--config.KEY` that the config file does not set."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except (AttributeError, KeyError):
+        # config_flags raises these for an unknown key, without its path. Read the file, and look.
+        given = " ".join(arguments).replace("=", " ").split()
+        file = next((value for name, value in itertools.pairwise(given) if name.endswith("-config")), "")
+        path, _, argument = file.partition(":")
+        config = runpy.run_path(path)["get_config"](argument)
+        for override in arguments:
+            if override.lstrip("-").startswith("config."):
+                _check_key(config, override.lstrip("-").split("=")[0])
+        raise
+
+
+def _check_key(config: Any, path: str) -> None:
+    """Ends the program with a message if the dotted `path` is not in the config."""
+    _, *keys = path.split(".")
+    for key in keys:
+        if not hasattr(config, "keys") or key not in config:
+            if not hasattr(config, "keys"):
+                sys.exit(f"error: unknown config key {path}: it has nothing below it but a value")
+            sys.exit(f"error: {unknown_key(path, key, sorted(config.keys()))}")
+        config = config[key]
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,2 @@
+"""Training: settings, optimizer, state, step, checkpoints, metrics, and the loops that put them
+together."""

@@ -1,0 +1,216 @@
+"""Checkpoints: the one module that knows Orbax.
+
+A checkpoint is a folder named after its step that holds, saved together and restored together:
+
+    state      arrays: parameters, EMA, optimizer, random key, counters
+    config     JSON: the settings that the run was started with
+    data       the Grain iterator's position, if the run has one
+
+A save is atomic (Orbax writes beside and renames; on object stores it writes a commit file last),
+so a folder with a checkpoint's name is whole unless something damaged it later. Restoring tries the
+newest first; one that cannot be read is reported loudly and the next older one is tried. If none
+can be read it is an error: a run never starts afresh by accident.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+_STEP_FOLDER = re.compile(r"\d{8,}")
+
+
+class DamagedCheckpointError(RuntimeError):
+    """No checkpoint of a run that has some can be read."""
+
+
+class MismatchedCheckpointError(ValueError):
+    """A checkpoint is whole, but it belongs to another model or optimizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What came back: the step that was saved, the state as a tree like the template, and the saved
+    settings."""
+
+    step: int
+    state: Any
+    config: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `directory`.
+
+    Args:
+      directory: folder of the checkpoints, made if absent. Local, or a bucket (`gs://...`).
+      keep: how many of the newest are kept; at least 1.
+      asynchronous: write in the background. `save` then blocks only for the copy to host memory.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = True) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep} would delete every checkpoint; keep at least 1")
+        self._directory = epath.Path(directory)
+        if "://" not in str(directory):
+            self._directory = epath.Path(Path(directory).resolve())
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._asynchronous = asynchronous
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.StandardCheckpointHandler(),
+                config=ocp.JsonCheckpointHandler(),
+                data=grain.checkpoint.CheckpointHandler(),
+            )
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first."""
+        folders = [path for path in self._directory.iterdir() if _STEP_FOLDER.fullmatch(path.name)]
+        return sorted(int(path.name) for path in folders if ocp.utils.is_checkpoint_finalized(path))
+
+    def save(
+        self, step: int, state: Any, *, config: dict[str, Any], iterator: Any | None = None
+    ) -> None:
+        """Saves `state` (a tree of arrays), `config` (JSON) and the position of the Grain
+        `iterator` as one checkpoint.
+
+        Waits for the previous save first, so that at most one is in flight and the oldest can go.
+        """
+        self.wait()
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+            "config": ocp.args.JsonSave(config),  # pyright: ignore[reportCallIssue]
+        }
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointSave(iterator)  # pyright: ignore[reportCallIssue]
+        # The save in flight is not on the list yet: it takes the place of the one that goes now,
+        # but only if that leaves a finished one behind.
+        for old in self.steps()[: -max(self._keep - 1, 1)]:
+            self._remove(old)
+        self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
+        if not self._asynchronous:
+            self.wait()
+
+    def restore(self, template: Any, *, iterator: Any | None = None) -> Restored | None:
+        """The newest checkpoint that can be read, or None if the run has none.
+
+        Args:
+          template: tree of `jax.ShapeDtypeStruct` (with shardings, if the arrays shall come back
+            sharded) or of arrays.
+          iterator: a Grain iterator whose position is set to the saved one.
+
+        Raises:
+          MismatchedCheckpointError: the saved tree or a shape in it differs from the template; the
+            first leaves that differ are named. Older checkpoints are not tried: they would differ
+            too.
+          DamagedCheckpointError: there are checkpoints, and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._restore(step, template, iterator)
+            except MismatchedCheckpointError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
+                logging.error(
+                    "CHECKPOINT DAMAGED: %s cannot be read (%s: %s). Trying the next older one.",
+                    self._folder(step),
+                    type(error).__name__,
+                    str(error)[:500],
+                )
+        if steps:
+            raise DamagedCheckpointError(
+                f"none of the checkpoints {steps} in {self._directory} can be read. To start this "
+                f"run from nothing, move that folder away or choose another --workdir"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Blocks until a save in the background is finished; raises what it raised."""
+        self._checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the background threads."""
+        self.wait()
+        self._checkpointer.close()
+
+    def _folder(self, step: int) -> epath.Path:
+        return self._directory / f"{step:08d}"
+
+    def _remove(self, step: int) -> None:
+        folder = self._folder(step)
+        if jax.process_index() != 0:  # All hosts see one folder; one of them clears it.
+            return
+        if "://" in str(folder):
+            folder.rmtree()
+            return
+        # Rename first: a process killed in the middle of the removal must not leave half a
+        # checkpoint under its name.
+        trash = Path(folder).with_name(f"removed-{folder.name}")
+        Path(folder).rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _restore(self, step: int, template: Any, iterator: Any | None) -> Restored:
+        abstract = jax.tree.map(_abstract, template)
+        _check_same(self._checkpointer.metadata(self._folder(step)), abstract, step)
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardRestore(abstract),  # pyright: ignore[reportCallIssue]
+            "config": ocp.args.JsonRestore(),
+        }
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(iterator)  # pyright: ignore[reportCallIssue]
+        found = self._checkpointer.restore(self._folder(step), ocp.args.Composite(**items))
+        return Restored(step, found.state, found.config)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check_same(metadata: Any, template: Any, step: int) -> None:
+    """Raises MismatchedCheckpointError if the saved tree has other leaves or other shapes than the
+    template."""
+    saved = metadata.item_metadata if hasattr(metadata, "item_metadata") else metadata
+    saved = saved["state"]
+    saved = getattr(saved, "tree", saved)
+    if saved is None:
+        raise OSError("its list of arrays is missing or cannot be read")
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        # Orbax gives lists and dicts where a state has tuples and NamedTuples: compare names, not
+        # containers.
+        return {".".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = shapes(saved), shapes(template)
+    differ = [
+        f"{name}: checkpoint {have.get(name, 'has none')}, this run {want.get(name, 'has none')}"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name)
+    ]
+    if differ:
+        raise MismatchedCheckpointError(
+            f"the checkpoint of step {step} belongs to another model or optimizer; {len(differ)} "
+            f"arrays differ, the first being {'; '.join(differ[:3])}. Use the config it was started "
+            f"with, or another --workdir"
+        )
+
+
+def _name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

@@ -1,0 +1,154 @@
+"""The optimizer: AdamW with warm-up, clipping, selective weight decay, and parts that stay
+frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+from tuna_jax.training.schedule import warmup_plateau_cosine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW or Muon, and what surrounds it.
+
+    Attributes:
+      algorithm: 'adamw', or 'muon': orthogonalised momentum for kernels (Jordan et al. 2024, with
+        updates scaled to AdamW's size, so that one learning rate serves both), AdamW for the rest.
+      learning_rate: peak learning rate.
+      warmup: updates of linear warm-up from 0.
+      cosine_tail: share of the run, at its end, over which the rate falls to 0 along a cosine; 0
+        keeps it constant.
+      b1, b2, epsilon: Adam's constants.
+      weight_decay: decoupled weight decay, applied to matrices and kernels (stacked layers count
+        their own axes alone).
+      clip_norm: gradients are scaled down to this global norm; 0 does not clip.
+      frozen: parameter-path prefixes ('language', 'representation.position') that are not trained.
+      ema: decay of the exponential moving average of the parameters; 0 keeps none apart.
+    """
+
+    algorithm: str = "adamw"
+    learning_rate: float = 1e-4
+    warmup: int = 1000
+    cosine_tail: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    frozen: tuple[str, ...] = ()
+    ema: float = 0.9999
+
+
+def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.GradientTransformation:
+    """The optimizer for `params` (arrays or shapes) over a run of `steps` updates.
+
+    Frozen parameters get zero updates and hold no optimizer state. Clipping sees the gradients of
+    trained parameters alone.
+
+    Raises:
+      ValueError: a prefix in `settings.frozen` matches no parameter.
+    """
+    trained = trainable(params, settings.frozen)
+    schedule = warmup_plateau_cosine(
+        settings.learning_rate, steps, settings.warmup, settings.cosine_tail
+    )
+    chain = [
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        _algorithm(settings, schedule),
+    ]
+    labels = jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained)
+    return optax.multi_transform(
+        {"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels
+    )
+
+
+def _algorithm(
+    settings: OptimizerSettings, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    if settings.algorithm == "adamw":
+        return optax.adamw(
+            schedule,
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            mask=decayed,
+        )
+    if settings.algorithm == "muon":
+        return optax.contrib.muon(
+            schedule,
+            consistent_rms=0.2,
+            weight_decay=settings.weight_decay,
+            weight_decay_mask=decayed,
+            adam_b1=settings.b1,
+            adam_b2=settings.b2,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    raise ValueError(f"optimizer.algorithm is {settings.algorithm!r}; choose 'adamw' or 'muon'")
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of a kernel are its matrix; None for what is no kernel (Muon leaves it to AdamW).
+
+    A kernel maps all its axes but the last onto the last; in a stack of layers the first axis
+    counts layers, each a matrix of its own.
+    """
+
+    def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = path_name(path).split(".")
+        if names[-1] != "kernel":
+            return None
+        first = 1 if "layers" in names else 0
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Dotted name of a parameter: ('language', 'layers', 'query', 'kernel') is
+    'language.layers.query.kernel'."""
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def trainable(params: Any, frozen: tuple[str, ...]) -> Any:
+    """Tree of bools like `params`: False where a path lies under one of the prefixes in `frozen`.
+
+    A prefix matches whole names: 'language' covers 'language.embedding', not
+      'language_model.embedding'.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for prefix in frozen:
+        if not any(_under(name, prefix) for name in names):
+            parts = sorted({name.split(".")[0] for name in names})
+            raise ValueError(
+                f"frozen prefix {prefix!r} matches no parameter; the top-level parts are {', '.join(parts)}"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(_under(path_name(path), prefix) for prefix in frozen), params
+    )
+
+
+def decayed(params: Any) -> Any:
+    """Tree of bools like `params`: True for matrices and kernels, False for biases, norms, and
+    modulation offsets.
+
+    Told by name, not by rank: in a stack of layers a bias has two axes and is still a bias.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _is_weight(path_name(path), leaf), params
+    )
+
+
+def _is_weight(name: str, leaf: Any) -> bool:
+    last = name.split(".")[-1]
+    return leaf.ndim >= 2 and last not in ("bias", "scale", "gamma")
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")

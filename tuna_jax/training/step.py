@@ -1,0 +1,142 @@
+"""One training step: draws times and noise, the joint loss and its gradient, the update, the moving
+average, the metrics.
+
+The whole step is one `jax.jit` over the mesh, with named shardings in and out and its state
+donated. Nothing in it depends on the host: what is random comes from (key, step), and metrics are
+summed on the device until the host wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from tuna_jax.parallel import rules
+from tuna_jax.training.state import Params, TrainState
+
+Batch = dict[str, Any]
+Window = dict[str, Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Window]]
+
+# Row sums that the loss reports, and what their ratio is called.
+_TERMS = {"flow_loss": ("flow_sum", "flow_count"), "text_loss": ("text_sum", "text_count")}
+_MEANS = ("loss", "gradient_norm")
+
+
+Loss = Callable[[Params, Batch, Array, Array], tuple[Float[Array, ""], dict[str, Array]]]
+"""`models.tuna.loss` with its config and weights filled in: `(params, batch, noise, t) -> (loss,
+metrics)`, the metrics with
+rows `flow_sum, flow_count, text_sum, text_count` float32 [B]."""
+
+SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
+
+
+def empty_window(tasks: int) -> Window:
+    """Sums over no steps at all, for `tasks` kinds of sample."""
+    zeros = {name: jnp.zeros((tasks,), jnp.float32) for pair in _TERMS.values() for name in pair}
+    return zeros | {name: jnp.float32(0) for name in ("steps", *_MEANS)}
+
+
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    sample_time: SampleTime,
+    *,
+    ema: float,
+    log_every: int,
+    tasks: int,
+) -> Step:
+    """The step as a pure function `(state, batch) -> (state, window)`.
+
+    Args:
+      loss: the joint loss of a batch.
+      optimizer: built by `optimizer.build`.
+      sample_time: `(key, shape) -> t` for the slots that are noised.
+      ema: decay of the moving average; ignored if the state has none.
+      log_every: the window starts afresh after every multiple of this many steps.
+      tasks: kinds of sample; `batch['task']` counts below it.
+
+    A loss or gradient that is not finite leaves parameters, average and optimizer as they were and
+    adds one to `state.skipped`; the step still counts, so that data and randomness move on.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Window]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        time_key, noise_key = jax.random.split(key)
+        t = sample_time(time_key, batch["is_target"].shape)
+        noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)
+
+        gradient = jax.value_and_grad(lambda params: loss(params, batch, noise, t), has_aux=True)
+        (value, rows), grads = gradient(state.params)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
+        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = None
+        if state.ema is not None:
+            # A young average would be dominated by the initial weights.
+            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.ema, params)
+
+        def chosen(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        taken = state.step + 1
+        by_task = jax.nn.one_hot(batch["task"], tasks, dtype=jnp.float32, axis=0)
+        seen = {"steps": jnp.float32(1), "loss": value, "gradient_norm": norm}
+        for pair in _TERMS.values():
+            seen |= {name: by_task @ rows[name] for name in pair}
+        fresh = state.step % log_every == 0
+        window = {
+            name: jnp.where(fresh, 0.0, old) + jnp.where(finite, seen[name], 0.0)
+            for name, old in state.window.items()
+        }
+        new = TrainState(
+            step=taken,
+            skipped=state.skipped + ~finite,
+            key=state.key,
+            params=chosen(params, state.params),
+            ema=chosen(average, state.ema),
+            optimizer=chosen(opt_state, state.optimizer),
+            window=window,
+        )
+        return new, window | {"skipped": new.skipped.astype(jnp.float32)}
+
+    return step
+
+
+def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Step:
+    """`jax.jit` of a step: state sharded as given and donated, batches split over the mesh, metrics
+    replicated."""
+    return jax.jit(
+        step,
+        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        out_shardings=(shardings, rules.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def summarize(window: Window, tasks: tuple[str, ...]) -> dict[str, float]:
+    """A fetched window as the numbers to log: means over its steps, and losses over all samples and
+    by task.
+
+    A loss that no sample had is left out: a stream of questions has no flow loss.
+    """
+    values = {name: jax.device_get(value) for name, value in window.items()}
+    steps = max(float(values["steps"]), 1.0)
+    line = {name: float(values[name]) / steps for name in _MEANS}
+    line["skipped"] = float(values["skipped"])
+    for name, (total, count) in _TERMS.items():
+        if values[count].sum() > 0:
+            line[name] = float(values[total].sum() / values[count].sum())
+        for index, task in enumerate(tasks):
+            if values[count][index] > 0:
+                line[f"{name}/{task}"] = float(values[total][index] / values[count][index])
+    return line
