@@ -105,13 +105,15 @@ demo() {
       *) die "demo does not know $argument; it takes --workdir=DIR and --config.KEY=VALUE" ;;
     esac
   done
+  local started
+  started="$(date +%s)"
   set_up run
   caches
   say "training (1 of 2): $workdir"
   "$VENV/bin/python" -m tuna_jax.train --config=experiments/emoji.py --workdir="$workdir" \
     ${arguments[@]+"${arguments[@]}"}
   say "measuring (2 of 2)"
-  "$VENV/bin/python" -m tuna_jax.evaluate --workdir="$workdir"
+  "$VENV/bin/python" -m tuna_jax.evaluate --workdir="$workdir" --started="$started"
   say "done: $workdir/report.html, $workdir/summary.json"
 }
 

@@ -277,9 +277,8 @@ def emoji_vae() -> VAEConfig:
     """The small Wan-architecture VAE that ships with the package; its statistics come with its weights."""
     return VAEConfig(
         latent_channels=48,
-        encoder_width=8,
-        decoder_width=8,
-        multipliers=(1, 4, 16, 16),
+        encoder_width=20,
+        decoder_width=32,
         blocks=1,
         latent_stats="custom",
         latent_mean=(0.0,) * 48,

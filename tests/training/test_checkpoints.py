@@ -26,16 +26,14 @@ def values(state):
 
 def saved_run(folder, steps=(10, 20, 30), keep=5):
     """A run of one batch a checkpoint; returns the batch that follows each checkpoint."""
-    data, following = iterator(), {}
-    with_next = []
+    data = iterator()
+    seen = [next(data).tolist()]
     saved = Checkpoints(folder, keep=keep)
     for step in steps:
-        with_next.append(next(data).tolist())
         saved.save(step, tree(float(step)), config={"model": {"preset": "tiny"}}, iterator=data)
+        seen.append(next(data).tolist())
     saved.close()
-    with_next.append(next(data).tolist())
-    following = dict(zip(steps, with_next[1:], strict=True))
-    return following
+    return dict(zip(steps, seen[1:], strict=True))
 
 
 def damage(folder, step):

@@ -57,7 +57,9 @@ def _half_tables(angles: Float[Array, "b s f"]) -> tuple[Array, Array]:
     return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
 
 
-def text_rotation(position: Int[Array, "b s"], frequencies: Float[np.ndarray, " f"]) -> Rotation:
+def text_rotation(
+    position: Int[Array, "b s"], frequencies: Float[Array | np.ndarray, " f"]
+) -> Rotation:
     """Half-split rotation at absolute positions, for every token alike (the language transformer)."""
     return Rotation(*_half_tables(position[:, :, None].astype(jnp.float32) * frequencies))
 

@@ -23,7 +23,8 @@ from tuna_jax.config import VAEConfig
 from tuna_jax.models import layers
 from tuna_jax.models.layers import Params, fan_in_init, zeros_init
 
-Video = Float[Array, "b t h w c"]
+# [batch, time, height, width, channels]; a level changes all but the batch, so the axes bear no names.
+Video = Float[Array, "_ _ _ _ _"]
 History = Any  # pytree of arrays, or None: nothing came before
 
 

@@ -66,6 +66,10 @@ class World:
         """Latent extent of a picture."""
         return Grid(*self.config.vae.latent_shape(1, self.size, self.size)[:3])
 
+    def parameter_count(self, params: Any) -> int:
+        """Numbers in the trainable network; the VAE is apart."""
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
     def encode(self, pictures: Pictures) -> tuple[Latents, Latents]:
         """Pictures -> the posterior's normalised mean and standard deviation, float32."""
         mean, std = _encode(self.config, self.vae_params, pictures)

@@ -1,0 +1,41 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax import flow
+
+
+def test_shift_keeps_the_ends_and_moves_the_middle_toward_noise() -> None:
+    t = jnp.asarray([0.0, 0.5, 1.0])
+    shifted = flow.shift_time(t, flow.shift_mu())
+    assert abs(float(shifted[0])) < 1e-6 and shifted[2] == 1
+    assert shifted[1] < 0.5
+
+
+def test_the_grid_runs_from_noise_to_clean() -> None:
+    grid = flow.time_grid(10)
+    assert grid[0] == 0 and grid[-1] == 1 and len(grid) == 10
+    assert (np.diff(grid) > 0).all()
+    with pytest.raises(ValueError, match="at least 2 points"):
+        flow.time_grid(1)
+
+
+def test_heun_is_of_second_order_and_euler_of_first() -> None:
+    def error(solver: str, points: int) -> float:
+        grid = jnp.asarray(flow.time_grid(points, 1.0))
+        end, _ = flow.integrate(lambda x, t: -2 * x * t, jnp.float32(1.0), grid, solver)
+        return abs(float(end) - float(np.exp(-1.0)))
+
+    assert error("euler", 17) / error("euler", 33) == pytest.approx(2, rel=0.15)
+    assert error("heun", 17) / error("heun", 33) == pytest.approx(4, rel=0.25)
+
+
+def test_an_unknown_solver_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown solver 'rk4'; choose one of euler, heun"):
+        flow.integrate(lambda x, t: x, jnp.zeros(1), jnp.asarray([0.0, 1.0]), "rk4")
+
+
+def test_guidance_one_is_the_positive_side() -> None:
+    positive, negative = jnp.asarray([2.0]), jnp.asarray([1.0])
+    assert flow.guided(positive, negative, 1.0) == positive
+    assert flow.guided(positive, negative, 3.0) == 4.0

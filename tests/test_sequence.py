@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tuna_jax import sequence
+from tuna_jax.sequence import IGNORE, Grid, Special, Text, Visual
+
+SPECIAL = Special(bos=300, eos=301, boi=302, eoi=303, image_pad=304, pad=306)
+GRID = Grid(1, 2, 3)
+FORMATTERS = json.loads(
+    (Path(__file__).parent / "goldens" / "public" / "format_goldens.json").read_text()
+)["cases"]
+
+
+def _golden(function: str) -> list[dict]:
+    """Cases without the system tokens that only the released code's templates insert."""
+    cases = [case for case in FORMATTERS if case["function"] == function and "output" in case]
+    return [case for case in cases if not case["kwargs"].get("system_tokens")]
+
+
+def _grid(case: dict) -> Grid:
+    """The released formatters count the time token among `num_image_tokens`; our length does too."""
+    return Grid(1, 1, case["kwargs"]["num_image_tokens"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "make"),
+    [("format_sequence_gen_qwen2_5", sequence.text_to_image),
+     ("format_sequence_gen_qwen2_5_edit", sequence.editing)],
+)  # fmt: skip
+def test_generation_layouts_are_the_released_formatters(function: str, make) -> None:
+    cases = _golden(function)
+    compared = 0
+    for case in cases:
+        built = make(SPECIAL, case["kwargs"]["text_tokens"], _grid(case))
+        length = case["kwargs"]["max_seq_len"]
+        if len(built.tokens) > length:
+            continue  # the released code cuts the text; ours refuses, see below
+        compared += 1
+        batch = sequence.stack([built], length, len(built.spans), SPECIAL)
+        assert batch["tokens"][0].tolist() == case["output"]["text_tokens"]
+        assert batch["labels"][0].tolist() == case["output"]["text_labels"]
+        assert batch["spans"][0].tolist() == case["output"]["modality_positions"]
+        covered = np.zeros(length, int)
+        for (offset, size), target in zip(built.spans, built.is_target, strict=True):
+            covered[offset : offset + size] = target
+        assert covered.tolist() == case["output"]["image_mask"]
+    assert compared >= 3
+
+
+def test_understanding_differs_from_the_released_formatter_in_its_labels_alone() -> None:
+    for case in _golden("format_sequence_und"):
+        prompt = case["kwargs"].get("prompt_tokens") or []
+        response = case["kwargs"]["text_tokens"]
+        built = sequence.understanding(SPECIAL, prompt, response, _grid(case))
+        batch = sequence.stack([built], case["kwargs"]["max_seq_len"], 1, SPECIAL)
+        assert batch["tokens"][0].tolist() == case["output"]["text_tokens"]
+        assert batch["spans"][0].tolist() == case["output"]["modality_positions"]
+        # Ours covers the response and <eos>; theirs also markers before the image.
+        theirs = np.asarray(case["output"]["text_labels"])
+        start = len(built.tokens) - len(response) - 1
+        assert (batch["labels"][0][:start] == IGNORE).all()
+        assert batch["labels"][0][start:].tolist() == theirs[start:].tolist()
+
+
+def test_understanding_prompt_is_the_beginning_of_understanding() -> None:
+    whole = sequence.understanding(SPECIAL, [7, 8], [9], GRID)
+    begun = sequence.understanding_prompt(SPECIAL, [7, 8], GRID)
+    assert whole.tokens.tolist() == [*begun.tokens.tolist(), 9, SPECIAL.eos]
+
+
+def test_any_list_of_segments_builds() -> None:
+    built = sequence.build(
+        [Visual(GRID), Text((1, 2)), Visual(GRID, target=True), Text((3,), learn=True)], SPECIAL
+    )
+    assert built.spans.tolist() == [[0, 7], [9, 7]]
+    assert built.is_target.tolist() == [False, True]
+    assert built.labels.tolist() == [IGNORE] * 16 + [3]
+
+
+def test_padding_is_at_the_end_and_unused_slots_are_marked() -> None:
+    text = sequence.text_only([Text((5, 6), learn=True)], SPECIAL)
+    batch = sequence.stack([text, sequence.text_to_image(SPECIAL, [4], GRID)], 14, 2, SPECIAL)
+    assert batch["tokens"][0].tolist() == [5, 6] + [SPECIAL.pad] * 12
+    assert batch["labels"][0, 2:].tolist() == [IGNORE] * 12
+    assert batch["spans"].tolist() == [[[-1, -1], [-1, -1]], [[3, 7], [-1, -1]]]
+    assert batch["lengths"].tolist() == [2, 12]
+
+
+def test_a_prompt_too_long_says_by_how_much() -> None:
+    with pytest.raises(ValueError, match=r"row 0: 14 tokens .* length 10; shorten .* 4 tokens"):
+        sequence.stack([sequence.text_to_image(SPECIAL, [1, 2, 3], GRID)], 10, 1, SPECIAL)
+    with pytest.raises(ValueError, match="2 visual slots exceed the batch's 1"):
+        sequence.stack([sequence.editing(SPECIAL, [1], GRID)], 40, 1, SPECIAL)
+
+
+@pytest.mark.parametrize(
+    ("spans", "words"),
+    [
+        ([[3, 7], [9, 7]], "spans[1] = (offset 9, length 7) overlaps spans[0]"),
+        ([[15, 7]], "leaves the sequence of 20 tokens"),
+        ([[-2, 7]], "leaves the sequence"),
+        ([[3, 0]], "leaves the sequence"),
+        ([[3, 6]], "does not fit latents of 1x2x3; its length would be 1 + 6 = 7"),
+    ],
+)
+def test_a_malformed_span_is_named(spans: list, words: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        sequence.check_spans(np.asarray(spans, np.int32), 20, GRID)
+    assert words in str(raised.value)
+
+
+def test_good_and_unused_spans_pass() -> None:
+    sequence.check_spans(np.asarray([[3, 7], [-1, -1], [10, 7]], np.int32), 20, GRID)
