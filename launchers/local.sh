@@ -68,8 +68,10 @@ set_up() {
   if [[ ! -x "$VENV/bin/python" ]]; then
     python="$(find_python)"
     say "making $VENV with $("$python" --version)"
-    "$python" -m venv "$VENV" ||
+    if ! "$python" -m venv "$VENV"; then
+      rm -rf "$VENV" # Half an environment would look like a whole one the next time.
       die "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
+    fi
   fi
   say "installing requirements ($kind); a few minutes the first time"
   rm -f "$VENV"/.ready-*

@@ -1,6 +1,7 @@
 """What a model is: frozen dataclasses, named presets, and checks.
 
-Every size of TUNA is the same code with other numbers. A preset is a starting point; `from_dict` lays overrides over it and
+Every size of TUNA is the same code with other numbers. A preset is a starting point; `from_dict`
+lays overrides over it and
 refuses a key that it does not know, so a typo in an experiment cannot pass silently.
 """
 
@@ -50,7 +51,8 @@ class VAEConfig:
       multipliers: width multipliers, one a level.
       blocks: residual blocks a level of the encoder; the decoder has one more.
       halve_time: for every level but the last, whether the encoder halves time there (the decoder mirrors it).
-      latent_stats: which per-channel statistics normalise latents: 'tuna' (mean := std, as the released checkpoints were
+      latent_stats: which per-channel statistics normalise latents: 'tuna' (mean := std, as the
+        released checkpoints were
         trained), 'wan2.2' (upstream's), or 'custom' (`latent_mean`, `latent_std`).
       latent_mean: per-channel mean for 'custom'.
       latent_std: per-channel standard deviation for 'custom'.
@@ -104,7 +106,8 @@ class VAEConfig:
         return 2 ** sum(self.halve_time)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Latent shape (T, h, w, C) of a clip; raises ValueError naming the extent that does not fit and the nearest that does."""
+        """Latent shape (T, h, w, C) of a clip; raises ValueError naming the extent that does not
+        fit and the nearest that does."""
         space, time = self.spatial_factor, self.temporal_factor
         for name, size in (("height", height), ("width", width)):
             low = size // space * space
@@ -124,7 +127,8 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentationConfig:
-    """The SigLIP2 encoder over latents (model.md section 3). `layers` counts the kept ones: all but the last of the original."""
+    """The SigLIP2 encoder over latents (model.md section 3). `layers` counts the kept ones: all
+    but the last of the original."""
 
     width: int = 1152
     layers: int = 26
@@ -160,7 +164,10 @@ class LanguageConfig:
             self.heads % self.kv_heads == 0,
             f"language.heads {self.heads} is not a multiple of language.kv_heads {self.kv_heads}",
         )
-        _require(self.head_dim % 2 == 0, f"language.head_dim {self.head_dim} is odd; RoPE pairs dimensions")
+        _require(
+            self.head_dim % 2 == 0,
+            f"language.head_dim {self.head_dim} is odd; RoPE pairs dimensions",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +194,8 @@ class FlowHeadConfig:
         )
         _require(
             self.head_dim % 16 == 0,
-            f"flow_head.head_dim {self.head_dim} is not a multiple of 16; the 3-D RoPE splits it 1/4, 3/8, 3/8 into pairs",
+            f"flow_head.head_dim {self.head_dim} is not a multiple of 16; the 3-D RoPE "
+            "splits it 1/4, 3/8, 3/8 into pairs",
         )
 
 
@@ -198,7 +206,8 @@ class TunaConfig:
     Attributes:
       vae, representation, language, flow_head: the parts.
       time_frequencies: width of the sinusoid that embeds flow time.
-      compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms, modulation, RoPE angles,
+      compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms,
+        modulation, RoPE angles,
         softmax and losses are float32 whatever it is.
       remat: what a scanned layer recomputes in the backward pass: 'none', 'full', or 'dots' (keeps matmul outputs).
       attention_backend: 'xla'.
@@ -218,7 +227,10 @@ class TunaConfig:
             self.compute_dtype in ("bfloat16", "float32"),
             f"compute_dtype is {self.compute_dtype!r}; choose 'bfloat16' or 'float32'",
         )
-        _require(self.remat in REMAT_POLICIES, f"remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+        _require(
+            self.remat in REMAT_POLICIES,
+            f"remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}",
+        )
         _require(
             self.attention_backend in ATTENTION_BACKENDS,
             f"attention_backend is {self.attention_backend!r}; choose one of {', '.join(ATTENTION_BACKENDS)}",
@@ -254,7 +266,9 @@ def _tiny() -> TunaConfig:
             latent_std=(1.0,) * 8,
         ),
         representation=RepresentationConfig(width=32, layers=2, heads=2, mlp=64, grid=4),
-        language=LanguageConfig(vocabulary=512, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128),
+        language=LanguageConfig(
+            vocabulary=512, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128
+        ),
         flow_head=FlowHeadConfig(layers=2, heads=2, kv_heads=1, head_dim=32, mlp=128),
         compute_dtype="float32",
         remat="none",
@@ -266,7 +280,9 @@ def _emoji() -> TunaConfig:
     return TunaConfig(
         vae=emoji_vae(),
         representation=RepresentationConfig(width=144, layers=2, heads=3, mlp=384, grid=4),
-        language=LanguageConfig(vocabulary=640, width=144, layers=4, heads=3, kv_heads=3, head_dim=48, mlp=384),
+        language=LanguageConfig(
+            vocabulary=640, width=144, layers=4, heads=3, kv_heads=3, head_dim=48, mlp=384
+        ),
         flow_head=FlowHeadConfig(layers=2, heads=3, kv_heads=3, head_dim=48, mlp=384),
         compute_dtype="float32",
         remat="none",
@@ -299,7 +315,8 @@ def from_dict(values: Mapping[str, Any]) -> TunaConfig:
     """A config from nested overrides.
 
     Args:
-      values: field names of `TunaConfig` to values or nested mappings; 'preset' (default 'tiny') names what they override.
+      values: field names of `TunaConfig` to values or nested mappings; 'preset' (default 'tiny')
+        names what they override.
 
     Raises:
       ValueError: an unknown key (named, with the nearest known one), or values that contradict each other.
@@ -315,10 +332,12 @@ def _override(base: Any, values: Mapping[str, Any], where: str) -> Any:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown config key {where}.{key}{hint} Known keys: {', '.join(fields)}")
-        if dataclasses.is_dataclass(fields[key]) and not dataclasses.is_dataclass(value):
-            value = _override(fields[key], value, f"{where}.{key}")
-        elif isinstance(fields[key], tuple):
-            value = tuple(value)
-        changes[key] = value
+            raise ValueError(
+                f"unknown config key {where}.{key}{hint} Known keys: {', '.join(fields)}"
+            )
+        current: Any = fields[key]
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            changes[key] = _override(current, value, f"{where}.{key}")
+        else:
+            changes[key] = tuple(value) if isinstance(current, tuple) else value
     return dataclasses.replace(base, **changes)

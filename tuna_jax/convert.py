@@ -86,7 +86,9 @@ def _verify_goldens(folder: str, failures_only: bool) -> int:
 
     print(f"{'case':18} {'tensor':60} {'max abs':>10} {'rel L2':>10} status")
     results = golden.verify(folder, show)
-    counts = {status: sum(r.status == status for r in results) for status in ("pass", "FAIL", "excluded")}
+    counts = {
+        status: sum(r.status == status for r in results) for status in ("pass", "FAIL", "excluded")
+    }
     cases = len({result.case for result in results})
     print(
         f"\n{cases} cases: {counts['pass']} passed, {counts['FAIL']} failed, "

@@ -54,7 +54,8 @@ def _evaluate() -> None:
     from tuna_jax.recipes import emoji
 
     begun = time.time() if _STARTED.value is None else _STARTED.value
-    world, params, settings = emoji.load_trained(_WORKDIR.value)
+    source = Path(str(_WORKDIR.value))
+    world, params, settings = emoji.load_trained(source)
     changes = {"guidance": _GUIDANCE.value, "points": _POINTS.value}
     samples = dataclasses.replace(
         world.samples, **{name: value for name, value in changes.items() if value is not None}
@@ -68,7 +69,6 @@ def _evaluate() -> None:
         answers=_ANSWERS.value,
         say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
     )
-    source = Path(_WORKDIR.value)
     workdir = source if source.is_dir() else source.parent
     output = Path(_OUTPUT.value) if _OUTPUT.value else workdir
     metrics = workdir / "metrics.jsonl"

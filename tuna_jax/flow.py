@@ -48,14 +48,19 @@ def training_time(
 
 
 def sample_time(
-    key: Array, shape: tuple[int, ...], *, mean: float = 0.0, std: float = 1.0, mu: float | None = None
-) -> Float[Array, "..."]:
+    key: Array,
+    shape: tuple[int, ...],
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    mu: float | None = None,
+) -> Float[Array, ...]:
     """`training_time` of normal draws with the given mean and standard deviation, shape `shape`, float32."""
     return training_time(mean + std * jax.random.normal(key, shape, jnp.float32), mu=mu)
 
 
 def interpolate(
-    clean: Float[Array, "*b c"], noise: Float[Array, "*b c"], t: Float[Array, "..."]
+    clean: Float[Array, "*b c"], noise: Float[Array, "*b c"], t: Float[Array, ...]
 ) -> Float[Array, "*b c"]:
     """`x_t = t x_1 + (1 - t) x_0`; t has the leading axes of x and is broadcast over the rest."""
     t = t.reshape(t.shape + (1,) * (clean.ndim - t.ndim))

@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> None:
             lines = Path(_PROMPTS.value).read_text(encoding="utf-8").splitlines()
             prompts += [line.strip() for line in lines if line.strip()]
         if not prompts and _IMAGE.value is None:
-            raise app.UsageError("give --prompt= or --prompts=FILE to draw, or --image= and --question=")
+            raise app.UsageError(
+                "give --prompt= or --prompts=FILE to draw, or --image= and --question="
+            )
         _run(prompts)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
 def _run(prompts: list[str]) -> None:
     from tuna_jax.recipes import emoji
 
-    world, params, _ = emoji.load_trained(_MODEL.value)
+    world, params, _ = emoji.load_trained(str(_MODEL.value))
     if _IMAGE.value is not None and _QUESTION.value is not None:
         from tuna_jax.data.pictures import read_picture
 

@@ -1,6 +1,7 @@
 """The unified sequence: segments -> tokens, labels and spans (host side, NumPy; model.md sections 5 and 8).
 
-A visual slot is a *span*: one time token followed by `frames * height * width` image tokens. `(offset, length)` describes it,
+A visual slot is a *span*: one time token followed by `frames * height * width` image tokens.
+`(offset, length)` describes it,
 the offset pointing at the time token, the length counting it too. An unused slot is `(-1, -1)`.
 
     text to image    <bos> text <boi> [time][img]*n <eoi> <eos>
@@ -57,7 +58,8 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """A segment that a latent fills; `target` says that the model generates it (noised, flow loss), else it is clean."""
+    """A segment that a latent fills; `target` says that the model generates it (noised, flow
+    loss), else it is clean."""
 
     grid: Grid
     target: bool = False
@@ -163,7 +165,8 @@ def text_only(turns: Iterable[Text], special: Special) -> TokenSequence:
 def check_spans(
     spans: Int32[np.ndarray, "n 2"], length: int, grid: Grid | None = None, where: str = "spans"
 ) -> None:
-    """Raises ValueError naming the span that overlaps another, leaves the sequence, or has another length than the grid's."""
+    """Raises ValueError naming the span that overlaps another, leaves the sequence, or has
+    another length than the grid's."""
     taken: list[tuple[int, int, int]] = []
     for index, (offset, size) in enumerate(np.asarray(spans).tolist()):
         if (offset, size) == (-1, -1):
@@ -181,7 +184,9 @@ def check_spans(
             )
         for other, start, end in taken:
             if offset < end and start < offset + size:
-                raise ValueError(f"{name} overlaps {where}[{other}] = (offset {start}, length {end - start})")
+                raise ValueError(
+                    f"{name} overlaps {where}[{other}] = (offset {start}, length {end - start})"
+                )
         taken.append((index, offset, offset + size))
 
 
@@ -197,7 +202,8 @@ def stack(
       special: gives the pad id.
 
     Returns:
-      `tokens` int32 [B, S], `labels` int32 [B, S], `spans` int32 [B, N, 2], `is_target` bool [B, N], `lengths` int32 [B].
+      `tokens` int32 [B, S], `labels` int32 [B, S], `spans` int32 [B, N, 2], `is_target` bool [B,
+      N], `lengths` int32 [B].
 
     Raises:
       ValueError: a sequence or its slots do not fit, or a span is malformed; says which row and what would fit.

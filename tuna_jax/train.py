@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     if kind not in _KINDS:
         raise app.UsageError(f"config.kind is {kind!r}; train knows {', '.join(_KINDS)}")
     try:
-        _KINDS[kind](values, _WORKDIR.value)
+        _KINDS[kind](values, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, DamagedCheckpointError) as error:
         logging.debug("where it was raised:", exc_info=True)
         sys.exit(f"error: {error}")
@@ -89,7 +89,9 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (AttributeError, KeyError):
         # config_flags raises these for an unknown key, without its path. Read the file, and look.
         given = " ".join(arguments).replace("=", " ").split()
-        file = next((value for name, value in itertools.pairwise(given) if name.endswith("-config")), "")
+        file = next(
+            (value for name, value in itertools.pairwise(given) if name.endswith("-config")), ""
+        )
         path, _, argument = file.partition(":")
         config = runpy.run_path(path)["get_config"](argument)
         for override in arguments:

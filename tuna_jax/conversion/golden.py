@@ -1,7 +1,9 @@
 """Golden sets: what the released PyTorch code computed, and whether we compute the same.
 
-A golden set is a folder of cases (`tensors.safetensors` + `meta.json`) beside a tiny state dict. `verify` maps the state dict
-through the one table, runs every case (`golden_cases.py`), and compares each tensor of role `output`, and each `intermediate`
+A golden set is a folder of cases (`tensors.safetensors` + `meta.json`) beside a tiny state dict.
+`verify` maps the state dict
+through the one table, runs every case (`golden_cases.py`), and compares each tensor of role
+`output`, and each `intermediate`
 that ours has too. A case that it does not know, or an output that it does not compute, is a failure.
 """
 
@@ -18,12 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tuna_jax.config import FlowHeadConfig, LanguageConfig, RepresentationConfig, TunaConfig, VAEConfig
+from tuna_jax.config import (
+    FlowHeadConfig,
+    LanguageConfig,
+    RepresentationConfig,
+    TunaConfig,
+    VAEConfig,
+)
 from tuna_jax.conversion import table
 from tuna_jax.models import tuna, vae
 
 # Faults of the released code, by name, as the goldens' README lists them: not reproduced, not compared.
-_NO_ROPE = "the released code applies no RoPE in a batch without pictures, and nothing reads this output"
+_NO_ROPE = (
+    "the released code applies no RoPE in a batch without pictures, and nothing reads this output"
+)
 _UNUSED_SLOT = "in the released code an unused slot (-1, -1) rotates real tokens again"
 _PADS = "image-pad tokens in a text-only batch"
 EXCLUDED: dict[str, str] = {
@@ -330,7 +340,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
     except FileNotFoundError as error:
         raise GoldenError(f"{path} does not exist") from error
     except SafetensorError as error:

@@ -59,7 +59,7 @@ def _numbers(pattern: str, names: Any) -> list[tuple[str, re.Match[str]]]:
 def _module(model: tuna.Tuna, config: Any, key: str) -> Any:
     """The norm module that owns the PyTorch key `key + '.weight'`, taken out of its stack if it is in one."""
     for row in table.rows(config):
-        for index, name in enumerate(row.keys()):
+        for index, name in enumerate(row.names()):
             if name == f"{key}.weight":
                 parts, node = row.path.split(".")[:-1], model
                 for part in parts:
@@ -181,9 +181,7 @@ def vae_image(golden: GoldenSet, case: Case) -> Computed:
         "mu_raw": _first(mu_raw),
         "log_var": _first(log_var),
         "latents": _first(latents),
-        "posterior_sample": _first(
-            vae.sample_posterior(config, latents, log_var, _last(x["eps"]))
-        ),
+        "posterior_sample": _first(vae.sample_posterior(config, latents, log_var, _last(x["eps"]))),
         "decoded": _first(decoded),
         "decoded_clamped": _first(jnp.clip(decoded, -1, 1)),
         "decoded_z_random": _first(_decode(config, params, _last(x["z_random"]))),
@@ -425,9 +423,7 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     time = model.time_embedding(jnp.ones(spans.shape[:2]))
     out["gen_input_embeds"] = model.embed(tokens, layout, start.latents, time)
     count, key = len(x["gen_tokens"]), jax.random.key(0)
-    free = text.generate(
-        config, params, start, key, eos=-1, max_new_tokens=count, keep_logits=True
-    )
+    free = text.generate(config, params, start, key, eos=-1, max_new_tokens=count, keep_logits=True)
     assert free.logits is not None
     out["gen_tokens"], out["gen_step_logits"] = free.tokens[0], free.logits[0]
     eos = int(x["gen_eos_token"])

@@ -1,7 +1,9 @@
 """The one table of weights: PyTorch keys on the left, our parameter paths on the right.
 
-A row is a tensor family: a key template, a path, an invertible transform. A template with `{}` stands for one tensor a layer;
-ours are stacked on axis 0. The table serves both directions and is checked as a bijection: every unmapped, missing, duplicate
+A row is a tensor family: a key template, a path, an invertible transform. A template with `{}`
+stands for one tensor a layer;
+ours are stacked on axis 0. The table serves both directions and is checked as a bijection: every
+unmapped, missing, duplicate
 or wrongly shaped tensor is reported, all of them at once.
 
 Official TUNA state dicts are the PyTorch side. The VAE's keys there are `vae.model.` + the key of `Wan2.2_VAE.pth`.
@@ -73,7 +75,7 @@ class Row:
     transform: Transform
     layers: int | None = None
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """The PyTorch keys of the family, in order."""
         if self.layers is None:
             return [self.torch]
@@ -276,7 +278,7 @@ def torch_shapes(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, Sha
         if row.layers is not None and shape[0] != row.layers:
             problems.append(f"{row.path} has {shape[0]} layers, the table {row.layers}")
         one = row.transform.torch_shape(shape if row.layers is None else shape[1:])
-        for key in row.keys():
+        for key in row.names():
             if key in found:
                 problems.append(f"{key} stands twice in the table")
             found[key] = one
@@ -286,7 +288,9 @@ def torch_shapes(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, Sha
     return found | {key: found[source] for key, source in aliases(config).items()}
 
 
-def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape], optional: Iterable[str]) -> None:
+def compare(
+    wanted: Mapping[str, Shape], found: Mapping[str, Shape], optional: Iterable[str]
+) -> None:
     """Raises ConversionError listing every missing, foreign and wrongly shaped tensor."""
     may_miss = set(optional)
     problems = [
@@ -294,7 +298,9 @@ def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape], optional: I
         for key, shape in wanted.items()
         if key not in found and key not in may_miss
     ]
-    problems += [f"foreign: {key} {list(shape)}" for key, shape in found.items() if key not in wanted]
+    problems += [
+        f"foreign: {key} {list(shape)}" for key, shape in found.items() if key not in wanted
+    ]
     problems += [
         f"wrong shape: {key} is {list(found[key])}, the model wants {list(shape)}"
         for key, shape in wanted.items()
@@ -327,7 +333,7 @@ def from_torch(
     compare(torch_shapes(config, params), shapes, repeated)
     flat: dict[str, np.ndarray] = {}
     for row in rows(config):
-        tensors = [row.transform.to_ours(read(key)) for key in row.keys()]
+        tensors = [row.transform.to_ours(read(key)) for key in row.names()]
         flat[row.path] = tensors[0] if row.layers is None else np.stack(tensors)
     for key, source in repeated.items():
         if key in shapes and not np.array_equal(read(key), read(source)):
@@ -341,6 +347,6 @@ def to_torch(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, np.ndar
     state: dict[str, np.ndarray] = {}
     for row in rows(config):
         leaf = np.asarray(flat[row.path])
-        for i, key in enumerate(row.keys()):
+        for i, key in enumerate(row.names()):
             state[key] = row.transform.to_torch(leaf if row.layers is None else leaf[i])
     return state | {key: state[source] for key, source in aliases(config).items()}

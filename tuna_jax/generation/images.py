@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +28,16 @@ def _sample(
     shift: float,
     solver: str,
     trajectory: bool,
-) -> Latent:
+) -> Array:
     prefix = positive if negative is None else join(positive, negative)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
-    cache, _ = prefill(
-        config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True
-    )
+    cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)
 
     def velocity(x: Latent, t: Array) -> Latent:
         both = x if negative is None else jnp.concatenate([x, x])
         times = jnp.broadcast_to(t, both.shape[:1])
         v = span_velocity(config, params, cache, prefix.lengths, both, times)
-        return v if negative is None else flow.guided(*jnp.split(v, 2), guidance)
+        return v if negative is None else flow.guided(v[: len(x)], v[len(x) :], guidance)
 
     final, states = flow.integrate(
         velocity, noise.astype(jnp.float32), jnp.asarray(flow.time_grid(points, shift)), solver
@@ -60,7 +57,7 @@ def sample(
     shift: float = 3.0,
     solver: str = "euler",
     trajectory: bool = False,
-) -> Latent:
+) -> Array:
     """Latents that the prompts ask for; one compiled program a shape.
 
     Args:
@@ -100,6 +97,3 @@ def sample(
 def to_uint8(pixels: Float[Array, "*b 3"]) -> Array:
     """[-1, 1] (clamped here) -> uint8 by truncation, as the released code does."""
     return ((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
-
-
-Decoder = Callable[[Latent], Float[Array, "b f h w 3"]]

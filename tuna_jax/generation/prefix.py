@@ -1,6 +1,7 @@
 """The prefix cache: what does not see the noisy span or the next word is computed once (model.md section 9).
 
-Rows of a batch may have prefixes of different lengths. A prefix is padded at its end, and whatever comes next is written over
+Rows of a batch may have prefixes of different lengths. A prefix is padded at its end, and
+whatever comes next is written over
 the padding, at each row's own length; no query's visible interval reaches the padding that is left.
 """
 
@@ -64,18 +65,17 @@ def prefill(
     """
     batch, length = prefix.tokens.shape
     model = tuna.bind(config, params)
-    if prefix.spans.shape[1]:
-        layout = sequence_layout(prefix.spans, length)
-        time = model.time_embedding(jnp.ones(prefix.spans.shape[:2]))
-    else:
-        layout = text_layout(jnp.zeros((batch,), jnp.int32), length)
-        time = jnp.zeros((batch, 1, config.language.width), jnp.float32)
+    layout = sequence_layout(prefix.spans, length)
+    # Modulation wants a slot even where no token belongs to one.
+    slots = max(1, prefix.spans.shape[1])
+    time = model.time_embedding(jnp.ones((batch, slots)))
     x = model.embed(prefix.tokens, layout, prefix.latents, time)
     hidden, seen = model.language(x, layout, language.new_cache(config, batch, capacity))
     assert seen is not None
     if not with_flow_head:
         return Cache(seen, None), hidden
-    grid = (1, 1) if prefix.latents is None else prefix.latents.shape[3:5]
+    latents = prefix.latents
+    grid = (1, 1) if latents is None else (latents.shape[3], latents.shape[4])
     head_cache = flow_head.new_cache(config, batch, capacity)
     _, head_cache = model.flow_head(hidden, time, layout, grid, head_cache)
     return Cache(seen, head_cache), hidden
@@ -104,12 +104,16 @@ def span_velocity(
     tokens = jnp.concatenate([time.astype(visual.dtype), visual], axis=1)
     layout = span_layout(start, tokens.shape[1])
     hidden, _ = model.language(tokens, layout, cache.language)
-    velocity, _ = model.flow_head(hidden, time, layout, x.shape[2:4], cache.flow_head)
+    velocity, _ = model.flow_head(hidden, time, layout, (x.shape[2], x.shape[3]), cache.flow_head)
     return velocity[:, 1:].reshape(x.shape)
 
 
 def next_logits(
-    config: TunaConfig, params: Params, cache: Cache, position: Int[Array, " b"], token: Int[Array, " b"]
+    config: TunaConfig,
+    params: Params,
+    cache: Cache,
+    position: Int[Array, " b"],
+    token: Int[Array, " b"],
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Logits after one more token a row, written at `position`, and the cache with it."""
     model = tuna.bind(config, params)
@@ -137,8 +141,6 @@ def join(first: Prefix, second: Prefix) -> Prefix:
     )
 
 
-def last_hidden(
-    hidden: Float[Array, "b p d"], lengths: Int[Array, " b"]
-) -> Float[Array, "b 1 d"]:
+def last_hidden(hidden: Float[Array, "b p d"], lengths: Int[Array, " b"]) -> Float[Array, "b 1 d"]:
     """Hidden state of every row's last real token."""
     return jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(hidden, lengths)

@@ -68,7 +68,7 @@ def generate(
     prefix: Prefix,
     key: Array,
     *,
-    eos: int,
+    eos: int | Array,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -89,9 +89,7 @@ def generate(
       keep_logits: also return every step's logits.
     """
     batch, length = prefix.tokens.shape
-    cache, hidden = prefill(
-        config, params, prefix, length + max_new_tokens, with_flow_head=False
-    )
+    cache, hidden = prefill(config, params, prefix, length + max_new_tokens, with_flow_head=False)
     logits = tuna.logits(config, params, last_hidden(hidden, prefix.lengths))[:, 0]
     kept = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
     start = _State(
@@ -112,9 +110,7 @@ def generate(
         kept = state.kept
         if kept is not None:
             kept = jax.lax.dynamic_update_index_in_dim(kept, state.logits, state.step, 1)
-        logits, cache = next_logits(
-            config, params, state.cache, prefix.lengths + state.step, token
-        )
+        logits, cache = next_logits(config, params, state.cache, prefix.lengths + state.step, token)
         tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, 1)
         return _State(state.step + 1, cache, logits, state.done | (token == eos), tokens, kept)
 

@@ -1,6 +1,7 @@
 """Omni attention: where tokens stand, what each may see, and the attention itself (model.md section 6).
 
-Query i sees key k iff `k <= i`, or both lie in the same span. Said as one interval of keys a query, which is how fast kernels
+Query i sees key k iff `k <= i`, or both lie in the same span. Said as one interval of keys a
+query, which is how fast kernels
 want it: `k < visible_end[i]`, where `visible_end[i]` is `i + 1` for text and the span's end inside a span:
 
             t t [ T v v ] t            t text    T time token    v image token
@@ -52,6 +53,8 @@ class Layout(NamedTuple):
 
 def sequence_layout(spans: Int[Array, "b n 2"], length: int) -> Layout:
     """The layout of whole sequences of `length` tokens; a span (-1, -1) touches nothing."""
+    if spans.shape[1] == 0:
+        return text_layout(jnp.zeros(len(spans), jnp.int32), length)
     index = jnp.arange(length)
     offset, size = spans[:, :, :1], spans[:, :, 1:]
     used = (offset >= 0) & (size > 0)

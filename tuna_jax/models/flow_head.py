@@ -34,11 +34,14 @@ class TimeEmbedding(nnx.Module):
         half = self.frequencies // 2
         rates = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
         angles = t.astype(jnp.float32)[..., None] * rates
-        return self.down(jax.nn.silu(self.up(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1))))
+        return self.down(
+            jax.nn.silu(self.up(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)))
+        )
 
 
 class Modulation(nnx.Module):
-    """`Linear(SiLU(time embedding))` a span, laid onto tokens: `chunks` vectors of the model's width, zero at the start."""
+    """`Linear(SiLU(time embedding))` a span, laid onto tokens: `chunks` vectors of the model's
+    width, zero at the start."""
 
     def __init__(self, width: int, chunks: int, *, rngs: nnx.Rngs):
         self.linear = Linear(width, chunks * width, init=zeros_init, rngs=rngs)
@@ -78,7 +81,9 @@ class FlowLayer(nnx.Module):
         head_dim = config.head_dim
         self.norm1 = RMSNorm(width, config.norm_eps)
         self.query = Linear(width, config.heads * head_dim, bias=False, init=xavier_init, rngs=rngs)
-        self.key = Linear(width, config.kv_heads * head_dim, bias=False, init=xavier_init, rngs=rngs)
+        self.key = Linear(
+            width, config.kv_heads * head_dim, bias=False, init=xavier_init, rngs=rngs
+        )
         self.value = Linear(
             width, config.kv_heads * head_dim, bias=False, init=xavier_init, rngs=rngs
         )

@@ -82,9 +82,7 @@ class LanguageModel(nnx.Module):
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Hidden states -> float32 logits."""
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jnp.matmul(
-            hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCache:

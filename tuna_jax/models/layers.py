@@ -1,6 +1,7 @@
 """Small layers that every part shares, and the bridge between Flax modules and plain parameter dicts.
 
-A module is a pytree that only JAX's own transforms touch. `split` turns one into `(graphdef, params)` once; `merge` puts it
+A module is a pytree that only JAX's own transforms touch. `split` turns one into `(graphdef,
+params)` once; `merge` puts it
 together again inside a traced function. `params` is a nested dict with string keys: our stable names.
 """
 
@@ -49,9 +50,7 @@ def stacked(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> M
     def make_one(key: Array) -> Module:
         return make(nnx.Rngs(key))
 
-    build = nnx.vmap(
-        make_one, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None}
-    )
+    build = nnx.vmap(make_one, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
     return build(jax.random.split(rngs.params(), count))
 
 

@@ -1,6 +1,7 @@
 """Rotary positions: half-split 1-D for text, adjacent-pair 3-D for image tokens (model.md sections 6 and 7).
 
-Both are `x cos + partner(x) sin`, with another partner and other signs. A `Rotation` holds one table for each, so that text and
+Both are `x cos + partner(x) sin`, with another partner and other signs. A `Rotation` holds one
+table for each, so that text and
 image tokens stand in one sequence and every layer applies the same three multiplications.
 """
 

@@ -65,7 +65,9 @@ class Tuna(nnx.Module):
         spans = jnp.concatenate([time[:, :, None].astype(visual.dtype), visual], axis=2)
         batch, slots, length, width = spans.shape
         index = jnp.maximum(layout.slot, 0) * length + layout.within
-        placed = jnp.take_along_axis(spans.reshape(batch, slots * length, width), index[..., None], 1)
+        placed = jnp.take_along_axis(
+            spans.reshape(batch, slots * length, width), index[..., None], 1
+        )
         return jnp.where((layout.slot >= 0)[..., None], placed, x)
 
 
@@ -122,7 +124,7 @@ def forward(
         return Outputs(hidden, None)
     time = model.time_embedding(t)
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
-    velocity, _ = model.flow_head(hidden, time, layout, latents.shape[3:5])
+    velocity, _ = model.flow_head(hidden, time, layout, (latents.shape[3], latents.shape[4]))
     return Outputs(hidden, velocity)
 
 
@@ -173,7 +175,8 @@ def loss(
       flow_weight, text_weight: weights of the two terms. An all-masked term is exactly 0.
 
     Returns:
-      The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`, `flow_count`, `text_sum`,
+      The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`,
+      `flow_count`, `text_sum`,
       `text_count` `[B]`, from which losses by task follow.
     """
     clean = batch["latents"]

@@ -3,9 +3,12 @@
     pixels [B, 1+4k, H, W, 3] -> space-to-depth 2x2 -> encoder (8x in space, 4x in time) -> 1x1x1 conv -> mu, log_var
     latent [B, 1+k, H/16, W/16, C] -> 1x1x1 conv -> decoder -> depth-to-space 2x2 -> pixels
 
-Everything is causal in time, so one code path serves a whole clip at once (fast) and a clip in chunks (low memory). Every
-layer takes the *history* that came before its input and returns the history for what comes next. History None means that
-nothing came before: the first frame of the input is then the clip's first, which is a chunk of its own. Whoever runs a whole
+Everything is causal in time, so one code path serves a whole clip at once (fast) and a clip in
+chunks (low memory). Every
+layer takes the *history* that came before its input and returns the history for what comes next.
+History None means that
+nothing came before: the first frame of the input is then the clip's first, which is a chunk of
+its own. Whoever runs a whole
 clip drops the returned history, and XLA removes its computation.
 """
 
@@ -386,7 +389,8 @@ def init(config: VAEConfig, key: Array, image_only: bool = False) -> Params:
     Args:
       config: sizes.
       key: PRNG key.
-      image_only: keep only what a single frame meets, the last time tap of every causal kernel. The same functions run on
+      image_only: keep only what a single frame meets, the last time tap of every causal kernel.
+        The same functions run on
         it for T = 1; `inflate` makes a video VAE of it.
     """
     params = layers.split(WanVAE(config, rngs=nnx.Rngs(key)))[1]
@@ -400,11 +404,14 @@ def _last_tap(path: Any, x: Array) -> Array:
         # No image ever meets these. As identities they drop and repeat frames, which is where a video VAE starts well.
         inputs, outputs = x.shape[3:]
         return jnp.tile(jnp.eye(inputs, dtype=x.dtype), (1, outputs // inputs))[None, None, None]
-    return x[-1:] * x.shape[0] ** 0.5  # fan-in counted taps of which one is left: restore the variance
+    return (
+        x[-1:] * x.shape[0] ** 0.5
+    )  # fan-in counted taps of which one is left: restore the variance
 
 
 def inflate(config: VAEConfig, image_params: Params) -> Params:
-    """Image-only parameters -> full ones: every missing earlier time tap is zero, so images keep their numbers to the bit."""
+    """Image-only parameters -> full ones: every missing earlier time tap is zero, so images keep
+    their numbers to the bit."""
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
     def place(want: jax.ShapeDtypeStruct, have: Array) -> Array:
@@ -423,7 +430,8 @@ def encode_moments(
       config: sizes.
       params: as from `init`.
       pixels: `[B, F, H, W, 3]` in [-1, 1]; F = 1 + 4k, H and W multiples of 16 (else ValueError).
-      chunked: scan over chunks of four frames with constant memory instead of running the whole clip at once; same numbers.
+      chunked: scan over chunks of four frames with constant memory instead of running the whole
+        clip at once; same numbers.
 
     Returns:
       mu and log_var, each `[B, 1+k, H/16, W/16, C]`.
@@ -470,7 +478,8 @@ def encode(
 
 
 def posterior_std(config: VAEConfig, log_var: Video) -> Video:
-    """Standard deviation of the posterior in normalised latents; undivided by `latent_std` unless `consistent_posterior`."""
+    """Standard deviation of the posterior in normalised latents; undivided by `latent_std` unless
+    `consistent_posterior`."""
     std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
     return std / _statistics(config)[1] if config.consistent_posterior else std
 

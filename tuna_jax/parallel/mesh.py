@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -68,9 +69,7 @@ def sizes(settings: MeshSettings, devices: int) -> tuple[int, int, int, int]:
     return tuple(wanted[axis] for axis in AXES)  # pyright: ignore[reportReturnType]
 
 
-def make_mesh(
-    settings: MeshSettings | None = None, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(settings: MeshSettings | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all devices of all processes), laid out so that the last
     axes are nearest neighbours."""
     devices = jax.devices() if devices is None else devices

@@ -69,7 +69,7 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(
                 state=ocp.StandardCheckpointHandler(),
                 config=ocp.JsonCheckpointHandler(),
-                data=grain.checkpoint.CheckpointHandler(),
+                data=grain.checkpoint.CheckpointHandler(),  # pyright: ignore[reportArgumentType]
             )
         )
 

@@ -45,7 +45,9 @@ def export(
     """Writes `params` (a nested dict) in float16 and the latents' (mean, std) to the safetensors
     file `path`."""
     path = Path(path)
-    tensors = {name: np.asarray(leaf, np.float16) for name, leaf in flatten(params).items()}
+    tensors: dict[str, np.ndarray] = {
+        name: np.asarray(leaf, np.float16) for name, leaf in flatten(params).items()
+    }
     tensors[_MEAN], tensors[_STD] = (np.asarray(values, np.float32) for values in statistics)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
@@ -84,12 +86,10 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
         # These weights were trained with the posterior in the latents' own units.
         "consistent_posterior": True,
     }
-    config = VAEConfig(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    arguments: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    config = VAEConfig(**arguments)
     wanted = flatten(jax.eval_shape(lambda: vae.init(config, jax.random.key(0), image_only=True)))
     _check_same(
         path,

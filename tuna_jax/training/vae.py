@@ -96,19 +96,16 @@ def reconstruction_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted sum of the pixel, edge and pooled terms, and each of them alone."""
     error = (drawn - pixels)[:, 0]
-    edges = jnp.mean(jnp.abs(error[:, 1:] - error[:, :-1])) + jnp.mean(
-        jnp.abs(error[:, :, 1:] - error[:, :, :-1])
-    )
-    pooled = sum(jnp.mean(jnp.abs(_pool(error, size))) for size in (2, 4, 8)) / 3
+    down, across = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
+    pools = [jnp.mean(jnp.abs(_pool(error, size))) for size in (2, 4, 8)]
     terms = {
         "l1": jnp.mean(jnp.abs(error)),
-        "l2": jnp.mean(error**2),
-        "edge": edges,
-        "pooled": pooled,
+        "l2": jnp.mean(jnp.square(error)),
+        "edge": jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across)),
+        "pooled": jnp.mean(jnp.stack(pools)),
     }
-    return sum(
-        (getattr(settings, name) * value for name, value in terms.items()), start=jnp.float32(0)
-    ), terms
+    weighted = [getattr(settings, name) * value for name, value in terms.items()]
+    return jnp.sum(jnp.stack(weighted)), terms
 
 
 def vae_loss(

@@ -1,0 +1,136 @@
+"""The prefix cache against rerunning everything, and what sampling options do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax import flow
+from tuna_jax.config import preset
+from tuna_jax.generation import images, prefix, text
+from tuna_jax.models import tuna
+
+CONFIG = preset("tiny")
+PARAMS = jax.tree.map(
+    lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape),
+    tuna.init(CONFIG, jax.random.key(0)),
+)
+NOISE = jax.random.normal(jax.random.key(5), (2, 1, 2, 2, 8))
+# Rows of different lengths: 6 and 4 tokens before the span.
+TOKENS = np.asarray([[1, 2, 3, 4, 5, 6], [1, 7, 8, 6, 0, 0]], np.int32)
+LENGTHS = np.asarray([6, 4], np.int32)
+POSITIVE = prefix.text_prefix(TOKENS, LENGTHS)
+NEGATIVE = prefix.text_prefix(np.asarray([[1, 6]] * 2, np.int32), np.asarray([2, 2], np.int32))
+
+
+def _uncached_velocity(prompt: prefix.Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
+    """Every row alone and whole: prefix, span, and two tokens behind it, through `tuna.forward`."""
+    rows = []
+    for row in range(len(prompt.tokens)):
+        start = int(prompt.lengths[row])
+        tokens = jnp.concatenate(
+            [prompt.tokens[row, :start], jnp.full((5,), 9), jnp.asarray([3, 4])]
+        )
+        spans = jnp.asarray([[[start, 5]]])
+        latents, time = x[row][None, None], jnp.full((1, 1), t)
+        if prompt.latents is not None:
+            spans = jnp.concatenate([prompt.spans[row][None], spans], axis=1)
+            latents = jnp.concatenate([prompt.latents[row][None], latents], axis=1)
+            time = jnp.concatenate([jnp.ones((1, 1)), time], axis=1)
+        out = jax.jit(functools.partial(tuna.forward, CONFIG))(
+            PARAMS, tokens[None], spans, latents, time
+        )
+        assert out.velocity is not None
+        rows.append(tuna.span_velocities(out.velocity, spans, latents.shape[2:])[0, -1])
+    return jnp.stack(rows)
+
+
+def _editing() -> tuple[prefix.Prefix, prefix.Prefix]:
+    source = jax.random.normal(jax.random.key(8), (2, 1, 1, 2, 2, 8))
+    spans = jnp.asarray([[[1, 5]], [[1, 5]]])
+    long = jnp.asarray([[1, 9, 9, 9, 9, 9, 2, 3, 6], [1, 9, 9, 9, 9, 9, 4, 6, 0]])
+    short = jnp.asarray([[1, 9, 9, 9, 9, 9, 6]] * 2)
+    return (
+        prefix.Prefix(long, jnp.asarray([9, 8]), spans, source),
+        prefix.Prefix(short, jnp.asarray([7, 7]), spans, source),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editing", [False, True], ids=["image", "edit"])
+def test_a_cached_trajectory_is_the_uncached_one(editing: bool) -> None:
+    positive, negative = _editing() if editing else (POSITIVE, NEGATIVE)
+    cached = images.sample(
+        CONFIG, PARAMS, positive, NOISE, negative=negative, guidance=2.0, points=4, trajectory=True
+    )
+    x, grid = NOISE, flow.time_grid(4)
+    for step, (t, following) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        velocity = flow.guided(
+            _uncached_velocity(positive, x, t), _uncached_velocity(negative, x, t), 2.0
+        )
+        x = x + (following - t) * velocity
+        error = jnp.linalg.norm(cached[step] - x) / jnp.linalg.norm(x)
+        assert float(error) < 1e-5
+
+
+def test_guidance_zero_and_one_sample_from_the_prompt_alone() -> None:
+    alone = images.sample(CONFIG, PARAMS, POSITIVE, NOISE, guidance=1.0, points=3)
+    none = images.sample(CONFIG, PARAMS, POSITIVE, NOISE, negative=NEGATIVE, guidance=0.0, points=3)
+    np.testing.assert_array_equal(alone, none)
+    with pytest.raises(ValueError, match="guidance 3.0 needs a negative prefix"):
+        images.sample(CONFIG, PARAMS, POSITIVE, NOISE, points=3)
+
+
+def test_pictures_become_bytes_by_truncation_after_clamping() -> None:
+    pixels = jnp.asarray([[-2.0, -1.0, 0.0], [0.999, 1.0, 3.0]])
+    assert images.to_uint8(pixels).tolist() == [[0, 0, 127], [254, 255, 255]]
+
+
+@functools.cache
+def _greedy() -> text.Decoded:
+    return text.generate(
+        CONFIG, PARAMS, POSITIVE, jax.random.key(0), eos=-1, max_new_tokens=5, keep_logits=True
+    )
+
+
+@pytest.mark.slow
+def test_cached_decoding_is_recomputing_everything() -> None:
+    decoded = _greedy()
+    assert decoded.logits is not None
+    for row in range(2):
+        tokens = TOKENS[row, : LENGTHS[row]].tolist()
+        for step in range(5):
+            out = tuna.forward(
+                CONFIG, PARAMS, jnp.asarray([tokens]), jnp.zeros((1, 0, 2), jnp.int32)
+            )
+            scores = tuna.logits(CONFIG, PARAMS, out.hidden)[0, -1]
+            np.testing.assert_allclose(decoded.logits[row, step], scores, atol=1e-4)
+            tokens.append(int(scores.argmax()))
+        assert decoded.tokens[row].tolist() == tokens[LENGTHS[row] :]
+
+
+def test_a_row_ends_at_eos_and_the_other_goes_on() -> None:
+    free = np.asarray(_greedy().tokens)
+    eos = int(free[0, 0])
+    ended = text.generate(CONFIG, PARAMS, POSITIVE, jax.random.key(0), eos=eos, max_new_tokens=5)
+    assert ended.tokens[0].tolist() == [eos] * 5
+    assert int(ended.lengths[0]) == 0
+    stop = free[1].tolist().index(eos) if eos in free[1] else 5
+    assert int(ended.lengths[1]) == stop
+    assert ended.tokens[1, :stop].tolist() == free[1, :stop].tolist()
+
+
+def test_sampling_keeps_to_top_k_and_to_the_nucleus() -> None:
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def drawn(top_k: int, top_p: float) -> set[int]:
+        return {int(text.choose(logits, key, 1.0, top_k, top_p)[0]) for key in keys}
+
+    assert drawn(2, 1.0) == {0, 1}
+    assert drawn(0, 0.6) == {0, 1}
+    assert drawn(0, 1.0) == {0, 1, 2, 3}
+    assert drawn(0, 0.0) == {0}
+    assert int(text.choose(logits, keys[0], 0.0, 0, 1.0)[0]) == 0

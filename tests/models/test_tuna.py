@@ -1,0 +1,125 @@
+"""Properties of the whole network that no golden number shows."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax.config import preset
+from tuna_jax.models import attention, tuna
+
+CONFIG = preset("tiny")
+PARAMS = jax.tree.map(
+    # AdaLN-Zero would hide what reaches the velocities.
+    lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape),
+    tuna.init(CONFIG, jax.random.key(0)),
+)
+SPANS = jnp.asarray([[[3, 5], [-1, -1]], [[2, 5], [9, 5]]], jnp.int32)
+
+
+def _batch() -> dict[str, jax.Array]:
+    key = jax.random.key(1)
+    tokens = jax.random.randint(key, (2, 16), 0, 500)
+    return {
+        "tokens": tokens,
+        "labels": tokens.at[:, :13].set(-100),
+        "spans": SPANS,
+        "is_target": jnp.asarray([[True, False], [False, True]]),
+        "latents": jax.random.normal(key, (2, 2, 1, 2, 2, 8)),
+    }
+
+
+forward = jax.jit(functools.partial(tuna.forward, CONFIG))
+
+
+def _loss(batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    noise = jax.random.normal(jax.random.key(2), batch["latents"].shape)
+    t = jnp.full(batch["spans"].shape[:2], 0.4)
+    return jax.jit(functools.partial(tuna.loss, CONFIG))(PARAMS, batch, noise, t)
+
+
+def test_an_image_token_sees_a_later_one_and_text_does_not() -> None:
+    layout = attention.sequence_layout(SPANS, 16)
+    visible = jnp.arange(16) < layout.visible_end[:, :, None]
+    assert bool(visible[0, 4, 7]) and not bool(visible[0, 4, 8])
+    assert not bool(visible[0, 2, 3]) and not bool(visible[0, 9, 10])
+    assert bool(visible[1, 9, 13]) and not bool(visible[1, 6, 9])
+
+
+def test_an_unused_slot_touches_nothing() -> None:
+    batch = _batch()
+    t = jnp.full((2, 2), 0.4)
+    out = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t)
+    other = batch["latents"].at[0, 1].set(7.0)
+    again = forward(PARAMS, batch["tokens"], SPANS, other, t.at[0, 1].set(0.9))
+    np.testing.assert_array_equal(out.velocity, again.velocity)
+    np.testing.assert_array_equal(out.hidden, again.hidden)
+
+
+def test_padding_changes_no_real_token() -> None:
+    batch = _batch()
+    t = jnp.full((2, 2), 0.4)
+    out = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t)
+    longer = jnp.pad(batch["tokens"], ((0, 0), (0, 5)), constant_values=9)
+    again = forward(PARAMS, longer, SPANS, batch["latents"], t)
+    np.testing.assert_allclose(out.velocity, again.velocity[:, :16], atol=1e-5)
+
+
+def test_the_source_of_an_edit_and_an_unused_slot_add_no_flow_loss() -> None:
+    batch = _batch()
+    _, terms = _loss(batch)
+    assert terms["flow_count"].tolist() == [32.0, 32.0]
+    _, clean = _loss(batch | {"is_target": jnp.zeros((2, 2), bool)})
+    assert float(clean["flow_loss"]) == 0.0
+    assert float(clean["loss"]) == pytest.approx(0.2 * float(clean["text_loss"]), rel=1e-6)
+
+
+def test_a_batch_without_text_targets_has_a_text_loss_of_exactly_zero() -> None:
+    batch = _batch()
+    total, terms = _loss(batch | {"labels": jnp.full((2, 16), -100)})
+    assert float(terms["text_loss"]) == 0.0
+    assert float(total) == float(terms["flow_loss"])
+
+
+def test_labels_name_their_own_position() -> None:
+    scores = jnp.zeros((1, 4, 5)).at[0, 1, 3].set(50.0)
+    labels = jnp.asarray([[-100, -100, 3, -100]])
+    total, count = tuna.text_loss(scores, labels)
+    assert float(total[0]) == pytest.approx(0.0, abs=1e-6) and float(count[0]) == 1
+
+
+def test_a_fresh_head_predicts_zero() -> None:
+    fresh = tuna.init(CONFIG, jax.random.key(0))
+    batch = _batch()
+    out = forward(fresh, batch["tokens"], SPANS, batch["latents"], jnp.full((2, 2), 0.4))
+    assert float(jnp.abs(out.velocity).max()) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(remat: str) -> None:
+    batch = _batch()
+    noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
+
+    def gradient(config):
+        objective = lambda p: tuna.loss(config, p, batch, noise, t)[0]  # noqa: E731
+        return jax.jit(jax.grad(objective))(PARAMS)
+
+    plain, saved = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    batch = _batch()
+    t = jnp.full((2, 2), 0.4)
+    exact = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t).velocity
+    half = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    run = jax.jit(tuna.forward, static_argnums=0)
+    out = run(half, PARAMS, batch["tokens"], SPANS, batch["latents"], t)
+    assert out.hidden.dtype == jnp.bfloat16
+    assert out.velocity.dtype == jnp.float32
+    error = jnp.linalg.norm(out.velocity - exact) / jnp.linalg.norm(exact)
+    assert float(error) < 0.05
