@@ -210,6 +210,7 @@ class TunaConfig:
         modulation, RoPE angles,
         softmax and losses are float32 whatever it is.
       remat: what a scanned layer recomputes in the backward pass: 'none', 'full', or 'dots' (keeps matmul outputs).
+      unroll: write scanned layers out in the compiled program: faster for few small layers on CPU.
       attention_backend: 'xla'.
     """
 
@@ -220,6 +221,7 @@ class TunaConfig:
     time_frequencies: int = 256
     compute_dtype: str = "bfloat16"
     remat: str = "full"
+    unroll: bool = False
     attention_backend: str = "xla"
 
     def __post_init__(self) -> None:
@@ -286,6 +288,7 @@ def _emoji() -> TunaConfig:
         flow_head=FlowHeadConfig(layers=2, heads=3, kv_heads=3, head_dim=48, mlp=384),
         compute_dtype="float32",
         remat="none",
+        unroll=True,
     )
 
 

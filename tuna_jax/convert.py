@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verify.error("give either a golden set's folder DIR or --manifest FILE")
     # A parity check belongs on the CPU, in float32, whatever else the machine has.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Many small programs, each run once: compiling fast matters more than running fast.
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
     try:
         if chosen.manifest is not None:
             return _verify_manifest(chosen.manifest, chosen.preset)

@@ -71,28 +71,31 @@ def another_bicubic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(representation, "bicubic_matrix", broken)
 
 
-def ordinary_first_frame_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first frame goes through the time convolution like every other."""
+def first_frame_unseen_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames after the first see zeros in its place when time is halved."""
+    real = vae.Downsample.__call__
 
     def broken(self, x, history=None):
+        if self.time_conv is None or history is not None or x.shape[1] == 1:
+            return real(self, x, history)
         x = vae._conv2d(x, self.kernel[...], 2, [(0, 1), (0, 1)]) + self.bias[...]
-        if self.time_conv is None:
-            return x, None
-        before = jnp.zeros_like(x[:, :2]) if history is None else history
-        return self.time_conv(x, before)[0], x[:, -1:]
+        first, rest = x[:, :1], x[:, 1:]
+        halved = self.time_conv(rest, jnp.zeros_like(first))[0]
+        return jnp.concatenate([first, halved], axis=1), x[:, -1:]
 
     monkeypatch.setattr(vae.Downsample, "__call__", broken)
 
 
 def first_frame_seen_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The frames after the first see it, instead of zeros, when time is doubled."""
+    real = vae.Upsample.__call__
 
     def broken(self, x, history=None):
-        if self.time_conv is not None:
-            rest = x[:, 1:]
-            seen = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :1]], 1)
-            rest, history = self._double_time(rest, seen)
-            x = jnp.concatenate([x[:, :1], rest], 1)
+        if self.time_conv is None or history is not None or x.shape[1] == 1:
+            return real(self, x, history)
+        seen = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :1]], 1)
+        rest, history = self._double_time(x[:, 1:], seen)
+        x = jnp.concatenate([x[:, :1], rest], 1)
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return vae._conv2d(x, self.kernel[...], 1, [(1, 1), (1, 1)]) + self.bias[...], history
 
@@ -125,7 +128,7 @@ BREAKAGES: list[tuple[Callable, str, str]] = [
     (modulated_text, "components", "block0_out"),
     (ungated_text, "components", "block0_out"),
     (another_bicubic, "siglip", "down_4x7.pos_embed"),
-    (ordinary_first_frame_down, "vae_video", "latents_9f"),
+    (first_frame_unseen_down, "vae_video", "latents_9f"),
     (first_frame_seen_up, "vae_video", "decoded_z_random"),
     (tanh_gelu_in_the_connector, "siglip", "native_6x6.proj"),
     (exact_gelu_in_the_encoder, "siglip", "native_6x6.hidden"),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tuna_jax.config import TunaConfig, VAEConfig
+from tuna_jax.trees import flatten, unflatten
 
 Shape = tuple[int, ...]
 
@@ -234,27 +235,6 @@ def aliases(config: TunaConfig) -> dict[str, str]:
 
 class ConversionError(ValueError):
     """State dict and parameters do not fit; the message lists every tensor concerned."""
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> {dotted path: leaf}."""
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        path = f"{prefix}.{key}" if prefix else key
-        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
 
 
 def torch_shapes(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, Shape]:

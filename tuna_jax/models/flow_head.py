@@ -141,7 +141,8 @@ class FlowHead(nnx.Module):
             lambda r: FlowLayer(sizes, width, config.attention_backend, rngs=r), sizes.layers, rngs
         )
         self.final = FinalLayer(width, config.vae.latent_channels, rngs=rngs)
-        self.config, self.remat = sizes, config.remat
+        self.config = sizes
+        self.remat, self.unroll = config.remat, config.unroll
 
     def __call__(
         self,
@@ -167,6 +168,7 @@ class FlowHead(nnx.Module):
             hidden,
             cache,
             self.remat if cache is None else "none",
+            self.unroll,
         )
         return self.final(x, time, layout), cache
 

@@ -59,7 +59,7 @@ class LanguageModel(nnx.Module):
             None if sizes.tied else Linear(sizes.width, sizes.vocabulary, bias=False, rngs=rngs)
         )
         self.frequencies = tuple(inverse_frequencies(sizes.head_dim, sizes.rope_base).tolist())
-        self.remat = config.remat
+        self.remat, self.unroll = config.remat, config.unroll
 
     def embed(self, tokens: Int[Array, "b s"], dtype: jnp.dtype) -> Float[Array, "b s d"]:
         """Token ids -> embeddings in the compute dtype."""
@@ -76,6 +76,7 @@ class LanguageModel(nnx.Module):
             x,
             cache,
             self.remat if cache is None else "none",
+            self.unroll,
         )
         return self.norm(x), cache
 

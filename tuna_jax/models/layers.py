@@ -54,6 +54,30 @@ def stacked(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> M
     return build(jax.random.split(rngs.params(), count))
 
 
+@jax.custom_vjp
+def matmul(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
+    """`x @ kernel` with its gradients written out.
+
+    JAX's own takes the kernel's gradient as the transpose of a product, which XLA on CPU turns into
+    transposed copies with the elementwise operations before them computed again.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    to_x = jax.lax.dot_general(gradients, kernel, (((1,), (1,)), ((), ())))
+    return to_x.reshape(x.shape), jax.lax.dot_general(rows, gradients, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 _REMAT: dict[str, Callable[..., Any]] = {
     "full": lambda body: jax.checkpoint(body, prevent_cse=False),
     "dots": lambda body: jax.checkpoint(
@@ -69,6 +93,7 @@ def scan_layers(
     x: Array,
     extras: Any = None,
     remat: str = "none",
+    unroll: bool = False,
 ) -> tuple[Array, Any]:
     """Runs stacked layers in order, so that trace and compile time do not grow with depth.
 
@@ -78,6 +103,7 @@ def scan_layers(
       x: what flows through the layers.
       extras: pytree with a leading layer axis, or None: one slice a layer (a cache, for example).
       remat: a key of `config.REMAT_POLICIES`.
+      unroll: write the layers out in the compiled program: faster for few small layers on CPU.
 
     Returns:
       The final x, and the outputs stacked over layers.
@@ -88,7 +114,7 @@ def scan_layers(
         layer_state, extra = sliced
         return body(nnx.merge(graphdef, layer_state), carry, extra)
 
-    return jax.lax.scan(_REMAT[remat](step), x, (state, extras))
+    return jax.lax.scan(_REMAT[remat](step), x, (state, extras), unroll=unroll or 1)
 
 
 class Linear(nnx.Module):
@@ -107,7 +133,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = matmul(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -81,14 +81,16 @@ class RepresentationEncoder(nnx.Module):
         self.grid = config.grid
 
     def __call__(
-        self, latents: Float[Array, "b t h w c"], remat: str = "none"
+        self, latents: Float[Array, "b t h w c"], remat: str = "none", unroll: bool = False
     ) -> Float[Array, "b thw d"]:
         """Latents -> semantic tokens, frame-major, then row, then column."""
         batch, time, height, width, channels = latents.shape
         x = self.patch(latents.reshape(batch * time, height * width, channels))
         positions = interpolate_positions(self.position[...], self.grid, height, width)
         x = x + positions.astype(x.dtype)
-        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x), None), x, remat=remat)
+        x, _ = scan_layers(
+            self.layers, lambda layer, x, _: (layer(x), None), x, None, remat, unroll
+        )
         return x.reshape(batch, time * height * width, -1)
 
 

@@ -41,13 +41,14 @@ class Tuna(nnx.Module):
         self.time_embedding = TimeEmbedding(config.time_frequencies, width, rngs=rngs)
         self.language = LanguageModel(config, rngs=rngs)
         self.flow_head = FlowHead(config, rngs=rngs)
-        self.dtype, self.remat = jnp.dtype(config.compute_dtype), config.remat
+        self.dtype = jnp.dtype(config.compute_dtype)
+        self.remat, self.unroll = config.remat, config.unroll
 
     def visual_tokens(self, latents: Latents) -> Float[Array, "b n thw d"]:
         """The unified visual representation z of every slot's latents."""
         batch, slots = latents.shape[:2]
         flat = latents.reshape(batch * slots, *latents.shape[2:]).astype(self.dtype)
-        z = self.connector(self.representation(flat, self.remat))
+        z = self.connector(self.representation(flat, self.remat, self.unroll))
         return z.reshape(batch, slots, *z.shape[1:])
 
     def embed(

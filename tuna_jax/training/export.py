@@ -18,6 +18,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from tuna_jax.trees import flatten, unflatten
+
 MODEL_FILE = "model.safetensors"
 
 
@@ -57,26 +59,3 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
             f"{path} holds no settings: it is not a model that tuna_jax.train exported"
         )
     return unflatten(tensors), json.loads(metadata["settings"]), int(metadata["step"])
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dict to flat dict with dotted names."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: leaf
-        for key, value in tree.items()
-        for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from tuna_jax.config import VAEConfig
 from tuna_jax.models import vae
-from tuna_jax.training.export import flatten, unflatten
+from tuna_jax.trees import flatten, unflatten
 
 _MEAN, _STD = "latent_mean", "latent_std"
 
