@@ -1,0 +1,43 @@
+"""Commands teach their use, and name what is wrong with an argument."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("tuna_jax.train", ["Examples", "--config=experiments/emoji.py", "--workdir"]),
+        ("tuna_jax.generate", ["Examples", "--prompt", "--question", "--guidance"]),
+        ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings"]),
+        ("tuna_jax.convert", ["Examples", "verify", "--manifest"]),
+    ],
+)
+def test_help_teaches(module: str, words: list[str]) -> None:
+    done = _run(module, "--help")
+    for word in words:
+        assert word in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tuna_jax.generate", "--model=nowhere", "--prompt=a cat"], "no trained model at nowhere"),
+        (["tuna_jax.generate", "--model=nowhere"], "give --prompt= or --prompts=FILE"),
+        (["tuna_jax.generate", "--model=m", "--image=p.png"], "--image and --question go together"),
+        (["tuna_jax.evaluate", "--workdir=nowhere"], "no trained model at nowhere"),
+        (["tuna_jax.convert", "verify"], "give either a golden set's folder DIR or --manifest"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: list[str], words: str) -> None:
+    done = _run(*arguments)
+    assert done.returncode != 0
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
