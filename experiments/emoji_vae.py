@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.encoder_width = 20
     config.decoder_width = 32
     config.blocks = 1
-    config.steps = 40_000
+    config.steps = 6_000
     config.batch = 8
     config.seed = 0
 

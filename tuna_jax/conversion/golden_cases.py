@@ -84,7 +84,7 @@ def components(golden: GoldenSet, case: Case) -> Computed:
             raise GoldenError(f"components/{name}: its description does not tell its latent shape")
         _, height, width = (int(n) for n in match.groups())
         count = len(x[name])
-        grids[count] = (height, width)
+        grids.setdefault(count, (height, width))
         index = jnp.arange(count)[None]
         angles = rope.visual_angles(index, height, width, head.head_dim, head.visual_rope_base)[0]
         cos, sin = jnp.cos(angles), jnp.sin(angles)
