@@ -10,7 +10,7 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
     config.kind = "tuna"
-    config.steps = 6_000
+    config.steps = 4_000
     config.seed = 0
     config.vae = ""  # The VAE that ships with the package.
 
@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.preset = "emoji"
 
     config.data = ConfigDict()
-    config.data.scenes = 40_000
+    config.data.scenes = 24_000
     config.data.size = 64
     config.data.seed = 0
     config.data.length = 48
