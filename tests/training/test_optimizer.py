@@ -89,3 +89,32 @@ def test_clipping_limits_the_step():
     free, _ = updated(OptimizerSettings(clip_norm=0.0, **settings), huge)
     assert float(clipped["norm"]["scale"][0]) > 0.7
     assert float(free["norm"]["scale"][0]) < 0.1
+
+
+def test_muon_treats_every_stacked_layer_as_a_matrix_of_its_own():
+    params = {
+        "layers": {"up": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}},
+        "conv": {"kernel": jnp.ones((3, 3, 2, 5))},
+    }
+    settings = OptimizerSettings(
+        algorithm="muon", learning_rate=0.1, warmup=0, weight_decay=0.0, clip_norm=0.0
+    )
+    update = build(settings, params, 10)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    first_layer = jax.random.normal(jax.random.key(0), (4, 3))
+    grads["layers"]["up"]["kernel"] = grads["layers"]["up"]["kernel"].at[0].set(first_layer)
+    grads["conv"]["kernel"] = jax.random.normal(jax.random.key(1), (3, 3, 2, 5))
+    state = update.init(params)
+    for _ in range(2):
+        change, state = update.update(grads, state, params)
+    kernel = change["layers"]["up"]["kernel"]
+    assert float(jnp.abs(kernel[1]).max()) == 0.0
+    # Orthogonalised: all singular values of an update are about the same.
+    for matrix in (kernel[0], change["conv"]["kernel"].reshape(18, 5)):
+        values = jnp.linalg.svd(matrix, compute_uv=False)
+        assert float(values.min()) > 0.4 * float(values.max()) > 0
+
+
+def test_an_unknown_algorithm_is_named():
+    with pytest.raises(ValueError, match="'sgd'; choose 'adamw' or 'muon'"):
+        build(OptimizerSettings(algorithm="sgd"), {"kernel": jnp.ones((2, 2))}, 2000)
