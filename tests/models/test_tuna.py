@@ -105,7 +105,9 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
     noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
 
     def gradient(config):
-        objective = lambda p: tuna.loss(config, p, batch, noise, t)[0]  # noqa: E731
+        def objective(params):
+            return tuna.loss(config, params, batch, noise, t)[0]
+
         return jax.jit(jax.grad(objective))(PARAMS)
 
     plain, saved = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat=remat))
