@@ -84,6 +84,26 @@ def test_a_batch_without_text_targets_has_a_text_loss_of_exactly_zero() -> None:
     assert float(total) == float(terms["flow_loss"])
 
 
+def test_heads_on_the_rows_that_have_a_target_change_no_loss_and_no_gradient() -> None:
+    """Three rows: read, drawn, neither. Each head may run on one row alone."""
+    batch = {name: jnp.concatenate([x, x[:1]]) for name, x in _batch().items()}
+    batch["is_target"] = jnp.asarray([[False, False], [False, True], [False, False]])
+    batch["labels"] = batch["labels"].at[1:].set(-100)
+    noise = jax.random.normal(jax.random.key(2), batch["latents"].shape)
+
+    def run(**rows: int):
+        def objective(params):
+            return tuna.loss(CONFIG, params, batch, noise, jnp.full((3, 2), 0.4), **rows)
+
+        return jax.jit(jax.value_and_grad(objective, has_aux=True))(PARAMS)
+
+    everywhere, few = run(), run(flow_rows=1, text_rows=1)
+    assert everywhere[0][1]["flow_sum"].tolist()[0] == 0.0 and everywhere[0][1]["text_sum"][0] > 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), everywhere, few
+    )
+
+
 def test_labels_name_their_own_position() -> None:
     scores = jnp.zeros((1, 4, 5)).at[0, 1, 3].set(50.0)
     labels = jnp.asarray([[-100, -100, 3, -100]])

@@ -112,6 +112,8 @@ def test_batches_hold_both_tasks_and_are_random_access(values):
     batch = dataset[5]
     assert batch["task"].tolist() == [0, 0, 0, 1, 1]
     assert batch["latents"].shape == (5, 1, 1, 4, 4, 8)
+    # The loop tells the loss how many rows have which target; more than that would be left out.
     assert batch["is_target"][:, 0].tolist() == [True, True, True, False, False]
+    assert (batch["labels"] != -100).any(1).tolist() == [False, False, False, True, True]
     for name, array in emoji.batches(world, data, progress=False)[5].items():
         np.testing.assert_array_equal(array, batch[name])

@@ -89,7 +89,7 @@ def render(scene: Scene, art: Art | None = None) -> UInt8[np.ndarray, "size size
 class SceneImages:
     """Pictures alone, by index, for training a VAE: scenes as TUNA sees them, and stranger ones.
 
-    Half of the pictures (`varied`) are scenes of every layout in equal parts on the palette's grounds.
+    Half of the pictures (`varied`) are scenes of every layout, as often as TUNA sees each.
     The others have one to six emoji of any size anywhere, overlapping and cut off by the edge, on a
     ground of any colour that is plain or fades into another, so that the VAE learns more than the
     palette and the grid of places.
@@ -122,8 +122,7 @@ class SceneImages:
             if names not in ("demo", "all"):
                 raise ValueError(f"names is {names!r}; give 'demo', 'all' or a list of emoji names")
             names = NAMES if names == "demo" else all_names(directory)
-        even = {"single": 1.0, "pair": 1.0, "groups": 1.0, "count": 1.0}
-        self.scenes = SceneSource(split, seed, size, length=length, weights=even)
+        self.scenes = SceneSource(split, seed, size, length=length)
         self.seed, self.size, self.length, self.varied = seed, size, length, varied
         self._art = Art(NAMES, directory)
         self._varied_art = Art(names, directory)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
@@ -25,6 +25,7 @@ from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
 from tuna_jax.models.representation import Connector, RepresentationEncoder
+from tuna_jax.sequence import IGNORE
 
 Latents = Float[Array, "b n t h w c"]
 
@@ -77,11 +78,11 @@ class Outputs(NamedTuple):
 
     Attributes:
       hidden: the language transformer's final hidden states.
-      velocity: float32 velocities of every token; None without latents.
+      velocity: float32 velocities of every token of the rows that were asked for; None without latents.
     """
 
     hidden: Float[Array, "b s d"]
-    velocity: Float[Array, "b s c"] | None
+    velocity: Float[Array, "r s c"] | None
 
 
 @functools.cache
@@ -108,6 +109,7 @@ def forward(
     spans: Int[Array, "b n 2"],
     latents: Latents | None = None,
     t: Float[Array, "b n"] | None = None,
+    velocity_rows: Int[Array, " r"] | None = None,
 ) -> Outputs:
     """Whole sequences through the whole network.
 
@@ -117,6 +119,7 @@ def forward(
       spans: `(offset, length)` a slot, `(-1, -1)` unused.
       latents: `[B, N, T, h, w, C]`, noisy or clean; None for text alone (all spans must then be unused).
       t: flow time of every slot; 1 is clean.
+      velocity_rows: rows that the flow head runs on; None: all.
     """
     model = bind(config, params)
     layout = sequence_layout(spans, tokens.shape[1])
@@ -125,7 +128,8 @@ def forward(
         return Outputs(hidden, None)
     time = model.time_embedding(t)
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
-    velocity, _ = model.flow_head(hidden, time, layout, (latents.shape[3], latents.shape[4]))
+    drawn = _take((hidden, time, layout), velocity_rows)
+    velocity, _ = model.flow_head(*drawn, (latents.shape[3], latents.shape[4]))
     return Outputs(hidden, velocity)
 
 
@@ -145,8 +149,25 @@ def span_velocities(
     return jnp.take_along_axis(velocity, index, axis=1).reshape(batch, slots, *shape)
 
 
+def _rows_with(wanted: Bool[Array, " b"], count: int | None) -> Int[Array, " r"] | None:
+    """Indices of `count` rows, those that are wanted first; None: all rows."""
+    return None if count is None else jnp.argsort(~wanted, stable=True)[:count]
+
+
+def _take(tree: Any, rows: Int[Array, " r"] | None) -> Any:
+    """These rows of every array; None: the arrays as they are."""
+    return tree if rows is None else jax.tree.map(lambda array: array[rows], tree)
+
+
+def _put_back(
+    values: Float[Array, " r"], rows: Int[Array, " r"] | None, length: int
+) -> Float[Array, " b"]:
+    """The inverse of `_take`: a vector over all rows, 0 for those that were not taken."""
+    return values if rows is None else jnp.zeros(length, values.dtype).at[rows].set(values)
+
+
 def text_loss(
-    scores: Float[Array, "b s v"], labels: Int[Array, "b s"], ignore: int = -100
+    scores: Float[Array, "b s v"], labels: Int[Array, "b s"], ignore: int = IGNORE
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Next-token cross-entropy: sums and token counts a row; `labels` name the token at their own position."""
     target = labels[:, 1:]
@@ -165,6 +186,8 @@ def loss(
     *,
     flow_weight: float = 1.0,
     text_weight: float = 0.2,
+    flow_rows: int | None = None,
+    text_rows: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """`flow_weight * MSE(velocity) + text_weight * CE(next token)` (model.md section 8).
 
@@ -174,6 +197,8 @@ def loss(
       noise: x_0 of every slot.
       t: flow times; used where `is_target`, elsewhere the slot is clean (t = 1).
       flow_weight, text_weight: weights of the two terms. An all-masked term is exactly 0.
+      flow_rows, text_rows: the caller knows that at most so many rows of the batch have a target to draw, or
+        labels: flow head, or text head, run on that many alone (more would be left out of the loss). None: on all.
 
     Returns:
       The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`,
@@ -184,13 +209,18 @@ def loss(
     target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
     t = jnp.where(target, t, 1.0)
     noisy = flow.interpolate(clean, noise, t)
-    out = forward(config, params, batch["tokens"], batch["spans"], noisy, t)
+    rows = _rows_with(target.any(1), flow_rows)
+    out = forward(config, params, batch["tokens"], batch["spans"], noisy, t, rows)
     assert out.velocity is not None
-    predicted = span_velocities(out.velocity, batch["spans"], clean.shape[2:])
-    mask = target[:, :, None, None, None, None].astype(jnp.float32)
-    flow_sum = (jnp.square(predicted - (clean - noise)) * mask).sum((1, 2, 3, 4, 5))
+    spans, mask, wanted = _take((batch["spans"], target, clean - noise), rows)
+    predicted = span_velocities(out.velocity, spans, clean.shape[2:])
+    error = jnp.square(predicted - wanted) * mask[:, :, None, None, None, None]
+    flow_sum = _put_back(error.sum((1, 2, 3, 4, 5)), rows, len(clean))
     flow_count = target.sum(1).astype(jnp.float32) * (clean[0, 0].size)
-    text_sum, text_count = text_loss(logits(config, params, out.hidden), batch["labels"])
+    rows = _rows_with((batch["labels"] != IGNORE).any(1), text_rows)
+    hidden, labels = _take((out.hidden, batch["labels"]), rows)
+    sums = text_loss(logits(config, params, hidden), labels)
+    text_sum, text_count = (_put_back(values, rows, len(clean)) for values in sums)
     flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum(), 1.0)
     ntp_loss = text_sum.sum() / jnp.maximum(text_count.sum(), 1.0)
     total = flow_weight * flow_loss + text_weight * ntp_loss

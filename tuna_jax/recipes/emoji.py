@@ -43,7 +43,7 @@ class EmojiData:
     scenes: int = 40_000
     size: int = 64
     seed: int = 0
-    length: int = 48
+    length: int = 44
     draw_rows: int = 16
     understand_rows: int = 8
     caption_dropout: float = 0.1
@@ -168,6 +168,8 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         tasks=pipeline.STREAMS,
         record=dict(values),
         draw=draw,
+        flow_rows=settings.data.draw_rows,
+        text_rows=settings.data.understand_rows,
     )
 
 

@@ -83,6 +83,8 @@ def train(
     tasks: tuple[str, ...],
     record: dict[str, Any],
     draw: Draw | None = None,
+    flow_rows: int | None = None,
+    text_rows: int | None = None,
 ) -> bool:
     """Trains, or goes on training, until `settings.steps` or a SIGTERM.
 
@@ -98,6 +100,8 @@ def train(
         must have the same `record['model']`; other differences are allowed and told.
       draw: `(step, params)`, called every `sample_every` steps and at the end with the averaged
         parameters.
+      flow_rows, text_rows: how many rows of every batch, over all processes, have something to draw, or a text loss;
+        see `models.tuna.loss`.
 
     Returns:
       Whether the run reached its last step.
@@ -122,7 +126,7 @@ def train(
     shardings = state.state_shardings(shapes, mesh)
     train_step = step.compile_step(
         step.make_step(
-            functools.partial(_loss, config, settings.flow_weight, settings.text_weight),
+            _make_loss(config, settings, flow_rows, text_rows),
             update,
             functools.partial(_sample_time, settings.time),
             ema=settings.optimizer.ema,
@@ -224,17 +228,19 @@ def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:
         logging.warning("going on with a setting that differs from the checkpoint's: %s", text)
 
 
-def _loss(
-    config: TunaConfig,
-    flow_weight: float,
-    text_weight: float,
-    params: Any,
-    batch: Any,
-    noise: Any,
-    t: Any,
-) -> Any:
-    return tuna.loss(
-        config, params, batch, noise, t, flow_weight=flow_weight, text_weight=text_weight
+def _make_loss(
+    config: TunaConfig, settings: LoopSettings, flow_rows: int | None, text_rows: int | None
+) -> step.Loss:
+    return lambda params, batch, noise, t: tuna.loss(
+        config,
+        params,
+        batch,
+        noise,
+        t,
+        flow_weight=settings.flow_weight,
+        text_weight=settings.text_weight,
+        flow_rows=flow_rows,
+        text_rows=text_rows,
     )
 
 

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float
 
 from tuna_jax import config as model_config
 from tuna_jax.models import vae
+from tuna_jax.parallel import rules
+from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import background, checkpoints, image_vae, interrupt, metrics
 from tuna_jax.training.optimizer import OptimizerSettings, build
 
@@ -137,7 +139,10 @@ def train_vae(
     """
     workdir = Path(workdir)
 
-    # ---- model and optimizer ---------------------------------------------------------------------
+    # ---- model and optimizer: whole on every device, which shares the pictures of a step ---------
+    mesh = make_mesh()
+    rules.check_batch(settings.batch, mesh)
+    whole, shared = rules.replicated(mesh), rules.batch_sharding(mesh)
     config = dataclasses.replace(
         model_config.preset(settings.preset).vae,
         encoder_width=settings.encoder_width,
@@ -152,6 +157,7 @@ def train_vae(
         "optimizer": optimizer.init(params),
         "step": jnp.int32(0),
     }
+    state = jax.device_put(state, whole)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
@@ -210,7 +216,7 @@ def train_vae(
     with interrupt.StopRequest() as stop:
         batches = background.ahead(gather_batch, start, settings.steps, depth=4)
         for step, pixels in enumerate(batches, start + 1):
-            state, terms = train_step(state, pixels)
+            state, terms = train_step(state, jax.device_put(pixels, shared))
             last = step == settings.steps
             if step % settings.log_every == 0:
                 report()
