@@ -18,8 +18,9 @@ Each command does all its own set-up in .venv (made on the first call, kept afte
         Runs the tests; without arguments all of them.
   check
         Lint, format and types: ruff check, ruff format --check, pyright.
-  setup [dev]
-        Only makes .venv: what running needs, or with `dev` what the tests and checks need too.
+  setup [dev|torch]
+        Only makes .venv: what running needs; with `dev` what the tests and checks need too; with `torch` also PyTorch,
+        without which the tests that read its files are skipped.
   run MODULE [ARGUMENT ...]
         python -m MODULE in that environment, for example: run tuna_jax.train --help
 
@@ -152,8 +153,15 @@ main() {
     test) run_tests "$@" ;;
     check) check ;;
     setup)
-      [[ "${1:-run}" == run || "${1:-}" == dev ]] || die "setup knows 'dev', not $1"
-      set_up "${1:-run}"
+      case "${1:-run}" in
+        run | dev) set_up "${1:-run}" ;;
+        torch)
+          set_up dev
+          "$VENV/bin/python" -c 'import torch' 2>/dev/null ||
+            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
+          ;;
+        *) die "setup knows 'dev' and 'torch', not $1" ;;
+      esac
       ;;
     run)
       (($#)) || die "run wants a module, such as tuna_jax.train"

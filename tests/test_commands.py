@@ -17,7 +17,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
         ("tuna_jax.train", ["Examples", "--config=experiments/emoji.py", "--workdir"]),
         ("tuna_jax.generate", ["Examples", "--prompt", "--question", "--guidance"]),
         ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings"]),
-        ("tuna_jax.convert", ["Examples", "verify", "--manifest"]),
+        ("tuna_jax.convert", ["Examples", "verify", "--manifest", "from_torch", "inspect"]),
     ],
 )
 def test_help_teaches(module: str, words: list[str]) -> None:
@@ -33,6 +33,7 @@ def test_help_teaches(module: str, words: list[str]) -> None:
         (["tuna_jax.generate", "--model=nowhere"], "give --prompt= or --prompts=FILE"),
         (["tuna_jax.generate", "--model=m", "--image=p.png"], "--image and --question go together"),
         (["tuna_jax.evaluate", "--workdir=nowhere"], "no trained model at nowhere"),
+        (["tuna_jax.convert", "inspect", "nowhere"], "nowhere does not exist"),
         (["tuna_jax.convert", "verify"], "give either a golden set's folder DIR or --manifest"),
     ],
 )

@@ -2,6 +2,18 @@
 
 Examples:
 
+    # A PyTorch checkpoint of TUNA (one file, shards with an index, or .pt) becomes ours:
+    python -m tuna_jax.convert from_torch tuna_2b/ model/ --preset=tuna_1p5b
+
+    # The VAE may lie apart; a model that no preset describes brings its config:
+    python -m tuna_jax.convert from_torch model.safetensors vae.safetensors OUT.safetensors --config=state_dict.json
+
+    # Back again, for the PyTorch code; nothing but the layout changes, to the bit:
+    python -m tuna_jax.convert to_torch model/ tuna_2b_again/
+
+    # What is this file? Headers alone are read:
+    python -m tuna_jax.convert inspect model.safetensors
+
     # Is this TUNA? Runs every case of a golden set (what the released PyTorch code computed)
     # and prints a table; exit status 1 on any failure:
     python -m tuna_jax.convert verify tests/goldens/public
@@ -14,12 +26,18 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuna_jax.config import TunaConfig
 
 # The released code names the 1.5B model after its total size.
 _PRESET_OF_MANIFEST = {"tuna_2b": "tuna_1p5b", "tuna_7b": "tuna_7b"}
+_OUTPUT = "a .safetensors file, or a folder for shards with an index; it must not exist yet"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +48,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    verify = commands.add_parser(
+    add = functools.partial(commands.add_parser, formatter_class=argparse.HelpFormatter)
+
+    inward = add(
+        "from_torch",
+        help="a PyTorch checkpoint becomes ours",
+        description="Reads an official TUNA state dict tensor by tensor and writes it under our names, layers "
+        "stacked, with its config inside. Sources are left as they are.",
+    )
+    inward.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help=".safetensors, .pt, .pth, .bin, an index, or a folder; a TUNA, and its VAE if that lies apart",
+    )
+    _add_output(inward)
+    _add_config(inward, required=True)
+
+    outward = add(
+        "to_torch",
+        help="ours becomes a PyTorch checkpoint",
+        description="Writes an official TUNA state dict that the released PyTorch code loads.",
+    )
+    outward.add_argument("source", metavar="SOURCE", help="what from_torch or a training run wrote")
+    _add_output(outward)
+
+    look = add(
+        "inspect",
+        help="what a checkpoint is, without loading it",
+        description="Prints layout, components, sizes and dtypes, and which tensors are missing or foreign. Exit "
+        "status 1 if any is.",
+    )
+    look.add_argument("source", metavar="PATH", help="any file or folder with weights")
+    _add_config(look, required=False)
+
+    verify = add(
         "verify",
         help="compare with a golden set, or a preset with a manifest",
         description="Compares this code with what the released PyTorch code computed.",
@@ -43,22 +95,118 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--preset", help="preset for --manifest; by default the one that the manifest names"
     )
     verify.add_argument("--failures", action="store_true", help="print only what did not pass")
+
     chosen = parser.parse_args(arguments)
-    if (chosen.folder is None) == (chosen.manifest is None):
+    if chosen.command == "verify" and (chosen.folder is None) == (chosen.manifest is None):
         verify.error("give either a golden set's folder DIR or --manifest FILE")
-    # A parity check belongs on the CPU, in float32, whatever else the machine has.
+    # Files and a parity check belong on the CPU, in float32, whatever else the machine has.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Many small programs, each run once: compiling fast matters more than running fast.
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     try:
-        if chosen.manifest is not None:
-            return _verify_manifest(chosen.manifest, chosen.preset)
-        return _verify_goldens(chosen.folder, chosen.failures)
+        return _COMMANDS[chosen.command](chosen)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("output", metavar="OUT", help=_OUTPUT)
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="",
+        help="cast to it; without it every tensor keeps its own, to the bit",
+    )
+    command.add_argument(
+        "--shard_gb", type=float, default=5.0, metavar="GB", help="largest shard (default 5)"
+    )
+
+
+def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
+    which = command.add_mutually_exclusive_group(required=required)
+    which.add_argument("--preset", help="the model's size: tiny, emoji, tuna_1p5b or tuna_7b")
+    which.add_argument(
+        "--config",
+        metavar="FILE",
+        help="JSON: a golden set's state_dict.json, or overrides as an experiment's config.model",
+    )
+
+
+def _config(chosen: argparse.Namespace) -> TunaConfig | None:
+    from tuna_jax.config import preset
+    from tuna_jax.conversion import sources
+
+    if chosen.preset:
+        return preset(chosen.preset)
+    return sources.read_config(chosen.config) if chosen.config else None
+
+
+def _from_torch(chosen: argparse.Namespace) -> int:
+    from tuna_jax.conversion import sources, transfer
+
+    config = _config(chosen)
+    assert config is not None
+    state = sources.open_official(chosen.source)
+    sink = transfer.parameters_writer(chosen.output, config, shard_bytes=int(chosen.shard_gb * 1e9))
+    count = transfer.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
+    print(f"{chosen.output}: {count} tensors of {', '.join(chosen.source)}")
+    return 0
+
+
+def _to_torch(chosen: argparse.Namespace) -> int:
+    from tuna_jax.conversion import transfer
+    from tuna_jax.conversion.state_dicts import Writer
+
+    config, params = transfer.open_parameters(chosen.source)
+
+    def sink(specs: transfer.Specs) -> Writer:
+        # PyTorch's readers ask for this remark.
+        return Writer(
+            chosen.output,
+            specs,
+            metadata={"format": "pt"},
+            shard_bytes=int(chosen.shard_gb * 1e9),
+        )
+
+    count = transfer.to_torch(config, params, sink, dtype=chosen.dtype, progress=True)
+    print(f"{chosen.output}: {count} tensors of {chosen.source}")
+    return 0
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from tuna_jax.conversion import sources
+
+    against = f"preset {chosen.preset}" if chosen.preset else chosen.config or ""
+    found = sources.summarize(chosen.source, _config(chosen), against)
+    kind = sources.LAYOUTS[found.layout][0] if found.layout else "weights of an unknown layout"
+    print(f"{chosen.source}: {kind}, in {len(found.files)} file{'s' * (len(found.files) != 1)}\n")
+    lines: list[tuple[Any, ...]] = [("component", "tensors", "parameters", "size", "dtypes")]
+    for part in found.components:
+        size = f"{part.nbytes / 1e6:,.1f} MB"
+        lines.append(
+            (part.name, part.tensors, f"{part.parameters:,}", size, ", ".join(part.dtypes))
+        )
+    total = sum(part.parameters for part in found.components)
+    size = f"{sum(part.nbytes for part in found.components) / 1e6:,.1f} MB"
+    lines.append(("all", sum(part.tensors for part in found.components), f"{total:,}", size, ""))
+    for name, tensors, parameters, size, dtypes in lines:
+        print(f"{name:24}{tensors:>9}{parameters:>18}{size:>16}  {dtypes}".rstrip())
+    if not found.against:
+        return 0 if found.layout else 1
+    if found.differences:
+        print(f"\nHeld against {found.against}: {found.differences}")
+        return 1
+    print(f"\nHeld against {found.against}: nothing is missing, nothing is foreign.")
+    return 0
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    if chosen.manifest is not None:
+        return _verify_manifest(chosen.manifest, chosen.preset)
+    return _verify_goldens(chosen.folder, chosen.failures)
 
 
 def _verify_manifest(manifest: str, name: str | None) -> int:
@@ -99,6 +247,14 @@ def _verify_goldens(folder: str, failures_only: bool) -> int:
         f"{counts['excluded']} excluded as faults of the released code"
     )
     return 1 if counts["FAIL"] else 0
+
+
+_COMMANDS = {
+    "from_torch": _from_torch,
+    "to_torch": _to_torch,
+    "inspect": _inspect,
+    "verify": _verify,
+}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from tuna_jax.config import (
     VAEConfig,
 )
 from tuna_jax.conversion import table
-from tuna_jax.models import tuna, vae
+from tuna_jax.conversion.transfer import parameter_shapes
 
 # Faults of the released code, by name, as the goldens' README lists them: not reproduced, not compared.
 _NO_ROPE = (
@@ -163,13 +163,6 @@ def config_from_official(official: Mapping[str, Any], tied: bool) -> TunaConfig:
         compute_dtype="float32",
         remat="none",
     )
-
-
-def parameter_shapes(config: TunaConfig) -> dict[str, Any]:
-    """Shapes of all parameters, the VAE's under 'vae'; nothing is allocated."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: tuna.init(config, key))
-    return shapes | {"vae": jax.eval_shape(lambda: vae.init(config.vae, key))}
 
 
 def load(folder: str | Path) -> GoldenSet:

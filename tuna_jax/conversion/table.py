@@ -22,6 +22,8 @@ from tuna_jax.trees import flatten, unflatten
 
 Shape = tuple[int, ...]
 
+VAE_PREFIX = "vae.model."
+
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
@@ -157,7 +159,7 @@ def flow_head_rows(config: TunaConfig) -> list[Row]:
     return rows + _linear("diffusion_head_b.linear", "flow_head.final.linear")
 
 
-def vae_rows(config: VAEConfig, torch: str = "vae.model.") -> list[Row]:
+def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX) -> list[Row]:
     """The Wan 2.2 VAE, in the names of `Wan2.2_VAE.pth` after a prefix."""
 
     def conv(theirs: str, ours: str, transform: Transform = CONV3D) -> list[Row]:
@@ -292,13 +294,23 @@ def compare(
         )
 
 
+def has_vae(keys: Iterable[str]) -> bool:
+    """Whether these PyTorch keys have a VAE among them. All of it may be absent from a TUNA checkpoint."""
+    return any(key.startswith(VAE_PREFIX) for key in keys)
+
+
+def without_vae(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The keys that are not the VAE's."""
+    return {key: shape for key, shape in shapes.items() if not key.startswith(VAE_PREFIX)}
+
+
 def from_torch(
     config: TunaConfig,
     params: Mapping[str, Any],
     shapes: Mapping[str, Shape],
     read: Callable[[str], np.ndarray],
 ) -> dict[str, Any]:
-    """An official state dict -> parameters (the VAE's under 'vae').
+    """An official state dict -> parameters in memory (the VAE's under 'vae'); `transfer.py` does it file to file.
 
     Args:
       config: the model.
@@ -311,18 +323,31 @@ def from_torch(
     """
     repeated = aliases(config)
     compare(torch_shapes(config, params), shapes, repeated)
+    check_aliases(config, shapes, read)
     flat: dict[str, np.ndarray] = {}
     for row in rows(config):
         tensors = [row.transform.to_ours(read(key)) for key in row.names()]
         flat[row.path] = tensors[0] if row.layers is None else np.stack(tensors)
-    for key, source in repeated.items():
-        if key in shapes and not np.array_equal(read(key), read(source)):
-            raise ConversionError(f"{key} differs from {source}, but this configuration ties them")
     return unflatten(flat)
 
 
+def check_aliases(
+    config: TunaConfig, keys: Iterable[str], read: Callable[[str], np.ndarray]
+) -> None:
+    """Raises ConversionError if a tensor that repeats another one differs from it."""
+    for key, source in aliases(config).items():
+        if key not in keys:
+            continue
+        # As bits: NaN equals itself, and bits compare fast in every dtype.
+        first, second = (
+            tensor.view(f"u{tensor.dtype.itemsize}") for tensor in map(read, (key, source))
+        )
+        if not np.array_equal(first, second):
+            raise ConversionError(f"{key} differs from {source}, but this configuration ties them")
+
+
 def to_torch(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters (the VAE's under 'vae') -> an official state dict; the inverse of `from_torch`."""
+    """Parameters in memory (the VAE's under 'vae') -> an official state dict; the inverse of `from_torch`."""
     flat = flatten(params)
     state: dict[str, np.ndarray] = {}
     for row in rows(config):

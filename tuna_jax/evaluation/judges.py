@@ -1,7 +1,7 @@
 """Judges of pictures of the emoji world, none of them trained: what is drawn, and on which ground.
 
 An object is judged by its nearest neighbour in a gallery: every name, rendered on the asked ground at
-each of its nine places within the cell. Two features, so that a drawing must get both right:
+the middle of its cell and a pixel off it. Two features, so that a drawing must get both right:
 
     pixels   the colours, at 32 x 32. Lenient: a blob of the right colours can pass.
     edges    orientations of gradients in 8 x 8 cells, each cell normalised by its neighbourhood (as in
@@ -25,7 +25,6 @@ from tuna_jax.data.scenes import (
     LARGE,
     NAMES,
     PLACE_CELLS,
-    SHIFTS,
     SIDE_CELLS,
     SMALL,
     WHOLE,
@@ -152,7 +151,7 @@ class ObjectJudge:
             raise KeyError(f"{ground!r} is no ground colour; they are {', '.join(GROUNDS)}")
         side, size = (64, LARGE) if large else (32, SMALL)
         middle = (side - size) // 2
-        boxes = [(middle + x, middle + y, size) for x in SHIFTS for y in SHIFTS]
+        boxes = [(middle + x, middle + y, size) for x in (-1, 0, 1) for y in (-1, 0, 1)]
         pictures = np.empty((len(self.names), len(boxes), side, side, 3), np.uint8)
         pictures[:] = GROUNDS[ground]
         for row, name in zip(pictures, self.names, strict=True):

@@ -128,8 +128,8 @@ def forward(
         return Outputs(hidden, None)
     time = model.time_embedding(t)
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
-    drawn = _take((hidden, time, layout), velocity_rows)
-    velocity, _ = model.flow_head(*drawn, (latents.shape[3], latents.shape[4]))
+    drawn, time, layout = _take((hidden, time, layout), velocity_rows)
+    velocity, _ = model.flow_head(drawn, time, layout, (latents.shape[3], latents.shape[4]))
     return Outputs(hidden, velocity)
 
 

@@ -1,0 +1,201 @@
+"""What weights are: whose layout they have, which components of TUNA they hold, and how big these are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
+from tuna_jax.conversion import golden, table, transfer
+from tuna_jax.conversion.state_dicts import (
+    Entry,
+    SourceError,
+    StateDict,
+    merge,
+    open_files,
+    total_bytes,
+)
+from tuna_jax.trees import flatten
+
+# Layout -> what it is, and keys that every state dict of this layout has and no other.
+LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "tuna": ("an official TUNA state dict", ("tuna.model.embed_tokens.weight",)),
+    "tuna_jax": ("parameters of tuna_jax", ("language.embedding", "flow_head.final.linear.kernel")),
+    "wan": ("the Wan 2.2 VAE, in its own names", ("encoder.conv1.weight", "decoder.conv1.weight")),
+}
+
+# First keys of a component -> its name, for each layout.
+_COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "tuna": (
+        ("tuna.", "language transformer"),
+        ("vision_model.", "representation encoder"),
+        ("siglip_proj.", "connector"),
+        ("time_embed.", "time embedding"),
+        ("diffusion_head_", "flow head"),
+        (table.VAE_PREFIX, "VAE"),
+    ),
+    "tuna_jax": (
+        ("language.", "language transformer"),
+        ("representation.", "representation encoder"),
+        ("connector.", "connector"),
+        ("time_embedding.", "time embedding"),
+        ("flow_head.", "flow head"),
+        ("vae.", "VAE"),
+    ),
+    "wan": (("", "VAE"),),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A part of a checkpoint: how many tensors and numbers, how many bytes, in which dtypes."""
+
+    name: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a checkpoint is, without loading it.
+
+    Attributes:
+      layout: a key of LAYOUTS, or '' for none of them.
+      components: its parts; what belongs to none is 'other'.
+      files: where it lies.
+      against: the config that `differences` is about: a preset's name, a file, or 'its own config'; '' if unknown.
+      differences: every tensor that this config misses, does not know, or wants in another shape.
+    """
+
+    layout: str
+    components: tuple[Component, ...]
+    files: tuple[str, ...]
+    against: str
+    differences: str
+
+
+def recognise(state: StateDict) -> str:
+    """The layout of a state dict: a key of LAYOUTS, or ''."""
+    for layout, (_, keys) in LAYOUTS.items():
+        if all(key in state.entries for key in keys):
+            return layout
+    return ""
+
+
+def open_official(paths: Sequence[str | Path]) -> StateDict:
+    """One official TUNA state dict from one or several sources (a TUNA, and its VAE apart).
+
+    Raises:
+      SourceError: a source of another layout, or two sources with one tensor.
+    """
+    return merge([_as_official(path) for path in paths])
+
+
+def _as_official(path: str | Path) -> StateDict:
+    state = open_files(path)
+    layout = recognise(state)
+    if layout == "tuna":
+        return state
+    if layout == "wan":
+        return state.renamed(lambda key: table.VAE_PREFIX + key)
+    if layout == "tuna_jax":
+        raise SourceError(f"{path} holds parameters of tuna_jax already; `to_torch` turns them")
+    keys = ", ".join(list(state.entries)[:3])
+    known = "; ".join(text for name, (text, _) in LAYOUTS.items() if name != "tuna_jax")
+    raise SourceError(f"{path} is none of: {known}. Its first keys are: {keys}")
+
+
+def read_config(path: str | Path) -> TunaConfig:
+    """A model's config from a JSON file: a golden set's `state_dict.json`, or overrides as an experiment's `model`.
+
+    Raises:
+      SourceError: no such file, or not JSON.
+      ValueError: an unknown key in it.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} is not JSON: {error}") from error
+    if "tied_lm_head" in values and "config" in values:
+        return golden.config_from_official(values["config"], values["tied_lm_head"])
+    return from_dict(values)
+
+
+def summarize(path: str | Path, config: TunaConfig | None = None, against: str = "") -> Summary:
+    """Says what the weights at `path` are; reads headers alone.
+
+    Args:
+      path: anything that `open_files` opens.
+      config: hold its tensors against this; None takes the config that the file carries, or else the preset that
+        most of its shapes fit.
+      against: what to call `config`.
+    """
+    state = open_files(path)
+    layout = recognise(state)
+    if config is None:
+        config, against = transfer.config_in(state.metadata), "its own config"
+    if config is None and layout in ("tuna", "wan"):
+        against = _nearest_preset(layout, state)
+        config = preset(against)
+    differences = "" if config is None else _differences(layout, config, state)
+    return Summary(
+        layout,
+        tuple(_components(layout, state)),
+        tuple(sorted({entry.file for entry in state.entries.values()})),
+        against if config is not None and layout else "",
+        differences,
+    )
+
+
+def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:
+    shapes = transfer.parameter_shapes(config)
+    if layout == "tuna_jax":
+        return {key: leaf.shape for key, leaf in flatten(shapes).items()}
+    official = table.torch_shapes(config, shapes)
+    if layout == "wan":
+        prefix = table.VAE_PREFIX
+        return {k.removeprefix(prefix): v for k, v in official.items() if k.startswith(prefix)}
+    return official
+
+
+def _nearest_preset(layout: str, state: StateDict) -> str:
+    def fitting(name: str) -> int:
+        expected = _expected(layout, preset(name))
+        return sum(state.entries[key].shape == expected.get(key) for key in state.entries)
+
+    return max(PRESETS, key=fitting)
+
+
+def _differences(layout: str, config: TunaConfig, state: StateDict) -> str:
+    if not layout:
+        return ""
+    state = transfer.without_buffers(state)
+    expected, optional = _expected(layout, config), table.aliases(config)
+    if layout == "tuna" and not table.has_vae(state.entries):
+        expected = table.without_vae(expected)
+    if layout == "tuna_jax" and not any(key.startswith("vae.") for key in state.entries):
+        expected = {key: shape for key, shape in expected.items() if not key.startswith("vae.")}
+    try:
+        table.compare(expected, state.shapes, optional)
+    except table.ConversionError as error:
+        return str(error)
+    return ""
+
+
+def _components(layout: str, state: StateDict) -> Iterable[Component]:
+    groups: dict[str, dict[str, Entry]] = {}
+    for key, entry in state.entries.items():
+        names = (name for start, name in _COMPONENTS.get(layout, ()) if key.startswith(start))
+        groups.setdefault(next(names, "other"), {})[key] = entry
+    for name, entries in groups.items():
+        nbytes = total_bytes(entries.values())
+        numbers = sum(entry.nbytes // entry.dtype.itemsize for entry in entries.values())
+        dtypes = tuple(sorted({str(entry.dtype) for entry in entries.values()}))
+        yield Component(name, len(entries), numbers, nbytes, dtypes)
