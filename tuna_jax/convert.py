@@ -11,6 +11,9 @@ Examples:
     # Back again, for the PyTorch code; nothing but the layout changes, to the bit:
     python -m tuna_jax.convert to_torch model/ tuna_2b_again/
 
+    # A run of ours for PyTorch, from its newest checkpoint:
+    python -m tuna_jax.convert to_torch runs/demo/ demo.safetensors
+
     # What is this file? Headers alone are read:
     python -m tuna_jax.convert inspect model.safetensors
 
@@ -63,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=".safetensors, .pt, .pth, .bin, an index, or a folder; a TUNA, and its VAE if that lies apart",
     )
     _add_output(inward)
+    inward.add_argument(
+        "--format",
+        choices=("safetensors", "orbax"),
+        default="safetensors",
+        help="orbax: a checkpoint sharded over the devices at hand, in OUT/00000000; all of it is in memory at once",
+    )
     _add_config(inward, required=True)
 
     outward = add(
@@ -70,7 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="ours becomes a PyTorch checkpoint",
         description="Writes an official TUNA state dict that the released PyTorch code loads.",
     )
-    outward.add_argument("source", metavar="SOURCE", help="what from_torch or a training run wrote")
+    outward.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="what from_torch wrote, or a training run's workdir or checkpoint (its averaged parameters)",
+    )
     _add_output(outward)
 
     look = add(
@@ -146,11 +159,19 @@ def _config(chosen: argparse.Namespace) -> TunaConfig | None:
 
 def _from_torch(chosen: argparse.Namespace) -> int:
     from tuna_jax.conversion import sources, transfer
+    from tuna_jax.conversion.state_dicts import Writer
+    from tuna_jax.recipes import weights
 
     config = _config(chosen)
     assert config is not None
+
+    def sink(specs: transfer.Specs) -> weights.OrbaxWriter | Writer:
+        if chosen.format == "orbax":
+            return weights.OrbaxWriter(chosen.output, config, specs)
+        shard_bytes = int(chosen.shard_gb * 1e9)
+        return transfer.parameters_writer(chosen.output, config, shard_bytes=shard_bytes)(specs)
+
     state = sources.open_official(chosen.source)
-    sink = transfer.parameters_writer(chosen.output, config, shard_bytes=int(chosen.shard_gb * 1e9))
     count = transfer.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
     print(f"{chosen.output}: {count} tensors of {', '.join(chosen.source)}")
     return 0
@@ -159,8 +180,9 @@ def _from_torch(chosen: argparse.Namespace) -> int:
 def _to_torch(chosen: argparse.Namespace) -> int:
     from tuna_jax.conversion import transfer
     from tuna_jax.conversion.state_dicts import Writer
+    from tuna_jax.recipes import weights
 
-    config, params = transfer.open_parameters(chosen.source)
+    config, params = weights.open_parameters(chosen.source)
 
     def sink(specs: transfer.Specs) -> Writer:
         # PyTorch's readers ask for this remark.
@@ -178,9 +200,11 @@ def _to_torch(chosen: argparse.Namespace) -> int:
 
 def _inspect(chosen: argparse.Namespace) -> int:
     from tuna_jax.conversion import sources
+    from tuna_jax.recipes import weights
 
-    against = f"preset {chosen.preset}" if chosen.preset else chosen.config or ""
-    found = sources.summarize(chosen.source, _config(chosen), against)
+    carried, state = weights.open_any(chosen.source)
+    against = f"preset {chosen.preset}" if chosen.preset else chosen.config or "its own config"
+    found = sources.summarize(state, _config(chosen) or carried, against)
     kind = sources.LAYOUTS[found.layout][0] if found.layout else "weights of an unknown layout"
     print(f"{chosen.source}: {kind}, in {len(found.files)} file{'s' * (len(found.files) != 1)}\n")
     lines: list[tuple[Any, ...]] = [("component", "tensors", "parameters", "size", "dtypes")]

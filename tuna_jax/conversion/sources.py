@@ -128,19 +128,15 @@ def read_config(path: str | Path) -> TunaConfig:
     return from_dict(values)
 
 
-def summarize(path: str | Path, config: TunaConfig | None = None, against: str = "") -> Summary:
-    """Says what the weights at `path` are; reads headers alone.
+def summarize(state: StateDict, config: TunaConfig | None = None, against: str = "") -> Summary:
+    """Says what weights are; reads none of them.
 
     Args:
-      path: anything that `open_files` opens.
-      config: hold its tensors against this; None takes the config that the file carries, or else the preset that
-        most of its shapes fit.
+      state: the weights.
+      config: hold them against this; None takes the preset that most of their shapes fit.
       against: what to call `config`.
     """
-    state = open_files(path)
     layout = recognise(state)
-    if config is None:
-        config, against = transfer.config_in(state.metadata), "its own config"
     if config is None and layout in ("tuna", "wan"):
         against = _nearest_preset(layout, state)
         config = preset(against)

@@ -22,6 +22,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -171,6 +172,72 @@ class Checkpoints:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)  # pyright: ignore[reportCallIssue]
         found = self._checkpointer.restore(self._folder(step), ocp.args.Composite(**items))
         return Restored(step, found.state, found.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedArrays:
+    """The arrays of one finished checkpoint, read one at a time.
+
+    Attributes:
+      folder: the checkpoint's.
+      leaves: dotted path -> shape and dtype.
+      config: the saved settings.
+    """
+
+    folder: Path
+    leaves: dict[str, jax.ShapeDtypeStruct]
+    config: dict[str, Any]
+
+    def read(self, path: str) -> np.ndarray:
+        """The array of a dotted path, on the host."""
+        leaf: Any = self.leaves[path]
+        how: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for key in reversed(path.split(".")):
+            leaf, how = {key: leaf}, {key: how}
+        arguments = ocp.args.PyTreeRestore(item=leaf, restore_args=how, partial_restore=True)  # pyright: ignore[reportCallIssue]
+        with ocp.PyTreeCheckpointer() as reader:
+            found = reader.restore(self.folder / "state", args=arguments)
+        for key in path.split("."):
+            found = found[key]
+        return found
+
+
+def open_arrays(folder: str | Path) -> SavedArrays | None:
+    """The arrays of a checkpoint, without reading them; None: there is no checkpoint.
+
+    Args:
+      folder: a checkpoint's own folder, the folder of a run's checkpoints (the newest is taken), or a workdir.
+
+    Raises:
+      DamagedCheckpointError: a checkpoint whose list of arrays or settings cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    inside = (folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
+    steps = sorted(path for path in inside.iterdir() if _STEP_FOLDER.fullmatch(path.name))
+    finished = [path for path in steps if ocp.utils.is_checkpoint_finalized(epath.Path(path))]
+    step = finished[-1] if finished else folder
+    if not _STEP_FOLDER.fullmatch(step.name) or not (step / "state").is_dir():
+        return None
+    step = step.resolve()
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            metadata: Any = reader.metadata(step / "state")
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            config = reader.restore(step / "config")
+        tree = metadata.item_metadata.tree
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        known = {
+            ".".join(_name(key) for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, leaf in leaves
+            if hasattr(leaf, "dtype")
+        }
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
+        raise DamagedCheckpointError(
+            f"the checkpoint {step} cannot be read ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
+    return SavedArrays(step, known, config)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
