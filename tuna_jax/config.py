@@ -278,7 +278,7 @@ def _tiny() -> TunaConfig:
 
 
 def _emoji() -> TunaConfig:
-    """The demo's model: 64 px pictures as 4x4 latents of 48 channels, small enough to learn on a laptop."""
+    """The demo's model: 64 px pictures as 4x4 latents of 16 channels, small enough to learn on a laptop."""
     return TunaConfig(
         vae=emoji_vae(),
         representation=RepresentationConfig(width=144, layers=2, heads=3, mlp=384, grid=4),
@@ -295,13 +295,13 @@ def _emoji() -> TunaConfig:
 def emoji_vae() -> VAEConfig:
     """The small Wan-architecture VAE that ships with the package; its statistics come with its weights."""
     return VAEConfig(
-        latent_channels=48,
+        latent_channels=16,
         encoder_width=20,
         decoder_width=32,
         blocks=1,
         latent_stats="custom",
-        latent_mean=(0.0,) * 48,
-        latent_std=(1.0,) * 48,
+        latent_mean=(0.0,) * 16,
+        latent_std=(1.0,) * 16,
     )
 
 

@@ -8,6 +8,10 @@ Examples:
     # The VAE may lie apart; a model that no preset describes brings its config:
     python -m tuna_jax.convert from_torch model.safetensors vae.safetensors OUT.safetensors --config=state_dict.json
 
+    # A fresh TUNA of its parents, as the paper starts training:
+    python -m tuna_jax.convert from_torch Qwen2.5-1.5B-Instruct/ siglip2-so400m-patch16-384/ Wan2.2_VAE.pth \\
+        fresh/ --preset=tuna_1p5b --positions=interpolate
+
     # Back again, for the PyTorch code; nothing but the layout changes, to the bit:
     python -m tuna_jax.convert to_torch model/ tuna_2b_again/
 
@@ -30,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +45,13 @@ if TYPE_CHECKING:
 
 # The released code names the 1.5B model after its total size.
 _PRESET_OF_MANIFEST = {"tuna_2b": "tuna_1p5b", "tuna_7b": "tuna_7b"}
+# --part -> the parent's layout.
+_PARTS = {
+    "language": "qwen",
+    "representation": "siglip",
+    "vae": "wan",
+    "vae_diffusers": "diffusers",
+}
 _OUTPUT = "a .safetensors file, or a folder for shards with an index; it must not exist yet"
 
 
@@ -57,13 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "from_torch",
         help="a PyTorch checkpoint becomes ours",
         description="Reads an official TUNA state dict tensor by tensor and writes it under our names, layers "
-        "stacked, with its config inside. Sources are left as they are.",
+        "stacked, with its config inside. Given its parents instead (a Qwen2.5 or llama-style language model, a "
+        "SigLIP, a Wan 2.2 VAE), puts a fresh TUNA together. Sources are left as they are.",
     )
     inward.add_argument(
         "source",
         nargs="+",
         metavar="SOURCE",
-        help=".safetensors, .pt, .pth, .bin, an index, or a folder; a TUNA, and its VAE if that lies apart",
+        help=".safetensors, .pt, .pth, .bin, .gguf, an index, or a folder: a TUNA, and its VAE if that lies apart; or "
+        "its parents",
     )
     _add_output(inward)
     inward.add_argument(
@@ -73,6 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="orbax: a checkpoint sharded over the devices at hand, in OUT/00000000; all of it is in memory at once",
     )
     _add_config(inward, required=True)
+
+    inward.add_argument(
+        "--positions",
+        choices=("fresh", "interpolate"),
+        default="fresh",
+        help="of a SigLIP parent with another grid: new, or interpolated to the model's (default fresh)",
+    )
+    inward.add_argument("--seed", type=int, default=0, help="of what is new in a fresh TUNA")
 
     outward = add(
         "to_torch",
@@ -85,6 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what from_torch wrote, or a training run's workdir or checkpoint (its averaged parameters)",
     )
     _add_output(outward)
+    outward.add_argument(
+        "--part",
+        choices=tuple(_PARTS),
+        help="only this part, as its parent has it: language (Hugging Face's Qwen2), representation (SigLIP), vae "
+        "(Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json too",
+    )
 
     look = add(
         "inspect",
@@ -158,7 +186,7 @@ def _config(chosen: argparse.Namespace) -> TunaConfig | None:
 
 
 def _from_torch(chosen: argparse.Namespace) -> int:
-    from tuna_jax.conversion import sources, transfer
+    from tuna_jax.conversion import parents, sources, transfer
     from tuna_jax.conversion.state_dicts import Writer
     from tuna_jax.recipes import weights
 
@@ -172,28 +200,52 @@ def _from_torch(chosen: argparse.Namespace) -> int:
         return transfer.parameters_writer(chosen.output, config, shard_bytes=shard_bytes)(specs)
 
     state = sources.open_official(chosen.source)
-    count = transfer.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
-    print(f"{chosen.output}: {count} tensors of {', '.join(chosen.source)}")
+    if not isinstance(state, list):
+        count = transfer.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
+        print(f"{chosen.output}: {count} tensors of {', '.join(chosen.source)}")
+        return 0
+    notes = parents.to_ours(
+        config,
+        state,
+        sink,
+        positions=chosen.positions,
+        seed=chosen.seed,
+        dtype=chosen.dtype,
+        progress=True,
+    )
+    print(f"{chosen.output}: a fresh TUNA of {', '.join(chosen.source)}")
+    for what, names in notes.items():
+        print(f"{what}:" + "".join(f"\n  {name}" for name in names or ["nothing"]))
     return 0
 
 
 def _to_torch(chosen: argparse.Namespace) -> int:
-    from tuna_jax.conversion import transfer
+    from tuna_jax.conversion import parents, transfer
     from tuna_jax.conversion.state_dicts import Writer
     from tuna_jax.recipes import weights
 
     config, params = weights.open_parameters(chosen.source)
 
+    extra = {}
+    if chosen.part and parents.parent_config(config, _PARTS[chosen.part]):
+        part_config = parents.parent_config(config, _PARTS[chosen.part])
+        extra["config.json"] = json.dumps(part_config, indent=2)
+
     def sink(specs: transfer.Specs) -> Writer:
-        # PyTorch's readers ask for this remark.
         return Writer(
             chosen.output,
             specs,
-            metadata={"format": "pt"},
+            metadata={"format": "pt"},  # PyTorch's readers ask for this remark.
             shard_bytes=int(chosen.shard_gb * 1e9),
+            name="diffusion_pytorch_model" if chosen.part == "vae_diffusers" else "model",
+            extra=extra,
         )
 
-    count = transfer.to_torch(config, params, sink, dtype=chosen.dtype, progress=True)
+    options: Any = {"dtype": chosen.dtype, "progress": True}
+    if chosen.part:
+        count = parents.to_parent(config, params, _PARTS[chosen.part], sink, **options)
+    else:
+        count = transfer.to_torch(config, params, sink, **options)
     print(f"{chosen.output}: {count} tensors of {chosen.source}")
     return 0
 

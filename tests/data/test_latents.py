@@ -71,6 +71,9 @@ def test_samples_are_draws_from_the_posterior(tmp_path):
     assert draws.dtype == np.float32
     np.testing.assert_allclose(draws.mean(0), made.mean[3], atol=0.03)
     np.testing.assert_allclose(draws.std(0), 0.25, rtol=0.1)
+    narrow = np.stack([made.sample(3, np.random.default_rng(i), 0.5) for i in range(2000)])
+    np.testing.assert_allclose(narrow.std(0), 0.125, rtol=0.1)
+    np.testing.assert_array_equal(made.sample(3, np.random.default_rng(0), 0.0), made.mean[3])
 
 
 def test_bad_encoders_are_named(tmp_path):

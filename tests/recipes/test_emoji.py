@@ -62,7 +62,7 @@ def test_table_smaller_than_the_vocabulary_is_refused(values):
 
 def test_vae_with_other_channels_is_refused(values):
     other = values | {"model": {"preset": "emoji"}}
-    with pytest.raises(ValueError, match="8 latent channels and the model wants 48"):
+    with pytest.raises(ValueError, match="8 latent channels and the model wants 16"):
         emoji.load_world(parse(emoji.EmojiExperiment, other))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
 from tuna_jax.conversion import golden, table, transfer
+from tuna_jax.conversion.gguf_file import open_gguf
+from tuna_jax.conversion.parents import Parent, rows_of
 from tuna_jax.conversion.state_dicts import (
     Entry,
     SourceError,
@@ -24,7 +26,30 @@ LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tuna": ("an official TUNA state dict", ("tuna.model.embed_tokens.weight",)),
     "tuna_jax": ("parameters of tuna_jax", ("language.embedding", "flow_head.final.linear.kernel")),
     "wan": ("the Wan 2.2 VAE, in its own names", ("encoder.conv1.weight", "decoder.conv1.weight")),
+    "diffusers": (
+        "the Wan 2.2 VAE, in diffusers' names",
+        (
+            "encoder.conv_in.weight",
+            "quant_conv.weight",
+            "decoder.mid_block.attentions.0.to_qkv.weight",
+        ),
+    ),
+    "qwen": (
+        "a Qwen2 or llama-style language model, in Hugging Face's names",
+        ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),
+    ),
+    "siglip": (
+        "a SigLIP vision encoder, in Hugging Face's names",
+        (
+            "vision_model.encoder.layers.0.self_attn.q_proj.weight",
+            "vision_model.post_layernorm.weight",
+        ),
+    ),
 }
+# What a SigLIP vision encoder has that transformers 5 saved alone: the same names without `vision_model.`
+_BARE_SIGLIP = ("embeddings.patch_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight")
+# Layouts of a TUNA's parents; `parents.py` puts them together.
+PARENTS = ("qwen", "siglip", "wan", "diffusers")
 
 # First keys of a component -> its name, for each layout.
 _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -45,6 +70,9 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("vae.", "VAE"),
     ),
     "wan": (("", "VAE"),),
+    "diffusers": (("", "VAE"),),
+    "qwen": (("", "language transformer"),),
+    "siglip": (("vision_model.", "representation encoder"),),
 }
 
 
@@ -86,27 +114,43 @@ def recognise(state: StateDict) -> str:
     return ""
 
 
-def open_official(paths: Sequence[str | Path]) -> StateDict:
-    """One official TUNA state dict from one or several sources (a TUNA, and its VAE apart).
+def open_weights(path: str | Path) -> StateDict:
+    """Any weights that can come in: what `open_files` opens, and GGUF."""
+    state = open_gguf(path) if Path(path).suffix == ".gguf" else open_files(path)
+    if all(key in state.entries for key in _BARE_SIGLIP):
+        return state.renamed(lambda key: f"vision_model.{key}")
+    return state
+
+
+def open_official(paths: Sequence[str | Path]) -> StateDict | list[Parent]:
+    """One official TUNA state dict from one or several sources (a TUNA, and its VAE apart); or its parents.
 
     Raises:
-      SourceError: a source of another layout, or two sources with one tensor.
+      SourceError: a source of another layout, two sources with one tensor, a TUNA beside a parent other than a VAE.
     """
-    return merge([_as_official(path) for path in paths])
-
-
-def _as_official(path: str | Path) -> StateDict:
-    state = open_files(path)
-    layout = recognise(state)
-    if layout == "tuna":
-        return state
-    if layout == "wan":
-        return state.renamed(lambda key: table.VAE_PREFIX + key)
-    if layout == "tuna_jax":
-        raise SourceError(f"{path} holds parameters of tuna_jax already; `to_torch` turns them")
-    keys = ", ".join(list(state.entries)[:3])
-    known = "; ".join(text for name, (text, _) in LAYOUTS.items() if name != "tuna_jax")
-    raise SourceError(f"{path} is none of: {known}. Its first keys are: {keys}")
+    opened = [(str(path), open_weights(path)) for path in paths]
+    layouts = [recognise(state) for _, state in opened]
+    for (path, state), layout in zip(opened, layouts, strict=True):
+        if layout == "tuna_jax":
+            raise SourceError(f"{path} holds parameters of tuna_jax already; `to_torch` turns them")
+        if not layout:
+            keys = ", ".join(list(state.entries)[:3])
+            known = "; ".join(text for name, (text, _) in LAYOUTS.items() if name != "tuna_jax")
+            raise SourceError(f"{path} is none of: {known}. Its first keys are: {keys}")
+    found = list(zip(opened, layouts, strict=True))
+    if "tuna" not in layouts:
+        return [Parent(path, layout, state) for (path, state), layout in found]
+    parts = []
+    for (path, state), layout in found:
+        if layout not in ("tuna", "wan"):
+            raise SourceError(
+                f"{path} is {LAYOUTS[layout][0]}, and another source is a whole TUNA; give a TUNA "
+                f"(and its VAE, in Wan's names), or its parents"
+            )
+        parts.append(
+            state if layout == "tuna" else state.renamed(lambda key: table.VAE_PREFIX + key)
+        )
+    return merge(parts)
 
 
 def read_config(path: str | Path) -> TunaConfig:
@@ -137,7 +181,7 @@ def summarize(state: StateDict, config: TunaConfig | None = None, against: str =
       against: what to call `config`.
     """
     layout = recognise(state)
-    if config is None and layout in ("tuna", "wan"):
+    if config is None and layout in ("tuna", "wan", "diffusers"):
         against = _nearest_preset(layout, state)
         config = preset(against)
     differences = "" if config is None else _differences(layout, config, state)
@@ -145,7 +189,7 @@ def summarize(state: StateDict, config: TunaConfig | None = None, against: str =
         layout,
         tuple(_components(layout, state)),
         tuple(sorted({entry.file for entry in state.entries.values()})),
-        against if config is not None and layout else "",
+        against if config is not None and layout not in ("", "qwen", "siglip") else "",
         differences,
     )
 
@@ -155,10 +199,13 @@ def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:
     if layout == "tuna_jax":
         return {key: leaf.shape for key, leaf in flatten(shapes).items()}
     official = table.torch_shapes(config, shapes)
-    if layout == "wan":
-        prefix = table.VAE_PREFIX
-        return {k.removeprefix(prefix): v for k, v in official.items() if k.startswith(prefix)}
-    return official
+    if layout == "tuna":
+        return official
+    flat = flatten(shapes)
+    return {
+        row.torch: row.transform.torch_shape(flat[row.path].shape)
+        for row in rows_of(layout, config)
+    }
 
 
 def _nearest_preset(layout: str, state: StateDict) -> str:
@@ -170,8 +217,8 @@ def _nearest_preset(layout: str, state: StateDict) -> str:
 
 
 def _differences(layout: str, config: TunaConfig, state: StateDict) -> str:
-    if not layout:
-        return ""
+    if not layout or layout in ("qwen", "siglip"):
+        return ""  # they fit after changes that `parents.py` makes
     state = transfer.without_buffers(state)
     expected, optional = _expected(layout, config), table.aliases(config)
     if layout == "tuna" and not table.has_vae(state.entries):

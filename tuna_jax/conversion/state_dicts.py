@@ -262,6 +262,7 @@ class Writer:
       entries: every tensor's shape and dtype, in the order in which they shall lie.
       metadata: remarks for the header.
       shard_bytes: largest shard in a folder.
+      name: how files in a folder begin.
       extra: other files of the folder: name to text.
 
     Raises:
@@ -276,6 +277,7 @@ class Writer:
         *,
         metadata: Mapping[str, str] | None = None,
         shard_bytes: int = 5 * 10**9,
+        name: str = "model",
         extra: Mapping[str, str] | None = None,
     ):
         self.path = Path(path)
@@ -294,6 +296,7 @@ class Writer:
                 f"{self.path} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; "
                 f"make room, or write elsewhere"
             )
+        self._name = name
         self._files = self._shards(shard_bytes)
         self._where: dict[str, tuple[int, int]] = {}
         self._missing = {key: entry.nbytes for key, entry in self._entries.items()}
@@ -318,10 +321,11 @@ class Writer:
         if self._single:
             return {self.path.name: groups[0]}
         if len(groups) == 1:
-            return {"model.safetensors": groups[0]}
+            return {f"{self._name}.safetensors": groups[0]}
         count = len(groups)
         return {
-            f"model-{i:05d}-of-{count:05d}.safetensors": keys for i, keys in enumerate(groups, 1)
+            f"{self._name}-{i:05d}-of-{count:05d}.safetensors": keys
+            for i, keys in enumerate(groups, 1)
         }
 
     def _lay_out(self) -> None:
@@ -395,7 +399,7 @@ class Writer:
             weight_map = {key: name for name, keys in self._files.items() for key in keys}
             total = sum(entry.nbytes for entry in self._entries.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            self._extra[f"model.safetensors{_INDEX_SUFFIX}"] = json.dumps(index, indent=2)
+            self._extra[f"{self._name}.safetensors{_INDEX_SUFFIX}"] = json.dumps(index, indent=2)
         for name, text in self._extra.items():
             (self._folder / name).write_text(text)
         if self.path.exists():

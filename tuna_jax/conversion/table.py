@@ -159,8 +159,67 @@ def flow_head_rows(config: TunaConfig) -> list[Row]:
     return rows + _linear("diffusion_head_b.linear", "flow_head.final.linear")
 
 
-def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX) -> list[Row]:
-    """The Wan 2.2 VAE, in the names of `Wan2.2_VAE.pth` after a prefix."""
+@dataclasses.dataclass(frozen=True)
+class VAENames:
+    """How a layout names the parts of the VAE; `{i}` is a level and `{j}` a block, or the sampler after the last."""
+
+    moments: str
+    latent_in: str
+    conv_in: str
+    middle: tuple[str, str, str]
+    norm_out: str
+    conv_out: str
+    down_block: str
+    down_sampler: str
+    up_block: str
+    up_sampler: str
+    norm1: str
+    conv1: str
+    norm2: str
+    conv2: str
+    shortcut: str
+
+
+# `Wan2.2_VAE.pth`, and with it official TUNA state dicts.
+WAN = VAENames(
+    moments="conv1",
+    latent_in="conv2",
+    conv_in="conv1",
+    middle=("middle.0", "middle.1", "middle.2"),
+    norm_out="head.0",
+    conv_out="head.2",
+    down_block="downsamples.{i}.downsamples.{j}",
+    down_sampler="downsamples.{i}.downsamples.{j}",
+    up_block="upsamples.{i}.upsamples.{j}",
+    up_sampler="upsamples.{i}.upsamples.{j}",
+    norm1="residual.0",
+    conv1="residual.2",
+    norm2="residual.3",
+    conv2="residual.6",
+    shortcut="shortcut",
+)
+# diffusers' `AutoencoderKLWan`.
+DIFFUSERS = VAENames(
+    moments="quant_conv",
+    latent_in="post_quant_conv",
+    conv_in="conv_in",
+    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    norm_out="norm_out",
+    conv_out="conv_out",
+    down_block="down_blocks.{i}.resnets.{j}",
+    down_sampler="down_blocks.{i}.downsampler",
+    up_block="up_blocks.{i}.resnets.{j}",
+    up_sampler="up_blocks.{i}.upsampler",
+    norm1="norm1",
+    conv1="conv1",
+    norm2="norm2",
+    conv2="conv2",
+    shortcut="conv_shortcut",
+)
+
+
+def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) -> list[Row]:
+    """The Wan 2.2 VAE, in the names of a layout after a prefix."""
 
     def conv(theirs: str, ours: str, transform: Transform = CONV3D) -> list[Row]:
         return [
@@ -172,49 +231,54 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX) -> list[Row]:
         return [Row(f"{torch}{theirs}.gamma", f"vae.{ours}.gamma", transform)]
 
     def block(theirs: str, ours: str, shortcut: bool) -> list[Row]:
-        rows = gamma(f"{theirs}.residual.0", f"{ours}.norm1")
-        rows += conv(f"{theirs}.residual.2", f"{ours}.conv1")
-        rows += gamma(f"{theirs}.residual.3", f"{ours}.norm2")
-        rows += conv(f"{theirs}.residual.6", f"{ours}.conv2")
-        return rows + conv(f"{theirs}.shortcut", f"{ours}.shortcut") if shortcut else rows
+        rows = gamma(f"{theirs}.{names.norm1}", f"{ours}.norm1")
+        rows += conv(f"{theirs}.{names.conv1}", f"{ours}.conv1")
+        rows += gamma(f"{theirs}.{names.norm2}", f"{ours}.norm2")
+        rows += conv(f"{theirs}.{names.conv2}", f"{ours}.conv2")
+        return rows + conv(f"{theirs}.{names.shortcut}", f"{ours}.shortcut") if shortcut else rows
 
-    def middle(theirs: str, ours: str) -> list[Row]:
-        rows = block(f"{theirs}.0", f"{ours}.block1", False)
-        rows += gamma(f"{theirs}.1.norm", f"{ours}.attention.norm", GAMMA2D)
-        rows += conv(f"{theirs}.1.to_qkv", f"{ours}.attention.qkv", CONV1X1)
-        rows += conv(f"{theirs}.1.proj", f"{ours}.attention.out", CONV1X1)
-        return rows + block(f"{theirs}.2", f"{ours}.block2", False)
+    def middle(side: str) -> list[Row]:
+        first, attention, second = (f"{side}.{name}" for name in names.middle)
+        rows = block(first, f"{side}.middle.block1", False)
+        rows += gamma(f"{attention}.norm", f"{side}.middle.attention.norm", GAMMA2D)
+        rows += conv(f"{attention}.to_qkv", f"{side}.middle.attention.qkv", CONV1X1)
+        rows += conv(f"{attention}.proj", f"{side}.middle.attention.out", CONV1X1)
+        return rows + block(second, f"{side}.middle.block2", False)
 
-    def levels(side: str, stack: str, resample: str, widths: list[int], blocks: int) -> list[Row]:
-        halve = config.halve_time if stack == "downsamples" else config.halve_time[::-1]
+    def levels(side: str, widths: list[int], blocks: int) -> list[Row]:
+        down = side == "encoder"
+        halve = config.halve_time if down else config.halve_time[::-1]
+        stack = names.down_block if down else names.up_block
+        sampler = names.down_sampler if down else names.up_sampler
+        resample = "downsample" if down else "upsample"
         rows: list[Row] = []
         for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            theirs, ours = f"{side}.{stack}.{i}.{stack}", f"{side}.levels.{i}"
+            ours = f"{side}.levels.{i}"
             for j in range(blocks):
                 changes = j == 0 and inputs != outputs
-                rows += block(f"{theirs}.{j}", f"{ours}.blocks.{j}", changes)
+                rows += block(f"{side}.{stack.format(i=i, j=j)}", f"{ours}.blocks.{j}", changes)
             if i < len(halve):
-                rows += conv(f"{theirs}.{blocks}.resample.1", f"{ours}.{resample}", CONV2D)
+                theirs = f"{side}.{sampler.format(i=i, j=blocks)}"
+                rows += conv(f"{theirs}.resample.1", f"{ours}.{resample}", CONV2D)
                 if halve[i]:
-                    time = f"{ours}.{resample}.time_conv"
-                    rows += conv(f"{theirs}.{blocks}.time_conv", time)
+                    rows += conv(f"{theirs}.time_conv", f"{ours}.{resample}.time_conv")
         return rows
 
     down = [config.encoder_width * m for m in (1, *config.multipliers)]
     up = [config.decoder_width * m for m in (config.multipliers[-1], *config.multipliers[::-1])]
     return [
-        *conv("encoder.conv1", "encoder.conv_in"),
-        *levels("encoder", "downsamples", "downsample", down, config.blocks),
-        *middle("encoder.middle", "encoder.middle"),
-        *gamma("encoder.head.0", "encoder.head.norm"),
-        *conv("encoder.head.2", "encoder.head.conv"),
-        *conv("conv1", "moments"),
-        *conv("conv2", "latent_in"),
-        *conv("decoder.conv1", "decoder.conv_in"),
-        *middle("decoder.middle", "decoder.middle"),
-        *levels("decoder", "upsamples", "upsample", up, config.blocks + 1),
-        *gamma("decoder.head.0", "decoder.head.norm"),
-        *conv("decoder.head.2", "decoder.head.conv"),
+        *conv(f"encoder.{names.conv_in}", "encoder.conv_in"),
+        *levels("encoder", down, config.blocks),
+        *middle("encoder"),
+        *gamma(f"encoder.{names.norm_out}", "encoder.head.norm"),
+        *conv(f"encoder.{names.conv_out}", "encoder.head.conv"),
+        *conv(names.moments, "moments"),
+        *conv(names.latent_in, "latent_in"),
+        *conv(f"decoder.{names.conv_in}", "decoder.conv_in"),
+        *middle("decoder"),
+        *levels("decoder", up, config.blocks + 1),
+        *gamma(f"decoder.{names.norm_out}", "decoder.head.norm"),
+        *conv(f"decoder.{names.conv_out}", "decoder.head.conv"),
     ]
 
 

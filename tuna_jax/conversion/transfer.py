@@ -6,7 +6,7 @@ Nothing is held but the tensor at hand. Bits pass untouched: a tensor keeps its 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,6 +129,35 @@ def to_torch(
         wanted = {path: shape for path, shape in wanted.items() if not path.startswith("vae.")}
         rows = [row for row in rows if not row.path.startswith("vae.")]
     table.compare(wanted, params.shapes, ())
+    return write_rows(
+        rows, table.aliases(config), params, open_sink, dtype=dtype, progress=progress
+    )
+
+
+def write_rows(
+    rows: Sequence[table.Row],
+    aliases: Mapping[str, str],
+    params: StateDict,
+    open_sink: Callable[[Specs], Any],
+    *,
+    dtype: str = "",
+    progress: bool = False,
+) -> int:
+    """What these rows of the table name, in PyTorch's layout; returns how many tensors that are.
+
+    Args:
+      rows: the families.
+      aliases: PyTorch keys that repeat another one.
+      params, open_sink, dtype, progress: as in `to_torch`.
+
+    Raises:
+      ConversionError: parameters that the rows name are missing; all are listed.
+    """
+    absent = [f"missing: {row.path}" for row in rows if row.path not in params.entries]
+    if absent:
+        raise table.ConversionError(
+            f"{len(absent)} parameters are not in this checkpoint:\n  " + "\n  ".join(absent)
+        )
     pieces = [(row, index, key) for row in rows for index, key in enumerate(row.names())]
     specs: Specs = {}
     for row, _, key in pieces:
@@ -136,7 +165,7 @@ def to_torch(
         shape = row.transform.torch_shape(entry.shape if row.layers is None else entry.shape[1:])
         specs[key] = shape, DTYPES[dtype] if dtype else entry.dtype
     repeated: dict[str, list[str]] = {}
-    for alias, source in table.aliases(config).items():
+    for alias, source in aliases.items():
         specs[alias] = specs[source]
         repeated.setdefault(source, []).append(alias)
     with open_sink(specs) as sink:

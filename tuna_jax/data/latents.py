@@ -49,9 +49,11 @@ class LatentPool:
         t, h, w, c = self.mean.shape[1:]
         return t, h, w, c
 
-    def sample(self, index: int, random: np.random.Generator) -> Float32[np.ndarray, "t h w c"]:
-        """A draw from the posterior of scene `index`: mean + std * noise."""
-        noise = random.standard_normal(self.mean.shape[1:], np.float32)
+    def sample(
+        self, index: int, random: np.random.Generator, spread: float = 1.0
+    ) -> Float32[np.ndarray, "t h w c"]:
+        """A draw from the posterior of scene `index`: mean + spread * std * noise."""
+        noise = spread * random.standard_normal(self.mean.shape[1:], np.float32)
         return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
 
 

@@ -93,6 +93,7 @@ def text_to_image_stream(
     seed: int = 0,
     caption_dropout: float = 0.1,
     sentences: float = 0.1,
+    spread: float = 1.0,
 ) -> Stream:
     """Caption -> image: `<bos> caption <boi> [time][img]*n <eoi> <eos>` (model.md section 5).
 
@@ -103,6 +104,7 @@ def text_to_image_stream(
         seed: another seed gives another order, other phrasings and other draws of the posterior.
         caption_dropout: the share of rows with an empty prompt, for guidance.
         sentences: the share of captions written with a capital and a full stop.
+        spread: of the drawn latents around the posterior's mean, relative to its standard deviation.
     """
     grid, special, encode = _grid(pool), tokenizer.special, _remembering(tokenizer)
 
@@ -112,7 +114,7 @@ def text_to_image_stream(
         if random.random() < sentences:
             text = sentence(text)
         ids = [] if random.random() < caption_dropout else encode(text)
-        latents = pool.sample(index, random)[None]
+        latents = pool.sample(index, random, spread)[None]
         return Sample(text_to_image(special, ids, grid), latents, STREAMS.index("t2i"))
 
     return Stream("t2i", _endless(pool, seed, draw), rows)

@@ -34,6 +34,8 @@ class EmojiData:
       length: tokens a row; a longer one is an error that says how long.
       draw_rows, understand_rows: rows of every batch with each task.
       caption_dropout: share of drawing rows without a caption, for guidance.
+      draw_spread: how far latents to draw are spread around the posterior's mean, relative to its standard deviation:
+        1 draws from the posterior, 0 takes the mean. Pictures to understand are always drawn from it.
       layouts: relative frequency of each layout of scenes; empty takes the source's own.
       questions: relative frequency of each kind of question; empty takes the stream's own.
       vocabulary: compact vocabulary that ships, or a JSON file of one.
@@ -47,6 +49,7 @@ class EmojiData:
     draw_rows: int = 16
     understand_rows: int = 8
     caption_dropout: float = 0.1
+    draw_spread: float = 1.0
     layouts: dict = dataclasses.field(default_factory=dict)
     questions: dict = dataclasses.field(default_factory=dict)
     vocabulary: str = "emoji"
@@ -127,6 +130,7 @@ def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
             rows=data.draw_rows,
             seed=2 * data.seed,
             caption_dropout=data.caption_dropout,
+            spread=data.draw_spread,
         ),
         pipeline.understanding_stream(
             pool,

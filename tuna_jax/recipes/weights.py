@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion import transfer
-from tuna_jax.conversion.state_dicts import Entry, SourceError, StateDict, open_files
+from tuna_jax.conversion.sources import open_weights
+from tuna_jax.conversion.state_dicts import Entry, SourceError, StateDict
 from tuna_jax.parallel import rules
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training.checkpoints import Checkpoints, open_arrays
@@ -97,10 +98,10 @@ class OrbaxWriter:
 
 
 def open_any(path: str | Path) -> tuple[TunaConfig | None, StateDict]:
-    """Any weights, lazily, with the config that they carry: an Orbax checkpoint, or what `open_files` opens."""
+    """Any weights, lazily, with the config that they carry: an Orbax checkpoint, or what `open_weights` opens."""
     if open_arrays(path) is not None:
         return open_parameters(path)
-    state = open_files(path)
+    state = open_weights(path)
     return transfer.config_in(state.metadata), state
 
 

@@ -100,10 +100,12 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(
+def _posterior(
     config: VAEConfig, params: Any, pixels: Float[Array, "b h w 3"]
-) -> Float[Array, "b 1 y x c"]:
-    return vae.encode(config, params, pixels[:, None])[0]
+) -> tuple[Float[Array, "b 1 y x c"], Float[Array, "b 1 y x c"]]:
+    """Mean and variance, in the latents' own units."""
+    mean, log_var = vae.encode(config, params, pixels[:, None])
+    return mean, jnp.exp(jnp.clip(log_var, -30.0, 20.0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -137,17 +139,22 @@ def reconstruction_quality(
 def latent_statistics(
     config: VAEConfig, params: Any, batches: Iterable[np.ndarray]
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Per-channel mean and standard deviation of the posterior's mean over `batches`, in float64
-    inside."""
+    """Per-channel mean and standard deviation of draws from the posterior over `batches`, in float64
+    inside.
+
+    Of draws, not of their means: a channel that the KL term has silenced has a mean near 0, and to divide by its
+    small spread would blow its noise up.
+    """
     total = total_squared = np.zeros(config.latent_channels)
     count = 0
     for pixels in batches:
-        latents = np.asarray(_encode(config, params, pixels), np.float64).reshape(
-            -1, config.latent_channels
+        posterior = _posterior(config, params, pixels)
+        mean, variance = (
+            np.asarray(x, np.float64).reshape(-1, config.latent_channels) for x in posterior
         )
-        total = total + latents.sum(0)
-        total_squared = total_squared + (latents**2).sum(0)
-        count += len(latents)
+        total = total + mean.sum(0)
+        total_squared = total_squared + (mean**2 + variance).sum(0)
+        count += len(mean)
     mean = total / count
     std = np.sqrt(np.maximum(total_squared / count - mean**2, 1e-12))
     return mean.astype(np.float32), std.astype(np.float32)
