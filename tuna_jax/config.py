@@ -255,6 +255,25 @@ def _tuna_7b() -> TunaConfig:
     )
 
 
+def _tuna_smol() -> TunaConfig:
+    """SmolLM2-135M and SigLIP2 base as parents: the smallest TUNA whose language transformer is a pre-trained one."""
+    return TunaConfig(
+        representation=RepresentationConfig(width=768, layers=11, heads=12, mlp=3072),
+        language=LanguageConfig(
+            vocabulary=49_156,  # SmolLM2's 49,152 and TUNA's four
+            width=576,
+            layers=30,
+            heads=9,
+            kv_heads=3,
+            head_dim=64,
+            mlp=1536,
+            rope_base=1e5,
+            norm_eps=1e-5,
+        ),
+        flow_head=FlowHeadConfig(layers=8, heads=9, kv_heads=3, mlp=1536),
+    )
+
+
 def _tiny() -> TunaConfig:
     """Every part at its smallest useful size: for tests and compile checks, not for pictures."""
     return TunaConfig(
@@ -305,7 +324,13 @@ def emoji_vae() -> VAEConfig:
     )
 
 
-PRESETS = {"tiny": _tiny, "emoji": _emoji, "tuna_1p5b": _tuna_1p5b, "tuna_7b": _tuna_7b}
+PRESETS = {
+    "tiny": _tiny,
+    "emoji": _emoji,
+    "tuna_smol": _tuna_smol,
+    "tuna_1p5b": _tuna_1p5b,
+    "tuna_7b": _tuna_7b,
+}
 
 
 def preset(name: str) -> TunaConfig:

@@ -168,7 +168,9 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 
 def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
     which = command.add_mutually_exclusive_group(required=required)
-    which.add_argument("--preset", help="the model's size: tiny, emoji, tuna_1p5b or tuna_7b")
+    which.add_argument(
+        "--preset", help="the model's size: tiny, emoji, tuna_smol, tuna_1p5b or tuna_7b"
+    )
     which.add_argument(
         "--config",
         metavar="FILE",

@@ -243,6 +243,6 @@ def test_inspect_knows_our_own_files_and_admits_what_it_does_not_know(tmp_path, 
 
 
 def test_a_config_survives_its_json(tmp_path):
-    for name in ("tiny", "emoji", "tuna_1p5b", "tuna_7b"):
+    for name in ("tiny", "emoji", "tuna_smol", "tuna_1p5b", "tuna_7b"):
         stored = json.loads(json.dumps(preset(name).to_dict()))
         assert from_dict({"preset": "tiny"} | stored) == preset(name)

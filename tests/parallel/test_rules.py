@@ -20,7 +20,7 @@ def shapes(**leaves):
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in leaves.items()}
 
 
-@pytest.mark.parametrize("preset", ["tiny", "emoji", "tuna_1p5b", "tuna_7b"])
+@pytest.mark.parametrize("preset", ["tiny", "emoji", "tuna_smol", "tuna_1p5b", "tuna_7b"])
 def test_every_preset_has_a_sharding_for_every_parameter(preset):
     params = jax.eval_shape(lambda: tuna.init(config.preset(preset), jax.random.key(0)))
     tree = rules.shardings(params, mesh(data=2, fsdp=2, tensor=2))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tuna_jax.conversion.state_dicts import Entry, SourceError, StateDict
 
@@ -45,6 +46,51 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
+def _damaged(path: Path, error: Exception) -> SourceError:
+    return SourceError(f"{path} is truncated or not a GGUF file ({error}); fetch it again")
+
+
+def _reader(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise SourceError(f"{path} is a GGUF file, which wants: pip install gguf") from error
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer inside a GGUF file of a SmolLM2: byte-level BPE, digits one by one.
+
+    Raises:
+      SourceError: as `open_gguf`, or a tokenizer of another kind.
+    """
+    path = Path(path)
+    fields = {
+        name.removeprefix("tokenizer.ggml."): field
+        for name, field in _reader(path).fields.items()
+        if name.startswith("tokenizer.ggml.")
+    }
+    kind = fields["pre"].contents() if "pre" in fields else None
+    if kind != "smollm":
+        raise SourceError(f"{path} has a tokenizer of kind {kind!r}; known here: 'smollm'")
+    words = fields["tokens"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"].contents()]
+    made = Tokenizer(models.BPE(vocab={word: row for row, word in enumerate(words)}, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    types = fields["token_type"].contents()
+    made.add_special_tokens([word for word, type_ in zip(words, types, strict=True) if type_ == 3])
+    return made
+
+
 def open_gguf(path: str | Path) -> StateDict:
     """Opens a GGUF file; its metadata has the model's sizes as strings, by GGUF's names without the architecture.
 
@@ -52,23 +98,18 @@ def open_gguf(path: str | Path) -> StateDict:
       SourceError: the package `gguf` is missing, the file is truncated, or not of a llama-style language model.
     """
     path = Path(path)
+    reader = _reader(path)
+    from gguf.quants import dequantize
+
     try:
-        import gguf
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise SourceError(f"{path} is a GGUF file, which wants: pip install gguf") from error
-    try:
-        reader = gguf.GGUFReader(path)
         sizes = {
             name: field.contents()
             for name, field in reader.fields.items()
             if not name.startswith(("tokenizer.", "GGUF."))
         }
         architecture = str(sizes.get("general.architecture"))
-    except (ValueError, IndexError, OSError) as error:
-        raise SourceError(
-            f"{path} is truncated or not a GGUF file ({error}); fetch it again"
-        ) from error
+    except (ValueError, IndexError) as error:
+        raise _damaged(path, error) from error
     if architecture not in _ARCHITECTURES:
         raise SourceError(
             f"{path} holds a model of architecture {architecture!r}; known here: {', '.join(_ARCHITECTURES)}"

@@ -11,7 +11,7 @@ As the released code starts training (model.md sections 1, 3 and 6):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.conversion import table, transfer
+from tuna_jax.conversion import declared, table, transfer
 from tuna_jax.conversion.state_dicts import SourceError, StateDict
 from tuna_jax.conversion.transfer import Specs
 from tuna_jax.models import tuna
@@ -52,11 +52,13 @@ class Parent:
       path: where it lies.
       layout: 'qwen', 'siglip', 'wan' or 'diffusers'.
       state: its tensors.
+      declared: its `config.json`, where it has one.
     """
 
     path: str
     layout: str
     state: StateDict
+    declared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def rows_of(parent: str, config: TunaConfig) -> list[table.Row]:
@@ -94,7 +96,7 @@ def to_ours(
       What became of what: 'new' -> our paths, 'left out' -> the parents' keys with reasons, 'adapted' -> our paths.
 
     Raises:
-      SourceError: two parents of one kind, or an unknown choice of positions.
+      SourceError: two parents of one kind, an unknown choice of positions, or a parent whose own config disagrees.
       ConversionError: tensors of a parent that are missing, foreign or wrongly shaped; all are listed.
     """
     if positions not in POSITIONS:
@@ -260,9 +262,16 @@ def _readers(
         wanted |= dict.fromkeys(row.names(), row.transform.torch_shape(shape))
     found = _used(config, parent.layout, state, notes)
     repair = _adaptations(config, parent.layout, found, wanted, positions, notes)
+    # Shapes first: a parent of another size has them all wrong, and its own numbers say no more.
     table.compare(
         wanted, {key: wanted[key] if key in repair else s for key, s in found.items()}, repair
     )
+    lines = declared.disagreements(config, parent.layout, parent.declared, state.metadata)
+    if lines:
+        raise SourceError(
+            f"{parent.path} fits in shape, but computes otherwise than this configuration:"
+            + "".join(f"\n  {line}" for line in lines)
+        )
     readers = {}
     for row in rows:
         names = row.names()
@@ -272,8 +281,8 @@ def _readers(
 
         def read(index: int, row: table.Row = row, names: list[str] = names) -> np.ndarray:
             key = names[index]
+            tensor: Any = state.read(key) if key in state.entries else None
             change = repair.get(key)
-            tensor = state.read(key) if key in state.entries else None
             return row.transform.to_ours(tensor if change is None else change(tensor))
 
         readers[row.path] = _Reader(read, row.layers, known[0] if known else np.dtype(np.float32))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
-from tuna_jax.conversion import golden, table, transfer
+from tuna_jax.conversion import declared, golden, table, transfer
 from tuna_jax.conversion.gguf_file import open_gguf
 from tuna_jax.conversion.parents import Parent, rows_of
 from tuna_jax.conversion.state_dicts import (
@@ -139,7 +139,10 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Parent]:
             raise SourceError(f"{path} is none of: {known}. Its first keys are: {keys}")
     found = list(zip(opened, layouts, strict=True))
     if "tuna" not in layouts:
-        return [Parent(path, layout, state) for (path, state), layout in found]
+        return [
+            Parent(path, layout, state, declared.read_config_json(path))
+            for (path, state), layout in found
+        ]
     parts = []
     for (path, state), layout in found:
         if layout not in ("tuna", "wan"):

@@ -1,0 +1,96 @@
+"""What a parent says of itself beside its tensors: numbers that no shape shows, held against the model's config.
+
+A language model with another RoPE base, or a vision encoder with other heads, has tensors that fit and computes
+something else. Hugging Face keeps these numbers in `config.json`, GGUF in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuna_jax.config import TunaConfig
+
+# Our field -> Hugging Face's name, for the parts that have a config.json.
+_LANGUAGE = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+    "rope_base": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+}
+_VISION = {
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "norm_eps": "layer_norm_eps",
+}
+# Our field -> GGUF's name, behind the architecture's.
+_GGUF = {
+    "width": "embedding_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "rope.dimension_count",
+    "mlp": "feed_forward_length",
+    "rope_base": "rope.freq_base",
+    "norm_eps": "attention.layer_norm_rms_epsilon",
+}
+_ACTIVATIONS = {"qwen": ("silu",), "siglip": ("gelu_pytorch_tanh",)}
+
+
+def read_config_json(source: str | Path) -> dict[str, Any]:
+    """The `config.json` in the folder of a source, or of its file; {} where there is none or it is not JSON."""
+    source = Path(source)
+    path = (source if source.is_dir() else source.parent) / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def disagreements(
+    config: TunaConfig, layout: str, values: Mapping[str, Any], metadata: Mapping[str, str]
+) -> list[str]:
+    """Every number that a parent declares and the model has otherwise, as lines that name both.
+
+    Args:
+      config: the model.
+      layout: 'qwen' or 'siglip'; others declare nothing that their shapes do not show.
+      values: the parent's `config.json`, or {}.
+      metadata: a GGUF file's metadata, or {}.
+    """
+    if layout not in _ACTIVATIONS:
+        return []
+    part = "language" if layout == "qwen" else "representation"
+    sizes = getattr(config, part)
+    # A whole SigLIP, or a whole vision-language model, keeps a part's numbers one level down.
+    values = values.get("text_config" if layout == "qwen" else "vision_config", values)
+    values = {**values, **(values.get("rope_parameters") or {})}  # transformers 5
+    if "embedding_length" in metadata:
+        found = {field: metadata.get(name) for field, name in _GGUF.items()}
+    else:
+        names = _LANGUAGE if layout == "qwen" else _VISION
+        found = {field: values.get(name) for field, name in names.items()}
+    lines = []
+    for field, theirs in found.items():
+        ours = getattr(sizes, field)
+        if theirs is not None and not math.isclose(float(theirs), ours, rel_tol=1e-6):
+            lines.append(f"{part}.{field} is {ours:g}, the parent's is {float(theirs):g}")
+    activation = values.get("hidden_act")
+    if activation is not None and activation not in _ACTIVATIONS[layout]:
+        lines.append(
+            f"the parent's activation is {activation!r}, TUNA's is {_ACTIVATIONS[layout][0]!r}"
+        )
+    scaling = values.get("rope_scaling") or {}
+    kind = values.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    if layout == "qwen" and kind != "default":
+        lines.append(f"the parent scales RoPE ({kind}), TUNA's language transformer does not")
+    return lines
