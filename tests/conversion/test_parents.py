@@ -262,6 +262,27 @@ def test_parents_that_do_not_fit_are_refused(tmp_path, capsys):
     assert "another source is a whole TUNA" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"rope_theta": 500.0}, "language.rope_base is 1e+06, the parent's is 500"),
+        ({"rms_norm_eps": 1e-5}, "language.norm_eps is 1e-06, the parent's is 1e-05"),
+        ({"hidden_act": "gelu"}, "the parent's activation is 'gelu'"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "the parent scales RoPE (linear)",
+        ),
+    ],
+)
+def test_numbers_that_no_shape_shows_are_refused(tmp_path, capsys, changes, line):
+    qwen(**changes).save_pretrained(tmp_path / "qwen")
+    (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict()))
+    ending = [f"{tmp_path}/ours", "--config", f"{tmp_path}/config.json"]
+    assert convert.main(["from_torch", f"{tmp_path}/qwen", *ending]) == 1
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
 def test_half_split_is_the_inverse_of_what_llama_cpp_does():
     rows = np.random.default_rng(0).normal(size=(3 * 8, 5))
     interleaved = rows.reshape(3, 2, 4, 5).swapaxes(1, 2).reshape(rows.shape)

@@ -11,10 +11,13 @@ the header's length, the header as JSON, the tensors' bytes (github.com/huggingf
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -177,11 +180,14 @@ def _open_index(path: Path) -> StateDict:
 
 def _open_safetensors(path: Path) -> StateDict:
     try:
-        file: Any = safe_open(path, framework="numpy").__enter__()
-        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        # It checks that header, offsets and the file's length agree.
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        header = json.loads(_bytes_of(path, 8, int.from_bytes(_bytes_of(path, 0, 8), "little")))
+        header.pop("__metadata__", None)
         entries = {
-            key: Entry(tuple(part.get_shape()), _DTYPES[part.get_dtype()], str(path))
-            for key, part in slices.items()
+            key: Entry(tuple(part["shape"]), _DTYPES[part["dtype"]], str(path))
+            for key, part in header.items()
         }
     except SafetensorError as error:
         raise SourceError(
@@ -191,11 +197,36 @@ def _open_safetensors(path: Path) -> StateDict:
         raise SourceError(
             f"{path} holds tensors of dtype {error}, which is not known here"
         ) from None
+    begin = os.path.getsize(path) - max((p["data_offsets"][1] for p in header.values()), default=0)
 
     def read(key: str, index: int | None) -> np.ndarray:
-        return file.get_tensor(key) if index is None else file.get_slice(key)[index]
+        # Read, not mapped: the pages of a mapped file count as memory of this process for as long as it is open.
+        entry = entries[key]
+        shape = entry.shape if index is None else entry.shape[1:]
+        tensor = np.empty(shape, entry.dtype)
+        offset = begin + header[key]["data_offsets"][0] + (index or 0) * tensor.nbytes
+        _read_into(path, tensor, offset)
+        return tensor
 
-    return StateDict(entries, read, file.metadata() or {})
+    return StateDict(entries, read, metadata)
+
+
+def _bytes_of(path: Path, offset: int, count: int) -> bytes:
+    data = np.empty(count, np.uint8)
+    _read_into(path, data, offset)
+    return data.tobytes()
+
+
+def _read_into(path: Path, tensor: np.ndarray, offset: int) -> None:
+    """Fills a contiguous array from a file; SourceError if the file ends before it is full."""
+    view = memoryview(tensor.reshape(-1).view(np.uint8))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise SourceError(f"{path} ended while it was read; has it been changed since?")
+            view = view[count:]
 
 
 def _open_pickle(path: Path) -> StateDict:
@@ -246,9 +277,23 @@ def _open_pickle(path: Path) -> StateDict:
     }
 
     def read(key: str, index: int | None) -> np.ndarray:
-        return as_numpy(loaded[key] if index is None else loaded[key][index])
+        mapped = as_numpy(loaded[key] if index is None else loaded[key][index])
+        tensor = np.array(mapped, order="C")
+        _forget_pages(mapped)
+        return tensor
 
     return StateDict(entries, read)
+
+
+def _forget_pages(mapped: np.ndarray) -> None:
+    """Gives back the memory that holds a part of a mapped file; it would be read again if asked for."""
+    if not sys.platform.startswith("linux") or not mapped.flags.c_contiguous:
+        return
+    first = -(-mapped.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages within the tensor
+    count = (mapped.ctypes.data + mapped.nbytes) // mmap.PAGESIZE - first // mmap.PAGESIZE
+    if count > 0:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(count * mmap.PAGESIZE), mmap.MADV_DONTNEED)
 
 
 class Writer:
