@@ -12,8 +12,15 @@ Examples:
     python -m tuna_jax.convert from_torch Qwen2.5-1.5B-Instruct/ siglip2-so400m-patch16-384/ Wan2.2_VAE.pth \\
         fresh/ --preset=tuna_1p5b --positions=interpolate
 
-    # Back again, for the PyTorch code; nothing but the layout changes, to the bit:
-    python -m tuna_jax.convert to_torch model/ tuna_2b_again/
+    # Back again, to the bit, as the one file that the released PyTorch code's own loader reads:
+    python -m tuna_jax.convert to_torch model/ tuna_2b_again.safetensors
+
+    # Or as shards with an index, as Hugging Face's tools like them; or a part alone, for transformers and diffusers:
+    python -m tuna_jax.convert to_torch model/ tuna_2b_again/ --shard_gb=5
+    python -m tuna_jax.convert to_torch model/ qwen/ --part=language
+
+    # A TUNA with a language transformer that can talk, small enough for a laptop (pip install gguf):
+    python -m tuna_jax.convert from_torch SmolLM2-135M-Instruct.Q4_1.gguf smol/ --preset=tuna_smol
 
     # A run of ours for PyTorch, from its newest checkpoint:
     python -m tuna_jax.convert to_torch runs/demo/ demo.safetensors
@@ -99,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outward = add(
         "to_torch",
         help="ours becomes a PyTorch checkpoint",
-        description="Writes an official TUNA state dict that the released PyTorch code loads.",
+        description="Writes an official TUNA state dict that the released PyTorch code loads: its own loader reads one "
+        ".safetensors file; its `load_state_dict` takes the shards of a folder, merged, as well.",
     )
     outward.add_argument(
         "source",
@@ -162,7 +170,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         help="cast to it; without it every tensor keeps its own, to the bit",
     )
     command.add_argument(
-        "--shard_gb", type=float, default=5.0, metavar="GB", help="largest shard (default 5)"
+        "--shard_gb", type=float, default=5.0, metavar="GB", help="largest shard, where OUT is a folder (default 5)"
     )
 
 
