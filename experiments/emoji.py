@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.caption_dropout = 0.1
     # The posterior's noise says nothing about the caption: less to learn, and the decoder draws the mean best.
     config.data.draw_spread = 0.0
-    config.data.layouts = ConfigDict({"single": 0.3, "pair": 0.45, "groups": 0.1, "count": 0.15})
+    config.data.layouts = ConfigDict({"single": 0.35, "pair": 0.45, "groups": 0.1, "count": 0.1})
     config.data.vocabulary = "emoji"
     config.data.threads = 1
 
@@ -46,7 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.flow_weight = 1.0
     config.text_weight = 0.2
     config.time = ConfigDict()
-    config.time.mean = -0.7
+    # Mostly noise: there, only the caption says what stands where. (At -0.7, after 1,500 steps, 38 % of pairs of
+    # objects are right; at -1.2, 98 %.)
+    config.time.mean = -1.2
     config.time.std = 1.0
     config.time.shift = False
 
