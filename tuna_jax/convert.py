@@ -47,6 +47,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import absl.logging
+
 if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
 
@@ -154,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
+    # Orbax warns of files that a checkpoint of its own need not have.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         return _COMMANDS[chosen.command](chosen)
     except (ValueError, OSError) as error:
@@ -170,7 +174,11 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         help="cast to it; without it every tensor keeps its own, to the bit",
     )
     command.add_argument(
-        "--shard_gb", type=float, default=5.0, metavar="GB", help="largest shard, where OUT is a folder (default 5)"
+        "--shard_gb",
+        type=float,
+        default=5.0,
+        metavar="GB",
+        help="largest shard, where OUT is a folder (default 5)",
     )
 
 

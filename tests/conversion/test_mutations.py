@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tuna_jax import flow
-from tuna_jax.conversion import golden, golden_cases
-from tuna_jax.models import attention, flow_head, representation, rope, vae
+from tuna_jax.conversion import golden, golden_cases, golden_parts
+from tuna_jax.models import attention, flow_head, representation, rope, vae_layers
 
 PUBLIC = Path(__file__).parents[1] / "goldens" / "public"
 
@@ -27,7 +27,7 @@ def causal_images(monkeypatch: pytest.MonkeyPatch) -> None:
         layout = real(spans, length)
         return layout._replace(visible_end=layout.position + 1)
 
-    monkeypatch.setattr(golden_cases, "sequence_layout", broken)
+    monkeypatch.setattr(golden_parts, "sequence_layout", broken)
 
 
 def reversed_visual_rope(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,22 +73,22 @@ def another_bicubic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def first_frame_unseen_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """The frames after the first see zeros in its place when time is halved."""
-    real = vae.Downsample.__call__
+    real = vae_layers.Downsample.__call__
 
     def broken(self, x, history=None):
         if self.time_conv is None or history is not None or x.shape[1] == 1:
             return real(self, x, history)
-        x = vae._conv2d(x, self.kernel[...], 2, [(0, 1), (0, 1)]) + self.bias[...]
+        x = vae_layers._conv2d(x, self.kernel[...], 2, [(0, 1), (0, 1)]) + self.bias[...]
         first, rest = x[:, :1], x[:, 1:]
         halved = self.time_conv(rest, jnp.zeros_like(first))[0]
         return jnp.concatenate([first, halved], axis=1), x[:, -1:]
 
-    monkeypatch.setattr(vae.Downsample, "__call__", broken)
+    monkeypatch.setattr(vae_layers.Downsample, "__call__", broken)
 
 
 def first_frame_seen_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The frames after the first see it, instead of zeros, when time is doubled."""
-    real = vae.Upsample.__call__
+    real = vae_layers.Upsample.__call__
 
     def broken(self, x, history=None):
         if self.time_conv is None or history is not None or x.shape[1] == 1:
@@ -97,9 +97,10 @@ def first_frame_seen_up(monkeypatch: pytest.MonkeyPatch) -> None:
         rest, history = self._double_time(x[:, 1:], seen)
         x = jnp.concatenate([x[:, :1], rest], 1)
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return vae._conv2d(x, self.kernel[...], 1, [(1, 1), (1, 1)]) + self.bias[...], history
+        y = vae_layers._conv2d(x, self.kernel[...], 1, [(1, 1), (1, 1)]) + self.bias[...]
+        return y, history
 
-    monkeypatch.setattr(vae.Upsample, "__call__", broken)
+    monkeypatch.setattr(vae_layers.Upsample, "__call__", broken)
 
 
 def tanh_gelu_in_the_connector(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tuna_jax.config import preset
-from tuna_jax.models import vae
+from tuna_jax.models import vae, vae_layers
 
 CONFIG = preset("tiny").vae
 PARAMS = vae.init(CONFIG, jax.random.key(0))
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused(shape: tuple, words: str) -> None:
 
 
 def test_the_gradient_at_a_black_patch_is_finite() -> None:
-    norm = vae.ChannelNorm(4)
+    norm = vae_layers.ChannelNorm(4)
     gradient = jax.grad(lambda x: norm(x).sum())(jnp.zeros((2, 4)))
     assert bool(jnp.isfinite(gradient).all())
 
