@@ -219,7 +219,7 @@ def _bytes_of(path: Path, offset: int, count: int) -> bytes:
 
 def _read_into(path: Path, tensor: np.ndarray, offset: int) -> None:
     """Fills a contiguous array from a file; SourceError if the file ends before it is full."""
-    view = memoryview(tensor.reshape(-1).view(np.uint8))
+    view = tensor.reshape(-1).view(np.uint8).data
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         while view:
