@@ -48,13 +48,14 @@ def finish(process, workdir):
 
 
 def signal_at(process, workdir, step, number):
-    """Sends the signal as soon as the log shows `step`."""
+    """Sends the signal as soon as the log shows `step`, and a checkpoint is written (a slow disk may lag behind)."""
     path = workdir / "metrics.jsonl"
+    saved = workdir / "checkpoints"
     end = time.monotonic() + 300
     while time.monotonic() < end:
         assert process.poll() is None, (workdir.parent / f"{workdir.name}.log").read_text()[-3000:]
         lines = metrics.read(path) if path.exists() else []
-        if lines and lines[-1]["step"] >= step:
+        if lines and lines[-1]["step"] >= step and list(saved.glob("[0-9]" * 8)):
             process.send_signal(number)
             return process.wait(timeout=120)
         time.sleep(0.002)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -144,7 +145,8 @@ def test_statistics_are_of_draws_from_the_posterior(run):
     config, params = image_vae.load_image_vae(exported)
     pictures = np.stack([Pictures(3)[index] for index in range(8)])
     mean, std = image_vae.latent_statistics(config, params, iter([pictures[:4], pictures[4:]]))
-    centres, log_var = vae.encode(config, params, jnp.asarray(pictures)[:, None])
+    encode = jax.jit(vae.encode, static_argnums=0)
+    centres, log_var = encode(config, params, jnp.asarray(pictures)[:, None])
     draws = np.random.default_rng(0).normal(size=(2000, *centres.shape))
     draws = np.asarray(centres) + np.exp(np.asarray(log_var) / 2) * draws
     flat = draws.reshape(-1, config.latent_channels)
