@@ -18,7 +18,6 @@ order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -41,26 +40,38 @@ from tuna_jax.sequence import Grid, TokenSequence, stack
 ENDLESS = 10**12
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Cell:
-    """A bucket of a stream: batches come from one cell each."""
+    """A bucket of a stream, in an endless sequence of shuffled epochs: a batch comes from one cell.
 
-    stream: int
-    bucket: Bucket
-    grid: Grid
-    members: Int[np.ndarray, " members"]
-    key: tuple[int, ...]  # seeds its order and its rows' draws
+    Args:
+        stream: which one.
+        bucket: its.
+        grid: latent extent of its spans.
+        members: its rows' numbers in the stream's source.
+        key: seeds its order and its rows' draws.
+    """
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - cells live as long as the mixture
-    def epoch_seed(self, epoch: int) -> int:
-        return int(np.random.SeedSequence((*self.key, epoch)).generate_state(1)[0])
+    def __init__(
+        self,
+        stream: int,
+        bucket: Bucket,
+        grid: Grid,
+        members: Int[np.ndarray, " members"],
+        key: tuple[int, ...],
+    ):
+        self.stream, self.bucket, self.grid = stream, bucket, grid
+        self.members, self.key = members, key
+        # Around the end of an epoch, threads are in both.
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    def _make_order(self, epoch: int) -> Int[np.ndarray, " members"]:
+        random = np.random.default_rng((*self.key, 0, epoch))
+        return random.permutation(np.arange(len(self.members), dtype=np.int32))
 
     def member(self, position: int) -> int:
-        """The place in `members` of a position in the endless sequence of shuffled epochs."""
+        """The place in `members` of a position of the sequence."""
         epoch, index = divmod(position, len(self.members))
-        last = len(self.members) - 1
-        seed = self.epoch_seed(epoch)
-        return grain.experimental.index_shuffle(index, max_index=last, seed=seed, rounds=4)
+        return int(self._order(epoch)[index])
 
 
 def _words(text: str) -> tuple[int, ...]:
