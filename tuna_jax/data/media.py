@@ -154,6 +154,11 @@ def _import_av() -> Any:
     return av
 
 
+def _converter() -> Any:
+    """Turns frames into RGB."""
+    return _import_av().video.reformatter.VideoReformatter()
+
+
 def _open_video(path: Path) -> Any:
     """A container with one decoder thread: Grain's threads share the cores already."""
     av = _import_av()
@@ -181,9 +186,12 @@ def _frame_files(folder: Path) -> list[Path]:
     return files
 
 
-def _to_image(frame: Any) -> Image.Image:
-    """A decoded frame as one sees it: phones store a turn beside the pixels."""
-    image = frame.to_image()
+def _to_image(frame: Any, converter: Any) -> Image.Image:
+    """A decoded frame as one sees it: phones store a turn beside the pixels.
+
+    `converter` is a clip's own: a frame's `to_image` would set one up every time, which takes most of the time.
+    """
+    image = Image.fromarray(converter.reformat(frame, format="rgb24").to_ndarray())
     turn = round(getattr(frame, "rotation", 0) or 0) % 360
     return image.rotate(turn, expand=True) if turn else image
 
@@ -203,7 +211,7 @@ def video_size(path: Path, *, smallest: int = SMALLEST_SIDE) -> Size:
             raise Fault("corrupt_video", f"{path}: {error}") from error
         if first is None:
             raise Fault("no_frames", f"{path} has a video stream without frames")
-        image = _to_image(first)
+        image = _to_image(first, _converter())
     return _check_size(path, Size(image.height, image.width), smallest)
 
 
@@ -264,6 +272,7 @@ def _decode(
     stamps, keys, unit, stamped = _time_stamps(path)
     wanted = choose_frames([stamp * unit for stamp in stamps], frames, fps, place)
     found: dict[int, np.ndarray] = {}
+    converter = _converter()
     with _open_video(path) as container:
         stream = container.streams.video[0]
         decoder, at, shown = container.decode(stream), -1, None
@@ -280,7 +289,7 @@ def _decode(
                 at = bisect.bisect_right(stamps, frame.pts) - 1 if stamped else at + 1
             if shown is None:
                 raise Fault("no_frames", f"{path} has packets, but no frame can be decoded")
-            image = _to_image(shown)
+            image = _to_image(shown, converter)
             _check_size(path, Size(image.height, image.width), smallest)
             found[index] = fit(image, size)
     return np.stack([found[index] for index in wanted])
