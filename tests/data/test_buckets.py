@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuna_jax.data import buckets
-from tuna_jax.data.buckets import SIZES_512, SIZES_1024, Bucket, assign, nearest, survey
+from tuna_jax.data.buckets import SIZES_512, SIZES_1024, Bucket, Facts, assign, nearest, survey
 from tuna_jax.data.manifests import Manifest
 from tuna_jax.data.media import Size
 from tuna_jax.data.tokenizer import Tokenizer
@@ -144,3 +144,14 @@ def test_an_edit_has_the_size_of_its_target(files, tokenizer) -> None:
         Manifest(files.manifest("e.jsonl", [row])), "edit", tokenizer, directory=files.root
     )
     assert (facts.height[0], facts.width[0]) == (40, 80)
+
+
+def test_the_smallest_length_that_holds_spans_and_text(files) -> None:
+    rows = Manifest(files.manifest("n.jsonl", [{"image": "a", "caption": "b"}] * 6))
+    # A span of 32x32 has 1 + 4 tokens.
+    media, text = np.array([1, 1, 2, 2, 0, 2]), np.array([43, 44, 38, 39, 48, 119])
+    side = np.full(6, 32)
+    found, members, bad = sort(rows, Facts(side, side, media, text, {}))
+    lengths = {int(i): b.length for b, one in zip(found, members, strict=True) for i in one}
+    assert lengths == {0: 48, 1: 64, 2: 48, 3: 64, 4: 48}
+    assert "129 tokens (10 of them visual) exceed the longest length, 128" in str(bad[0])

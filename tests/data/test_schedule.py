@@ -53,6 +53,7 @@ def test_cycles_and_seeds_differ() -> None:
         [Schedule([(0, WEIGHTS)], 3)(n)[0] for n in range(at, at + CYCLE)] for at in (0, CYCLE)
     )
     assert first != second
+    assert first != sorted(first), "cells of a cycle are mixed"
     assert first != [Schedule([(0, WEIGHTS)], 4)(n)[0] for n in range(CYCLE)]
 
 
