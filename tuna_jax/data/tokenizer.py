@@ -177,18 +177,23 @@ class Tokenizer:
 
         Args:
             messages: dicts with `role` ('system', 'user' or 'assistant') and `content`. Where a user's
-                content has `<image>`, with or without a line end after it, a clean visual slot goes.
+                content has `<image>`, with or without a line end after it, a clean visual slot goes. The last
+                message may be an assistant's that ends with `<image>`: the picture that it draws.
             grids: the extents of the pictures, in order; as many as there are `<image>`.
             answer: end with the opening of an assistant's turn, for generation.
             system: the system sentence, unless the first message is one.
 
         Returns:
             Segments; the assistant's turns and the token that ends each are to be learned.
+
+        Raises:
+            ValueError: an unknown role, more or fewer `<image>` than grids, or an assistant's `<image>` that
+                is not the end of the conversation (what came after it would see a noisy picture).
         """
         turns = list(messages)
         if not turns or turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        tags = sum(turn["content"].count(IMAGE_TAG) for turn in turns if turn["role"] == "user")
+        tags = sum(turn["content"].count(IMAGE_TAG) for turn in turns if turn["role"] != "system")
         if tags != len(grids):
             raise ValueError(
                 f"the messages have {tags} {IMAGE_TAG} but {len(grids)} pictures were given"
@@ -201,7 +206,18 @@ class Tokenizer:
                 raise ValueError(f"a message has role {role!r}; it is system, user or assistant")
             if role == "assistant":
                 segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
-                segments.append(Text((*self.encode(content), self.special.eos), learn=True))
+                said, drawn, after = content.partition(IMAGE_TAG)
+                learned = tuple(self.encode(said))
+                if drawn:
+                    if turn is not turns[-1] or after.strip():
+                        raise ValueError(
+                            f"an assistant's {IMAGE_TAG} is not the end of the conversation; a picture "
+                            "that is generated comes last"
+                        )
+                    segments.append(Text((*learned, self.special.boi), learn=True))
+                    segments += [Visual(next(pictures), target=True), Text((self.special.eoi,))]
+                    learned = ()
+                segments.append(Text((*learned, self.special.eos), learn=True))
                 segments.append(Text(tuple(self.encode("\n"))))
                 continue
             pieces = content.split(IMAGE_TAG) if role == "user" else [content]

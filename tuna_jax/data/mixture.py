@@ -1,0 +1,307 @@
+"""Streams of manifests with weights, as endless batches of which each has one shape.
+
+    manifest --survey--> facts --assign--> buckets --schedule--> batch n is of a cell (stream, bucket)
+                                                       its rows --lay_out, decode--> Batch
+
+Batch n depends on (seed, n) and the history of weights alone: not on threads, hosts or restarts. It holds rows k*B to
+k*B + B - 1 of its cell, k the batches of that cell before it; a cell's rows come in a new order every epoch. Host p
+of P has rows p, p + P, ... of the batch. A bad row is replaced by the next good one of its cell, in the manifest's
+order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F x H x W pixels):
+
+    tokens     int32 [B, S]             padded with the pad token
+    labels     int32 [B, S]             -100 where there is no text loss
+    spans      int32 [B, N, 2]          (offset of the time token, 1 + T*h*w); unused (-1, -1)
+    is_target  bool  [B, N]             True: noised, flow loss; False: clean
+    pixels     uint8 [B, N, F, H, W, 3] what fills each slot; zeros where it is unused
+    task       int32 [B]                index into the mixture's streams
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from tuna_jax.data.bad_rows import BadRow, BadRows, TooManyBadRows, blaming
+from tuna_jax.data.buckets import Bucket, assign, survey
+from tuna_jax.data.layouts import VIDEO_TASKS, Layout, lay_out
+from tuna_jax.data.media import read_image, read_video
+from tuna_jax.data.pipeline import Batch
+from tuna_jax.data.schedule import Schedule
+from tuna_jax.data.streams import BatchShape, RowStream, stream_grids
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.sequence import Grid, TokenSequence, stack
+
+ENDLESS = 10**12
+
+
+class _Cell:
+    """A bucket of a stream, in an endless sequence of shuffled epochs: a batch comes from one cell.
+
+    Args:
+        stream: which one.
+        bucket: its.
+        grid: latent extent of its spans.
+        members: its rows' numbers in the stream's source.
+        key: seeds its order and its rows' draws.
+    """
+
+    def __init__(
+        self,
+        stream: int,
+        bucket: Bucket,
+        grid: Grid,
+        members: Int[np.ndarray, " members"],
+        key: tuple[int, ...],
+    ):
+        self.stream, self.bucket, self.grid = stream, bucket, grid
+        self.members, self.key = members, key
+        # Around the end of an epoch, threads are in both.
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    def _make_order(self, epoch: int) -> Int[np.ndarray, " members"]:
+        random = np.random.default_rng((*self.key, 0, epoch))
+        return random.permutation(np.arange(len(self.members), dtype=np.int32))
+
+    def member(self, position: int) -> int:
+        """The place in `members` of a position of the sequence."""
+        epoch, index = divmod(position, len(self.members))
+        return int(self._order(epoch)[index])
+
+
+def _words(text: str) -> tuple[int, ...]:
+    """A text as numbers for a seed, the same on every machine."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return tuple(int.from_bytes(digest[at : at + 4], "little") for at in (0, 4))
+
+
+class Mixture:
+    """Batches by number; `batches` makes a Grain data set of it.
+
+    Args:
+        streams: their order gives `task`; names are distinct.
+        tokenizer: makes the ids.
+        seed: another seed, other batches.
+        bad_rows: the list of bad rows; what a stream's survey finds is put on it at once.
+        history: (batch from which they hold, weights by stream name), the first at 0; None takes the streams' own
+            weights throughout. To change weights at a resume from batch n, append (n, new weights): each stream goes on
+            in its data where it was.
+        spatial_factor, temporal_factor: pixels and frames a latent position covers (`config.VAE` has them).
+        process_index, process_count: this host, and how many; they must divide every stream's rows.
+        directory: for prepared facts, see `cache_directory`.
+        threads: files that a survey looks at at once.
+
+    Raises:
+        ValueError: a setting that cannot be; it names the stream and what would do.
+        TooManyBadRows: a stream's survey found more than the list's limit.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[RowStream],
+        tokenizer: Tokenizer,
+        *,
+        seed: int = 0,
+        bad_rows: BadRows | None = None,
+        history: Sequence[tuple[int, Mapping[str, float]]] | None = None,
+        spatial_factor: int = 16,
+        temporal_factor: int = 4,
+        process_index: int = 0,
+        process_count: int = 1,
+        directory: Path | None = None,
+        threads: int = 8,
+    ):
+        self.streams = tuple(streams)
+        self.bad_rows = bad_rows or BadRows()
+        names = [stream.name for stream in self.streams]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"the streams are named {names}; give each a name of its own")
+        self._tokenizer, self._seed = tokenizer, seed
+        self._process, self._processes = process_index, process_count
+        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
+        self._cells: list[_Cell] = []
+        for number, stream in enumerate(self.streams):
+            if stream.rows <= 0 or stream.rows % process_count:
+                raise ValueError(
+                    f"stream {stream.name!r} has {stream.rows} rows a batch, which {process_count} hosts "
+                    f"cannot share evenly; give a positive multiple of {process_count}"
+                )
+            grids = stream_grids(stream, spatial_factor, temporal_factor)
+            self._add_cells(number, stream, grids, directory, threads)
+        own = {stream.name: stream.weight for stream in self.streams}
+        self._schedule = Schedule(
+            [(begin, self._weights(weights)) for begin, weights in history or [(0, own)]], seed
+        )
+
+    def _add_cells(
+        self,
+        number: int,
+        stream: RowStream,
+        grids: list[Grid],
+        directory: Path | None,
+        threads: int,
+    ) -> None:
+        """Surveys a stream and sorts its rows."""
+        facts = survey(
+            stream.source,
+            stream.task,
+            self._tokenizer,
+            smallest=stream.smallest,
+            directory=directory,
+            threads=threads,
+        )
+        buckets, members, bad = assign(
+            facts,
+            stream.source,
+            stream.task,
+            sizes=stream.picture_sizes,
+            slots=stream.slot_counts,
+            lengths=stream.lengths,
+            grids=grids,
+        )
+        self.bad_rows.scanned(stream.source.name, len(stream.source), bad)
+        if not buckets:
+            raise TooManyBadRows(
+                f"stream {stream.name!r}: none of the {len(stream.source)} rows of "
+                f"{stream.source.name} can be used. The first: {bad[0]}"
+            )
+        for bucket, rows in zip(buckets, members, strict=True):
+            key = (self._seed, *_words(f"{stream.name}: {bucket}"))
+            grid = grids[stream.picture_sizes.index(bucket.size)]
+            self._cells.append(_Cell(number, bucket, grid, rows, key))
+
+    def _weights(self, named: Mapping[str, float]) -> list[float]:
+        """Weights of the cells: a stream's, shared by its buckets as its rows are."""
+        unknown = sorted(set(named) - {stream.name for stream in self.streams})
+        if unknown:
+            raise ValueError(
+                f"weights name {unknown}; the streams are {', '.join(s.name for s in self.streams)}"
+            )
+        total = np.zeros(len(self.streams))
+        for cell in self._cells:
+            total[cell.stream] += len(cell.members)
+        return [
+            named.get(self.streams[cell.stream].name, 0.0) * len(cell.members) / total[cell.stream]
+            for cell in self._cells
+        ]
+
+    def _shape(self, cell: _Cell) -> BatchShape:
+        stream, bucket = self.streams[cell.stream], cell.bucket
+        return BatchShape(stream.rows, bucket.slots, stream.frames, bucket.size, bucket.length)
+
+    def shapes(self) -> list[BatchShape]:
+        """Every shape that a batch of this mixture can have, each once, in order."""
+        return sorted({self._shape(cell) for cell in self._cells})
+
+    def shape_of(self, n: int) -> BatchShape:
+        """The shape of batch n, without making it."""
+        return self._shape(self._cells[self._schedule(n)[0]])
+
+    def stream_of(self, n: int) -> str:
+        """The name of the stream of batch n."""
+        return self.streams[self._cells[self._schedule(n)[0]].stream].name
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells mixtures apart whose batches differ, whatever hosts and weights: rows, buckets and seed.
+
+        Hosts must agree on it, and so should a run and its resumption.
+        """
+        digest = hashlib.sha256()
+        for cell in self._cells:
+            stream = self.streams[cell.stream]
+            settings = (
+                stream.name,
+                stream.task,
+                stream.source.identity,
+                stream.rows,
+                stream.frames,
+            )
+            draws = (stream.fps, stream.text_dropout, stream.source_dropout, stream.smallest)
+            digest.update(repr((cell.key, cell.bucket, settings, draws)).encode())
+            digest.update(np.ascontiguousarray(cell.members, np.int64).tobytes())
+        return digest.hexdigest()[:16]
+
+    def summary(self) -> str:
+        """The cells and the number of distinct shapes, for a person at the start of a run."""
+        lines = [
+            f"{self.streams[cell.stream].name}: {self._shape(cell)} <- {len(cell.members)} rows"
+            for cell in self._cells
+        ]
+        return "\n".join([*lines, f"{len(self.shapes())} distinct batch shapes"])
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> Batch:
+        """This host's rows of batch `index`."""
+        number, before = self._schedule(index)
+        cell = self._cells[number]
+        shape = self._shape(cell)
+        local = range(self._process, shape.rows, self._processes)
+        sequences: list[TokenSequence] = []
+        arrays = shape.arrays(self._processes)
+        pixels = np.zeros(*arrays["pixels"])
+        for row, place in enumerate(local):
+            layout, clips = self._sample(cell, before * shape.rows + place)
+            sequences.append(layout.sequence)
+            for slot, clip in enumerate(clips):
+                pixels[row, slot] = clip
+        batch = stack(sequences, shape.length, shape.slots, self._tokenizer.special)
+        del batch["lengths"]
+        task = np.full(len(sequences), cell.stream, np.int32)
+        return {**batch, "pixels": pixels, "task": task}
+
+    def _sample(
+        self, cell: _Cell, position: int
+    ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]]:
+        """The row at a position of a cell, or the next good one after it."""
+        stream, count = self.streams[cell.stream], len(cell.members)
+        first = cell.member(position)
+        for further in range(count):
+            index = int(cell.members[(first + further) % count])
+            random = np.random.default_rng((*cell.key, 1, position))
+            try:
+                made = self._make(stream, cell, index, random)
+            except BadRow as bad:
+                self.bad_rows.bad(bad)
+                continue
+            self.bad_rows.good()
+            return made
+        raise TooManyBadRows(
+            f"stream {stream.name!r}: none of the {count} rows of bucket {cell.bucket} can be used"
+        )
+
+    def _make(
+        self, stream: RowStream, cell: _Cell, index: int, random: np.random.Generator
+    ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]]:
+        """Lays out and decodes one row; raises BadRow."""
+        row, size = stream.source[index], cell.bucket.size
+        with blaming(row.source, row.line):
+            layout = lay_out(
+                row,
+                stream.task,
+                self._tokenizer,
+                cell.grid,
+                random,
+                longest=cell.bucket.length,
+                text_dropout=stream.text_dropout,
+                source_dropout=stream.source_dropout,
+                encode=self._encode,
+            )
+            if stream.task not in VIDEO_TASKS:
+                smallest = stream.smallest
+                return layout, [read_image(p, size, smallest=smallest)[None] for p in layout.media]
+            options = {"fps": stream.fps, "place": random.random(), "smallest": stream.smallest}
+            clips = [read_video(p, size, stream.frames, **options) for p in layout.media]
+            return layout, clips
+
+
+def batches(mixture: Mixture) -> grain.MapDataset[Batch]:
+    """The mixture as a Grain data set, for `pipeline.iterate`; an iterator's state is the next batch's number."""
+    return grain.MapDataset.source(mixture)
