@@ -9,10 +9,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
-def read_picture(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The picture of a file, scaled so that its short side fits and cropped to its middle.
+def read_picture(
+    path: str | Path, size: int | tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture of a file, fitted to a size (`fit`).
 
-    Transparency becomes white.
+    Args:
+      path: the file.
+      size: a square's side, or (height, width).
 
     Raises:
       FileNotFoundError: no such file.
@@ -20,9 +24,17 @@ def read_picture(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"
     """
     try:
         with Image.open(path) as opened:
-            turned = ImageOps.exif_transpose(opened).convert("RGBA")
+            return fit(opened, (size, size) if isinstance(size, int) else size)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def fit(picture: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture as bytes of (height, width): scaled so that it covers them, cropped to its middle.
+
+    Turned as its EXIF data says; transparency becomes white.
+    """
+    turned = ImageOps.exif_transpose(picture).convert("RGBA")
     ground = Image.new("RGBA", turned.size, (255, 255, 255, 255))
     opaque = Image.alpha_composite(ground, turned).convert("RGB")
-    return np.asarray(ImageOps.fit(opaque, (size, size), Image.Resampling.LANCZOS), np.uint8)
+    return np.asarray(ImageOps.fit(opaque, (size[1], size[0]), Image.Resampling.LANCZOS), np.uint8)
