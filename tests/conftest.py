@@ -17,6 +17,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TUNA_JAX_DATA", str(_CACHE / "data"))
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Every function of these is called with its jaxtyping shapes checked against each other.
@@ -35,3 +36,42 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny TUNA with random weights and a random video VAE, as `convert from_torch` writes one."""
+    import dataclasses
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from tuna_jax import convert
+    from tuna_jax.config import preset
+    from tuna_jax.conversion import table, transfer
+    from tuna_jax.trees import flatten, unflatten
+
+    tiny = preset("tiny")
+    config = dataclasses.replace(tiny, language=dataclasses.replace(tiny.language, vocabulary=640))
+    random = np.random.default_rng(0)
+
+    def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        # AdaLN-Zero and other zeros would hide what depends on what.
+        drawn = random.normal(size=shape).astype(np.float32)
+        if name.endswith(("scale", "gamma")):
+            return 1 + 0.1 * drawn
+        if not name.endswith("kernel"):
+            return 0.1 * drawn
+        inputs = shape[1 if ".layers." in name else 0 : -1]
+        return drawn / np.sqrt(np.prod(inputs), dtype=np.float32)
+
+    shapes = flatten(transfer.parameter_shapes(config))
+    params = unflatten({name: numbers(name, leaf.shape) for name, leaf in shapes.items()})
+    state = {key: np.ascontiguousarray(x) for key, x in table.to_torch(config, params).items()}
+    folder = tmp_path_factory.mktemp("tiny")
+    save_file(state, folder / "theirs.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    source, sizes = f"{folder}/theirs.safetensors", f"{folder}/config.json"
+    assert convert.main(["from_torch", source, f"{folder}/model", "--config", sizes]) == 0
+    return folder / "model"

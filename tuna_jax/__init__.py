@@ -1,1 +1,25 @@
-"""TUNA in JAX: one model that understands and generates images and video."""
+"""TUNA in JAX: one model that understands and generates images and video.
+
+import tuna_jax
+
+model = tuna_jax.Tuna.load("runs/demo")
+pictures = model.generate_image(["a red apple on a blue background"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuna_jax.recipes.inference import Tuna
+
+__all__ = ["Tuna"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for: `import tuna_jax` stays cheap, and parts of it need no JAX.
+    if name == "Tuna":
+        from tuna_jax.recipes.inference import Tuna
+
+        return Tuna
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

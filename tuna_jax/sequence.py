@@ -121,6 +121,11 @@ def text_to_image(special: Special, prompt_ids: Sequence[int], grid: Grid) -> To
     )
 
 
+def drawing_prompt(special: Special, prompt_ids: Sequence[int]) -> TokenSequence:
+    """`text_to_image` up to where the picture begins: what sampling starts from."""
+    return build([Text((special.bos, *prompt_ids, special.boi))], special)
+
+
 def understanding(
     special: Special, prompt_ids: Sequence[int], response_ids: Sequence[int], grid: Grid
 ) -> TokenSequence:
@@ -152,6 +157,18 @@ def editing(special: Special, instruction_ids: Sequence[int], grid: Grid) -> Tok
             Text((special.eoi, *instruction_ids, special.boi)),
             Visual(grid, target=True),
             Text((special.eoi, special.eos)),
+        ],
+        special,
+    )
+
+
+def editing_prompt(special: Special, instruction_ids: Sequence[int], grid: Grid) -> TokenSequence:
+    """`editing` up to where the new picture begins; the other side of guidance keeps the source."""
+    return build(
+        [
+            Text((special.bos, special.boi)),
+            Visual(grid),
+            Text((special.eoi, *instruction_ids, special.boi)),
         ],
         special,
     )

@@ -13,7 +13,9 @@ from tuna_jax.config import preset
 from tuna_jax.data.scenes import SceneSource, is_held_out
 from tuna_jax.models import tuna, vae
 from tuna_jax.recipes import emoji
+from tuna_jax.recipes.inference import Tuna
 from tuna_jax.training import export, image_vae
+from tuna_jax.training.checkpoints import Checkpoints
 from tuna_jax.training.settings import parse
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "emoji.py"
@@ -45,6 +47,30 @@ def trained(values, tmp_path_factory):
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     return loaded, again
+
+
+def test_a_run_is_loaded_by_itself(trained, values, tmp_path):
+    """Its VAE, tokenizer, size, sampling and template come with it, from its file or from a checkpoint."""
+    world, params = trained
+    export.export_model(tmp_path / "run" / export.MODEL_FILE, params, values, 7)
+    saved = Checkpoints(tmp_path / "killed" / "checkpoints", keep=1)
+    saved.save(7, {"params": params}, config=values)
+    saved.close()
+    prompts, pictures = ["a dog on a blue background"], np.zeros((1, 64, 64, 3), np.uint8)
+    for path in ("run", "run/model.safetensors", "killed"):
+        loaded = Tuna.load(tmp_path / path)
+        assert (loaded.size, loaded.samples, loaded.template) == ((64, 64), world.samples, "plain")
+        drawn = loaded.generate_image(prompts, seed=2)
+        np.testing.assert_array_equal(drawn, world.draw(params, prompts, seed=2))
+        said = loaded.answer(pictures[0], "what is this?", max_new_tokens=5)
+        assert said == world.answer(params, pictures, ["what is this?"], longest=5)[0]
+    # The VAE of its settings is elsewhere now.
+    moved = values | {"vae": "gone.safetensors"}
+    export.export_model(tmp_path / "moved" / export.MODEL_FILE, params, moved, 7)
+    with pytest.raises(FileNotFoundError, match=r"no VAE at gone\.safetensors"):
+        Tuna.load(tmp_path / "moved")
+    again = Tuna.load(tmp_path / "moved", vae=values["vae"])
+    np.testing.assert_array_equal(again.generate_image(prompts, seed=2), drawn)
 
 
 def test_workdir_without_a_model_says_what_makes_one(tmp_path):

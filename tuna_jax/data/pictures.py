@@ -22,18 +22,27 @@ def upright(opened: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, layered).convert("RGB")
 
 
-def read_picture(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The picture of a file, scaled so that its short side fits and cropped to its middle.
+def read_picture(
+    path: str | Path, size: int | tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture of a file, fitted to a size (`fit`).
 
-    Transparency becomes white.
+    Args:
+      path: the file.
+      size: a square's side, or (height, width).
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is no picture that Pillow reads.
+      ValueError: not a picture.
     """
     try:
         with Image.open(path) as opened:
-            opaque = upright(opened)
+            return fit(opened, (size, size) if isinstance(size, int) else size)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from error
-    return np.asarray(ImageOps.fit(opaque, (size, size), Image.Resampling.LANCZOS), np.uint8)
+
+
+def fit(picture: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture as bytes of (height, width): `upright`, scaled so that it covers them, cropped to its middle."""
+    covered = ImageOps.fit(upright(picture), (size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(covered, np.uint8)

@@ -41,7 +41,10 @@ class _State(NamedTuple):
 def choose(
     logits: Float[Array, "b v"], key: Array, temperature: float, top_k: int, top_p: float
 ) -> Int[Array, " b"]:
-    """The next token: greedy at temperature 0, else sampled among the `top_k` likeliest and the `top_p` nucleus."""
+    """The next token: greedy at temperature 0, else sampled among the `top_k` likeliest and the `top_p` nucleus.
+
+    `key` is one for all rows, or a vector with one for each row, which is then sampled as if it were alone.
+    """
     if temperature == 0.0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
     logits = logits / temperature
@@ -55,7 +58,8 @@ def choose(
         # The token that crosses top_p still belongs to the nucleus, so the likeliest always does.
         least = jnp.min(jnp.where(before <= top_p, ordered, jnp.inf), -1, keepdims=True)
         logits = jnp.where(logits < least, floor, logits)
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+    return draw(key, logits).astype(jnp.int32)
 
 
 @functools.partial(
@@ -80,7 +84,7 @@ def generate(
     Args:
       config, params: the model.
       prefix: prompts with their pictures.
-      key: PRNG key; unused when greedy.
+      key: PRNG key, or one for each row (`choose`); unused when greedy.
       eos: the id that ends a row; negative never does.
       max_new_tokens: most tokens a row gets.
       temperature: 0 is greedy.
@@ -101,11 +105,13 @@ def generate(
         kept,
     )
 
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+
     def unfinished(state: _State) -> Array:
         return (state.step < max_new_tokens) & ~state.done.all()
 
     def advance(state: _State) -> _State:
-        token = choose(state.logits, jax.random.fold_in(key, state.step), temperature, top_k, top_p)
+        token = choose(state.logits, fold_in(key, state.step), temperature, top_k, top_p)
         token = jnp.where(state.done, eos, token)
         kept = state.kept
         if kept is not None:

@@ -103,9 +103,9 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
 def _posterior(
     config: VAEConfig, params: Any, pixels: Float[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b 1 y x c"], Float[Array, "b 1 y x c"]]:
-    """Mean and variance, in the latents' own units."""
+    """Mean and variance, both in the units of `config`'s latents."""
     mean, log_var = vae.encode(config, params, pixels[:, None])
-    return mean, jnp.exp(jnp.clip(log_var, -30.0, 20.0))
+    return mean, jnp.square(vae.posterior_std(config, log_var))
 
 
 @functools.partial(jax.jit, static_argnums=0)

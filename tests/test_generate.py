@@ -1,0 +1,183 @@
+"""The command `generate`: each task from files to files, and what it refuses."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tuna_jax
+from tuna_jax import generate
+from tuna_jax.data import clips
+
+DOG, CAT = "a dog on a blue background", "a cat on a pink background"
+QUICK = ["--points=3", "--size=32"]
+
+
+@pytest.fixture(autouse=True)
+def _words_outside_the_compact_vocabulary():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path, monkeypatch):
+    """Runs the command in an empty folder, with two pictures in it."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(name)
+
+    def call(*arguments: str) -> int:
+        return generate.main([f"--model={tiny_model}", "--tokenizer=emoji", *arguments])
+
+    return call
+
+
+def _read(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
+    (tmp_path / "more.txt").write_text(f"{CAT}\n\n")
+    assert run(f"--prompt={DOG}", "--prompts=more.txt", "--seed=3", *QUICK) == 0
+    drawn = [_read(f"pictures/prompt_{i}.png") for i in range(2)]
+    wanted = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji").generate_image(
+        [DOG, CAT], seed=3, points=3, size=(32, 32)
+    )
+    np.testing.assert_array_equal(drawn, wanted)
+    assert (tmp_path / "pictures/sheet.png").exists()
+    assert f"prompt_1.png: {CAT}" in capsys.readouterr().out
+    assert run(f"--prompt={DOG}", "--output=other", f"--negative={CAT}", "--seed=3", *QUICK) == 0
+    assert (_read("other/prompt_0.png") != drawn[0]).any(), "the negative prompt changes it"
+
+
+def test_lines_of_json_have_their_own_seed_and_negative(run, tmp_path):
+    lines = [
+        {"prompt": DOG},
+        {"prompt": DOG, "seed": 7},
+        {"prompt": DOG, "negative": CAT, "seed": 7},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("--prompts=p.jsonl", *QUICK) == 0
+    first, second, third = (_read(f"pictures/prompt_{i}.png").astype(int) for i in range(3))
+    assert run(f"--prompt={DOG}", "--seed=7", "--output=alone", *QUICK) == 0
+    assert np.abs(_read("alone/prompt_0.png") - second).max() <= 1
+    assert np.abs(first - second).max() > 1
+    assert np.abs(third - second).max() > 1
+
+
+def test_edits_start_from_their_pictures(run, tmp_path):
+    lines = [{"prompt": DOG, "image": name, "seed": 1} for name in ("a.png", "b.png")]
+    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("--task=edit", "--prompts=e.jsonl", *QUICK) == 0
+    first, second = (_read(f"pictures/edit_{i}.png").astype(int) for i in range(2))
+    assert first.shape == (32, 32, 3)
+    assert np.abs(first - second).max() > 1
+    # Guessed from its flags, a single one.
+    assert run("--image=b.png", f"--prompt={DOG}", "--seed=1", "--output=one", *QUICK) == 0
+    assert np.abs(_read("one/edit_0.png") - second).max() <= 1
+
+
+@pytest.mark.slow
+def test_text_becomes_video_and_video_becomes_text(run, tmp_path, capsys):
+    pytest.importorskip("av")
+    assert run("--task=t2v", f"--prompt={DOG}", "--frames=5", "--points=2", "--size=32x48") == 0
+    clip = clips.read_clip(tmp_path / "videos/video_0.mp4", (32, 48), 17)
+    assert clip.shape == (5, 32, 48, 3)
+    capsys.readouterr()
+    few = "--max_new_tokens=3"
+    assert run("--video=videos/video_0.mp4", "--question=what happens?", "--frames=5", few) == 0
+    (line,) = (tmp_path / "answers/answers.jsonl").read_text().splitlines()
+    assert json.loads(line)["answer"] == capsys.readouterr().out.removesuffix("\n")
+
+
+def test_questions_about_several_pictures(run, tmp_path, capsys, tiny_model):
+    flags = ["--image=a.png", "--image=b.png", "--question=what is this?", "--question=why?"]
+    assert run(*flags, "--max_new_tokens=4", "--output=out") == 0
+    said = [json.loads(x) for x in (tmp_path / "out/answers.jsonl").read_text().splitlines()]
+    model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
+    for line, question in zip(said, ["what is this?", "why?"], strict=True):
+        assert line["shown"] == ["a.png", "b.png"]
+        wanted = model.answer(["a.png", "b.png"], question, max_new_tokens=4)
+        assert line["answer"] == wanted
+    assert capsys.readouterr().out == "".join(f"{line['answer']}\n" for line in said)
+
+
+def test_a_chat_goes_on(run, tmp_path, tiny_model):
+    few = "--max_new_tokens=3"
+    flags = ["--image=a.png", "--question=what is this?", "--question=why?"]
+    assert run("--task=chat", *flags, few) == 0
+    first = json.loads((tmp_path / "answers/conversation.json").read_text())
+    assert [m["role"] for m in first["messages"]] == ["user", "assistant"] * 2
+    assert first["messages"][0]["content"] == "<image>\nwhat is this?"
+    history = "--history=answers/conversation.json"
+    assert run("--task=chat", history, "--question=and then?", few, "--output=later") == 0
+    later = json.loads((tmp_path / "later/conversation.json").read_text())
+    assert later["shown"] == ["a.png"]
+    assert later["messages"][:4] == first["messages"]
+    model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
+    assert later["messages"][5]["content"] == model.chat(
+        later["messages"][:5], "a.png", max_new_tokens=3
+    )
+    # The same as a line of a file.
+    line = {"messages": later["messages"][:5], "image": "a.png"}
+    (tmp_path / "c.jsonl").write_text(json.dumps(line))
+    assert run("--task=chat", "--prompts=c.jsonl", few, "--output=lines") == 0
+    (answered,) = (tmp_path / "lines/answers.jsonl").read_text().splitlines()
+    assert json.loads(answered)["answer"] == later["messages"][5]["content"]
+
+
+def test_text_alone_is_a_chat(run, tmp_path):
+    assert run("--question=hello", "--max_new_tokens=2", "--temperature=0.8", "--top_k=5") == 0
+    assert json.loads((tmp_path / "answers/conversation.json").read_text())["shown"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task=draw", "--prompt=a"], "invalid choice: 'draw'"),
+        ([], "give --prompt= or --prompts=FILE to draw"),
+        (["--image=a.png"], "--image and --question go together"),
+        (["--prompt=a", "--question=b"], "say which with --task="),
+        (["--task=edit", "--prompt=a"], "give it with --image=FILE"),
+        (["--task=edit", "--image=a.png"], "--task=edit wants --prompt="),
+        (["--task=understand", "--question=a"], "--task=understand wants --image=FILE"),
+        (["--task=t2i", "--prompt=a", "--frames=5"], "--frames has no effect with --task=t2i"),
+        (["--question=a", "--size=32"], "--size has no effect with --task=chat"),
+        (["--prompt=a", "--size=32by4"], "give HEIGHTxWIDTH"),
+        (["--prompt=a", "--batch_size=0"], "at least 1"),
+        (["--image=a.png", "--video=b.mp4", "--question=a"], "cannot be shown together"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt=a", "--size=40x32"], "image height 40 is not divisible by 16"),
+        (["--task=t2v", "--prompt=a", "--frames=4"], "4 frames is not 1 + 4k"),
+        (["--prompts=none.txt"], "no file of requests at none.txt"),
+        (["--prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
+        (["--task=edit", "--prompts=edit.jsonl"], "the edit 'a' has 0 pictures"),
+        (["--image=none.png", "--question=a"], "none.png"),
+        (["--image=bad.jsonl", "--question=a"], "bad.jsonl is not a picture"),
+        (["--task=chat", "--history=bad.jsonl", "--question=a"], "bad.jsonl is no conversation"),
+        (["--task=understand", "--prompts=ask.jsonl", "--video=c.mp4"], "no video at c.mp4"),
+    ],
+)
+def test_what_cannot_be_done_is_named(run, tmp_path, capsys, arguments, words):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    (tmp_path / "edit.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "ask.jsonl").write_text('{"question": "a"}\n')
+    assert run(*arguments) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and words in printed
+    assert "Traceback" not in printed

@@ -1,0 +1,386 @@
+"""What a TUNA can do, with its VAE and its tokenizer around it: draw, edit, make video, answer, chat.
+
+Everything runs in batches through few compiled programs (`rows.py`). Row i depends on (seed, i) and on its own request
+alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.generation import images, text
+from tuna_jax.generation.prefix import Prefix
+from tuna_jax.recipes import rows
+from tuna_jax.recipes.conversations import Conversation, ask
+from tuna_jax.recipes.shown import Shown, as_clip, as_list
+from tuna_jax.sequence import Grid, TokenSequence, drawing_prompt, editing_prompt
+
+Pictures = UInt8[np.ndarray, "n height width 3"]
+Clips = UInt8[np.ndarray, "n frames height width 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How pictures are drawn: `points` of the time grid (one step fewer), guidance, shift of the grid, solver.
+
+    Attributes:
+      count: pictures on the contact sheet that training draws.
+    """
+
+    count: int = 24
+    points: int = 16
+    guidance: float = 2.0
+    shift: float = 3.0
+    solver: str = "euler"
+
+
+class Sampling(TypedDict, total=False):
+    """Options of every call that draws. One that is absent or None takes the model's own.
+
+    Attributes:
+      seed: of the noise: row i depends on (seed, i). A list has a seed a row,
+        which is then drawn as if it were alone; see `rows.keys`.
+      negative: what not to draw, for all rows or one a row; the other side of guidance. Default: nothing.
+      size: (height, width), multiples of 16.
+      guidance: scale; 0 and 1 sample without.
+      points: points of the time grid, one step fewer.
+      shift: of the time grid.
+      solver: 'euler' or 'heun'.
+      batch_size: most rows at once.
+    """
+
+    seed: rows.Seed | None
+    negative: str | Sequence[str] | None
+    size: tuple[int, int] | None
+    guidance: float | None
+    points: int | None
+    shift: float | None
+    solver: str | None
+    batch_size: int | None
+
+
+class Decoding(TypedDict, total=False):
+    """Options of every call that writes text. One that is absent or None takes the default.
+
+    Attributes:
+      max_new_tokens: most tokens of an answer (128).
+      temperature: 0 is greedy (0).
+      top_k: sample among this many likeliest tokens; 0 among all (0).
+      top_p: sample within this much probability; 1 within all (1).
+      seed: of sampling; answer i depends on (seed, i), or on a list's (seed[i], 0).
+      template: 'chat' (Qwen2.5's) or 'plain' (one picture, one question); default: what the model was trained with.
+      batch_size: most rows at once.
+    """
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: rows.Seed | None
+    template: str | None
+    batch_size: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A TUNA and its surroundings.
+
+    Attributes:
+      config: the model, with the VAE's config in it.
+      params: the network.
+      vae_params: the frozen VAE.
+      tokenizer: text to ids.
+      size: (height, width) of a picture in pixels, where a call names none.
+      samples: how to draw, where a call names nothing else.
+      template: how a question is put: 'plain' if the model was trained so, else 'chat'; see `conversations.ask`.
+    """
+
+    config: TunaConfig
+    params: Any = dataclasses.field(repr=False)
+    vae_params: Any = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+    size: tuple[int, int]
+    samples: SampleSettings = SampleSettings(points=50, guidance=3.0)
+    template: str = "chat"
+
+    def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
+        """A picture of each prompt, uint8 [n, height, width, 3].
+
+        Args:
+          prompts: one or several.
+          **options: see `Sampling`.
+
+        Raises:
+          ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, no prompt, another
+            number of negatives or seeds than prompts.
+        """
+        listed = _listed(prompts)
+        return self._draw(self._drawing, listed, None, 1, options)[:, 0]
+
+    def generate_video(
+        self, prompts: str | Sequence[str], *, frames: int = 17, **options: Unpack[Sampling]
+    ) -> Clips:
+        """A clip of each prompt, uint8 [n, frames, height, width, 3].
+
+        Args:
+          prompts: one or several.
+          frames: 1 + 4k.
+          **options: see `Sampling`.
+
+        Raises:
+          ValueError: as `generate_image`, and another number of frames.
+        """
+        return self._draw(self._drawing, _listed(prompts), None, frames, options)
+
+    def edit_image(
+        self,
+        pictures: Shown | Sequence[Shown],
+        instructions: str | Sequence[str],
+        **options: Unpack[Sampling],
+    ) -> Pictures:
+        """Each picture changed as its instruction says, uint8 [n, height, width, 3].
+
+        The picture stands clean in both branches of guidance (model.md section 9).
+
+        Args:
+          pictures: the sources, one for all or one for each instruction: files, Pillow pictures, or arrays uint8
+            [height, width, 3]. They are scaled and cropped to the size of the result.
+          instructions: what to change, one or several.
+          **options: see `Sampling`.
+
+        Raises:
+          ValueError: as `generate_image`, and another number of pictures than instructions.
+          FileNotFoundError: no such file.
+        """
+        listed, size = _listed(instructions), options.get("size") or self.size
+        self.config.vae.latent_shape(1, *size)  # A wrong size is told before a file is read.
+        sources = [as_clip(item, size) for item in as_list(pictures)]
+        if any(len(clip) != 1 for clip in sources):
+            raise ValueError("a clip cannot be edited; give pictures, [height, width, 3] each")
+        if len(sources) == 1:
+            sources = sources * len(listed)
+        if len(sources) != len(listed):
+            raise ValueError(
+                f"{len(sources)} pictures and {len(listed)} instructions; give one picture, or one for each"
+            )
+        return self._draw(self._editing, listed, np.stack(sources), 1, options)[:, 0]
+
+    def answer(
+        self,
+        shown: Shown | Sequence[Shown] | None,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        frames: int = 17,
+        **options: Unpack[Decoding],
+    ) -> str:
+        """The answer to a question about pictures or a video, or about nothing that is shown.
+
+        Args:
+          shown: a picture, several, a clip (a video file, or uint8 [frames, height, width, 3]), or None.
+          question: what is asked.
+          history: (question, answer) of earlier turns; what is shown stands before the first question.
+          frames: at most so many frames of a video file, evenly spaced; 1 + 4k.
+          **options: see `Decoding`.
+
+        Raises:
+          ValueError: a file that cannot be read, pictures beside a clip, a template that does not fit.
+          FileNotFoundError: no such file.
+        """
+        seen = self.see(as_list(shown), frames)
+        conversation = Conversation.of(seen, question, history)
+        return self.reply([conversation], **options)[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        shown: Shown | Sequence[Shown] | None = None,
+        *,
+        frames: int = 17,
+        **options: Unpack[Decoding],
+    ) -> str:
+        """The assistant's next message.
+
+        Args:
+          messages: dicts with `role` ('system', 'user' or 'assistant') and `content`; the last is the user's. A picture
+            or clip goes where a user's content has `<image>`.
+          shown: what goes there, in order.
+          frames: at most so many frames of a video file.
+          **options: see `Decoding`.
+
+        Raises:
+          ValueError: as `answer`, and another number of `<image>` than of what is shown.
+        """
+        seen = self.see(as_list(shown), frames)
+        conversation = Conversation(tuple(messages), tuple(seen))
+        return self.reply([conversation], **options)[0]
+
+    def reply(
+        self, conversations: Sequence[Conversation], **options: Unpack[Decoding]
+    ) -> list[str]:
+        """The assistant's next message in each conversation; what `answer` and `chat` are made of.
+
+        Conversations that show equally much run together.
+
+        Raises:
+          ValueError: as `answer`, and a temperature, `top_k` or `top_p` out of its range.
+        """
+        chosen: dict[str, Any] = {"max_new_tokens": 128}
+        chosen |= {name: value for name, value in options.items() if value is not None}
+        seed, most = chosen.pop("seed", 0), chosen.pop("batch_size", None)
+        template = chosen.pop("template", None)
+        _check(chosen)
+        keys = rows.keys(seed, len(conversations))
+        replies = [""] * len(conversations)
+        for group in _alike(conversations):
+            asked = [self.ask(conversations[i], template) for i in group]
+            shown = [conversations[i].shown for i in group]
+            words = self._continue(asked, shown, keys[np.asarray(group)], most, chosen)
+            for place, row in zip(group, words, strict=True):
+                replies[place] = self._until_end(row)
+        return replies
+
+    def _continue(
+        self,
+        asked: Sequence[TokenSequence],
+        shown: Sequence[Sequence[np.ndarray]],
+        keys: Array,
+        most: int | None,
+        decoding: Mapping[str, Any],
+    ) -> Int[np.ndarray, "n new"]:
+        """Ids that follow sequences which show equally much."""
+        width, tokens = rows.width_of(asked), int(asked[0].spans[:, 1].sum())
+        greedy = not decoding.get("temperature")
+
+        def some(part: Int[np.ndarray, " rows"]) -> np.ndarray:
+            prefix = self.prefix([asked[i] for i in part], [shown[i] for i in part], width)
+            decoded = text.generate(
+                self.config,
+                self.params,
+                prefix,
+                keys[0] if greedy else keys[part],  # Greedy decoding draws nothing.
+                eos=self.tokenizer.special.eos,
+                **decoding,
+            )
+            return np.asarray(decoded.tokens)
+
+        return rows.in_chunks(some, np.arange(len(asked)), most or rows.rows_a_chunk(tokens))
+
+    def ask(self, conversation: Conversation, template: str | None = None) -> TokenSequence:
+        """The tokens that the answer follows; see `conversations.ask`."""
+        grids = [
+            Grid(*self.config.vae.latent_shape(*clip.shape[:3])[:3]) for clip in conversation.shown
+        ]
+        return ask(self.tokenizer, conversation, grids, self.template, template)
+
+    def prefix(
+        self,
+        asked: Sequence[TokenSequence],
+        shown: Sequence[Sequence[np.ndarray]],
+        width: int | None = None,
+    ) -> Prefix:
+        """Sequences with the latents of what they show, equally many clips of one shape a row."""
+        latents = None
+        if shown and shown[0]:
+            clips = np.stack([clip for row in shown for clip in row])
+            mean = rows.encode(self.config, self.vae_params, clips)[0]
+            latents = mean.reshape(len(shown), -1, *mean.shape[1:])
+        return rows.prefix_of(asked, self.tokenizer.special, latents, width)
+
+    def see(self, shown: Sequence[Shown], frames: int = 17) -> list[np.ndarray]:
+        """What is shown as clips of the model's size, for a `Conversation`; errors as `answer`."""
+        return [as_clip(item, self.size, frames, self.config.vae.temporal_factor) for item in shown]
+
+    def _drawing(self, prompt: str, grid: Grid) -> TokenSequence:
+        del grid
+        return drawing_prompt(self.tokenizer.special, self.tokenizer.encode(prompt))
+
+    def _editing(self, instruction: str, grid: Grid) -> TokenSequence:
+        return editing_prompt(self.tokenizer.special, self.tokenizer.encode(instruction), grid)
+
+    def _draw(
+        self, layout: Any, prompts: list[str], sources: Clips | None, frames: int, options: Sampling
+    ) -> Clips:
+        """Clips of prompts, laid out by `layout`, beside clean sources if there are any."""
+        fields = {field.name for field in dataclasses.fields(self.samples)}
+        changes: dict[str, Any] = {
+            name: value for name, value in options.items() if name in fields and value is not None
+        }
+        chosen = dataclasses.replace(self.samples, **changes)
+        shape = self.config.vae.latent_shape(frames, *(options.get("size") or self.size))
+        grid = Grid(*shape[:3])
+        given = options.get("negative") or ""
+        if any(given) and chosen.guidance in (0.0, 1.0):
+            raise ValueError(
+                f"a negative prompt has no effect at guidance {chosen.guidance:g}; raise the guidance"
+            )
+        against = [given] * len(prompts) if isinstance(given, str) else list(given)
+        if len(against) != len(prompts):
+            raise ValueError(
+                f"{len(against)} negative prompts for {len(prompts)} prompts; give one, or one for each"
+            )
+        positive = [layout(prompt, grid) for prompt in prompts]
+        negative = [layout(prompt, grid) for prompt in against]
+        width = rows.width_of([*positive, *negative])
+        noise = rows.noise(options.get("seed") or 0, len(prompts), shape)
+
+        def some(part: np.ndarray) -> np.ndarray:
+            latents = None
+            if sources is not None:
+                latents = rows.encode(self.config, self.vae_params, sources[part])[0][:, None]
+            special = self.tokenizer.special
+            drawn = images.sample(
+                self.config,
+                self.params,
+                rows.prefix_of([positive[i] for i in part], special, latents, width),
+                jnp.asarray(noise[part]),
+                negative=rows.prefix_of([negative[i] for i in part], special, latents, width),
+                guidance=chosen.guidance,
+                points=chosen.points,
+                shift=chosen.shift,
+                solver=chosen.solver,
+            )
+            return np.asarray(rows.decode(self.config, self.vae_params, drawn))
+
+        tokens = grid.tokens * (1 if sources is None else 2)
+        most = options.get("batch_size") or rows.rows_a_chunk(tokens)
+        return rows.in_chunks(some, np.arange(len(prompts)), most)
+
+    def _until_end(self, row: np.ndarray) -> str:
+        ids, eos = row.tolist(), self.tokenizer.special.eos
+        said = ids[: ids.index(eos)] if eos in ids else ids
+        # The table may have rows beyond the tokenizer's ids; an untrained model can choose one.
+        return self.tokenizer.decode([i for i in said if i < self.tokenizer.size])
+
+
+def _listed(prompts: str | Sequence[str]) -> list[str]:
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not listed:
+        raise ValueError("no prompt is given")
+    return listed
+
+
+def _check(decoding: Mapping[str, Any]) -> None:
+    for name, low, high in (("temperature", 0, np.inf), ("top_k", 0, np.inf), ("top_p", 0, 1)):
+        value = decoding.get(name, low)
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
+    if decoding.get("max_new_tokens", 1) < 1:
+        raise ValueError(f"max_new_tokens is {decoding['max_new_tokens']}; it must be at least 1")
+
+
+def _alike(conversations: Sequence[Conversation]) -> list[list[int]]:
+    """Indices of conversations that show equally many clips of one shape: they can share a batch."""
+    groups: dict[Any, list[int]] = {}
+    for index, conversation in enumerate(conversations):
+        shapes = tuple(clip.shape for clip in conversation.shown)
+        groups.setdefault(shapes, []).append(index)
+    return list(groups.values())
