@@ -147,7 +147,7 @@ def test_statistics_are_of_draws_from_the_posterior(run):
     mean, std = image_vae.latent_statistics(config, params, iter([pictures[:4], pictures[4:]]))
     encode = jax.jit(vae.encode, static_argnums=0)
     centres, log_var = encode(config, params, jnp.asarray(pictures)[:, None])
-    draws = np.random.default_rng(0).normal(size=(2000, *centres.shape))
+    draws = np.random.default_rng(0).normal(size=(50_000, *centres.shape))
     draws = np.asarray(centres) + np.asarray(vae.posterior_std(config, log_var)) * draws
     flat = draws.reshape(-1, config.latent_channels)
     np.testing.assert_allclose(mean, flat.mean(0), atol=0.01 * flat.std())
