@@ -13,7 +13,7 @@ Each command does all its own set-up in .venv (made on the first call, kept afte
 
   demo [--workdir=DIR] [--config.KEY=VALUE ...]
         Trains the emoji TUNA, measures it, and writes DIR/report.html and DIR/summary.json (DIR: runs/demo).
-        About 25 minutes on two cores, install included. Interrupted? The same command goes on where it was.
+        About 20 minutes on two cores, install included. Interrupted? The same command goes on where it was.
   test [PYTEST ARGUMENT ...]
         Runs the tests; without arguments all of them.
   check

@@ -2,7 +2,7 @@
 
 Examples:
 
-    # The emoji TUNA of the demo (4,000 steps, about 18 minutes on two CPU cores):
+    # The emoji TUNA of the demo (3,200 steps, about 16 minutes on two CPU cores):
     python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/emoji
 
     # The same with other numbers. Any key that the config file sets can be overridden:

@@ -39,6 +39,22 @@ def same(found, wanted=TENSORS):
         assert found[key].tobytes() == tensor.tobytes()
 
 
+def resident():
+    """Bytes of memory that this process holds, mapped files included."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_reading_a_file_does_not_hold_it(tmp_path):
+    numbers = np.random.default_rng(1).normal(size=(16, 1 << 20)).astype(np.float32)
+    write(tmp_path / "x.safetensors", {"whole": numbers})
+    state = open_files(tmp_path / "x.safetensors")
+    before = resident()
+    for index in range(16):
+        np.testing.assert_array_equal(state.read("whole", index), numbers[index])
+    assert resident() - before < 24 << 20, "a row is 4 MB, the file 64 MB"
+
+
 def read(path):
     state = open_files(path)
     return {key: state.read(key) for key in state.entries}
@@ -197,6 +213,20 @@ class TestPickles:
         path = tmp_path / f"x{suffix}"
         self.torch.save({wrapper: state, "step": 3} if wrapper else state, path)
         same(read(path))
+
+    def test_reading_twice_gives_the_same_and_holds_little(self, tmp_path):
+        """Pages are given back after a read: tensors of many pages, two of them in one storage."""
+        numbers = np.random.default_rng(1).normal(size=(16, 1 << 20)).astype(np.float32)
+        whole = self.torch.from_numpy(numbers)
+        self.torch.save({"whole": whole, "part": whole[3:5]}, tmp_path / "x.pt")
+        state = open_files(tmp_path / "x.pt")
+        before = resident()
+        for index in range(16):
+            np.testing.assert_array_equal(state.read("whole", index), numbers[index])
+        assert resident() - before < 24 << 20, "a row is 4 MB, the file 64 MB"
+        for _ in range(2):
+            np.testing.assert_array_equal(state.read("whole"), numbers)
+            np.testing.assert_array_equal(state.read("part"), numbers[3:5])
 
     def test_more_than_tensors_is_refused_and_not_run(self, tmp_path):
         ran = tmp_path / "ran"

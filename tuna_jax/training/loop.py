@@ -46,7 +46,7 @@ class LoopSettings:
     Attributes:
       steps: updates of the whole run.
       seed: seed of parameters, noise and times.
-      optimizer: AdamW, schedule, freezing, EMA.
+      optimizer: AdamW or Muon, schedule, freezing, EMA.
       flow_weight, text_weight: weights of the two losses.
       time: how training times are drawn.
       mesh: sizes of the mesh axes.
