@@ -21,6 +21,7 @@ from tuna_jax.training import loop
 from tuna_jax.training.export import load_model
 from tuna_jax.training.image_vae import load_image_vae
 from tuna_jax.training.settings import parse
+from tuna_jax.training.step import Heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures, prompts).save(folder / f"{step:06d}.png")
 
+    heads = Heads(settings.data.draw_rows, settings.data.understand_rows)
     return loop.train(
         settings,
         world.config,
@@ -172,8 +174,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         tasks=pipeline.STREAMS,
         record=dict(values),
         draw=draw,
-        flow_rows=settings.data.draw_rows,
-        text_rows=settings.data.understand_rows,
+        heads=lambda batch: heads,
     )
 
 
