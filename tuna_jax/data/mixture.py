@@ -198,6 +198,11 @@ class Mixture:
         """Every shape that a batch of this mixture can have, each once, in order."""
         return sorted({self._shape(cell) for cell in self._cells})
 
+    def kinds(self) -> list[tuple[str, BatchShape]]:
+        """The stream and the shape of every kind of batch, each once."""
+        cells = ((self.streams[cell.stream].name, self._shape(cell)) for cell in self._cells)
+        return list(dict.fromkeys(cells))
+
     def shape_of(self, n: int) -> BatchShape:
         """The shape of batch n, without making it."""
         return self._shape(self._cells[self._schedule(n)[0]])
