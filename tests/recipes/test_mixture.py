@@ -1,18 +1,29 @@
-"""Training on files: every format learns, what is compiled is known in advance, and a resumed run gets the same batches."""
+"""Training on files: every format learns, shapes are compiled in advance, a resumed run gets the same batches."""
 
 import json
-import shutil
+import wave
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from tuna_jax import Tuna
+from tuna_jax.data import pipeline
+from tuna_jax.data.bad_rows import TooManyBadRows
 from tuna_jax.data.clips import write_clip
 from tuna_jax.data.emoji.names import NOUNS
+from tuna_jax.data.mixture import Mixture, batches
 from tuna_jax.data.rendering import default_art, paste
 from tuna_jax.data.scenes import GROUNDS
+from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.recipes import mixture
+from tuna_jax.recipes.streams import open_mixture, weights_history
+from tuna_jax.training import state
+from tuna_jax.training.checkpoints import Checkpoints
+from tuna_jax.training.export import load_model
 from tuna_jax.training.metrics import read
+from tuna_jax.training.program import Program
 from tuna_jax.training.settings import parse
 
 SMALL = {
@@ -120,3 +131,228 @@ def test_each_format_trains(folder, tmp_path, name):
     assert np.mean(values[-5:]) < 0.9 * np.mean(values[:3])
     other = {"flow_loss": "text_loss", "text_loss": "flow_loss"}[loss]
     assert not any(other in line for line in log), "the other head had nothing to learn"
+
+
+# Four streams; pictures are square, wide or tall, so three of the streams have three buckets each, and one has one.
+SHAPED = {"sizes": ("32x32", "32x48", "48x32"), "lengths": (64,)}
+STREAMS = {
+    "draw": ("t2i", "shaped_captions", {**SHAPED, "weight": 4.0}),
+    "look": ("understand", "shaped_chats", {**SHAPED, "lengths": (96,), "weight": 3.0}),
+    "edit": ("edit", "shaped_edits", {**SHAPED, "weight": 2.0, "source_dropout": 0.2}),
+    "talk": ("chat", "text", {"lengths": (80,), "weight": 1.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def shaped(folder):
+    """Manifests of pictures of three shapes, in the same folder."""
+    rows: dict[str, list] = {name: [] for name in ("captions", "chats", "edits")}
+    for i in range(18):
+        shape = [(64, 64), (64, 96), (96, 64)][i % 3]
+        for suffix, ground in (("", "blue"), ("_after", "pink")):
+            whole = picture(i, ground, side=96)[: shape[0], : shape[1]]
+            Image.fromarray(whole).save(folder / f"shaped{i}{suffix}.png")
+        before, after, name = f"shaped{i}.png", f"shaped{i}_after.png", NOUNS[i].singular
+        rows["captions"].append({"image": before, "caption": f"a {name}"})
+        said = talk("<image>\nwhat is this?", name)
+        rows["chats"].append({"image": before, "conversations": said})
+        rows["edits"].append(
+            {"raw_image": before, "out_image": after, "instruction": "make it pink"}
+        )
+    for name, listed in rows.items():
+        text = "".join(json.dumps(row) + "\n" for row in listed)
+        (folder / f"shaped_{name}.jsonl").write_text(text)
+    return folder
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_shapes_are_compiled_once_and_a_resumed_run_has_the_same_batches(shaped, tmp_path, capsys):
+    """4 streams, 10 buckets, 2 workers: 10 programs and none later; other workers and hosts, the same batches."""
+    data = {"workers": 2, "threads": 1, "ahead": 4}
+    random = np.random.default_rng()
+    stop = int(random.integers(8, 20))
+    values = experiment(shaped, STREAMS, data=data, steps=stop, checkpoint_every=stop)
+    log = run(values, tmp_path)
+    shown = capsys.readouterr()
+    assert "10 distinct batch shapes" in shown.out
+    assert shown.err.count("compiling for shape") == 10
+    assert "not foreseen" not in shown.err
+    # The first steps make the arrays of a batch; the last one saves.
+    assert [line["compilations"] for line in log[3:]] == [0.0] * (stop - 3)
+
+    # The run goes on in another place, with another number of workers.
+    settings = parse(mixture.MixtureExperiment, values)
+    config, _, tokenizer = mixture.load_surroundings(settings)
+    once = open_mixture(settings.data, config, tokenizer)
+    following = [once[n] for n in range(stop, stop + 50)]
+    assert {int(batch["task"][0]) for batch in following} == {0, 1, 2, 3}
+    saved = Checkpoints(tmp_path / "checkpoints")
+    program = Program(settings, config, tuple(STREAMS), make_mesh())
+    template = state.abstract(program.shapes, program.shardings)
+    for workers in (0, 1):
+        iterator = pipeline.iterate(batches(once), workers=workers, threads=2, ahead=3)
+        assert saved.restore(template, iterator=iterator).step == stop
+        for want in following:
+            same(next(iterator), want)
+        iterator.close()
+    saved.close()
+    # Two hosts: each takes every other row of the same batches.
+    hosts = [
+        Mixture(
+            once.streams,
+            tokenizer,
+            seed=0,
+            directory=shaped / "cache",
+            process_index=i,
+            process_count=2,
+        )
+        for i in range(2)
+    ]
+    iterators = [pipeline.iterate(batches(host), threads=1, ahead=2) for host in hosts]
+    for iterator in iterators:
+        iterator.set_state({"next_index": stop})
+    for want in following:
+        halves = [next(iterator) for iterator in iterators]
+        joined = {
+            name: np.stack([half[name] for half in halves], axis=1).reshape(value.shape)
+            for name, value in want.items()
+        }
+        same(joined, want)
+    for iterator in iterators:
+        iterator.close()
+
+
+def write_rows(path, rows):
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
+
+
+@pytest.fixture(scope="module")
+def damaged(folder):
+    """100 captions and 50 clips, and for each way to be unusable 2 % of rows more."""
+    good = [
+        {"image": f"{i % ROWS}{('.jpg', '.png')[i % ROWS % 2]}", "caption": f"picture {i}"}
+        for i in range(100)
+    ]
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(folder / "five.png")
+    bad = [
+        ("missing_file", {"image": "nowhere.jpg", "caption": "nothing"}),
+        ("corrupt_image", {"image": "cut.jpg", "caption": "half"}),
+        ("malformed_json", '{"image": "0.jpg", "caption": '),
+        ("empty_text", {"image": "0.jpg", "caption": "  "}),
+        ("tiny_image", {"image": "five.png", "caption": "five pixels"}),
+    ]
+    rows, kinds = list(good), {}
+    for i, (kind, row) in enumerate(bad * 2):
+        place = 7 + 11 * i
+        rows.insert(place, row)
+        kinds[place + 1] = kind  # lines count from 1, and each insertion is after the last
+    write_rows(folder / "damaged.jsonl", rows)
+    with wave.open(
+        str(folder / "sound.wav"), "wb"
+    ) as sound:  # a container that opens, without a picture in it
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    clips = [{"video": f"{i % ROWS}.mp4", "caption": f"clip {i}"} for i in range(50)]
+    clips.insert(20, {"video": "sound.wav", "caption": "nothing moves"})
+    write_rows(folder / "damaged_clips.jsonl", clips)
+    return folder, {("damaged.jsonl", line): kind for line, kind in kinds.items()}
+
+
+def test_bad_rows_are_skipped_counted_and_listed(damaged, tmp_path):
+    """The run finishes; its log counts them by kind, and bad_rows.jsonl has each with source and line."""
+    folder, wanted = damaged
+    streams = {
+        "draw": ("t2i", "damaged", {"rows": 8, "sizes": ("32x32",)}),
+        "film": ("t2v", "damaged_clips", {"frames": 5, "sizes": ("32x32",)}),
+    }
+    wanted = wanted | {("damaged_clips.jsonl", 21): "no_frames"}
+    log = run(experiment(folder, streams, steps=40, data={"bad_share": 0.2}), tmp_path)
+    assert log[-1]["step"] == 40
+    listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
+    found = {(entry["source"].rsplit("/", 1)[-1], entry["line"]): entry["kind"] for entry in listed}
+    assert found == wanted
+    assert len(listed) == len(wanted), "each once"
+    kinds = set(wanted.values())
+    assert {kind: log[-1][f"bad_rows/{kind}"] for kind in kinds} == {
+        kind: float(list(wanted.values()).count(kind)) for kind in kinds
+    }
+    assert log[-1]["bad_rows"] == len(wanted)
+
+
+def test_too_many_bad_rows_stop_the_run_with_a_message(damaged, tmp_path):
+    folder, _ = damaged
+    streams = {"draw": ("t2i", "damaged", {"sizes": ("32x32",)})}
+    values = experiment(folder, streams, data={"bad_share": 0.02, "bad_least": 50})
+    with pytest.raises(TooManyBadRows, match=r"more than the limit of 2\.0%.*bad_rows.jsonl"):
+        run(values, tmp_path)
+
+
+def test_stage_begins_at_the_last_ones_parameters_and_leaves_the_frozen_part(folder, tmp_path):
+    first = {"one": ("t2i", "captions", {})}
+    run(experiment(folder, first, steps=3, checkpoint_every=3), tmp_path / "first")
+    before = load_model(tmp_path / "first")[0]
+    values = experiment(
+        folder, first, steps=2, checkpoint_every=2, start_from=str(tmp_path / "first")
+    )
+    values["optimizer"] |= {"frozen": ("language",), "learning_rate": 1e-3, "warmup": 0, "ema": 0.0}
+    run(values, tmp_path / "second")
+    after = load_model(tmp_path / "second")[0]
+    frozen = jax.tree.map(np.array_equal, before["language"], after["language"])
+    assert all(jax.tree.leaves(frozen))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before["flow_head"], after["flow_head"])
+    assert 0 < max(jax.tree.leaves(moved)) < 4e-3, "two updates from where the first stage ended"
+    # What was trained is ready to draw.
+    tuna = Tuna.load(tmp_path / "second")
+    drawn = tuna.generate_image("a red apple", points=3, size=(32, 32))
+    assert drawn.shape == (1, 32, 32, 3)
+
+
+def test_start_from_nowhere_is_an_error(folder, tmp_path):
+    values = experiment(folder, {"one": ("t2i", "captions", {})}, start_from="nowhere")
+    with pytest.raises(FileNotFoundError, match="no parameters at nowhere"):
+        run(values, tmp_path)
+
+
+def test_weights_may_change_when_a_run_goes_on(folder, tmp_path):
+    """Streams go on in their data where they were; what came before stays as it was."""
+    both = {"one": ("t2i", "captions", {}), "two": ("chat", "text", {"lengths": (96,)})}
+    run(experiment(folder, both, steps=6, checkpoint_every=6), tmp_path)
+    values = experiment(folder, both, steps=12, checkpoint_every=6)
+    values["data"]["streams"]["one"]["weight"] = 0.0
+    log = run(values, tmp_path)
+    assert any("flow_loss/one" in line for line in log[:6])
+    assert all("text_loss/two" in line for line in log[6:])
+    history = Checkpoints(tmp_path / "checkpoints")
+    assert history.steps()[-1] == 12
+    assert weights_history(tmp_path, {"one": 0.0, "two": 1.0}) == [
+        (0, {"one": 1.0, "two": 1.0}),
+        (6, {"one": 0.0, "two": 1.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"manifest": "nowhere.jsonl"},
+            r"nowhere.jsonl does not exist; set config.data.streams.one.manifest",
+        ),
+        ({"sizes": ("64",)}, r"config.data.streams.one.sizes is '64'; a size is HEIGHTxWIDTH"),
+        ({"sizes": ("40x64",)}, "40x64 is not made of multiples of 16"),
+        ({"task": "paint"}, "task 'paint' is none of t2i"),
+        ({"lenghts": (96,)}, "did you mean 'lengths'"),
+    ],
+)
+def test_a_wrong_stream_is_named(folder, tmp_path, change, message):
+    values = experiment(folder, {"one": ("t2i", "captions", change)})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(values, tmp_path)

@@ -100,9 +100,7 @@ def _of_run(
 ) -> Model:
     """A model of a training run, whose settings name its VAE and its tokenizer."""
     if values.get("kind") == "mixture":
-        return mixture.load_model(
-            parse(mixture.MixtureExperiment, values), params, vae=vae, tokenizer=tokenizer
-        )
+        return mixture.load_model(values, params, vae=vae, tokenizer=tokenizer)
     settings = parse(emoji.EmojiExperiment, values)
     if vae is None:
         world = emoji.load_world(settings)

@@ -6,6 +6,7 @@ the checkpoint it starts from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ from tuna_jax.recipes.streams import (
 from tuna_jax.recipes.surroundings import PathLike, read_parameters, read_tokenizer, read_vae
 from tuna_jax.training import loop
 from tuna_jax.training.image_vae import shipped_image_vae
+from tuna_jax.training.settings import parse
 from tuna_jax.training.step import Heads
 
 
@@ -112,13 +114,15 @@ def load_surroundings(
 
 
 def load_model(
-    settings: MixtureExperiment,
+    record: Mapping[str, Any],
     params: Any,
     *,
     vae: PathLike | None = None,
     tokenizer: Tokenizer | PathLike | None = None,
 ) -> Model:
-    """A trained model with its surroundings."""
+    """A trained model with its surroundings; `record` is what its run saved (`train`)."""
+    values = {key: value for key, value in record.items() if key != "mixture"}
+    settings = parse(MixtureExperiment, values)
     config, vae_params, words = load_surroundings(settings, vae=vae, tokenizer=tokenizer)
     size = picture_size(settings.samples.size, "config.samples.size")
     shape = (size.height, size.width)
@@ -147,7 +151,10 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     if jax.process_index() == 0:
         print(mixture.summary())
     iterator = pipeline.iterate(
-        mixing.batches(mixture), threads=settings.data.threads, ahead=settings.data.ahead
+        mixing.batches(mixture),
+        threads=settings.data.threads,
+        ahead=settings.data.ahead,
+        workers=settings.data.workers,
     )
     names = tuple(streams)
 
@@ -182,17 +189,18 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
         **values,
         "mixture": {"fingerprint": mixture.fingerprint, "history": [list(h) for h in history]},
     }
-    return loop.train(
-        settings,
-        config,
-        workdir,
-        iterator,
-        tasks=names,
-        record=record,
-        heads=heads,
-        ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
-        vae_params=vae_params,
-        parameters=parameters if settings.start_from else None,
-        draw=draw if settings.samples.prompts else None,
-        counters=counters,
-    )
+    with contextlib.closing(iterator):
+        return loop.train(
+            settings,
+            config,
+            workdir,
+            iterator,
+            tasks=names,
+            record=record,
+            heads=heads,
+            ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
+            vae_params=vae_params,
+            parameters=parameters if settings.start_from else None,
+            draw=draw if settings.samples.prompts else None,
+            counters=counters,
+        )

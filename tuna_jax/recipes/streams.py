@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.data.bad_rows import BadRows
 from tuna_jax.data.buckets import SIZES_512, SIZES_1024
+from tuna_jax.data.layouts import ACCEPTS
 from tuna_jax.data.manifests import Manifest
 from tuna_jax.data.media import SMALLEST_SIDE, Size
 from tuna_jax.data.mixture import Mixture
-from tuna_jax.data.streams import BatchShape, RowStream
+from tuna_jax.data.streams import UNUSED_SIZE, BatchShape, RowStream
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.training.checkpoints import open_arrays
-from tuna_jax.training.settings import parse
+from tuna_jax.training.settings import defaults, parse
 from tuna_jax.training.step import Heads
 
 _FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
@@ -59,6 +62,10 @@ class StreamSettings:
     smallest: int = SMALLEST_SIDE
     draws: bool = False
 
+    def __post_init__(self) -> None:
+        if self.task not in ACCEPTS:
+            raise ValueError(f"task {self.task!r} is none of {', '.join(ACCEPTS)}")
+
     @property
     def heads(self) -> Heads:
         """Which heads a batch of this stream needs."""
@@ -94,6 +101,24 @@ class MixtureData:
     ahead: int = 8
 
 
+# What a task usually takes at TUNA's 512 pixels: five sizes of about 1,024 tokens, and room for the text.
+_CLIPS = {"sizes": ("336x336", "256x448", "448x256"), "frames": 17, "lengths": (2560,), "rows": 128}
+_USUAL: dict[str, dict[str, Any]] = {
+    "t2i": {"lengths": (1280,), "rows": 512},
+    "edit": {"lengths": (2304,), "rows": 256, "source_dropout": 0.1},
+    "understand": {"lengths": (1280, 2048), "rows": 256},
+    "chat": {"lengths": (512, 2048), "rows": 256},
+    "t2v": _CLIPS,
+    "video_understand": _CLIPS,
+}
+
+
+def stream(task: str, manifest: str, weight: float, **changes: Any) -> dict[str, Any]:
+    """All keys of a stream for an experiment file: the task's usual sizes, lengths and rows, and `changes` of them."""
+    given = {"task": task, "manifest": manifest, "weight": weight, **_USUAL[task], **changes}
+    return defaults(StreamSettings) | given
+
+
 def stream_settings(data: MixtureData) -> dict[str, StreamSettings]:
     """The streams by name.
 
@@ -118,6 +143,38 @@ def picture_size(text: str, where: str) -> Size:
     return Size(int(height), int(width))
 
 
+def picture_sizes(settings: StreamSettings, where: str) -> tuple[Size, ...]:
+    """The sizes that a stream names."""
+    if settings.task == "chat":
+        return (UNUSED_SIZE,)
+    found: list[Size] = []
+    for text in settings.sizes:
+        found += _FAMILIES.get(text) or [picture_size(text, where)]
+    return tuple(found)
+
+
+def possible_shapes(name: str, settings: StreamSettings, vae: VAEConfig) -> list[BatchShape]:
+    """Every shape that a batch of a stream can have, whatever its rows are: known without reading anything.
+
+    Raises:
+      ValueError: a setting that cannot be.
+    """
+    where = f"config.data.streams.{name}"
+    edit = settings.task == "edit"
+    found = []
+    for size in picture_sizes(settings, f"{where}.sizes"):
+        latent = vae.latent_shape(settings.frames, size.height, size.width)
+        span = 0 if settings.task == "chat" else 1 + math.prod(latent[:3])
+        for slots in settings.slots or ((2,) if edit else (1,)):
+            fitting = [n for n in settings.lengths if n >= span * (2 if edit else 1) + 4]
+            if not fitting:
+                raise ValueError(
+                    f"{where}: a picture of {size} takes {span} tokens, too many for lengths {settings.lengths}"
+                )
+            found += [BatchShape(settings.rows, slots, settings.frames, size, n) for n in fitting]
+    return found
+
+
 def row_stream(name: str, settings: StreamSettings) -> RowStream:
     """Opens a stream's manifest.
 
@@ -132,9 +189,6 @@ def row_stream(name: str, settings: StreamSettings) -> RowStream:
         raise FileNotFoundError(
             f"{error}; set {where}.manifest to a JSONL file, or remove the stream"
         ) from error
-    sizes: list[Size] = []
-    for text in settings.sizes:
-        sizes += _FAMILIES.get(text) or [picture_size(text, f"{where}.sizes")]
     return RowStream(
         name=name,
         task=settings.task,  # pyright: ignore[reportArgumentType]  RowStream checks it
@@ -142,7 +196,7 @@ def row_stream(name: str, settings: StreamSettings) -> RowStream:
         weight=settings.weight,
         rows=settings.rows,
         lengths=settings.lengths,
-        sizes=None if settings.task == "chat" else tuple(sizes),
+        sizes=picture_sizes(settings, f"{where}.sizes"),
         slots=settings.slots or None,
         frames=settings.frames,
         fps=settings.fps or None,

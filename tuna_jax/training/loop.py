@@ -94,7 +94,7 @@ def train(
         for number, (shapes, needed) in enumerate(ahead, 1):
             log.say(f"compiling for shape {number} of {len(ahead)}: {_described(shapes)}")
             program.compile(shapes, frozen, needed)
-        watch = metrics.Stopwatch(workdir, start)
+        watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
         pending: tuple[int, step.Window] | None = None
 
         def report() -> None:
@@ -104,7 +104,8 @@ def train(
             if pending is None:
                 return
             at, window = pending
-            line = step.summarize(window, tasks) | dict(counters()) | watch.read(at)
+            line = step.summarize(window, tasks) | dict(counters())
+            line |= watch.read(at) | compilations.read()
             log.write(at, line)
             log.progress(
                 at,
@@ -148,6 +149,7 @@ def train(
                     break
 
     # ---- end -------------------------------------------------------------------------------------
+    compilations.close()
     log.close()
     reached = int(current.step)
     if jax.process_index() == 0:

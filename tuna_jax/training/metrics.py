@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
@@ -115,7 +116,31 @@ class Stopwatch:
         return {"steps_per_second": speed, "minutes": self._before + (now - self._begin) / 60}
 
 
-WALL_CLOCK = ("steps_per_second", "minutes")
+class Compilations:
+    """Counts the programs that XLA compiles, or takes from its cache, in this process from now on."""
+
+    _EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self) -> None:
+        self._count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **details: object) -> None:
+        del seconds, details
+        self._count += event == self._EVENT
+
+    def read(self) -> dict[str, float]:
+        """`compilations` since the last call: after the first lines of a run's log it should stay 0."""
+        count, self._count = self._count, 0
+        return {"compilations": float(count)}
+
+    def close(self) -> None:
+        """Stops counting."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+# Entries of a line that a resumed run need not repeat.
+WALL_CLOCK = ("steps_per_second", "minutes", "compilations")
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

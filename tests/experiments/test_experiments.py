@@ -1,0 +1,121 @@
+"""Every experiment file builds its whole configuration and the shapes of its training step, without allocating them."""
+
+import dataclasses
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax.config import from_dict
+from tuna_jax.models import vae
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.recipes.emoji import EmojiExperiment
+from tuna_jax.recipes.mixture import MixtureExperiment
+from tuna_jax.recipes.streams import abstract_batch, possible_shapes, stream_settings
+from tuna_jax.training import optimizer
+from tuna_jax.training import vae as vae_training
+from tuna_jax.training.program import Program
+from tuna_jax.training.settings import parse
+from tuna_jax.training.step import Heads
+
+FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
+KINDS = {"tuna": EmojiExperiment, "mixture": MixtureExperiment, "vae": vae_training.VAESettings}
+
+
+def load(path):
+    values = runpy.run_path(str(path))["get_config"]().to_dict()
+    return parse(KINDS[values["kind"]], values)
+
+
+def of_kind(*kinds):
+    chosen = [path for path in FILES if load(path).kind in kinds]
+    return pytest.mark.parametrize("path", chosen, ids=lambda path: path.stem)
+
+
+def test_every_kind_is_looked_at():
+    assert {load(path).kind for path in FILES} == set(KINDS)
+
+
+def check(program, batch, vae_params, heads):
+    """The step turns a state into one of the same shapes, and its metrics are scalars or a number a task."""
+    state, window = program.eval_shape(batch, vae_params, heads)
+    same = jax.tree.map(
+        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, program.shapes
+    )
+    assert all(jax.tree.leaves(same))
+    assert window["flow_sum"].shape == window["text_sum"].shape == (len(program.tasks),)
+
+
+@of_kind("mixture")
+def test_stage_has_its_shapes(path):
+    settings = load(path)
+    config = from_dict(settings.model)
+    streams = stream_settings(settings.data)
+    program = Program(settings, config, tuple(streams), make_mesh())
+    frozen = jax.eval_shape(lambda: vae.init(config.vae, jax.random.key(0)))
+    for name, stream in streams.items():
+        shapes = possible_shapes(name, stream, config.vae)
+        assert len(shapes) <= 10
+        largest = max(shapes, key=lambda shape: shape.length)
+        check(program, abstract_batch(largest), frozen, stream.heads)
+
+
+@of_kind("tuna")
+def test_emoji_experiment_has_its_shapes(path):
+    settings = load(path)
+    config = from_dict(settings.model)
+    program = Program(settings, config, ("t2i", "understand"), make_mesh())
+    rows = settings.data.draw_rows + settings.data.understand_rows
+    length, latent = settings.data.length, config.vae.latent_shape(1, 64, 64)
+    shapes = {
+        "tokens": ((rows, length), jnp.int32),
+        "labels": ((rows, length), jnp.int32),
+        "spans": ((rows, 1, 2), jnp.int32),
+        "is_target": ((rows, 1), jnp.bool_),
+        "latents": ((rows, 1, *latent), jnp.float32),
+        "task": ((rows,), jnp.int32),
+    }
+    batch = {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+    check(program, batch, None, Heads(settings.data.draw_rows, settings.data.understand_rows))
+
+
+@of_kind("vae")
+def test_vae_experiment_has_its_shapes(path):
+    settings = load(path)
+    sizes = {name: getattr(settings, name) for name in ("encoder_width", "decoder_width", "blocks")}
+    config = dataclasses.replace(from_dict({"preset": settings.preset}).vae, **sizes)
+    params = jax.eval_shape(lambda: vae.init(config, jax.random.key(0), image_only=True))
+    optimizer.build(settings.optimizer, params, settings.steps)
+    side = settings.images.size
+    pixels = jax.ShapeDtypeStruct((settings.batch, side, side, 3), jnp.float32)
+
+    def loss(params, pixels):
+        return vae_training.vae_loss(settings, config, params, pixels, jax.random.key(0))
+
+    (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, pixels)
+    assert value.shape == ()
+    assert jax.tree.map(np.shape, gradient) == jax.tree.map(np.shape, params)
+
+
+@pytest.mark.parametrize("size", ["1p5b", "7b"])
+def test_stages_follow_one_another(size):
+    """As the paper says: stage 1 freezes the LLM; a rate of 2e-5 at the end; no video for the 7B."""
+    one, two, three = (load(path) for path in FILES if re.match(f"tuna_{size}_stage", path.stem))
+    assert (one.optimizer.frozen, two.optimizer.frozen, three.optimizer.frozen) == (
+        ("language",),
+        (),
+        (),
+    )
+    assert two.start_from.endswith(f"tuna_{size}_stage1")
+    assert three.start_from.endswith(f"tuna_{size}_stage2")
+    assert (two.optimizer.warmup, three.optimizer.learning_rate) == (2000, 2e-5)
+    assert all((s.flow_weight, s.text_weight) == (1.0, 0.2) for s in (one, two, three))
+    tasks = [{s.task for s in stream_settings(stage.data).values()} for stage in (one, two, three)]
+    assert tasks[0] == {"t2i", "understand"}
+    assert tasks[1] >= {"t2i", "understand", "edit", "chat"}
+    video = {"t2v", "video_understand"}
+    assert [bool(found & video) for found in tasks] == [False, size == "1p5b", size == "1p5b"]
