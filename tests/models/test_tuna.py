@@ -104,6 +104,27 @@ def test_heads_on_the_rows_that_have_a_target_change_no_loss_and_no_gradient() -
     )
 
 
+def test_a_head_without_rows_is_left_out_and_changes_nothing_else() -> None:
+    batch = _batch()
+    noise, t = jax.random.normal(jax.random.key(2), batch["latents"].shape), jnp.full((2, 2), 0.4)
+
+    def run(batch, **rows: int):
+        def objective(params):
+            return tuna.loss(CONFIG, params, batch, noise, t, **rows)
+
+        return jax.jit(jax.value_and_grad(objective, has_aux=True))(PARAMS)
+
+    for absent, limit in (
+        ({"is_target": jnp.zeros((2, 2), bool)}, {"flow_rows": 0}),
+        ({"labels": jnp.full((2, 16), -100)}, {"text_rows": 0}),
+    ):
+        whole, without = run(batch | absent), run(batch | absent, **limit)
+        assert float(whole[0][0]) > 0
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), whole, without
+        )
+
+
 def test_labels_name_their_own_position() -> None:
     scores = jnp.zeros((1, 4, 5)).at[0, 1, 3].set(50.0)
     labels = jnp.asarray([[-100, -100, 3, -100]])

@@ -218,7 +218,7 @@ def posterior_std(config: VAEConfig, log_var: Video) -> Video:
 
 
 def posterior(
-    config: VAEConfig, params: Params, clips: UInt8[Array, "n f h w 3"], dtype: Any = jnp.float32
+    config: VAEConfig, params: Params, clips: UInt8[Any, "n f h w 3"], dtype: Any = jnp.float32
 ) -> tuple[Video, Video]:
     """Bytes -> the posterior's (mean, standard deviation) in normalised latents, float32.
 
@@ -228,7 +228,7 @@ def posterior(
       clips: F = 1 + 4k; a picture is a clip of one frame. A long clip goes in chunks of time.
       dtype: what the convolutions compute in.
     """
-    pixels = (clips.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
+    pixels = (jnp.asarray(clips, jnp.float32) / 127.5 - 1.0).astype(dtype)
     chunked = clips.shape[1] > config.temporal_factor * _WHOLE
     mu, log_var = encode_moments(config, params, pixels, chunked=chunked)
     mean, std = _statistics(config)

@@ -1,0 +1,89 @@
+"""What surrounds a step: pixels become latents in it, a program a shape, and what is frozen costs no gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuna_jax.config import preset
+from tuna_jax.models import vae
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training.optimizer import OptimizerSettings
+from tuna_jax.training.program import LoopSettings, Program, encode
+from tuna_jax.training.step import Heads
+
+TINY = preset("tiny")
+ADAM = OptimizerSettings(warmup=1, ema=0.0)
+
+
+@functools.cache
+def tiny_vae():
+    return vae.init(TINY.vae, jax.random.key(3), image_only=True)
+
+
+def pixels(rows=2, slots=3, side=32):
+    return (
+        np.random.default_rng(0).integers(0, 256, (rows, slots, 1, side, side, 3)).astype(np.uint8)
+    )
+
+
+def batch(length=24, rows=2, slots=1, side=32):
+    tokens = np.random.default_rng(1).integers(0, 90, (rows, length)).astype(np.int32)
+    span = 1 + (side // 16) ** 2
+    return {
+        "tokens": tokens,
+        "labels": np.where(np.arange(length) > 12, tokens, -100).astype(np.int32),
+        "spans": np.tile(np.array([2, span], np.int32), (rows, slots, 1)),
+        "is_target": np.ones((rows, slots), bool),
+        "pixels": pixels(rows, slots, side),
+        "task": np.zeros(rows, np.int32),
+    }
+
+
+def test_every_slot_is_a_draw_from_its_own_posterior():
+    drawn = encode(TINY.vae, jnp.float32, tiny_vae(), pixels(), jax.random.key(1))
+    noise = jax.random.normal(jax.random.key(1), (6, 1, 2, 2, TINY.vae.latent_channels))
+    for row in range(2):
+        for slot in range(3):
+            mean, std = vae.posterior(TINY.vae, tiny_vae(), pixels()[row, slot][None])
+            want = mean[0] + std[0] * noise[3 * row + slot]
+            np.testing.assert_allclose(drawn[row, slot], want, rtol=1e-4, atol=1e-5)
+
+
+def test_posterior_of_bytes_is_that_of_scaled_pixels():
+    clips = pixels()[:, 0]
+    mean, std = vae.posterior(TINY.vae, tiny_vae(), clips)
+    want, log_var = vae.encode(TINY.vae, tiny_vae(), jnp.asarray(clips / 127.5 - 1.0, jnp.float32))
+    np.testing.assert_allclose(mean, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(std, vae.posterior_std(TINY.vae, log_var), rtol=1e-4)
+    half = vae.posterior(TINY.vae, tiny_vae(), clips, jnp.bfloat16)
+    assert half[0].dtype == half[1].dtype == jnp.float32
+    np.testing.assert_allclose(half[0], mean, atol=0.1 * float(jnp.abs(mean).max()))
+
+
+def test_a_program_is_compiled_once_a_shape_and_heads():
+    program = Program(LoopSettings(steps=10, optimizer=ADAM), TINY, ("one",), make_mesh())
+    first = program.compile(batch(), tiny_vae())
+    assert program.compile(batch(), tiny_vae()) is first
+    assert program.compile(batch(), tiny_vae(), Heads(None, 0)) is not first
+    assert program.count == 2
+    state, window = first(program.initial(), program.place(batch()), tiny_vae())
+    assert int(state.step) == 1
+    assert float(window["flow_sum"][0]) > 0
+    assert float(window["text_count"][0]) == 2 * 11
+
+
+def test_what_is_frozen_costs_no_gradient():
+    """Counted in the traced step: its matrix products are fewer when the language model is not trained."""
+
+    def products(frozen):
+        settings = LoopSettings(
+            steps=10, optimizer=OptimizerSettings(warmup=1, ema=0.0, frozen=frozen)
+        )
+        program = Program(settings, TINY, ("one",), make_mesh())
+        run = functools.partial(program.step, heads=Heads(None, 0))
+        lowered = jax.jit(run).lower(program.shapes, batch(), tiny_vae())
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert products(("language",)) < 0.9 * products(())
