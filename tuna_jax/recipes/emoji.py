@@ -8,6 +8,7 @@ pictures alone; the others are off until they get rows and a share of the batche
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from tuna_jax.data.motions import ClipSource, render_clip
 from tuna_jax.data.phrases import captions
 from tuna_jax.data.scenes import SceneSource
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.evaluation.abilities import Abilities
 from tuna_jax.evaluation.sheets import contact_sheet
+from tuna_jax.evaluation.tasks import Answer, Draw
 from tuna_jax.recipes.world import SampleSettings, World
 from tuna_jax.training import loop
 from tuna_jax.training.export import load_model
@@ -265,6 +268,29 @@ def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
         ]
         batched(shown, data.clips.share, data.clips.length)
     return emoji_streams.alternate(groups, data.seed)
+
+
+def measured(
+    world: World, params: Any, values: Mapping[str, Any]
+) -> tuple[Draw | None, Answer | None, Abilities]:
+    """What a trained model is measured on: the functions of those tasks that its settings gave rows."""
+    data = parse(EmojiExperiment, values).data
+
+    def given(rows: int, function: Any) -> Any:
+        return function if rows else None
+
+    answer = functools.partial(world.answer, params)
+    return (
+        given(data.draw_rows, functools.partial(world.draw, params)),
+        given(data.understand_rows, answer),
+        Abilities(
+            edit=given(data.edits.rows, functools.partial(world.edit, params)),
+            draw_clips=given(data.clips.draw_rows, functools.partial(world.draw_clips, params)),
+            answer_clips=given(data.clips.understand_rows, answer),
+            converse=given(data.dialogues.rows, functools.partial(world.converse, params)),
+            frames=data.clips.frames,
+        ),
+    )
 
 
 def heads(batch: Mapping[str, Any]) -> tuple[int, int]:
