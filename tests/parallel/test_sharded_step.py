@@ -43,13 +43,14 @@ for settings in (MeshSettings(data=1), MeshSettings(data=2, fsdp=2, tensor=2)):
     mesh = make_mesh(settings, jax.devices()[:count])
     shardings = state.state_shardings(jax.eval_shape(make), mesh)
     current = jax.jit(make, out_shardings=shardings)()
-    loss = functools.partial(tuna.loss, config)
+    def loss(params, batch, noise, t, heads):
+        return tuna.loss(config, params, batch, noise, t)
     run = step.compile_step(
         step.make_step(loss, update, flow.sample_time, ema=0.9, log_every=1, tasks=2), shardings, mesh
     )
     losses = []
     for _ in range(3):
-        current, window = run(current, batch)
+        current, window = run(current, batch, None, step.NO_LIMITS)
         losses.append(step.summarize(window, ("a", "b")))
     kernel = current.params["language"]["layers"]["query"]["kernel"]
     moment = [m for m in jax.tree.leaves(current.optimizer) if m.shape == kernel.shape][0]

@@ -13,7 +13,7 @@ from tuna_jax.training.optimizer import OptimizerSettings, build
 TASKS = ("t2i", "understand")
 
 
-def fake_loss(params, batch, noise, t):
+def fake_loss(params, batch, noise, t, heads):
     """A line through the latents, plus a text term that reads the tokens; rows as models.tuna.loss reports them."""
     error = (
         params["weight"]["kernel"][0, 0] * batch["latents"]
@@ -142,6 +142,7 @@ def test_compiled_step_donates_its_state_and_keeps_its_shardings(runner):
     mesh = make_mesh(devices=jax.devices()[:1])
     shardings = jax.tree.map(lambda _: replicated(mesh), start)
     start = jax.device_put(start, shardings)
-    after, _ = step.compile_step(make(log_every=1), shardings, mesh)(start, batch())
+    run = step.compile_step(make(log_every=1), shardings, mesh)
+    after, _ = run(start, batch(), None, step.NO_LIMITS)
     assert start.params["weight"]["kernel"].is_deleted()
     assert after.params["weight"]["kernel"].sharding == replicated(mesh)

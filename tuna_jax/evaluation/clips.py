@@ -1,8 +1,8 @@
 """Clips, drawn and understood.
 
 A drawn clip is judged by its track: the centroid of what is not ground tells a move, its area growing and
-shrinking, and if neither changes, the angle at which the first frame matches the later ones best tells a turn. The object is named, as
-in pictures, in the frames where it is of a usual size and in a usual cell.
+shrinking, and if neither changes, the angle at which the first frame matches the later ones best tells a turn. The
+object is named, as in pictures, in the frames where it is of a usual size and in a usual cell.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Functions here take `(config, params, ...)`; params is the plain dict of `init`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,7 @@ class Outputs(NamedTuple):
 
     Attributes:
       hidden: the language transformer's final hidden states.
-      velocity: float32 velocities of every token of the rows that were asked for; None without latents.
+      velocity: float32 velocities of every token of the rows that were asked for; None without latents or rows.
     """
 
     hidden: Float[Array, "b s d"]
@@ -119,7 +120,7 @@ def forward(
       spans: `(offset, length)` a slot, `(-1, -1)` unused.
       latents: `[B, N, T, h, w, C]`, noisy or clean; None for text alone (all spans must then be unused).
       t: flow time of every slot; 1 is clean.
-      velocity_rows: rows that the flow head runs on; None: all.
+      velocity_rows: rows that the flow head runs on; None: all. Of no rows it is not run.
     """
     model = bind(config, params)
     layout = sequence_layout(spans, tokens.shape[1])
@@ -128,6 +129,8 @@ def forward(
         return Outputs(hidden, None)
     time = model.time_embedding(t)
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
+    if velocity_rows is not None and not len(velocity_rows):
+        return Outputs(hidden, None)
     drawn, time, layout = _take((hidden, time, layout), velocity_rows)
     velocity, _ = model.flow_head(drawn, time, layout, (latents.shape[3], latents.shape[4]))
     return Outputs(hidden, velocity)
@@ -180,7 +183,7 @@ def text_loss(
 def loss(
     config: TunaConfig,
     params: Params,
-    batch: dict[str, Array],
+    batch: Mapping[str, Array],
     noise: Latents,
     t: Float[Array, "b n"],
     *,
@@ -198,7 +201,8 @@ def loss(
       t: flow times; used where `is_target`, elsewhere the slot is clean (t = 1).
       flow_weight, text_weight: weights of the two terms. An all-masked term is exactly 0.
       flow_rows, text_rows: the caller knows that at most so many rows of the batch have a target to draw, or
-        labels: flow head, or text head, run on that many alone (more would be left out of the loss). None: on all.
+        labels: flow head, or text head, run on that many alone (more would be left out of the loss). None: on all;
+        0: the head is not run.
 
     Returns:
       The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`,
@@ -211,16 +215,18 @@ def loss(
     noisy = flow.interpolate(clean, noise, t)
     rows = _rows_with(target.any(1), flow_rows)
     out = forward(config, params, batch["tokens"], batch["spans"], noisy, t, rows)
-    assert out.velocity is not None
-    spans, mask, wanted = _take((batch["spans"], target, clean - noise), rows)
-    predicted = span_velocities(out.velocity, spans, clean.shape[2:])
-    error = jnp.square(predicted - wanted) * mask[:, :, None, None, None, None]
-    flow_sum = _put_back(error.sum((1, 2, 3, 4, 5)), rows, len(clean))
-    flow_count = target.sum(1).astype(jnp.float32) * (clean[0, 0].size)
-    rows = _rows_with((batch["labels"] != IGNORE).any(1), text_rows)
-    hidden, labels = _take((out.hidden, batch["labels"]), rows)
-    sums = text_loss(logits(config, params, hidden), labels)
-    text_sum, text_count = (_put_back(values, rows, len(clean)) for values in sums)
+    flow_sum = flow_count = text_sum = text_count = jnp.zeros(len(clean), jnp.float32)
+    if out.velocity is not None:
+        spans, mask, wanted = _take((batch["spans"], target, clean - noise), rows)
+        predicted = span_velocities(out.velocity, spans, clean.shape[2:])
+        error = jnp.square(predicted - wanted) * mask[:, :, None, None, None, None]
+        flow_sum = _put_back(error.sum((1, 2, 3, 4, 5)), rows, len(clean))
+        flow_count = target.sum(1).astype(jnp.float32) * (clean[0, 0].size)
+    if text_rows != 0:
+        rows = _rows_with((batch["labels"] != IGNORE).any(1), text_rows)
+        hidden, labels = _take((out.hidden, batch["labels"]), rows)
+        sums = text_loss(logits(config, params, hidden), labels)
+        text_sum, text_count = (_put_back(values, rows, len(clean)) for values in sums)
     flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum(), 1.0)
     ntp_loss = text_sum.sum() / jnp.maximum(text_count.sum(), 1.0)
     total = flow_weight * flow_loss + text_weight * ntp_loss

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 from tuna_jax.config import VAEConfig
 from tuna_jax.models import layers
@@ -31,6 +31,9 @@ from tuna_jax.models.vae_layers import (
     Video,
     run_stack,
 )
+
+# Latent frames up to which a clip is taken at once; a longer one goes in chunks of time, to save memory.
+_WHOLE = 5
 
 
 class Encoder(nnx.Module):
@@ -226,6 +229,25 @@ def posterior_std(config: VAEConfig, log_var: Video) -> Video:
     `consistent_posterior`."""
     std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
     return std / _statistics(config)[1] if config.consistent_posterior else std
+
+
+def posterior(
+    config: VAEConfig, params: Params, clips: UInt8[Array, "n f h w 3"], dtype: Any = jnp.float32
+) -> tuple[Video, Video]:
+    """Bytes -> the posterior's (mean, standard deviation) in normalised latents, float32.
+
+    Args:
+      config: sizes.
+      params: as from `init`; image-only ones do for F = 1.
+      clips: F = 1 + 4k; a picture is a clip of one frame. A long clip goes in chunks of time.
+      dtype: what the convolutions compute in.
+    """
+    pixels = (clips.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
+    chunked = clips.shape[1] > config.temporal_factor * _WHOLE
+    mu, log_var = encode_moments(config, params, pixels, chunked=chunked)
+    mean, std = _statistics(config)
+    mu, log_var = mu.astype(jnp.float32), log_var.astype(jnp.float32)
+    return (mu - mean) / std, posterior_std(config, log_var)
 
 
 def sample_posterior(config: VAEConfig, mu: Video, log_var: Video, noise: Video) -> Video:

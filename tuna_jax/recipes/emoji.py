@@ -31,6 +31,7 @@ from tuna_jax.training import loop
 from tuna_jax.training.export import load_model
 from tuna_jax.training.image_vae import load_image_vae
 from tuna_jax.training.settings import parse
+from tuna_jax.training.step import Heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,12 @@ def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
 
 
 def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
-    """The endless data set of this process's part of every batch.
+    """The endless data set of this process's part of every batch; see `groups`."""
+    return emoji_streams.alternate(groups(world, data, progress), data.seed)
+
+
+def groups(world: World, data: EmojiData, progress: bool = True) -> list[emoji_streams.Group]:
+    """Batches of one shape each, as endless data sets of this process's part of every batch.
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
@@ -185,13 +191,14 @@ def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
     del config["by_frame"]  # A frame is encoded as a picture either way.
     key = latents.fingerprint({"weights": world.vae_params, "config": config})
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    words, groups = world.tokenizer, []
+    words = world.tokenizer
+    made: list[emoji_streams.Group] = []
 
     def batched(streams: list[pipeline.Stream], share: float, length: int, slots: int = 1) -> None:
         streams = [stream for stream in streams if stream.rows]
         if streams:
-            made = pipeline.batches(streams, words, length=length, slots=slots, **hosts)
-            groups.append(emoji_streams.Group(made, share))
+            rows = pipeline.batches(streams, words, length=length, slots=slots, **hosts)
+            made.append(emoji_streams.Group(rows, share))
 
     if data.draw_rows or data.understand_rows or data.dialogues.rows:
         source = SceneSource(
@@ -267,7 +274,7 @@ def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
             ),
         ]
         batched(shown, data.clips.share, data.clips.length)
-    return emoji_streams.alternate(groups, data.seed)
+    return made
 
 
 def measured(
@@ -293,11 +300,11 @@ def measured(
     )
 
 
-def heads(batch: Mapping[str, Any]) -> tuple[int, int]:
+def heads(batch: Mapping[str, Any]) -> Heads:
     """Rows of a batch, over all hosts, with something to draw and with text to learn: a group has always the same."""
     drawing = [emoji_streams.TASKS.index(name) for name in ("t2i", "edit", "t2v")]
     drawn = int(np.isin(batch["task"], drawing).sum()) * jax.process_count()
-    return drawn, len(batch["task"]) * jax.process_count() - drawn
+    return Heads(drawn, len(batch["task"]) * jax.process_count() - drawn)
 
 
 def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | Path) -> bool:
@@ -306,7 +313,9 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
     Returns whether it reached its last step.
     """
     world = load_world(settings)
-    iterator = pipeline.iterate(batches(world, settings.data), threads=settings.data.threads)
+    shapes = groups(world, settings.data)
+    mixture = emoji_streams.alternate(shapes, settings.data.seed)
+    iterator = pipeline.iterate(mixture, threads=settings.data.threads)
 
     def draw(step: int, params: Any) -> None:
         prompts = sheet_prompts(settings.samples.count, settings.data)
@@ -315,17 +324,16 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures, prompts).save(folder / f"{step:06d}.png")
 
-    alone = settings.data.pictures_alone
     return loop.train(
         settings,
         world.config,
         workdir,
         iterator,
-        tasks=pipeline.STREAMS if alone else emoji_streams.TASKS,
+        tasks=pipeline.STREAMS if settings.data.pictures_alone else emoji_streams.TASKS,
         record=dict(values),
         draw=draw,
-        flow_rows=settings.data.draw_rows if alone else None,
-        text_rows=settings.data.understand_rows if alone else None,
+        heads=heads,
+        ahead=[(first, heads(first)) for first in (group.batches[0] for group in shapes)],
     )
 
 

@@ -115,11 +115,7 @@ def encode(
     config: TunaConfig, vae_params: Any, clips: UInt8[Any, "n frames height width 3"]
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
     """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame."""
-    scaled = clips.astype(jnp.float32) / 127.5 - 1.0
-    params = _for(config, vae_params, clips.shape[1])
-    chunked = clips.shape[1] > config.vae.temporal_factor * _WHOLE
-    mean, log_var = vae.encode(config.vae, params, scaled, chunked=chunked)
-    return mean, vae.posterior_std(config.vae, log_var)
+    return vae.posterior(config.vae, _for(config, vae_params, clips.shape[1]), clips)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -55,6 +55,8 @@ class Checkpoints:
       directory: folder of the checkpoints, made if absent. Local, or a bucket (`gs://...`).
       keep: how many of the newest are kept; at least 1.
       asynchronous: write in the background. `save` then blocks only for the copy to host memory.
+
+    As a context it is closed at the end, also after an error: a checkpoint that was being written is then whole.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = True) -> None:
@@ -144,6 +146,17 @@ class Checkpoints:
         """Waits for the last save and frees the background threads."""
         self.wait()
         self._checkpointer.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            self.close()
+        except Exception:
+            if kind is None:
+                raise
+            logging.exception("the last checkpoint could not be written either")
 
     def _folder(self, step: int) -> epath.Path:
         return self._directory / f"{step:08d}"

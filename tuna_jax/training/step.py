@@ -8,8 +8,8 @@ summed on the device until the host wants them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,35 @@ from jaxtyping import Array, Float
 from tuna_jax.parallel import rules
 from tuna_jax.training.state import Params, TrainState
 
-Batch = dict[str, Any]
+Batch = Mapping[str, Any]
 Window = dict[str, Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Window]]
+Step = Callable[..., tuple[TrainState, Window]]
+"""`(state, batch, frozen=None, heads=Heads()) -> (state, window)`, see `make_step`."""
+
+
+class Heads(NamedTuple):
+    """How many rows of a batch, over all processes, the flow head and the text head have something to learn from.
+
+    None: it may be all of them. A head runs on so many rows alone (`models.tuna.loss`); with 0 it does not run.
+    """
+
+    flow_rows: int | None = None
+    text_rows: int | None = None
+
 
 # Row sums that the loss reports, and what their ratio is called.
 _TERMS = {"flow_loss": ("flow_sum", "flow_count"), "text_loss": ("text_sum", "text_count")}
 _MEANS = ("loss", "gradient_norm")
 
 
-Loss = Callable[[Params, Batch, Array, Array], tuple[Float[Array, ""], dict[str, Array]]]
-"""`models.tuna.loss` with its config and weights filled in: `(params, batch, noise, t) -> (loss,
-metrics)`, the metrics with
-rows `flow_sum, flow_count, text_sum, text_count` float32 [B]."""
+NO_LIMITS = Heads()
+
+Loss = Callable[[Params, Batch, Array, Array, Heads], tuple[Float[Array, ""], dict[str, Array]]]
+"""`models.tuna.loss` with its config and weights filled in: `(params, batch, noise, t, heads) -> (loss, metrics)`, the
+metrics with rows `flow_sum, flow_count, text_sum, text_count` float32 [B]."""
+
+Encode = Callable[[Any, Array, jax.Array], Float[Array, "b n t h w c"]]
+"""`(parameters of the frozen VAE, uint8 pixels [B, N, F, H, W, 3], key) -> latents`, a draw from the posterior."""
 
 SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
 
@@ -51,8 +67,12 @@ def make_step(
     ema: float,
     log_every: int,
     tasks: int,
+    trained: Any = None,
+    encode: Encode | None = None,
 ) -> Step:
-    """The step as a pure function `(state, batch) -> (state, window)`.
+    """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
+
+    A batch holds either `latents`, or `pixels` that are encoded here by the VAE `frozen`.
 
     Args:
       loss: the joint loss of a batch.
@@ -61,19 +81,32 @@ def make_step(
       ema: decay of the moving average; ignored if the state has none.
       log_every: the window starts afresh after every multiple of this many steps.
       tasks: kinds of sample; `batch['task']` counts below it.
+      trained: tree of bools like the parameters; no gradient is computed of what is False. None: all are trained.
+      encode: makes latents of pixels; None: batches hold latents.
 
     A loss or gradient that is not finite leaves parameters, average and optimizer as they were and
     adds one to `state.skipped`; the step still counts, so that data and randomness move on.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Window]:
+    def step(
+        state: TrainState, batch: Batch, frozen: Any = None, heads: Heads = NO_LIMITS
+    ) -> tuple[TrainState, Window]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         time_key, noise_key = jax.random.split(key)
+        if encode is not None and "pixels" in batch:
+            latents = encode(frozen, batch["pixels"], jax.random.fold_in(key, 2))
+            batch = {**batch, "latents": latents}
         t = sample_time(time_key, batch["is_target"].shape)
         noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)
 
-        gradient = jax.value_and_grad(lambda params: loss(params, batch, noise, t), has_aux=True)
-        (value, rows), grads = gradient(state.params)
+        def value_of(params: Params) -> Any:
+            if trained is not None:
+                params = jax.tree.map(
+                    lambda p, own: p if own else jax.lax.stop_gradient(p), params, trained
+                )
+            return loss(params, batch, noise, t, heads)
+
+        (value, rows), grads = jax.value_and_grad(value_of, has_aux=True)(state.params)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -112,14 +145,16 @@ def make_step(
     return step
 
 
-def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Step:
-    """`jax.jit` of a step: state sharded as given and donated, batches split over the mesh, metrics
-    replicated."""
+def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
+    """`jax.jit` of a step, called as `(state, batch, frozen, heads)`: state sharded as given and donated, batches
+    split over the mesh, the frozen VAE and the metrics replicated; a program for every `heads` and shape of batch."""
+    whole = rules.replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings, rules.batch_sharding(mesh)),
-        out_shardings=(shardings, rules.replicated(mesh)),
+        in_shardings=(shardings, rules.batch_sharding(mesh), whole),
+        out_shardings=(shardings, whole),
         donate_argnums=0,
+        static_argnums=3,
     )
 
 

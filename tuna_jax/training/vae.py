@@ -178,61 +178,64 @@ def train_vae(
         return new, terms | {"loss": loss, "gradient_norm": optax.global_norm(grads)}
 
     # ---- restore ---------------------------------------------------------------------------------
-    saved = checkpoints.Checkpoints(workdir / "checkpoints", keep=2)
-    restored = saved.restore(state)
-    start = 0
-    if restored is not None:
-        state, start = restored.state, restored.step
-    log = metrics.MetricsLog(workdir, steps=settings.steps, start=start)
-    log.say(
-        f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; starting at step {start}"
-    )
-    del params, restored
+    with checkpoints.Checkpoints(workdir / "checkpoints", keep=2) as saved:
+        restored = saved.restore(state)
+        start = 0
+        if restored is not None:
+            state, start = restored.state, restored.step
+        log = metrics.MetricsLog(workdir, steps=settings.steps, start=start)
+        log.say(
+            f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; starting at step {start}"
+        )
+        del params, restored
 
-    # ---- train -----------------------------------------------------------------------------------
-    def gather_batch(step: int) -> np.ndarray:
-        return _gather(images, step * settings.batch, settings.batch)
+        # ---- train -----------------------------------------------------------------------------------
+        def gather_batch(step: int) -> np.ndarray:
+            return _gather(images, step * settings.batch, settings.batch)
 
-    watch = metrics.Stopwatch(workdir, start)
-    count = settings.held_out
-    test_batches = [_gather(held_out, at, min(64, count - at)) for at in range(0, count, 64)]
-    pending: tuple[int, dict[str, jax.Array]] | None = None
+        watch = metrics.Stopwatch(workdir, start)
+        count = settings.held_out
+        test_batches = [_gather(held_out, at, min(64, count - at)) for at in range(0, count, 64)]
+        pending: tuple[int, dict[str, jax.Array]] | None = None
 
-    def report() -> None:
-        """Writes the log line that is due; it is one interval old, so reading it does not stall the
-        device."""
-        nonlocal pending
-        if pending is not None:
-            at, terms = pending
-            values = {name: float(value) for name, value in terms.items()} | watch.read(at)
-            log.write(at, values)
-            log.progress(at, loss=values["loss"], l1=values["l1"])
-            pending = None
+        def report() -> None:
+            """Writes the log line that is due; it is one interval old, so reading it does not stall the
+            device."""
+            nonlocal pending
+            if pending is not None:
+                at, terms = pending
+                values = {name: float(value) for name, value in terms.items()} | watch.read(at)
+                log.write(at, values)
+                log.progress(at, loss=values["loss"], l1=values["l1"])
+                pending = None
 
-    def save(step: int) -> None:
-        report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
-        saved.save(step, state, config=dataclasses.asdict(settings))
+        def save(step: int) -> None:
+            report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
+            saved.save(step, state, config=dataclasses.asdict(settings))
 
-    with interrupt.StopRequest() as stop:
-        batches = background.ahead(gather_batch, start, settings.steps, depth=4)
-        for step, pixels in enumerate(batches, start + 1):
-            state, terms = train_step(state, jax.device_put(pixels, shared))
-            last = step == settings.steps
-            if step % settings.log_every == 0:
-                report()
-                pending = step, terms
-            if step % settings.evaluate_every == 0 or last:
-                quality = image_vae.reconstruction_quality(config, state["ema"], test_batches)
-                report()
-                log.write(step, quality)
-                log.say(f"step {step}: " + ", ".join(f"{k} {v:.2f}" for k, v in quality.items()))
-            if step % settings.checkpoint_every == 0 or last:
-                save(step)
-            elif stop.requested:
-                log.say(f"stopping at step {step} as asked; the same command carries on from here")
-                save(step)
-                break
-    saved.close()
+        with interrupt.StopRequest() as stop:
+            batches = background.ahead(gather_batch, start, settings.steps, depth=4)
+            for step, pixels in enumerate(batches, start + 1):
+                state, terms = train_step(state, jax.device_put(pixels, shared))
+                last = step == settings.steps
+                if step % settings.log_every == 0:
+                    report()
+                    pending = step, terms
+                if step % settings.evaluate_every == 0 or last:
+                    quality = image_vae.reconstruction_quality(config, state["ema"], test_batches)
+                    report()
+                    log.write(step, quality)
+                    log.say(
+                        f"step {step}: " + ", ".join(f"{k} {v:.2f}" for k, v in quality.items())
+                    )
+                if step % settings.checkpoint_every == 0 or last:
+                    save(step)
+                elif stop.requested:
+                    log.say(
+                        f"stopping at step {step} as asked; the same command carries on from here"
+                    )
+                    save(step)
+                    break
     log.close()
     if int(state["step"]) < settings.steps:
         return None

@@ -1,0 +1,216 @@
+"""One training step with all that surrounds it: model, optimizer, mesh, shardings, compiled programs.
+
+Building a `Program` allocates nothing: training begins with it, and so does whoever only asks for shapes or memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from tuna_jax import flow
+from tuna_jax.config import TunaConfig, VAEConfig
+from tuna_jax.models import tuna, vae
+from tuna_jax.parallel import rules
+from tuna_jax.parallel.mesh import MeshSettings
+from tuna_jax.training import optimizer, state, step
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeSettings:
+    """Training times: sigmoid of a normal draw, shifted toward noise if `shift` (model.md section
+    2)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    shift: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """What the loop itself needs to know; models and data come ready-made.
+
+    Attributes:
+      steps: updates of the whole run.
+      seed: seed of parameters, noise and times.
+      optimizer: AdamW or Muon, schedule, freezing, EMA.
+      flow_weight, text_weight: weights of the two losses.
+      time: how training times are drawn.
+      mesh: sizes of the mesh axes.
+      vae_dtype: what the frozen VAE computes in, where the step encodes pixels.
+      log_every, checkpoint_every, sample_every: in steps; 0 draws no samples.
+      keep: checkpoints that are kept.
+      asynchronous: write checkpoints in the background.
+    """
+
+    steps: int
+    seed: int = 0
+    optimizer: optimizer.OptimizerSettings = optimizer.OptimizerSettings()
+    flow_weight: float = 1.0
+    text_weight: float = 0.2
+    time: TimeSettings = TimeSettings()
+    mesh: MeshSettings = MeshSettings()
+    vae_dtype: str = "float32"
+    log_every: int = 20
+    checkpoint_every: int = 500
+    sample_every: int = 0
+    keep: int = 3
+    asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+
+
+class Program:
+    """What one step of an experiment is.
+
+    Args:
+      settings: the loop's.
+      config: the model.
+      tasks: names of the streams, in the order of `batch['task']`.
+      mesh: the devices.
+
+    Attributes:
+      shapes, shardings: of the state.
+      step: the step as a function, see `step.make_step`.
+    """
+
+    def __init__(
+        self, settings: LoopSettings, config: TunaConfig, tasks: tuple[str, ...], mesh: Mesh
+    ):
+        self.config, self.mesh, self.tasks = config, mesh, tasks
+        init = functools.partial(tuna.init, config)
+        params = jax.eval_shape(init, jax.random.key(0))
+        update = optimizer.build(settings.optimizer, params, settings.steps)
+        trained = optimizer.trainable(params, settings.optimizer.frozen)
+        self._make_state = functools.partial(
+            state.initial,
+            optimizer=update,
+            window=step.empty_window(len(tasks)),
+            seed=settings.seed,
+            average=settings.optimizer.ema > 0,
+        )
+        self._init = init
+        self.shapes: state.TrainState = jax.eval_shape(lambda: self._make_state(init))
+        self.shardings = state.state_shardings(self.shapes, mesh)
+        self.step = step.make_step(
+            _make_loss(config, settings),
+            update,
+            functools.partial(_sample_time, settings.time),
+            ema=settings.optimizer.ema,
+            log_every=settings.log_every,
+            tasks=len(tasks),
+            trained=trained if settings.optimizer.frozen else None,
+            encode=functools.partial(encode, config.vae, jnp.dtype(settings.vae_dtype)),
+        )
+        self._jitted = step.compile_step(self.step, self.shardings, mesh)
+        self._compiled: dict[Any, Any] = {}
+
+    @property
+    def count(self) -> int:
+        """Programs compiled so far: one for every shape of batch, with its heads."""
+        return len(self._compiled)
+
+    def initial(self, params: Any = None) -> state.TrainState:
+        """The state that a run begins with, made sharded.
+
+        Args:
+          params: parameters to begin with, laid out as `shardings.params`; they are donated. None: fresh ones.
+        """
+        if params is None:
+            return jax.jit(lambda: self._make_state(self._init), out_shardings=self.shardings)()
+        make = jax.jit(
+            lambda given: self._make_state(lambda _: given),
+            out_shardings=self.shardings,
+            donate_argnums=0,
+        )
+        return make(params)
+
+    def batch_shapes(self, batch: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch over all processes, as shapes laid over the mesh; `batch` is one process's part, arrays or shapes.
+
+        Raises:
+          ValueError: its rows do not divide over the mesh.
+        """
+        split, processes = rules.batch_sharding(self.mesh), jax.process_count()
+        rules.check_batch(batch["tokens"].shape[0] * processes, self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(
+                (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=split
+            )
+            for name, array in batch.items()
+        }
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's part of a batch, on the mesh."""
+        split = rules.batch_sharding(self.mesh)
+        return {
+            name: jax.make_array_from_process_local_data(split, values)
+            for name, values in batch.items()
+        }
+
+    def compile(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
+        """The compiled step for batches of this shape, compiled if there is none yet.
+
+        Args:
+          batch: one process's part of a batch; arrays or shapes.
+          frozen: parameters of the VAE, arrays or shapes; None if no batch holds pixels.
+          heads: see `step.Heads`.
+        """
+        key = heads, tuple((name, batch[name].shape) for name in sorted(batch))
+        if key not in self._compiled:
+            wanted = state.abstract(self.shapes, self.shardings)
+            lowered = self._jitted.lower(wanted, self.batch_shapes(batch), frozen, heads)
+            self._compiled[key] = lowered.compile()
+        return self._compiled[key]
+
+    def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
+        """Shapes of what the step returns, (state, window), traced without compiling anything."""
+        run = functools.partial(self.step, heads=heads)
+        return jax.eval_shape(run, self.shapes, dict(batch), frozen)
+
+
+def encode(
+    config: VAEConfig,
+    dtype: Any,
+    params: Any,
+    pixels: UInt8[Array, "b n f h w 3"],
+    key: jax.Array,
+) -> Float[Array, "b n t y x c"]:
+    """A draw from the posterior of every slot's clip, float32; model.md section 1."""
+    batch, slots = pixels.shape[:2]
+    clips = pixels.reshape(batch * slots, *pixels.shape[2:])
+    mean, std = vae.posterior(config, params, clips, dtype)
+    drawn = mean + std * jax.random.normal(key, mean.shape)
+    return drawn.reshape(batch, slots, *drawn.shape[1:])
+
+
+def _make_loss(config: TunaConfig, settings: LoopSettings) -> step.Loss:
+    return lambda params, batch, noise, t, heads: tuna.loss(
+        config,
+        params,
+        batch,
+        noise,
+        t,
+        flow_weight=settings.flow_weight,
+        text_weight=settings.text_weight,
+        flow_rows=heads.flow_rows,
+        text_rows=heads.text_rows,
+    )
+
+
+def _sample_time(settings: TimeSettings, key: jax.Array, shape: tuple[int, ...]) -> Any:
+    mu = flow.shift_mu() if settings.shift else None
+    return flow.sample_time(key, shape, mean=settings.mean, std=settings.std, mu=mu)
