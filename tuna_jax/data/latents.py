@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -26,6 +26,7 @@ Encode = Callable[
 Item = TypeVar("Item", covariant=True)
 
 
+@runtime_checkable
 class Source(Protocol[Item]):
     """Scenes, edits or clips by index, and the settings that they depend on."""
 

@@ -223,7 +223,7 @@ class ClipSource:
     def settings(self) -> dict[str, object]:
         """Everything that the clips depend on, for the key of a cache."""
         return {
-            "clips": 1,
+            "clips": 2,
             "split": self.split,
             "seed": self.seed,
             "size": self.size,
