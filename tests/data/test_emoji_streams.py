@@ -75,7 +75,9 @@ def test_clips_are_drawn_from_captions_and_asked_about(words):
         kinds |= {q.kind for q in fitting}
     assert {"motion", "name", "describe"} <= kinds
     with pytest.raises(ValueError, match="beside 'direction'"):
-        emoji_streams.clip_questions_stream(made, words, rows=4, question_weights={"direction": 1.0})
+        emoji_streams.clip_questions_stream(
+            made, words, rows=4, question_weights={"direction": 1.0}
+        )
 
 
 def test_dialogues_learn_every_answer_and_nothing_else(words):

@@ -168,6 +168,13 @@ class Group:
     batches: grain.MapDataset[Batch]
     share: float
 
+    @property
+    def first(self) -> Batch:
+        """Its first batch, for its shapes."""
+        batch = self.batches[0]
+        assert batch is not None  # Grain allows elements to be filtered out; nothing here does.
+        return batch
+
 
 class _Turns(grain.transforms.DatasetSelectionMap):
     """Batch n -> (group, batch of that group), as a schedule has it."""

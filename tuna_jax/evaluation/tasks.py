@@ -44,7 +44,7 @@ class Sheet:
     """Pictures to show, each with a label and whether it was judged right (None: not judged)."""
 
     title: str
-    images: Images
+    images: UInt8[np.ndarray, "n height width 3"]
     labels: tuple[str, ...]
     right: tuple[bool | None, ...]
 
@@ -53,7 +53,7 @@ class Sheet:
 class Answered:
     """One question with the model's answer, for the report's table."""
 
-    image: UInt8[np.ndarray, "size size 3"]
+    image: UInt8[np.ndarray, "height width 3"]
     kind: str
     question: str
     expected: str

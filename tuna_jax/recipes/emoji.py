@@ -333,7 +333,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         record=dict(values),
         draw=draw,
         heads=heads,
-        ahead=[(first, heads(first)) for first in (group.batches[0] for group in shapes)],
+        ahead=[(group.first, heads(group.first)) for group in shapes],
     )
 
 
