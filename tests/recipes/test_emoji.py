@@ -241,5 +241,7 @@ def test_an_untrained_model_does_all_of_it(values):
     clips = able.draw_clips(["a dog grows on a blue background"], 4, 0)
     assert clips.shape == (1, 4, 64, 64, 3) and draw is not None and answer is not None
     assert len(able.answer_clips(clips, ["what happens?"])) == 1
-    said = able.converse(pictures, ["what is this?", "and where is it?"], [[], [("hm?", "a dog")]])
+    said = able.converse(
+        pictures, ["what is this?", "and where is it?"], [[], [("what is this?", "a dog")]]
+    )
     assert len(said) == 2

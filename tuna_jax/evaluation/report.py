@@ -21,7 +21,7 @@ from tuna_jax.evaluation.scores import Score
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.evaluation.tasks import Answered, Sheet
 
-# What each score asks, in the order of the report. The first five are the headline.
+# What each score asks, in the order of the report. HEADLINE are the tiles at the top.
 MEANING = {
     "single_object_accuracy": ("One object drawn right", "the named object, in the named place"),
     "two_object_accuracy": ("Two objects drawn right", "both present, in any arrangement"),
@@ -69,7 +69,13 @@ GENEVAL = {
     "colors": "ground_colour_accuracy",
     "position": "position_accuracy",
 }
-HEADLINE = tuple(MEANING)[:5]
+HEADLINE = (
+    *tuple(MEANING)[:5],
+    "edit_accuracy",
+    "clip_accuracy",
+    "clip_motion_answer_accuracy",
+    "dialogue_accuracy",
+)
 
 _STYLE = """
 :root { --ink:#1d2129; --soft:#626875; --line:#e3e6eb; --card:#fff; --page:#f6f7f9;
@@ -311,7 +317,9 @@ def write(
         if number == 0:
             parts.append(scores)
         (folder / "sheets").mkdir(exist_ok=True)
-        picture = contact_sheet(sheet.images, sheet.labels, sheet.right)
+        height, width = sheet.images.shape[1:3]
+        columns = max(1, 8 * height // width)
+        picture = contact_sheet(sheet.images, sheet.labels, sheet.right, columns=columns)
         picture.save(folder / "sheets" / f"{number}_{_file_name(sheet.title)}.png")
     for number, moving in enumerate(evaluation.clips):
         gif = animation(moving)
