@@ -79,7 +79,14 @@ def _train_tuna(values: dict[str, Any], workdir: str) -> None:
     emoji.train(values, settings.parse(emoji.EmojiExperiment, values), workdir)
 
 
-_KINDS = {"tuna": _train_tuna, "vae": _train_vae}
+def _train_mixture(values: dict[str, Any], workdir: str) -> None:
+    from tuna_jax.recipes import mixture
+    from tuna_jax.training import settings
+
+    mixture.train(values, settings.parse(mixture.MixtureExperiment, values), workdir)
+
+
+_KINDS = {"tuna": _train_tuna, "vae": _train_vae, "mixture": _train_mixture}
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

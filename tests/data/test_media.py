@@ -1,12 +1,13 @@
 """Pictures and clips: sizes, crops, colours, which frames, and files that are broken."""
 
+import struct
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.data import media
+from tuna_jax.data import clips, media
 from tuna_jax.data.bad_rows import Fault
 from tuna_jax.data.media import Size, choose_frames, image_size, read_image, read_video, video_size
 
@@ -143,6 +144,42 @@ def test_a_clip_without_time_stamps_is_read_by_number(files, tmp_path) -> None:
         container.mux(stream.encode())
     clip = read_video(tmp_path / "raw.h264", Size(16, 16), 5)
     np.testing.assert_allclose(clip.mean((1, 2, 3)) / 6, [0, 5, 10, 14, 19], atol=0.3)
+
+
+def turn(path, matrix) -> None:
+    """Writes a turn into an MP4's track header, where phones write theirs (ISO 14496-12, 8.3.2)."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = matrix
+    numbers = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    content[at : at + 36] = struct.pack(">9i", *numbers)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"),
+    [((1, 0, 0, 1), 0), ((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)],
+    ids=["upright", "clockwise", "upside down", "counter-clockwise"],
+)
+def test_a_phones_turn_is_obeyed(tmp_path, matrix, turns) -> None:
+    pytest.importorskip("av")
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:24, :32] = 250  # bright where the picture begins
+    clips.write_clip(tmp_path / "a.mp4", np.stack([frame] * 5))
+    turn(tmp_path / "a.mp4", matrix)
+    upright = np.rot90(frame, -turns)
+    assert video_size(tmp_path / "a.mp4") == Size(*upright.shape[:2])
+    clip = read_video(tmp_path / "a.mp4", Size(*upright.shape[:2]), 5)
+    assert abs(clip.astype(int) - upright).mean() < 8
+
+
+def test_a_clip_may_be_shortened_rather_than_repeated(files, tmp_path) -> None:
+    files.video("a.mp4", frames=7)
+    for frames, found in ((17, 5), (5, 5), (1, 1)):
+        assert len(read_video(tmp_path / "a.mp4", Size(16, 16), frames, shorten=4)) == found
+    for i in range(7):
+        files.image(f"clip/{i}.png", 32, 48)
+    assert len(read_video(tmp_path / "clip", Size(16, 16), 17, shorten=4)) == 5
 
 
 def test_a_folder_of_pictures_is_a_clip(files, tmp_path) -> None:

@@ -13,6 +13,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 KINDS = (
     "malformed_json",  # the line is no JSON object
@@ -122,15 +123,23 @@ class BadRows:
                 self._listed.add(key)
                 self._counts[kind] += 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker's copy knows when there are too many; the list is the main process's.
+        return _without_list, (self.limit, self.least)
+
     def counts(self) -> dict[str, int]:
         """How many distinct bad rows of each kind are listed; kinds without any are left out."""
         with self._lock:
             return {kind: self._counts[kind] for kind in KINDS if self._counts[kind]}
 
-    def good(self) -> None:
-        """Counts a row that was used."""
+    def good(self, rows: int = 1) -> None:
+        """Counts rows that were used."""
         with self._lock:
-            self.drawn += 1
+            self.drawn += rows
+
+    def too_many(self, bad: int, seen: int) -> bool:
+        """Whether so many bad ones of `seen` rows pass the limit, if they are enough to judge."""
+        return seen >= self.least and bad > self.limit * seen
 
     def bad(self, row: BadRow) -> None:
         """Lists a row that was drawn and could not be used.
@@ -178,7 +187,7 @@ class BadRows:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _judge(self, bad: int, seen: int, what: str, last: str) -> None:
-        if seen < self.least or bad <= self.limit * seen:
+        if not self.too_many(bad, seen):
             return
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._counts.most_common())
         where = f"they are listed in {self.path}" if self.path else "no list was asked for"
@@ -187,3 +196,7 @@ class BadRows:
             f"{self.limit:.1%}; {where}. Kinds: {kinds}. The last one: {last}. "
             "Mend the data, or raise the limit on bad rows"
         )
+
+
+def _without_list(limit: float, least: int) -> BadRows:
+    return BadRows(limit=limit, least=least)

@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+from tqdm import tqdm
 
 from tuna_jax.data.bad_rows import BadRow, Fault
 from tuna_jax.data.cache import atomic_file, cache_directory
@@ -145,7 +146,9 @@ def survey(
     look = functools.partial(_look, rows, task, tokenizer, smallest)
     numbers = np.zeros((len(rows), 4), np.int32)
     bad: dict[int, BadRow] = {}
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    # A bar for those who wait: a survey of a moment shows none.
+    bar = tqdm(total=len(rows), desc=f"looking at {rows.name}", unit="row", delay=3.0)
+    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         # In chunks: the futures of a hundred million rows would not fit.
         for start in range(0, len(rows), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(rows)))
@@ -154,6 +157,7 @@ def survey(
                     bad[index] = found
                 else:
                     numbers[index] = found
+            bar.update(len(chunk))
     height, width, media, text = (np.ascontiguousarray(column) for column in numbers.T)
     facts = Facts(height, width, media, text, bad)
     _save(kept, facts)

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from tuna_jax.data.pictures import fit
+from tuna_jax.data.bad_rows import Fault
+from tuna_jax.data.media import Size, check_frames, import_av, read_video
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 Clip = UInt8[np.ndarray, "frames height width 3"]
-
-
-def import_av(path: str | Path) -> Any:
-    """The package; ModuleNotFoundError tells for which video it is wanted, and how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{path} is a video, which wants: pip install av") from error
-    return av
 
 
 def write_clip(path: str | Path, clip: Clip, fps: float = 8.0) -> Path:
@@ -53,7 +43,7 @@ def write_clip(path: str | Path, clip: Clip, fps: float = 8.0) -> Path:
 
 
 def read_clip(path: str | Path, size: tuple[int, int], frames: int, step: int = 4) -> Clip:
-    """Frames of a video file, evenly spaced from its first to its last.
+    """Frames of a video file, evenly spaced from its first to its last: `media.read_video` for one file, not a row.
 
     Args:
       path: the file.
@@ -66,25 +56,14 @@ def read_clip(path: str | Path, size: tuple[int, int], frames: int, step: int = 
       FileNotFoundError: no such file.
       ValueError: not a video, one without frames, or `frames` of another form.
     """
-    if frames < 1 or (frames - 1) % step:
-        raise ValueError(f"{path}: {frames} frames is not 1 + {step}k")
+    try:
+        check_frames(frames, step)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video at {path}")
-    av = import_av(path)
+    import_av(path)
     try:
-        # Two passes, so that only the frames that are taken are held. A header's count may be wrong.
-        with av.open(str(path)) as container:
-            total = sum(1 for _ in container.decode(video=0))
-        count = min(frames, 1 + (total - 1) // step * step)
-        wanted = set(np.linspace(0, total - 1, count).round().astype(int).tolist())
-        with av.open(str(path)) as container:
-            taken = [
-                fit(Image.fromarray(frame.to_ndarray(format="rgb24")), size)
-                for index, frame in enumerate(container.decode(video=0))
-                if index in wanted
-            ]
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} is not a video that can be read: {error}") from error
-    if not taken:
-        raise ValueError(f"{path} holds no frames")
-    return np.stack(taken)
+        return read_video(Path(path), Size(*size), frames, smallest=1, shorten=step)
+    except Fault as fault:
+        raise ValueError(f"{path} is not a video that can be read: {fault.reason}") from fault

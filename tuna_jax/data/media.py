@@ -144,24 +144,25 @@ def choose_frames(
     return [int(index) for index in np.clip(shown, 0, len(times) - 1)]
 
 
-def _import_av() -> Any:
+def import_av(path: str | Path) -> Any:
+    """The package; ModuleNotFoundError tells for which video it is wanted, and how to get it."""
     try:
         import av
     except ImportError as error:
         raise ModuleNotFoundError(
-            "reading video needs the package av (FFmpeg's libraries): pip install av"
+            f"{path} is a video, which wants the package av (FFmpeg's libraries): pip install av"
         ) from error
     return av
 
 
-def _converter() -> Any:
+def _converter(path: Path) -> Any:
     """Turns frames into RGB."""
-    return _import_av().video.reformatter.VideoReformatter()
+    return import_av(path).video.reformatter.VideoReformatter()
 
 
 def _open_video(path: Path) -> Any:
     """A container with one decoder thread: Grain's threads share the cores already."""
-    av = _import_av()
+    av = import_av(path)
     try:
         with path.open("rb"):
             pass
@@ -207,11 +208,11 @@ def video_size(path: Path, *, smallest: int = SMALLEST_SIDE) -> Size:
     with _open_video(path) as container:
         try:
             first = next(container.decode(video=0), None)
-        except _import_av().FFmpegError as error:
+        except import_av(path).FFmpegError as error:
             raise Fault("corrupt_video", f"{path}: {error}") from error
         if first is None:
             raise Fault("no_frames", f"{path} has a video stream without frames")
-        image = _to_image(first, _converter())
+        image = _to_image(first, _converter(path))
     return _check_size(path, Size(image.height, image.width), smallest)
 
 
@@ -223,6 +224,7 @@ def read_video(
     fps: float | None = None,
     place: float = 0.0,
     smallest: int = SMALLEST_SIDE,
+    shorten: int | None = None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """Frames of a clip (a file that FFmpeg reads, or a folder of pictures), each scaled and cropped (`fit`).
 
@@ -233,18 +235,25 @@ def read_video(
         fps: see `choose_frames`.
         place: see `choose_frames`.
         smallest: the least side of a usable clip.
+        shorten: of a clip with fewer frames, take the most that are 1 + `shorten` k; None repeats some instead.
 
     Raises:
         Fault: missing_file, corrupt_video, no_frames, tiny_image; corrupt_image in a folder of pictures.
     """
     if path.is_dir():
         files = _frame_files(path)
+        frames = _shortened(frames, len(files), shorten)
         chosen = choose_frames([float(i) for i in range(len(files))], frames)
         return np.stack([read_image(files[i], size, smallest=smallest) for i in chosen])
     try:
-        return _decode(path, size, frames, fps, place, smallest)
-    except _import_av().FFmpegError as error:
+        return _decode(path, size, frames, fps, place, smallest, shorten)
+    except import_av(path).FFmpegError as error:
         raise Fault("corrupt_video", f"{path}: {error}") from error
+
+
+def _shortened(frames: int, there: int, step: int | None) -> int:
+    """How many frames to take of those that are there."""
+    return frames if step is None else min(frames, 1 + (there - 1) // step * step)
 
 
 def _time_stamps(path: Path) -> tuple[list[int], list[int], float, bool]:
@@ -266,13 +275,20 @@ def _time_stamps(path: Path) -> tuple[list[int], list[int], float, bool]:
 
 
 def _decode(
-    path: Path, size: Size, frames: int, fps: float | None, place: float, smallest: int
+    path: Path,
+    size: Size,
+    frames: int,
+    fps: float | None,
+    place: float,
+    smallest: int,
+    shorten: int | None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """The chosen frames; only the stretches that hold one, from the key frame before it, are decoded."""
     stamps, keys, unit, stamped = _time_stamps(path)
+    frames = _shortened(frames, len(stamps), shorten)
     wanted = choose_frames([stamp * unit for stamp in stamps], frames, fps, place)
     found: dict[int, np.ndarray] = {}
-    converter = _converter()
+    converter = _converter(path)
     with _open_video(path) as container:
         stream = container.streams.video[0]
         decoder, at, shown = container.decode(stream), -1, None

@@ -18,20 +18,23 @@ order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from tuna_jax.data.bad_rows import BadRow, BadRows, TooManyBadRows, blaming
-from tuna_jax.data.buckets import Bucket, assign, survey
+from tuna_jax.data.buckets import assign, survey
+from tuna_jax.data.cells import Cell, words
+from tuna_jax.data.iterator import Batch, Batches
 from tuna_jax.data.layouts import VIDEO_TASKS, Layout, lay_out
 from tuna_jax.data.media import read_image, read_video
-from tuna_jax.data.pipeline import Batch
 from tuna_jax.data.schedule import Schedule
 from tuna_jax.data.streams import BatchShape, RowStream, stream_grids
 from tuna_jax.data.tokenizer import Tokenizer
@@ -40,44 +43,21 @@ from tuna_jax.sequence import Grid, TokenSequence, stack
 ENDLESS = 10**12
 
 
-class _Cell:
-    """A bucket of a stream, in an endless sequence of shuffled epochs: a batch comes from one cell.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A batch on its way to the main process, which keeps the list of bad rows.
 
-    Args:
-        stream: which one.
-        bucket: its.
-        grid: latent extent of its spans.
-        members: its rows' numbers in the stream's source.
-        key: seeds its order and its rows' draws.
+    Attributes:
+        batch: the batch; empty after a failure.
+        good: its rows.
+        passed_over: the bad rows that came up for it.
+        failure: why there is no batch, if there is none.
     """
 
-    def __init__(
-        self,
-        stream: int,
-        bucket: Bucket,
-        grid: Grid,
-        members: Int[np.ndarray, " members"],
-        key: tuple[int, ...],
-    ):
-        self.stream, self.bucket, self.grid = stream, bucket, grid
-        self.members, self.key = members, key
-        # Around the end of an epoch, threads are in both.
-        self._order = functools.lru_cache(maxsize=2)(self._make_order)
-
-    def _make_order(self, epoch: int) -> Int[np.ndarray, " members"]:
-        random = np.random.default_rng((*self.key, 0, epoch))
-        return random.permutation(np.arange(len(self.members), dtype=np.int32))
-
-    def member(self, position: int) -> int:
-        """The place in `members` of a position of the sequence."""
-        epoch, index = divmod(position, len(self.members))
-        return int(self._order(epoch)[index])
-
-
-def _words(text: str) -> tuple[int, ...]:
-    """A text as numbers for a seed, the same on every machine."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return tuple(int.from_bytes(digest[at : at + 4], "little") for at in (0, 4))
+    batch: Batch
+    good: int
+    passed_over: tuple[BadRow, ...] = ()
+    failure: str | None = None
 
 
 class Mixture:
@@ -124,7 +104,7 @@ class Mixture:
         self._tokenizer, self._seed = tokenizer, seed
         self._process, self._processes = process_index, process_count
         self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
-        self._cells: list[_Cell] = []
+        self._cells: list[Cell] = []
         for number, stream in enumerate(self.streams):
             if stream.rows <= 0 or stream.rows % process_count:
                 raise ValueError(
@@ -137,6 +117,13 @@ class Mixture:
         self._schedule = Schedule(
             [(begin, self._weights(weights)) for begin, weights in history or [(0, own)]], seed
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encode": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._encode = functools.lru_cache(maxsize=1 << 14)(self._tokenizer.encode)
 
     def _add_cells(
         self,
@@ -171,9 +158,9 @@ class Mixture:
                 f"{stream.source.name} can be used. The first: {bad[0]}"
             )
         for bucket, rows in zip(buckets, members, strict=True):
-            key = (self._seed, *_words(f"{stream.name}: {bucket}"))
+            key = (self._seed, *words(f"{stream.name}: {bucket}"))
             grid = grids[stream.picture_sizes.index(bucket.size)]
-            self._cells.append(_Cell(number, bucket, grid, rows, key))
+            self._cells.append(Cell(number, bucket, grid, rows, key))
 
     def _weights(self, named: Mapping[str, float]) -> list[float]:
         """Weights of the cells: a stream's, shared by its buckets as its rows are."""
@@ -190,13 +177,18 @@ class Mixture:
             for cell in self._cells
         ]
 
-    def _shape(self, cell: _Cell) -> BatchShape:
+    def _shape(self, cell: Cell) -> BatchShape:
         stream, bucket = self.streams[cell.stream], cell.bucket
         return BatchShape(stream.rows, bucket.slots, stream.frames, bucket.size, bucket.length)
 
     def shapes(self) -> list[BatchShape]:
         """Every shape that a batch of this mixture can have, each once, in order."""
         return sorted({self._shape(cell) for cell in self._cells})
+
+    def kinds(self) -> list[tuple[str, BatchShape]]:
+        """The stream and the shape of every kind of batch, each once."""
+        cells = ((self.streams[cell.stream].name, self._shape(cell)) for cell in self._cells)
+        return list(dict.fromkeys(cells))
 
     def shape_of(self, n: int) -> BatchShape:
         """The shape of batch n, without making it."""
@@ -240,45 +232,73 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Batch:
         """This host's rows of batch `index`."""
+        return self.receive(self.prepare(index))
+
+    def receive(self, prepared: Prepared) -> Batch:
+        """The batch; the rows that were passed over for it go on the list, and the good ones are counted.
+
+        Raises:
+            TooManyBadRows: the share of bad rows passed the limit, or no good one was found.
+        """
+        self.bad_rows.good(prepared.good)
+        for bad in prepared.passed_over:
+            self.bad_rows.bad(bad)
+        if prepared.failure:
+            raise TooManyBadRows(prepared.failure)
+        return prepared.batch
+
+    def prepare(self, index: int) -> Prepared:
+        """This host's rows of batch `index`; nothing is listed or counted, so that any process may do it."""
         number, before = self._schedule(index)
         cell = self._cells[number]
         shape = self._shape(cell)
         local = range(self._process, shape.rows, self._processes)
         sequences: list[TokenSequence] = []
+        passed_over: list[BadRow] = []
         arrays = shape.arrays(self._processes)
         pixels = np.zeros(*arrays["pixels"])
         for row, place in enumerate(local):
-            layout, clips = self._sample(cell, before * shape.rows + place)
+            made = self._sample(cell, before * shape.rows + place, row, passed_over)
+            if isinstance(made, str):
+                return Prepared({}, row, tuple(passed_over), made)
+            layout, clips = made
             sequences.append(layout.sequence)
             for slot, clip in enumerate(clips):
                 pixels[row, slot] = clip
         batch = stack(sequences, shape.length, shape.slots, self._tokenizer.special)
         del batch["lengths"]
         task = np.full(len(sequences), cell.stream, np.int32)
-        return {**batch, "pixels": pixels, "task": task}
+        batch = {**batch, "pixels": pixels, "task": task}
+        return Prepared(batch, len(sequences), tuple(passed_over))
 
     def _sample(
-        self, cell: _Cell, position: int
-    ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]]:
-        """The row at a position of a cell, or the next good one after it."""
+        self, cell: Cell, position: int, good: int, passed_over: list[BadRow]
+    ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]] | str:
+        """The row at a position of a cell, or the next good one after it; or why there is none.
+
+        `good` rows of the batch were found before it; rows that cannot be used are added to `passed_over`.
+        """
         stream, count = self.streams[cell.stream], len(cell.members)
         first = cell.member(position)
         for further in range(count):
             index = int(cell.members[(first + further) % count])
             random = np.random.default_rng((*cell.key, 1, position))
             try:
-                made = self._make(stream, cell, index, random)
+                return self._make(stream, cell, index, random)
             except BadRow as bad:
-                self.bad_rows.bad(bad)
-                continue
-            self.bad_rows.good()
-            return made
-        raise TooManyBadRows(
+                passed_over.append(bad)
+            # Not the whole of a cell that is gone: that may take hours.
+            if self.bad_rows.too_many(len(passed_over), len(passed_over) + good):
+                return (
+                    f"stream {stream.name!r}: {len(passed_over)} of {len(passed_over) + good} rows tried for one "
+                    f"batch cannot be used. The last: {passed_over[-1]}"
+                )
+        return (
             f"stream {stream.name!r}: none of the {count} rows of bucket {cell.bucket} can be used"
         )
 
     def _make(
-        self, stream: RowStream, cell: _Cell, index: int, random: np.random.Generator
+        self, stream: RowStream, cell: Cell, index: int, random: np.random.Generator
     ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]]:
         """Lays out and decodes one row; raises BadRow."""
         row, size = stream.source[index], cell.bucket.size
@@ -302,6 +322,19 @@ class Mixture:
             return layout, clips
 
 
-def batches(mixture: Mixture) -> grain.MapDataset[Batch]:
-    """The mixture as a Grain data set, for `pipeline.iterate`; an iterator's state is the next batch's number."""
-    return grain.MapDataset.source(mixture)
+class _Preparing:
+    """A mixture's prepared batches by number, as a source for Grain."""
+
+    def __init__(self, mixture: Mixture):
+        self._mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self._mixture)
+
+    def __getitem__(self, index: int) -> Prepared:
+        return self._mixture.prepare(index)
+
+
+def batches(mixture: Mixture) -> Batches:
+    """The mixture for `pipeline.iterate`: any process prepares batches, the main one keeps the list of bad rows."""
+    return Batches(grain.MapDataset.source(_Preparing(mixture)), mixture.receive)

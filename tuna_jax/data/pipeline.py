@@ -26,13 +26,13 @@ import grain
 import numpy as np
 from jaxtyping import Float32
 
+from tuna_jax.data.iterator import Batch, Batches, BatchIterator
 from tuna_jax.data.latents import LatentPool
 from tuna_jax.data.phrases import KINDS, captions, questions, sentence
 from tuna_jax.data.scenes import Scene
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, TokenSequence, stack, text_to_image, understanding
 
-Batch = dict[str, np.ndarray]
 STREAMS = ("t2i", "understand")
 DEFAULT_QUESTION_WEIGHTS: dict[str, float] = {
     "name": 5.0,
@@ -235,13 +235,30 @@ def batches(
     return mixture.batch(sum(rows) // process_count, drop_remainder=True, batch_fn=collate)
 
 
-def iterate(dataset: grain.MapDataset[Batch], *, threads: int = 2, ahead: int = 8) -> Any:
-    """A Grain iterator that prepares batches ahead in threads; it has `get_state` and `set_state`.
+def iterate(
+    dataset: grain.MapDataset[Batch] | Batches,
+    *,
+    threads: int = 2,
+    ahead: int = 8,
+    workers: int = 0,
+) -> BatchIterator:
+    """A Grain iterator that prepares batches ahead; it has `get_state` and `set_state`, and `close`.
 
-    Grain's own defaults (16 threads, 500 elements ahead) would take the cores from the step.
+    The batches and their order, and the state (the next batch's number), are the same with any threads and workers:
+    what one run saved, another resumes with other ones.
+
+    Args:
+        dataset: the batches by number.
+        threads: in each process that prepares batches.
+        ahead: batches that are prepared ahead, of all workers together; a worker holds one or two more.
+        workers: processes that prepare batches; 0 prepares them in this process, which suits files whose decoders let
+            go of Python's lock. Workers start in 3 to 7 seconds, want `if __name__ == "__main__":` in a script, and
+            hand over arrays in shared memory (/dev/shm), which must hold the batches ahead.
+
+    Raises:
+        ValueError: fewer than one thread or batch ahead, or a negative number of workers.
     """
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(dataset.to_iter_dataset(options))
+    return BatchIterator(dataset, threads, ahead, workers)
 
 
 def longest_row(tokenizer: Tokenizer, grid: Grid, scenes: int = 4_000) -> int:

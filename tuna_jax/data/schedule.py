@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,12 +27,17 @@ class _Phase:
     """A stretch of batches with fixed weights, counted from its own beginning."""
 
     def __init__(self, weights: Float[np.ndarray, " cells"], seed: int, begin: int):
+        self._made_of = (weights, seed, begin)
         self._edges = np.concatenate([[0.0], np.cumsum(weights / weights.sum()) * CYCLE])
         self._edges[-1] = CYCLE
         self._seed = (seed, begin)
         self._first = float(np.random.default_rng((*self._seed, 0)).random())
         self._order = functools.lru_cache(maxsize=64)(self._make_order)
         self._block = functools.lru_cache(maxsize=1 << 16)(self._sum_block)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes fill caches of their own.
+        return type(self), self._made_of
 
     def _counts(self, begin: int, end: int) -> Int[np.ndarray, "cycles cells"]:
         """Batches of each cell in cycles begin .. end - 1."""

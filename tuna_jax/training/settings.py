@@ -50,6 +50,28 @@ def parse(kind: type[Settings], values: Mapping[str, Any], where: str = "config"
     return kind(**arguments)
 
 
+def defaults(kind: type) -> dict[str, Any]:
+    """The nested mapping of `kind`'s defaults, for an experiment file to begin with; keys without one are left out.
+
+    A key that the file does not change can then still be overridden from the command line.
+    """
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {
+                field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            }
+        return value
+
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = plain(field.default_factory())
+    return found
+
+
 def unknown_key(path: str, key: str, known: typing.Iterable[str]) -> str:
     """The message for a key that nobody reads: its path, the nearest known key, and all known
     keys."""

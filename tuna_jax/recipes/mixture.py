@@ -1,0 +1,198 @@
+"""Training on files: streams of manifests with weights, the frozen VAE, the tokenizer, and where to begin.
+
+A stage of the three-stage recipe is an experiment of this kind: what is frozen, which streams, which learning rate, and
+the checkpoint it starts from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tuna_jax.config import TunaConfig, from_dict
+from tuna_jax.data import mixture as mixing
+from tuna_jax.data import pipeline
+from tuna_jax.data.bad_rows import BadRows
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.evaluation.sheets import contact_sheet
+from tuna_jax.models import vae as vae_model
+from tuna_jax.recipes.abilities import Model, SampleSettings
+from tuna_jax.recipes.streams import (
+    MixtureData,
+    abstract_batch,
+    open_mixture,
+    picture_size,
+    programs,
+    stream_settings,
+    weights_history,
+)
+from tuna_jax.recipes.surroundings import PathLike, read_parameters, read_tokenizer, read_vae
+from tuna_jax.training import loop
+from tuna_jax.training.image_vae import shipped_image_vae
+from tuna_jax.training.step import Heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SheetSettings:
+    """The contact sheet that training draws every `sample_every` steps.
+
+    Attributes:
+      prompts: what is drawn.
+      size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
+      points, guidance, shift, solver: see `recipes.abilities.SampleSettings`.
+    """
+
+    prompts: tuple[str, ...] = ()
+    size: str = "512x512"
+    points: int = 50
+    guidance: float = 3.0
+    shift: float = 3.0
+    solver: str = "euler"
+
+    @property
+    def drawing(self) -> SampleSettings:
+        """How to draw."""
+        return SampleSettings(
+            points=self.points, guidance=self.guidance, shift=self.shift, solver=self.solver
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureExperiment(loop.LoopSettings):
+    """An experiment file of kind 'mixture': the loop's settings, and these.
+
+    Attributes:
+      model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
+      vae: the frozen VAE: Wan 2.2's weights, a converted model's, or a file of `experiments/emoji_vae.py`; empty: the
+        emoji VAE that ships.
+      start_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
+        wrote. Empty: fresh ones.
+      data: the streams. samples: the contact sheet.
+    """
+
+    kind: str = "mixture"
+    model: dict
+    vae: str = ""
+    start_from: str = ""
+    data: MixtureData = MixtureData()
+    samples: SheetSettings = SheetSettings()
+
+
+def load_surroundings(
+    settings: MixtureExperiment,
+    *,
+    vae: PathLike | None = None,
+    tokenizer: Tokenizer | PathLike | None = None,
+) -> tuple[TunaConfig, Any, Tokenizer]:
+    """The model's config with the VAE's in it, the VAE's parameters, and the tokenizer.
+
+    Arguments take the place of what the experiment names.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_vae` and `read_tokenizer`.
+    """
+    config = from_dict(settings.model)
+    words = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
+    named = vae or settings.vae
+    try:
+        vae_config, params = read_vae(Path(named or shipped_image_vae()), config)
+    except ValueError as error:
+        if named:
+            raise
+        raise ValueError(
+            f"{error}. That is the emoji VAE, which ships; name this model's in config.vae"
+        ) from error
+    config = dataclasses.replace(config, vae=vae_config)
+    return config, params, words
+
+
+def load_model(
+    settings: MixtureExperiment,
+    params: Any,
+    *,
+    vae: PathLike | None = None,
+    tokenizer: Tokenizer | PathLike | None = None,
+) -> Model:
+    """A trained model with its surroundings."""
+    config, vae_params, words = load_surroundings(settings, vae=vae, tokenizer=tokenizer)
+    size = picture_size(settings.samples.size, "config.samples.size")
+    shape = (size.height, size.width)
+    return Model(config, params, vae_params, words, shape, settings.samples.drawing)
+
+
+def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str | Path) -> bool:
+    """Runs or resumes the experiment `settings`, whose mapping was `values`.
+
+    Returns whether it reached its last step.
+    """
+    workdir = Path(workdir)
+    streams = stream_settings(settings.data)
+    config, vae_params, tokenizer = load_surroundings(settings)
+    if any(one.frames > 1 for one in streams.values()):
+        # A VAE of pictures alone has no taps for earlier frames; a clip wants them, and zeros do.
+        vae_params = vae_model.inflate(config.vae, vae_params)
+    host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+    bad_rows = BadRows(
+        workdir / f"bad_rows{host}.jsonl",
+        limit=settings.data.bad_share,
+        least=settings.data.bad_least,
+    )
+    history = weights_history(workdir, {name: one.weight for name, one in streams.items()})
+    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history)
+    if jax.process_index() == 0:
+        print(mixture.summary())
+    iterator = pipeline.iterate(
+        mixing.batches(mixture), threads=settings.data.threads, ahead=settings.data.ahead
+    )
+    names = tuple(streams)
+
+    def heads(batch: Mapping[str, np.ndarray]) -> Heads:
+        name = names[int(batch["task"][0])]
+        if streams[name].heads.flow_rows == 0 and batch["is_target"].any():
+            raise ValueError(
+                f"a conversation of stream {name!r} ends in a picture that the assistant draws; set "
+                f"config.data.streams.{name}.draws=True to learn it"
+            )
+        return streams[name].heads
+
+    def draw(step: int, params: Any) -> None:
+        size = picture_size(settings.samples.size, "config.samples.size")
+        shape = (size.height, size.width)
+        model = Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
+        sheet = contact_sheet(
+            model.generate_image(settings.samples.prompts), settings.samples.prompts
+        )
+        folder = workdir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / f"{step:06d}.png")
+
+    def counters() -> dict[str, float]:
+        kinds = {f"bad_rows/{kind}": float(count) for kind, count in bad_rows.counts().items()}
+        return {"bad_rows": float(sum(kinds.values())), **kinds}
+
+    def parameters(shapes: Any, shardings: Any) -> Any:
+        return read_parameters(settings.start_from, shapes, shardings)
+
+    record = {
+        **values,
+        "mixture": {"fingerprint": mixture.fingerprint, "history": [list(h) for h in history]},
+    }
+    return loop.train(
+        settings,
+        config,
+        workdir,
+        iterator,
+        tasks=names,
+        record=record,
+        heads=heads,
+        ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
+        vae_params=vae_params,
+        parameters=parameters if settings.start_from else None,
+        draw=draw if settings.samples.prompts else None,
+        counters=counters,
+    )

@@ -1,0 +1,203 @@
+"""The streams of an experiment file: what each key means, and how a mixture of manifests is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.data.bad_rows import BadRows
+from tuna_jax.data.buckets import SIZES_512, SIZES_1024
+from tuna_jax.data.manifests import Manifest
+from tuna_jax.data.media import SMALLEST_SIDE, Size
+from tuna_jax.data.mixture import Mixture
+from tuna_jax.data.streams import BatchShape, RowStream
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.training.checkpoints import open_arrays
+from tuna_jax.training.settings import parse
+from tuna_jax.training.step import Heads
+
+_FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
+History = list[tuple[int, dict[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """A stream of `config.data.streams`; its key there is its name in logs.
+
+    Attributes:
+      task: 't2i', 'edit', 'understand', 'chat', 't2v' or 'video_understand' (data/layouts.py).
+      manifest: the JSONL file (data/manifests.py has the formats).
+      image_root: where its relative paths begin; empty: the manifest's folder.
+      weight: its share of batches, relative to the other streams'. It may be changed when a run is resumed.
+      rows: rows a batch, over all processes together.
+      sizes: picture sizes, each 'HEIGHTxWIDTH', or '512' or '1024' for TUNA's five of that kind.
+      lengths: sequence lengths in tokens, ascending.
+      slots: how many pictures a row may have, ascending; empty: 2 for edits, else 1.
+      frames: of a clip, 1 + 4k.
+      fps: frames a second that are taken of a clip; 0 spreads them over the whole clip.
+      text_dropout, source_dropout: how often the text, and an edit's source, are left out, for guidance.
+      smallest: pixels that a picture's side must have.
+      draws: conversations may end in a picture that the assistant draws; the flow head then runs on them too.
+    """
+
+    task: str
+    manifest: str
+    image_root: str = ""
+    weight: float = 1.0
+    rows: int = 8
+    sizes: tuple[str, ...] = ("512",)
+    lengths: tuple[int, ...] = (1280,)
+    slots: tuple[int, ...] = ()
+    frames: int = 1
+    fps: float = 0.0
+    text_dropout: float = 0.1
+    source_dropout: float = 0.0
+    smallest: int = SMALLEST_SIDE
+    draws: bool = False
+
+    @property
+    def heads(self) -> Heads:
+        """Which heads a batch of this stream needs."""
+        if self.task in ("t2i", "t2v", "edit"):
+            return Heads(None, 0)
+        return Heads(None if self.draws else 0, None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureData:
+    """Where rows come from.
+
+    Attributes:
+      streams: name -> the keys of `StreamSettings`.
+      seed: of the order of rows and of all draws.
+      vocabulary: empty: Qwen2.5's whole one; else the name or file of a compact one, or a Hugging Face folder.
+      bad_share: the largest share of rows that may be unusable before the run stops.
+      bad_least: how many rows must be seen before the share is judged.
+      cache: folder for what is known of each row; empty: $TUNA_JAX_DATA, else ~/.cache/tuna_jax.
+      threads: threads that make batches, in each process that does.
+      workers: processes that make batches; 0: the training process itself does.
+      ahead: batches that are prepared in advance.
+    """
+
+    streams: dict = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    vocabulary: str = ""
+    bad_share: float = 0.05
+    bad_least: int = 1000
+    cache: str = ""
+    threads: int = 8
+    workers: int = 0
+    ahead: int = 8
+
+
+def stream_settings(data: MixtureData) -> dict[str, StreamSettings]:
+    """The streams by name.
+
+    Raises:
+      ValueError: there are none, or a key or value of one is wrong; it is named.
+    """
+    if not data.streams:
+        raise ValueError(
+            "config.data.streams is empty; give it a stream, NAME = {task, manifest, ...}"
+        )
+    return {
+        name: parse(StreamSettings, values, f"config.data.streams.{name}")
+        for name, values in data.streams.items()
+    }
+
+
+def picture_size(text: str, where: str) -> Size:
+    """'384x672' -> Size(384, 672)."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ValueError(f"{where} is {text!r}; a size is HEIGHTxWIDTH, for example 512x512")
+    return Size(int(height), int(width))
+
+
+def row_stream(name: str, settings: StreamSettings) -> RowStream:
+    """Opens a stream's manifest.
+
+    Raises:
+      FileNotFoundError: it is not there; the key that names it is told.
+      ValueError: a setting that cannot be.
+    """
+    where = f"config.data.streams.{name}"
+    try:
+        source = Manifest(settings.manifest, settings.image_root or None)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; set {where}.manifest to a JSONL file, or remove the stream"
+        ) from error
+    sizes: list[Size] = []
+    for text in settings.sizes:
+        sizes += _FAMILIES.get(text) or [picture_size(text, f"{where}.sizes")]
+    return RowStream(
+        name=name,
+        task=settings.task,  # pyright: ignore[reportArgumentType]  RowStream checks it
+        source=source,
+        weight=settings.weight,
+        rows=settings.rows,
+        lengths=settings.lengths,
+        sizes=None if settings.task == "chat" else tuple(sizes),
+        slots=settings.slots or None,
+        frames=settings.frames,
+        fps=settings.fps or None,
+        text_dropout=settings.text_dropout,
+        source_dropout=settings.source_dropout,
+        smallest=settings.smallest,
+    )
+
+
+def open_mixture(
+    data: MixtureData,
+    config: TunaConfig,
+    tokenizer: Tokenizer,
+    bad_rows: BadRows | None = None,
+    history: History | None = None,
+) -> Mixture:
+    """The streams of an experiment, mixed; `history` as in `data.mixture.Mixture`."""
+    streams = [row_stream(name, one) for name, one in stream_settings(data).items()]
+    return Mixture(
+        streams,
+        tokenizer,
+        seed=data.seed,
+        bad_rows=bad_rows,
+        history=history,
+        spatial_factor=config.vae.spatial_factor,
+        temporal_factor=config.vae.temporal_factor,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        directory=Path(data.cache) if data.cache else None,
+        threads=data.threads,
+    )
+
+
+def programs(
+    mixture: Mixture, streams: Mapping[str, StreamSettings]
+) -> list[tuple[BatchShape, Heads]]:
+    """Every (shape, heads) that a batch of the mixture can have: what is compiled."""
+    found = {(shape, streams[name].heads): None for name, shape in mixture.kinds()}
+    return list(found)
+
+
+def abstract_batch(shape: BatchShape) -> dict[str, jax.ShapeDtypeStruct]:
+    """One process's part of a batch, as shapes."""
+    arrays = shape.arrays(jax.process_count())
+    return {name: jax.ShapeDtypeStruct(extent, dtype) for name, (extent, dtype) in arrays.items()}
+
+
+def weights_history(workdir: Path, weights: Mapping[str, float]) -> History:
+    """The weights of the streams from the first batch on: a run that goes on with other ones keeps what was."""
+    saved = open_arrays(workdir)
+    known = saved and saved.config.get("mixture", {}).get("history")
+    if saved is None or not known:
+        return [(0, dict(weights))]
+    step = int(saved.folder.name)
+    history: History = [(begin, dict(held)) for begin, held in known if begin < step or begin == 0]
+    if history[-1][1] != dict(weights):
+        history = [entry for entry in history if entry[0] < step] + [(step, dict(weights))]
+    return history
