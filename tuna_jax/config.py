@@ -58,6 +58,8 @@ class VAEConfig:
       latent_std: per-channel standard deviation for 'custom'.
       consistent_posterior: divide the posterior's standard deviation by `latent_std` too. The released code does not;
         False matches it.
+      by_frame: every frame of a clip is a picture of its own: F frames are F latent frames, each as the same picture
+        alone would be. Lets a VAE that was trained on pictures carry clips.
     """
 
     latent_channels: int = 48
@@ -70,6 +72,7 @@ class VAEConfig:
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
     consistent_posterior: bool = False
+    by_frame: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -103,7 +106,7 @@ class VAEConfig:
     @property
     def temporal_factor(self) -> int:
         """Frames a latent frame covers after the first (4 for Wan 2.2)."""
-        return 2 ** sum(self.halve_time)
+        return 1 if self.by_frame else 2 ** sum(self.halve_time)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Latent shape (T, h, w, C) of a clip; raises ValueError naming the extent that does not

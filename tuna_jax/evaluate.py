@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _evaluate() -> None:
-    from tuna_jax.evaluation import measure, report
+    from tuna_jax.evaluation import abilities, measure, report
+    from tuna_jax.evaluation.judges import ObjectJudge
     from tuna_jax.recipes import emoji
 
     begun = time.time() if _STARTED.value is None else _STARTED.value
@@ -61,14 +63,15 @@ def _evaluate() -> None:
         world.samples, **{name: value for name, value in changes.items() if value is not None}
     )
     world = dataclasses.replace(world, samples=samples)
-    found = measure.measure(
-        lambda prompts, seed: world.draw(params, prompts, seed),
-        lambda images, questions: world.answer(params, images, questions),
-        reconstruct=world.reconstruct,
-        drawings=_DRAWINGS.value,
-        answers=_ANSWERS.value,
-        say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
-    )
+    judge, draw, answer, more = ObjectJudge(), *emoji.measured(world, params, settings)
+    options: dict[str, Any] = {
+        "judge": judge,
+        "reconstruct": world.reconstruct,
+        "drawings": _DRAWINGS.value,
+        "answers": _ANSWERS.value,
+        "say": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+    }
+    found = abilities.add(measure.measure(draw, answer, **options), more, **options)
     workdir = source if source.is_dir() else source.parent
     output = Path(_OUTPUT.value) if _OUTPUT.value else workdir
     metrics = workdir / "metrics.jsonl"
@@ -92,7 +95,8 @@ def _evaluate() -> None:
             f"{name:34} {100 * score.value:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  "
             f"chance {100 * score.chance:.1f} %  n={score.count}"
         )
-    print(f"{'vae_psnr_db':34} {found.vae_psnr_db:5.1f}")
+    for name, value in {"vae_psnr_db": found.vae_psnr_db, **found.decibels}.items():
+        print(f"{name:34} {value:5.1f}")
     print(page)
 
 

@@ -1,5 +1,6 @@
 """The tokenizer: Qwen2.5's ids, TUNA's tokens, and the compact vocabulary."""
 
+import hashlib
 import json
 import warnings
 
@@ -99,6 +100,15 @@ def test_shipped_vocabulary_is_current():
     assert shipped["ids"] == vocabulary.emoji_ids()
     assert shipped["source_sha256"] == bpe.RANKS_SHA256
     assert len(shipped["ids"]) <= 640
+
+
+def test_the_vocabulary_of_all_tasks_is_current_and_the_demos_is_as_it_was():
+    """If this fails, run: python -m tuna_jax.data.vocabulary --kind emoji_all"""
+    ids = read_subset("emoji_all")
+    assert list(ids) == vocabulary.emoji_ids("emoji_all")
+    assert set(read_subset("emoji")) < set(ids) and len(ids) <= 640
+    digest = hashlib.sha256(vocabulary.EMOJI.read_bytes()).hexdigest()
+    assert digest == "ef894e3e8e9cc2c05b3cb1422e9b6e6d77f85bfc1a15f03c21c98b585617c257"
 
 
 def test_the_world_needs_no_fallback(compact):

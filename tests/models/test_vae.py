@@ -1,5 +1,6 @@
 """Whole clips against chunks, stills against video, and what may not be encoded."""
 
+import dataclasses
 import functools
 
 import jax
@@ -82,3 +83,20 @@ def test_a_consistent_posterior_is_scaled_by_the_latents_std() -> None:
     log_var = jnp.zeros((1, 1, 1, 1, 8))
     assert float(vae.posterior_std(CONFIG, log_var)[0, 0, 0, 0, 0]) == 1.0
     assert float(vae.posterior_std(scaled, log_var)[0, 0, 0, 0, 0]) == 0.5
+
+
+def test_by_frame_every_frame_is_the_picture_that_it_would_be_alone() -> None:
+    """With the weights of pictures alone, and with as many latent frames as frames."""
+    config = dataclasses.replace(CONFIG, by_frame=True)
+    params = vae.init(CONFIG, jax.random.key(3), image_only=True)
+    assert config.temporal_factor == 1 and config.latent_shape(4, 32, 32)[0] == 4
+    run, back = jax.jit(vae.encode, static_argnums=0), jax.jit(vae.decode, static_argnums=0)
+    clip = jnp.concatenate([_clip(4), 0.5 * _clip(4)])
+    latents = run(config, params, clip)[0]
+    pixels = back(config, params, latents)
+    assert latents.shape[:2] == (2, 4) and pixels.shape == clip.shape
+    for i in range(4):
+        alone = run(CONFIG, params, clip[:, i : i + 1])[0]
+        np.testing.assert_allclose(latents[:, i : i + 1], alone, atol=1e-5)
+        drawn = back(CONFIG, params, alone)
+        np.testing.assert_allclose(pixels[:, i : i + 1], drawn, atol=1e-4)

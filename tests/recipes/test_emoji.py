@@ -1,6 +1,7 @@
 """The emoji recipe around an untrained model: what fits together, and what is refused."""
 
 import dataclasses
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -143,3 +144,104 @@ def test_batches_hold_both_tasks_and_are_random_access(values):
     assert (batch["labels"] != -100).any(1).tolist() == [False, False, False, True, True]
     for name, array in emoji.batches(world, data, progress=False)[5].items():
         np.testing.assert_array_equal(array, batch[name])
+
+
+ALL = EXPERIMENT.with_name("emoji_all.py")
+
+
+def small(values, experiment):
+    """An experiment with the tiny model, the random VAE, few rows and few scenes."""
+    made = runpy.run_path(str(EXPERIMENT.with_name(experiment)))["get_config"]().to_dict()
+    made |= {name: values[name] for name in ("vae", "model", "samples")}
+    data = made["data"]
+    data |= {"scenes": 32, "draw_rows": min(2, data["draw_rows"])}
+    data["understand_rows"] = min(1, data["understand_rows"])
+    data["edits"] |= {"count": 24, "rows": min(2, data["edits"]["rows"])}
+    clips = data["clips"]
+    clips |= {"count": 24, "draw_rows": min(2, clips["draw_rows"])}
+    clips["understand_rows"] = min(1, clips["understand_rows"])
+    data["dialogues"]["rows"] = min(2, data["dialogues"]["rows"])
+    return made
+
+
+def test_all_tasks_come_in_groups_of_one_shape(values):
+    settings = parse(emoji.EmojiExperiment, small(values, "emoji_all.py"))
+    world = emoji.load_world(settings)
+    assert world.config.vae.by_frame
+    groups = emoji.groups(world, settings.data, progress=False)
+    found = {tuple(group.first["task"].tolist()): group.first for group in groups}
+    shapes = {task: batch["latents"].shape[1:3] for task, batch in found.items()}
+    assert shapes == {(0, 0, 1): (1, 1), (5, 5): (1, 1), (2, 2): (2, 1), (3, 3, 4): (1, 4)}
+    assert {task: tuple(emoji.heads(batch)) for task, batch in found.items()} == {
+        (0, 0, 1): (2, 1),
+        (5, 5): (0, 2),
+        (2, 2): (2, 0),
+        (3, 3, 4): (2, 1),
+    }
+    for batch in found.values():
+        # What the heads are told is what there is.
+        drawn = (batch["is_target"] & (batch["spans"][..., 1] > 0)).any(1).sum()
+        told = (batch["labels"] != -100).any(1).sum()
+        assert (drawn, told) == tuple(emoji.heads(batch))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "tasks"),
+    [("emoji_understanding.py", {1, 4, 5}), ("emoji_generation.py", {0, 2, 3})],
+)
+def test_one_side_alone_has_as_many_rows_of_each_shape(values, experiment, tasks):
+    joint = runpy.run_path(str(ALL))["get_config"]()
+    alone = runpy.run_path(str(ALL.with_name(experiment)))["get_config"]()
+    assert alone.steps == joint.steps and alone.model == joint.model
+    assert alone.optimizer == joint.optimizer
+    for config in (alone.data, joint.data):
+        assert config.draw_rows + config.understand_rows == 24
+        assert config.clips.draw_rows + config.clips.understand_rows == 12
+    settings = parse(emoji.EmojiExperiment, small(values, experiment))
+    world = emoji.load_world(settings)
+    groups = emoji.groups(world, settings.data, progress=False)
+    assert {int(task) for group in groups for task in group.first["task"]} == tasks
+    draw, answer, able = emoji.measured(world, None, small(values, experiment))
+    sided = [draw, able.edit, able.draw_clips], [answer, able.answer_clips, able.converse]
+    done, not_done = sided if 0 in tasks else sided[::-1]
+    assert all(done) and not any(not_done)
+
+
+def test_the_full_experiment_fits_its_model():
+    """Every shape of emoji_all goes through the step, traced alone; a row's text fits its length."""
+    values = runpy.run_path(str(ALL))["get_config"]().to_dict()
+    settings = parse(emoji.EmojiExperiment, values)
+    world = emoji.load_world(settings)
+    data, params = settings.data, jax.eval_shape(lambda: tuna.init(world.config, jax.random.key(0)))
+    shapes = [(24, data.length, 1, 1), (data.edits.rows, data.edits.length, 2, 1)]
+    shapes += [(data.clips.rows, data.clips.length, 1, data.clips.frames)]
+    shapes += [(data.dialogues.rows, data.dialogues.length, 1, 1)]
+    for rows, length, slots, frames in shapes:
+        latents = jax.ShapeDtypeStruct((rows, slots, frames, 4, 4, 16), np.float32)
+        integers = {
+            "tokens": (rows, length),
+            "labels": (rows, length),
+            "spans": (rows, slots, 2),
+        }
+        batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in integers.items()}
+        batch |= {"is_target": jax.ShapeDtypeStruct((rows, slots), bool), "latents": latents}
+        times = jax.ShapeDtypeStruct((rows, slots), np.float32)
+        step = functools.partial(tuna.loss, world.config)
+        loss, _ = jax.eval_shape(step, params, batch, latents, times)
+        assert loss.shape == ()
+
+
+def test_an_untrained_model_does_all_of_it(values):
+    made = small(values, "emoji_all.py")
+    world = emoji.load_world(parse(emoji.EmojiExperiment, made))
+    params = tuna.init(world.config, jax.random.key(1))
+    draw, answer, able = emoji.measured(world, params, made)
+    pictures = np.zeros((2, 64, 64, 3), np.uint8)
+    assert able.edit(pictures, ["remove the dog", "remove the cat"], 0).shape == (2, 64, 64, 3)
+    clips = able.draw_clips(["a dog grows on a blue background"], 4, 0)
+    assert clips.shape == (1, 4, 64, 64, 3) and draw is not None and answer is not None
+    assert len(able.answer_clips(clips, ["what happens?"])) == 1
+    said = able.converse(
+        pictures, ["what is this?", "and where is it?"], [[], [("what is this?", "a dog")]]
+    )
+    assert len(said) == 2

@@ -8,35 +8,52 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from tqdm import tqdm
 
 from tuna_jax.data.cache import cache_directory
-from tuna_jax.data.rendering import Art, default_art, render
-from tuna_jax.data.scenes import SceneSource
+from tuna_jax.data.rendering import render
 
 Encode = Callable[
-    [UInt8[np.ndarray, "n height width 3"]],
+    [UInt8[np.ndarray, "n *frames height width 3"]],
     tuple[Float[np.ndarray, "n t h w c"], Float[np.ndarray, "n t h w c"]],
 ]
+Item = TypeVar("Item", covariant=True)
+
+
+@runtime_checkable
+class Source(Protocol[Item]):
+    """Scenes, edits or clips by index, and the settings that they depend on."""
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Item `index`."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def settings(self) -> dict[str, object]:
+        """Everything that the items depend on."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentPool:
-    """The posterior of the first scenes of a source: element i belongs to `source[i]`.
+class LatentPool(Generic[Item]):
+    """The posterior of the first items of a source: element i belongs to `source[i]`.
 
     Attributes:
-        source: where the scenes come from.
+        source: where the items come from.
         mean: normalised posterior mean, float16 or float32 [n, T, h, w, C].
         std: posterior standard deviation in the same units, same shape.
     """
 
-    source: SceneSource
+    source: Source[Item]
     mean: Float[np.ndarray, "n t h w c"]
     std: Float[np.ndarray, "n t h w c"]
 
@@ -45,14 +62,16 @@ class LatentPool:
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(T, h, w, C) of one scene."""
+        """(T, h, w, C) of one item."""
         t, h, w, c = self.mean.shape[1:]
         return t, h, w, c
 
     def sample(
-        self, index: int, random: np.random.Generator, spread: float = 1.0
+        self, index: int, random: np.random.Generator, spread: float | Sequence[float] = 1.0
     ) -> Float32[np.ndarray, "t h w c"]:
-        """A draw from the posterior of scene `index`: mean + spread * std * noise."""
+        """A draw from the posterior of item `index`: mean + spread * std * noise; a spread for all, or one a frame."""
+        if not isinstance(spread, (int, float)):
+            spread = np.asarray(spread, np.float32)[:, None, None, None]  # type: ignore[assignment]
         noise = spread * random.standard_normal(self.mean.shape[1:], np.float32)
         return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
 
@@ -83,29 +102,31 @@ def _update(digest: Any, node: Any) -> None:
 
 
 def encode_pool(
-    source: SceneSource,
+    source: Source[Item],
     count: int,
     encode: Encode,
     key: str,
     *,
-    art: Art | None = None,
+    pictures: Callable[[Any], UInt8[np.ndarray, "*frames height width 3"]] = render,
     directory: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     dtype: str = "float16",
     progress: bool = True,
-) -> LatentPool:
-    """Encodes the first `count` scenes, or finds them in the cache folder.
+) -> LatentPool[Item]:
+    """Encodes the first `count` items, or finds them in the cache folder.
 
     The files appear in one step when all is done: an interrupted run leaves nothing half written, and
     the next one begins anew.
 
     Args:
-        source: the scenes.
+        source: the scenes, edits or clips.
         count: how many of them.
-        encode: uint8 images [n, H, W, 3] -> (normalised mean, standard deviation), each [n, T, h, w, C].
+        encode: uint8 images [n, H, W, 3], or [n, F, H, W, 3], -> (normalised mean, standard deviation), each
+            [n, T, h, w, C].
             Every call gets exactly `batch_size` images (the last is filled up), so it compiles once.
         key: names the encoder: `fingerprint` of its weights and whatever else its output depends on.
-        art: the sprites; None takes the demo's.
+        pictures: what is encoded of an item: its picture, or several of one size; not part of the cache's key, so
+            it must follow from the source's settings.
         directory: the cache folder; see `cache.cache_directory`.
         batch_size: images a call.
         dtype: how to store; float16 loses far less than the posterior's own spread.
@@ -122,9 +143,7 @@ def encode_pool(
         scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
         scratch.mkdir(parents=True)
         try:
-            _write_pool(
-                source, count, encode, art or default_art(), scratch, batch_size, dtype, progress
-            )
+            _write_pool(source, count, encode, pictures, scratch, batch_size, dtype, progress)
             (scratch / "settings.json").write_text(json.dumps(settings, indent=1))
             try:
                 os.rename(scratch, folder)
@@ -138,21 +157,21 @@ def encode_pool(
 
 
 def _write_pool(
-    source: SceneSource,
+    source: Source[Any],
     count: int,
     encode: Encode,
-    art: Art,
+    pictures: Callable[[Any], np.ndarray],
     folder: Path,
     batch_size: int,
     dtype: str,
     progress: bool,
 ) -> None:
-    """Writes mean.npy and std.npy for the first `count` scenes into `folder`."""
+    """Writes mean.npy and std.npy for the first `count` items into `folder`."""
     files: list[np.memmap] = []
     bar = tqdm(total=count, desc="encoding scenes", unit="image", disable=not progress)
     for start in range(0, count, batch_size):
         indices = [min(start + i, count - 1) for i in range(batch_size)]
-        images = np.stack([render(source[i], art) for i in indices])
+        images = np.stack([pictures(source[i]) for i in indices])
         moments = [np.asarray(array) for array in encode(images)]
         used = min(batch_size, count - start)
         for name, array in zip(("mean", "std"), moments, strict=True):

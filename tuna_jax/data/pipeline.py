@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -29,6 +29,7 @@ from jaxtyping import Float32
 from tuna_jax.data.iterator import Batch, Batches, BatchIterator
 from tuna_jax.data.latents import LatentPool
 from tuna_jax.data.phrases import KINDS, captions, questions, sentence
+from tuna_jax.data.scenes import Scene
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, TokenSequence, stack, text_to_image, understanding
 
@@ -67,26 +68,27 @@ class Stream:
     rows: int
 
 
-def _remembering(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+def remembering(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     """The tokenizer's `encode` with a memory: the world has few texts, and each comes again."""
     return functools.lru_cache(maxsize=1 << 16)(tokenizer.encode)
 
 
-def _grid(pool: LatentPool) -> Grid:
+def grid_of(pool: LatentPool[Any]) -> Grid:
+    """Latent extent of an item of the pool."""
     frames, height, width, _ = pool.latent_shape
     return Grid(frames, height, width)
 
 
-def _endless(
-    pool: LatentPool, seed: int, draw: Callable[[int, np.random.Generator], Sample]
+def endless(
+    pool: LatentPool[Any], seed: int, draw: Callable[[int, np.random.Generator], Sample]
 ) -> grain.MapDataset[Sample]:
-    """All scenes of the pool in a new order every epoch; `draw` gets a new random state every time."""
+    """All items of the pool in a new order every epoch; `draw` gets a new random state every time."""
     dataset = grain.MapDataset.range(len(pool)).seed(seed).shuffle().repeat()
     return dataset.random_map(draw)
 
 
 def text_to_image_stream(
-    pool: LatentPool,
+    pool: LatentPool[Scene],
     tokenizer: Tokenizer,
     *,
     rows: int,
@@ -106,7 +108,7 @@ def text_to_image_stream(
         sentences: the share of captions written with a capital and a full stop.
         spread: of the drawn latents around the posterior's mean, relative to its standard deviation.
     """
-    grid, special, encode = _grid(pool), tokenizer.special, _remembering(tokenizer)
+    grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
 
     def draw(index: int, random: np.random.Generator) -> Sample:
         known = captions(pool.source[index])
@@ -117,11 +119,11 @@ def text_to_image_stream(
         latents = pool.sample(index, random, spread)[None]
         return Sample(text_to_image(special, ids, grid), latents, STREAMS.index("t2i"))
 
-    return Stream("t2i", _endless(pool, seed, draw), rows)
+    return Stream("t2i", endless(pool, seed, draw), rows)
 
 
 def understanding_stream(
-    pool: LatentPool,
+    pool: LatentPool[Scene],
     tokenizer: Tokenizer,
     *,
     rows: int,
@@ -150,7 +152,7 @@ def understanding_stream(
             "question_weights leaves some scenes without a question; give 'ground', 'count' or "
             "'describe' a positive weight"
         )
-    grid, special, encode = _grid(pool), tokenizer.special, _remembering(tokenizer)
+    grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
 
     def draw(index: int, random: np.random.Generator) -> Sample:
         known = questions(pool.source[index])
@@ -165,7 +167,7 @@ def understanding_stream(
         sequence = understanding(special, encode(question), encode(answer), grid)
         return Sample(sequence, latents, STREAMS.index("understand"))
 
-    return Stream("understand", _endless(pool, seed, draw), rows)
+    return Stream("understand", endless(pool, seed, draw), rows)
 
 
 class _Rows(grain.transforms.DatasetSelectionMap):

@@ -122,25 +122,30 @@ class Scene:
     size: int
 
 
-def _share(*parts: object) -> float:
+def hashed_share(*parts: object) -> float:
     """A number in [0, 1) that the parts determine, the same on every machine."""
     text = "|".join(map(str, ("tuna_jax emoji world 1", *parts)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
+def split_stream(split: str) -> int:
+    """The 32-bit number that tells a split's random draws from another's."""
+    return int(hashed_share("split", split) * 2**32)
+
+
 def is_held_out_single(name: str, ground: str, place: str) -> bool:
     """Whether this triple of a single-object scene never occurs in training."""
-    return _share("single", name, ground, place) < HELD_OUT["single"]
+    return hashed_share("single", name, ground, place) < HELD_OUT["single"]
 
 
 def is_held_out_pair(first: str, second: str) -> bool:
     """Whether these two names never occur together in training, in any order or layout."""
-    return _share("pair", *sorted((first, second))) < HELD_OUT["pair"]
+    return hashed_share("pair", *sorted((first, second))) < HELD_OUT["pair"]
 
 
 def is_held_out_count(name: str, ground: str, count: int) -> bool:
     """Whether this triple of a counted scene never occurs in training."""
-    return _share("count", name, ground, count) < HELD_OUT["count"]
+    return hashed_share("count", name, ground, count) < HELD_OUT["count"]
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -166,6 +171,25 @@ def _held_out_tables(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; it is one of {', '.join(known)}")
+
+
+def boxed(name: str, cell: Cell, large: bool, size: int) -> Thing:
+    """An object in the middle of its cell, in a picture of `size` pixels."""
+    side = LARGE if large else SMALL
+    left, top = (
+        start + (extent - side) // 2 for start, extent in zip(cell[:2], cell[2:], strict=True)
+    )
+    left, top, side = (round(value * size / 64) for value in (left, top, side))
+    return Thing(name, left, top, side)
+
+
+def shade(random: np.random.Generator, ground: str, jitter: int) -> tuple[int, int, int]:
+    """A ground's colour, each channel off the palette's by at most `jitter`."""
+    shift = random.integers(-jitter, jitter + 1, size=3).tolist()
+    red, green, blue = (
+        min(max(value + moved, 0), 255) for value, moved in zip(GROUNDS[ground], shift, strict=True)
+    )
+    return red, green, blue
 
 
 class SceneSource:
@@ -223,7 +247,7 @@ class SceneSource:
         }
         self._cumulative = np.cumsum(shares / shares.sum())
         self._look_up_held_out()
-        self._stream = int(_share("split", split) * 2**32)
+        self._stream = split_stream(split)
 
     def _look_up_held_out(self) -> None:
         """Takes the tables of what is held out, and checks that every layout has a scene left."""
@@ -286,15 +310,6 @@ class SceneSource:
                 names = (self.names[name], self.names[other])
                 return self._related(random, layout, names, ground)
 
-    def _box(self, name: str, cell: Cell, large: bool) -> Thing:
-        """An object in the middle of its cell."""
-        side = LARGE if large else SMALL
-        left, top = (
-            start + (extent - side) // 2 for start, extent in zip(cell[:2], cell[2:], strict=True)
-        )
-        left, top, side = (round(value * self.size / 64) for value in (left, top, side))
-        return Thing(name, left, top, side)
-
     def _scene(
         self,
         random: np.random.Generator,
@@ -307,15 +322,11 @@ class SceneSource:
         relation: str = "",
     ) -> Scene:
         name = tuple(GROUNDS)[ground]
-        shift = random.integers(-self.ground_jitter, self.ground_jitter + 1, size=3).tolist()
-        red, green, blue = (
-            min(max(value + moved, 0), 255)
-            for value, moved in zip(GROUNDS[name], shift, strict=True)
-        )
+        rgb = shade(random, name, self.ground_jitter)
         return Scene(
             layout,
             name,
-            (red, green, blue),
+            rgb,
             tuple(things),
             names,
             counts,
@@ -326,11 +337,11 @@ class SceneSource:
 
     def _single(self, random: np.random.Generator, name: str, ground: int, place: str) -> Scene:
         large = place == "middle"
-        things = [self._box(name, PLACE_CELLS[place], large)]
+        things = [boxed(name, PLACE_CELLS[place], large, self.size)]
         return self._scene(random, "single", ground, things, (name,), (1,), place=place)
 
     def _count(self, random: np.random.Generator, name: str, ground: int, count: int) -> Scene:
-        things = [self._box(name, cell, False) for cell in COUNT_CELLS[count]]
+        things = [boxed(name, cell, False, self.size) for cell in COUNT_CELLS[count]]
         return self._scene(random, "count", ground, things, (name,), (count,))
 
     def _related(
@@ -341,7 +352,7 @@ class SceneSource:
         if layout == "groups":
             counts = GROUP_COUNTS[int(random.integers(len(GROUP_COUNTS)))]
         things = [
-            self._box(name, cell, False)
+            boxed(name, cell, False, self.size)
             for name, count, sides in zip(names, counts, SIDE_CELLS[relation], strict=True)
             for cell in sides[count]
         ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from tuna_jax.data import bpe
+from tuna_jax.data.dialogues import exchanges
+from tuna_jax.data.edits import EditSource
+from tuna_jax.data.motions import MOTIONS, Clip, clip_captions, clip_questions
 from tuna_jax.data.phrases import captions, questions, sentence
 from tuna_jax.data.scenes import (
     COUNTS,
@@ -22,9 +26,14 @@ from tuna_jax.data.scenes import (
 from tuna_jax.data.tokenizer import DEFAULT_SYSTEM, VOCABULARIES, Tokenizer
 
 EMOJI = VOCABULARIES / "emoji.json"
+# The texts that each vocabulary must hold, in words.
+KINDS = {
+    "emoji": "captions, questions and answers",
+    "emoji_all": "captions, questions, answers, instructions and dialogues, of pictures, edits and clips",
+}
 DESCRIPTION = (
     "Full token ids (Qwen2.5 with TUNA's four tokens) that the emoji world keeps: every token of its "
-    "captions, questions and answers, of the chat template, the 256 byte tokens, and all special ones. "
+    "{}, of the chat template, the 256 byte tokens, and all special ones. "
     "The place in the list is the compact id. Written by `python -m tuna_jax.data.vocabulary`."
 )
 
@@ -56,21 +65,49 @@ def texts() -> Iterator[str]:
             yield f"{asked.question} {asked.answer}"
 
 
-def emoji_ids() -> list[int]:
-    """The full ids that the emoji world keeps, ascending."""
+def all_texts() -> Iterator[str]:
+    """`texts`, and those of edits, clips and dialogues."""
+    yield from texts()
+    for scene in _scenes():
+        for exchange in exchanges(scene):
+            for asked in exchange:
+                yield from (asked.question, sentence(asked.question), asked.answer)
+    clips = [
+        Clip(name, motion, ground, GROUNDS[ground], 2, 64)
+        for name, ground in zip(NAMES, itertools.cycle(GROUNDS))
+        for motion in MOTIONS
+    ]
+    for clip in clips:
+        known = clip_captions(clip)
+        yield from (*known, *map(sentence, known))
+        for asked in clip_questions(clip):
+            yield from (asked.question, sentence(asked.question), asked.answer)
+    edits = (
+        EditSource()
+    )  # Their nouns, places and grounds are above; a few thousand have all that is between.
+    for index in range(4_000):
+        yield from (form for text in edits[index].instructions for form in (text, sentence(text)))
+
+
+def emoji_ids(kind: str = "emoji") -> list[int]:
+    """The full ids that a kind of the emoji world (KINDS) keeps, ascending."""
     full = Tokenizer()
     ids = {full.id_of(character) for character in bpe.byte_characters()}
     ids |= {full.id_of(token) for token in (*bpe.QWEN_SPECIAL, *bpe.TUNA_SPECIAL)}
-    for text in set(texts()):
+    for text in set(texts() if kind == "emoji" else all_texts()):
         ids.update(full.encode(text))
     return sorted(ids)
 
 
-def write(path: Path = EMOJI) -> int:
-    """Writes the vocabulary file; returns how many ids it has."""
-    ids = emoji_ids()
+def write(path: Path, kind: str = "emoji") -> int:
+    """Writes the vocabulary file of a kind (KINDS); returns how many ids it has."""
+    ids = emoji_ids(kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"description": DESCRIPTION, "source_sha256": bpe.RANKS_SHA256, "ids": ids}
+    content = {
+        "description": DESCRIPTION.format(KINDS[kind]),
+        "source_sha256": bpe.RANKS_SHA256,
+        "ids": ids,
+    }
     lines = json.dumps(content, indent=1).replace(",\n  ", ", ")
     path.write_text(lines + "\n", encoding="utf-8")
     return len(ids)
@@ -79,9 +116,11 @@ def write(path: Path = EMOJI) -> int:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=EMOJI, help="the JSON file to write")
-    output = parser.parse_args().output
-    print(f"{output}: {write(output)} ids")
+    parser.add_argument("--kind", choices=KINDS, default="emoji", help="whose texts it holds")
+    parser.add_argument("--output", type=Path, help="the JSON file; default: the one that ships")
+    arguments = parser.parse_args()
+    output = arguments.output or VOCABULARIES / f"{arguments.kind}.json"
+    print(f"{output}: {write(output, arguments.kind)} ids")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from tuna_jax.evaluation import tasks
 from tuna_jax.evaluation.judges import ObjectJudge
@@ -26,14 +27,29 @@ SHOWCASE = (
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipSheet:
+    """Clips to show moving, each with a label and whether it was judged right."""
+
+    title: str
+    frames: UInt8[np.ndarray, "n frames size size 3"]
+    labels: tuple[str, ...]
+    right: tuple[bool | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result of `measure`: scores by name, sheets and answers to show, the VAE's PSNR."""
+    """The result of `measure`: scores by name, sheets and answers to show, the VAE's PSNR.
+
+    `evaluation/abilities.py` adds `decibels` (PSNRs by name) and `clips`.
+    """
 
     scores: dict[str, Score]
     ceilings: dict[str, Score]
     sheets: list[Sheet]
     answered: list[Answered]
     vae_psnr_db: float | None
+    decibels: dict[str, float] = dataclasses.field(default_factory=dict)
+    clips: list[ClipSheet] = dataclasses.field(default_factory=list)
 
 
 def _verdict_sheet(title: str, drawn: Drawn, right: np.ndarray, shown: int) -> Sheet:
@@ -41,33 +57,16 @@ def _verdict_sheet(title: str, drawn: Drawn, right: np.ndarray, shown: int) -> S
     return Sheet(title, drawn.images[:shown], drawn.prompts[:shown], verdicts)
 
 
-def measure(
+def _draw_all(
     draw: Draw,
-    answer: Answer,
-    *,
-    reconstruct: Reconstruct | None = None,
-    judge: ObjectJudge | None = None,
-    drawings: int = 256,
-    answers: int = 256,
-    shown: int = 40,
-    seed: int = tasks.SEED,
-    say: Callable[[str], None] = lambda text: None,
-) -> Evaluation:
-    """Measures a model on every task.
-
-    Args:
-        draw: prompts and a seed -> pictures.
-        answer: pictures and questions -> texts.
-        reconstruct: pictures through the VAE, if there is one.
-        judge: a judge to use again; building its galleries takes seconds.
-        drawings: pictures a split that are drawn.
-        answers: questions a task; naming gets them all, the others a quarter of it.
-        shown: pictures a sheet.
-        seed: chooses scenes and noise.
-        say: told what is being done.
-    """
-    judge = judge or ObjectJudge()
-    scores: dict[str, Score] = {}
+    judge: ObjectJudge,
+    scores: dict[str, Score],
+    drawings: int,
+    shown: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> list[Sheet]:
+    """Draws and judges every split; adds to the scores."""
     say("drawing what a person might ask for")
     pictures = np.asarray(draw(SHOWCASE, seed))
     sheets = [Sheet("From prompts", pictures, SHOWCASE, (None,) * len(SHOWCASE))]
@@ -84,8 +83,40 @@ def measure(
         found, right = judged(drawn, judge)
         scores.update(found)
         sheets.append(_verdict_sheet(f"{title}, combinations never trained", drawn, right, shown))
+    return sheets
+
+
+def measure(
+    draw: Draw | None,
+    answer: Answer | None,
+    *,
+    reconstruct: Reconstruct | None = None,
+    judge: ObjectJudge | None = None,
+    drawings: int = 256,
+    answers: int = 256,
+    shown: int = 40,
+    seed: int = tasks.SEED,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Measures a model on every task.
+
+    Args:
+        draw: prompts and a seed -> pictures; None: the model was not trained to draw.
+        answer: pictures and questions -> texts; None: nor to answer.
+        reconstruct: pictures through the VAE, if there is one.
+        judge: a judge to use again; building its galleries takes seconds.
+        drawings: pictures a split that are drawn.
+        answers: questions a task; naming gets them all, the others a quarter of it.
+        shown: pictures a sheet.
+        seed: chooses scenes and noise.
+        say: told what is being done.
+    """
+    judge = judge or ObjectJudge()
+    scores: dict[str, Score] = {}
+    sheets = [] if draw is None else _draw_all(draw, judge, scores, drawings, shown, seed, say)
     answered: list[Answered] = []
-    for task in tasks.ANSWER_TASKS:
+    for task in tasks.ANSWER_TASKS if answer is not None else ():
+        assert answer is not None
         count = answers if task == "naming_accuracy" else max(1, answers // 4)
         say(f"asking {count} questions for {task}")
         scores[task], given = tasks.ask(answer, task, count, seed=seed)

@@ -16,12 +16,12 @@ from PIL import Image
 
 from tuna_jax.data.cache import atomic_file
 from tuna_jax.evaluation import curves
-from tuna_jax.evaluation.measure import Evaluation
+from tuna_jax.evaluation.measure import ClipSheet, Evaluation
 from tuna_jax.evaluation.scores import Score
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.evaluation.tasks import Answered, Sheet
 
-# What each score asks, in the order of the report. The first five are the headline.
+# What each score asks, in the order of the report. HEADLINE are the tiles at the top.
 MEANING = {
     "single_object_accuracy": ("One object drawn right", "the named object, in the named place"),
     "two_object_accuracy": ("Two objects drawn right", "both present, in any arrangement"),
@@ -36,8 +36,46 @@ MEANING = {
     "relation_answer_accuracy": ("Answer: what is beside", "“what is to the left of the …?”"),
     "list_answer_accuracy": ("Answer: what is there", "“what can you see?”, both objects"),
     "caption_accuracy": ("Caption, word for word", "“describe the picture.”"),
+    "edit_accuracy": ("Edits", "all kinds: the target’s objects and ground, and nothing else"),
+    "edit_replace_accuracy": ("Edit: replace", "“replace the dog with a cat”"),
+    "edit_recolour_accuracy": ("Edit: recolour", "“make the background blue”"),
+    "edit_move_accuracy": ("Edit: move", "“move the dog to the top left”"),
+    "edit_remove_accuracy": ("Edit: remove", "“remove the cat”"),
+    "clip_accuracy": ("Clips drawn right", "object, ground and motion"),
+    "clip_motion_accuracy": ("Clip: motion drawn", "direction, or growing, shrinking, turning"),
+    "clip_object_accuracy": ("Clip: object drawn", "where it is of a usual size, both judges"),
+    "clip_ground_accuracy": ("Clip: ground drawn", "in every frame"),
+    "clip_motion_answer_accuracy": ("Clip answer: what it does", "“what does the dog do?”"),
+    "clip_direction_answer_accuracy": ("Clip answer: which way", "“which way does it move?”"),
+    "clip_name_answer_accuracy": ("Clip answer: object", "“what is this?”"),
+    "clip_ground_answer_accuracy": ("Clip answer: ground", "“what colour is the background?”"),
+    "clip_describe_answer_accuracy": ("Clip caption, word for word", "“describe the clip.”"),
+    "dialogue_accuracy": ("Conversations", "two to four turns, each exact"),
+    "dialogue_turn_accuracy": ("Turns of conversations", "after the model’s own answers"),
+    "dialogue_name_accuracy": ("Turn: name", "“what is this?”"),
+    "dialogue_ground_accuracy": ("Turn: ground", "“what colour is the background?”"),
+    "dialogue_where_accuracy": ("Turn: where", "“where is the …?”"),
+    "dialogue_count_accuracy": ("Turn: how many", "“how many objects are there?”"),
+    "dialogue_relation_accuracy": ("Turn: what is beside", "“what is on the left?”"),
+    "dialogue_list_accuracy": ("Turn: what is there", "“what can you see?”"),
+    "dialogue_describe_accuracy": ("Turn: caption", "“describe the picture.”"),
+    "dialogue_follow_accuracy": ("Turn that needs the one before", "“and on the right?”"),
 }
-HEADLINE = tuple(MEANING)[:5]
+# GenEval's names of the scores that ask what its sub-scores ask.
+GENEVAL = {
+    "single_object": "single_object_accuracy",
+    "two_object": "two_object_accuracy",
+    "counting": "counted_objects_accuracy",
+    "colors": "ground_colour_accuracy",
+    "position": "position_accuracy",
+}
+HEADLINE = (
+    *tuple(MEANING)[:5],
+    "edit_accuracy",
+    "clip_accuracy",
+    "clip_motion_answer_accuracy",
+    "dialogue_accuracy",
+)
 
 _STYLE = """
 :root { --ink:#1d2129; --soft:#626875; --line:#e3e6eb; --card:#fff; --page:#f6f7f9;
@@ -63,14 +101,14 @@ td.number { font-variant-numeric:tabular-nums; white-space:nowrap; }
 .bar i { position:absolute; inset:0 auto 0 0; background:var(--accent); border-radius:5px; }
 .bar u { position:absolute; top:-2px; bottom:-2px; background:rgba(29,33,41,.28); border-radius:2px; }
 .bar s { position:absolute; top:-3px; bottom:-3px; width:2px; background:var(--bad); }
-.sheet { display:grid; grid-template-columns:repeat(auto-fill,128px); gap:18px 14px; margin-top:14px; }
-figure { margin:0; } figure img { width:128px; height:128px; display:block; border-radius:6px;
+.sheet { display:grid; grid-template-columns:repeat(auto-fill,var(--wide,128px)); gap:18px 14px; margin-top:14px; }
+figure { margin:0; } figure img { width:auto; height:128px; display:block; border-radius:6px;
   image-rendering:pixelated; box-shadow:0 0 0 1px var(--line); }
 figcaption { font-size:12px; line-height:1.35; margin-top:7px; color:var(--soft); }
 .right img { box-shadow:0 0 0 3px var(--good); } .wrong img { box-shadow:0 0 0 3px var(--bad); }
 .right figcaption::before { content:"✓ "; color:var(--good); font-weight:700; }
 .wrong figcaption::before { content:"✗ "; color:var(--bad); font-weight:700; }
-td img { width:48px; height:48px; display:block; border-radius:4px; image-rendering:pixelated; }
+td img { width:auto; height:48px; display:block; border-radius:4px; image-rendering:pixelated; }
 td.yes { color:var(--good); font-weight:600; } td.no { color:var(--bad); font-weight:600; }
 .wide { width:100%; background:var(--card); border:1px solid var(--line); border-radius:10px; padding:10px; }
 .scroll { overflow-x:auto; }
@@ -163,7 +201,36 @@ def _figures(sheet: Sheet) -> str:
         if judged
         else ""
     )
-    return f'<h2>{html.escape(sheet.title)}</h2>{note}<div class="sheet">{"".join(figures)}</div>'
+    height, width = sheet.images.shape[1:3]
+    wide = f' style="--wide:{128 * width // height}px"' if width != height else ""
+    return f'<h2>{html.escape(sheet.title)}</h2>{note}<div class="sheet"{wide}>{"".join(figures)}</div>'
+
+
+def animation(sheet: ClipSheet, *, columns: int = 8, seconds: float = 0.4) -> bytes:
+    """A GIF of the clips side by side, over and over; the last frame stays longer."""
+    pages = [
+        contact_sheet(sheet.frames[:, i], sheet.labels, sheet.right, columns=columns)
+        for i in range(sheet.frames.shape[1])
+    ]
+    times = [int(1000 * seconds)] * (len(pages) - 1) + [int(2500 * seconds)]
+    buffer = io.BytesIO()
+    first, *rest = [page.quantize(128) for page in pages]
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
+    return buffer.getvalue()
+
+
+def _moving(sheet: ClipSheet, gif: bytes) -> str:
+    data = "data:image/gif;base64," + base64.b64encode(gif).decode()
+    title = html.escape(sheet.title)
+    return f'<h2>{title}</h2><img class="wide" alt="{title}" src="{data}">'
+
+
+def _decibels(values: Mapping[str, float]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class='number'>{value:.1f} dB</td></tr>"
+        for name, value in values.items()
+    )
+    return f"<h2>What edits leave untouched</h2><table>{rows}</table>"
 
 
 def _answer_rows(answered: Sequence[Answered], each: int) -> str:
@@ -193,6 +260,12 @@ def summary(
         **{name: score.as_json() for name, score in evaluation.scores.items()},
         "vae_psnr_db": None if psnr is None else round(psnr, 2),
         "minutes": None if minutes is None else round(minutes, 2),
+        **{name: round(value, 2) for name, value in evaluation.decibels.items()},
+        "geneval": {
+            theirs: round(evaluation.scores[ours].value, 4)
+            for theirs, ours in GENEVAL.items()
+            if ours in evaluation.scores
+        },
         "judges_ceiling": {name: score.as_json() for name, score in evaluation.ceilings.items()},
         **(extra or {}),
     }
@@ -229,21 +302,31 @@ def write(
         f'<p class="soft">{html.escape(lead)}</p>' if lead else "",
         _tiles(evaluation.scores, evaluation.vae_psnr_db, minutes),
     ]
+    scores = (
+        "<h2>Scores</h2><p class='soft'>Every combination asked for was held out of training: "
+        "triples of name, ground and place; unordered pairs of names; triples of name, ground and "
+        "count. A drawing is right if two judges that were never trained agree: nearest neighbour "
+        "on pixels, and on edge orientations, which colour alone does not satisfy. The grey band is "
+        "the 95 % interval, the red mark is chance. The ceiling is what the judges say of true "
+        "renderings after the VAE.</p>" + _score_rows(evaluation.scores, evaluation.ceilings)
+    )
+    if not evaluation.sheets:
+        parts.append(scores)
     for number, sheet in enumerate(evaluation.sheets):
         parts.append(_figures(sheet))
-        (folder / "sheets").mkdir(exist_ok=True)
-        picture = contact_sheet(sheet.images, sheet.labels, sheet.right)
-        picture.save(folder / "sheets" / f"{number}_{_file_name(sheet.title)}.png")
         if number == 0:
-            parts.append(
-                "<h2>Scores</h2><p class='soft'>Every combination asked for was held out of training: "
-                "triples of name, ground and place; unordered pairs of names; triples of name, ground and "
-                "count. A drawing is right if two judges that were never trained agree: nearest neighbour "
-                "on pixels, and on edge orientations, which colour alone does not satisfy. The grey band is "
-                "the 95 % interval, the red mark is chance. The ceiling is what the judges say of true "
-                "renderings after the VAE.</p>"
-                + _score_rows(evaluation.scores, evaluation.ceilings)
-            )
+            parts.append(scores)
+        (folder / "sheets").mkdir(exist_ok=True)
+        height, width = sheet.images.shape[1:3]
+        columns = max(1, 8 * height // width)
+        picture = contact_sheet(sheet.images, sheet.labels, sheet.right, columns=columns)
+        picture.save(folder / "sheets" / f"{number}_{_file_name(sheet.title)}.png")
+    for number, moving in enumerate(evaluation.clips):
+        gif = animation(moving)
+        parts.append(_moving(moving, gif))
+        (folder / "sheets" / f"{_file_name(moving.title)}_{number}.gif").write_bytes(gif)
+    if evaluation.decibels:
+        parts.append(_decibels(evaluation.decibels))
     if evaluation.answered:
         parts.append("<h2>Questions and answers</h2>" + _answer_rows(evaluation.answered, each=6))
     drawn = curves.plot(metrics) if metrics is not None else None

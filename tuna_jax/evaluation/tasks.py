@@ -44,7 +44,7 @@ class Sheet:
     """Pictures to show, each with a label and whether it was judged right (None: not judged)."""
 
     title: str
-    images: Images
+    images: UInt8[np.ndarray, "n height width 3"]
     labels: tuple[str, ...]
     right: tuple[bool | None, ...]
 
@@ -53,7 +53,7 @@ class Sheet:
 class Answered:
     """One question with the model's answer, for the report's table."""
 
-    image: UInt8[np.ndarray, "size size 3"]
+    image: UInt8[np.ndarray, "height width 3"]
     kind: str
     question: str
     expected: str
@@ -98,7 +98,7 @@ def draw_split(draw: Draw, split: str, count: int, seed: int = SEED, size: int =
     return Drawn(scenes, prompts, images)
 
 
-def _named(
+def named(
     judge: ObjectJudge, drawn: Drawn, cells: Sequence[Sequence[Cell]]
 ) -> dict[str, list[list[str]]]:
     """By judge, the names seen in each of `cells[i]` of picture i. One call, since calls have a price."""
@@ -112,7 +112,7 @@ def _named(
     return result
 
 
-def _score(right: dict[str, np.ndarray], chance: float) -> tuple[Score, np.ndarray]:
+def score_of(right: dict[str, np.ndarray], chance: float) -> tuple[Score, np.ndarray]:
     """The score of what every judge calls right, with each judge's own share; and the verdicts."""
     both = np.logical_and.reduce([right[key] for key in JUDGES])
     parts = {key: right[key].tolist() for key in JUDGES}
@@ -121,12 +121,12 @@ def _score(right: dict[str, np.ndarray], chance: float) -> tuple[Score, np.ndarr
 
 def single_scores(drawn: Drawn, judge: ObjectJudge) -> tuple[dict[str, Score], np.ndarray]:
     """Scores of single objects: object (in its place), ground and place; and the object's verdicts."""
-    seen = _named(judge, drawn, [[PLACE_CELLS[scene.place]] for scene in drawn.scenes])
+    seen = named(judge, drawn, [[PLACE_CELLS[scene.place]] for scene in drawn.scenes])
     right = {
         key: np.array([a == list(s.names) for a, s in zip(seen[key], drawn.scenes, strict=True)])
         for key in JUDGES
     }
-    score, both = _score(right, 1 / len(judge.names))
+    score, both = score_of(right, 1 / len(judge.names))
     ground = [a == b for a, b in zip(judge_ground(drawn.images), drawn.grounds, strict=True)]
     places = [scene.place for scene in drawn.scenes]
     place = [a == b for a, b in zip(judge_place(drawn.images), places, strict=True)]
@@ -142,7 +142,7 @@ def pair_scores(drawn: Drawn, judge: ObjectJudge) -> tuple[dict[str, Score], np.
     """Scores of two objects: both present in any arrangement; both present and rightly placed."""
     choices = len(judge.names) * (len(judge.names) - 1)
     cells = [cell for relation in RELATIONS for cell in pair_cells(relation)]
-    seen = _named(judge, drawn, [cells] * len(drawn.scenes))
+    seen = named(judge, drawn, [cells] * len(drawn.scenes))
     present: dict[str, np.ndarray] = {}
     placed: dict[str, np.ndarray] = {}
     for key in JUDGES:
@@ -154,16 +154,16 @@ def pair_scores(drawn: Drawn, judge: ObjectJudge) -> tuple[dict[str, Score], np.
         which = [RELATIONS.index(scene.relation) for scene in drawn.scenes]
         placed[key] = in_order[np.arange(len(which)), which]
     # A guess is two different names at random, in one of two arrangements.
-    position, both = _score(placed, 1 / (choices * len(RELATIONS)))
+    position, both = score_of(placed, 1 / (choices * len(RELATIONS)))
     return {
-        "two_object_accuracy": _score(present, 2 / choices)[0],
+        "two_object_accuracy": score_of(present, 2 / choices)[0],
         "position_accuracy": position,
     }, both
 
 
 def count_scores(drawn: Drawn, judge: ObjectJudge) -> tuple[dict[str, Score], np.ndarray]:
     """Score of two to four objects of one kind: all of them, each in its cell."""
-    seen = _named(judge, drawn, [COUNT_CELLS[scene.counts[0]] for scene in drawn.scenes])
+    seen = named(judge, drawn, [COUNT_CELLS[scene.counts[0]] for scene in drawn.scenes])
     right = {
         key: np.array(
             [
@@ -173,7 +173,7 @@ def count_scores(drawn: Drawn, judge: ObjectJudge) -> tuple[dict[str, Score], np
         )
         for key in JUDGES
     }
-    score, both = _score(right, 1 / (len(judge.names) * len(COUNT_CELLS)))
+    score, both = score_of(right, 1 / (len(judge.names) * len(COUNT_CELLS)))
     return {"counted_objects_accuracy": score}, both
 
 

@@ -170,6 +170,10 @@ def encode_moments(
       mu and log_var, each `[B, 1+k, H/16, W/16, C]`.
     """
     config.latent_shape(*pixels.shape[1:4])
+    if config.by_frame and pixels.shape[1] > 1:
+        moments = encode_moments(config, params, _as_pictures(pixels))
+        mu, log_var = (_as_clips(x, pixels.shape[1]) for x in moments)
+        return mu, log_var
     model = layers.merge(_graphdef(config), params)
     x = space_to_depth(pixels)
     if chunked and x.shape[1] > 1:
@@ -178,6 +182,16 @@ def encode_moments(
         features = model.encoder(x)[0]
     mu, log_var = jnp.split(model.moments(features)[0], 2, axis=-1)
     return mu, log_var
+
+
+def _as_pictures(x: Video) -> Video:
+    """Every frame as a clip of one."""
+    return x.reshape(-1, 1, *x.shape[2:])
+
+
+def _as_clips(x: Video, frames: int) -> Video:
+    """The inverse of `_as_pictures`."""
+    return x.reshape(-1, frames, *x.shape[2:])
 
 
 def _in_chunks(part: Any, x: Video, size: int) -> Video:
@@ -243,6 +257,8 @@ def sample_posterior(config: VAEConfig, mu: Video, log_var: Video, noise: Video)
 
 def decode(config: VAEConfig, params: Params, latents: Video, *, chunked: bool = False) -> Video:
     """Normalised latents `[B, T, h, w, C]` -> pixels `[B, 1 + 4 (T - 1), 16 h, 16 w, 3]`, not clamped."""
+    if config.by_frame and latents.shape[1] > 1:
+        return _as_clips(decode(config, params, _as_pictures(latents)), latents.shape[1])
     mean, std = _statistics(config)
     model = layers.merge(_graphdef(config), params)
     x = model.latent_in(latents * std + mean)[0]

@@ -1,27 +1,76 @@
 """The emoji TUNA: scenes, the frozen VAE, the tokenizer and the joint mixture, put together for
-training and for drawing."""
+training and for drawing.
+
+Batches come in groups of one shape each: pictures (drawn and asked about), edits, clips, dialogues. The demo has
+pictures alone; the others are off until they get rows and a share of the batches.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from tuna_jax.config import from_dict
-from tuna_jax.data import latents, pipeline
+from tuna_jax.config import VAEConfig, from_dict
+from tuna_jax.data import emoji_streams, latents, pipeline
+from tuna_jax.data.edits import EditSource
+from tuna_jax.data.motions import ClipSource, render_clip
 from tuna_jax.data.phrases import captions
 from tuna_jax.data.scenes import SceneSource
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.evaluation.abilities import Abilities
 from tuna_jax.evaluation.sheets import contact_sheet
+from tuna_jax.evaluation.tasks import Answer, Draw
 from tuna_jax.recipes.world import SampleSettings, World
 from tuna_jax.training import loop
 from tuna_jax.training.export import load_model
 from tuna_jax.training.image_vae import load_image_vae
 from tuna_jax.training.settings import parse
 from tuna_jax.training.step import Heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditData:
+    """Edits: how many are encoded beforehand, rows and tokens of a batch, how many of the batches, and the relative
+    frequency of each kind (empty: the source's own)."""
+
+    count: int = 16_000
+    rows: int = 0
+    length: int = 52
+    share: float = 1.0
+    kinds: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipData:
+    """Clips of `frames` pictures: how many are encoded beforehand, rows of a batch to draw and to ask about, tokens a
+    row, and how many of the batches."""
+
+    count: int = 12_000
+    frames: int = 4
+    draw_rows: int = 0
+    understand_rows: int = 0
+    length: int = 84
+    share: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch, of either task."""
+        return self.draw_rows + self.understand_rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DialogueData:
+    """Dialogues about the scenes of the pictures: rows and tokens of a batch, and how many of the batches."""
+
+    rows: int = 0
+    length: int = 132
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +90,8 @@ class EmojiData:
       questions: relative frequency of each kind of question; empty takes the stream's own.
       vocabulary: compact vocabulary that ships, or a JSON file of one.
       threads: host threads that make batches.
+      share: how many of the batches are of pictures, relative to the other groups' shares.
+      edits, clips, dialogues: the other groups; one without rows is off.
     """
 
     scenes: int = 40_000
@@ -55,6 +106,15 @@ class EmojiData:
     questions: dict = dataclasses.field(default_factory=dict)
     vocabulary: str = "emoji"
     threads: int = 1
+    share: float = 1.0
+    edits: EditData = EditData()
+    clips: ClipData = ClipData()
+    dialogues: DialogueData = DialogueData()
+
+    @property
+    def pictures_alone(self) -> bool:
+        """Whether no other group is on."""
+        return not (self.edits.rows or self.clips.rows or self.dialogues.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +155,13 @@ def load_world(settings: EmojiExperiment) -> World:
             f"config.model.language.vocabulary is {config.language.vocabulary}, and the vocabulary "
             f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the table needs a row for each"
         )
-    config = dataclasses.replace(config, vae=vae_config)
+    config = dataclasses.replace(config, vae=for_clips(vae_config, settings.data))
     return World(config, vae_params, tokenizer, settings.data.size, settings.samples)
+
+
+def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:
+    """The VAE of pictures, taking the frames of a clip one by one if there are clips."""
+    return dataclasses.replace(config, by_frame=True) if data.clips.rows else config
 
 
 def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
@@ -113,41 +178,133 @@ def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
 
 
 def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
-    """The endless data set of this process's part of every batch.
+    """The endless data set of this process's part of every batch; see `groups`."""
+    return emoji_streams.alternate(groups(world, data, progress), data.seed)
 
-    The first call encodes the scenes and keeps the latents on disk.
+
+def groups(world: World, data: EmojiData, progress: bool = True) -> list[emoji_streams.Group]:
+    """Batches of one shape each, as endless data sets of this process's part of every batch.
+
+    The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
-    source = SceneSource(
-        "train", data.seed, data.size, length=data.scenes, weights=dict(data.layouts) or None
-    )
-    key = latents.fingerprint(
-        {"weights": world.vae_params, "config": dataclasses.asdict(world.config.vae)}
-    )
-    pool = latents.encode_pool(source, data.scenes, world.encode, key, progress=progress)
-    streams = [
-        pipeline.text_to_image_stream(
-            pool,
-            world.tokenizer,
-            rows=data.draw_rows,
-            seed=2 * data.seed,
-            caption_dropout=data.caption_dropout,
+    config = dataclasses.asdict(world.config.vae)
+    del config["by_frame"]  # A frame is encoded as a picture either way.
+    key = latents.fingerprint({"weights": world.vae_params, "config": config})
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    words = world.tokenizer
+    made: list[emoji_streams.Group] = []
+
+    def batched(streams: list[pipeline.Stream], share: float, length: int, slots: int = 1) -> None:
+        streams = [stream for stream in streams if stream.rows]
+        if streams:
+            rows = pipeline.batches(streams, words, length=length, slots=slots, **hosts)
+            made.append(emoji_streams.Group(rows, share))
+
+    if data.draw_rows or data.understand_rows or data.dialogues.rows:
+        source = SceneSource(
+            "train", data.seed, data.size, length=data.scenes, weights=dict(data.layouts) or None
+        )
+        pool = latents.encode_pool(source, data.scenes, world.encode, key, progress=progress)
+        pictures = [
+            pipeline.text_to_image_stream(
+                pool,
+                words,
+                rows=data.draw_rows,
+                seed=2 * data.seed,
+                caption_dropout=data.caption_dropout,
+                spread=data.draw_spread,
+            ),
+            pipeline.understanding_stream(
+                pool,
+                words,
+                rows=data.understand_rows,
+                seed=2 * data.seed + 1,
+                question_weights=dict(data.questions) or None,
+            ),
+        ]
+        batched(pictures, data.share, data.length)
+        talk = emoji_streams.dialogue_stream(
+            pool, words, rows=data.dialogues.rows, seed=2 * data.seed + 2
+        )
+        batched([talk], data.dialogues.share, data.dialogues.length)
+    if data.edits.rows:
+        edits = EditSource(
+            "train", data.seed, data.size, length=data.edits.count, weights=data.edits.kinds or None
+        )
+        edit_pool = latents.encode_pool(
+            edits,
+            data.edits.count,
+            world.encode_frames,
+            key,
+            pictures=emoji_streams.edit_pictures,
+            progress=progress,
+        )
+        change = emoji_streams.editing_stream(
+            edit_pool,
+            words,
+            rows=data.edits.rows,
+            seed=2 * data.seed + 3,
+            instruction_dropout=data.caption_dropout,
             spread=data.draw_spread,
+        )
+        batched([change], data.edits.share, data.edits.length, slots=2)
+    if data.clips.rows:
+        clips = ClipSource(
+            "train", data.seed, data.size, frames=data.clips.frames, length=data.clips.count
+        )
+        clip_pool = latents.encode_pool(
+            clips,
+            data.clips.count,
+            world.encode_frames,
+            key,
+            pictures=render_clip,
+            progress=progress,
+        )
+        shown = [
+            emoji_streams.clip_stream(
+                clip_pool,
+                words,
+                rows=data.clips.draw_rows,
+                seed=2 * data.seed + 4,
+                caption_dropout=data.caption_dropout,
+                spread=data.draw_spread,
+            ),
+            emoji_streams.clip_questions_stream(
+                clip_pool, words, rows=data.clips.understand_rows, seed=2 * data.seed + 5
+            ),
+        ]
+        batched(shown, data.clips.share, data.clips.length)
+    return made
+
+
+def measured(
+    world: World, params: Any, values: Mapping[str, Any]
+) -> tuple[Draw | None, Answer | None, Abilities]:
+    """What a trained model is measured on: the functions of those tasks that its settings gave rows."""
+    data = parse(EmojiExperiment, values).data
+
+    def given(rows: int, function: Any) -> Any:
+        return function if rows else None
+
+    answer = functools.partial(world.answer, params)
+    return (
+        given(data.draw_rows, functools.partial(world.draw, params)),
+        given(data.understand_rows, answer),
+        Abilities(
+            edit=given(data.edits.rows, functools.partial(world.edit, params)),
+            draw_clips=given(data.clips.draw_rows, functools.partial(world.draw_clips, params)),
+            answer_clips=given(data.clips.understand_rows, answer),
+            converse=given(data.dialogues.rows, functools.partial(world.converse, params)),
+            frames=data.clips.frames,
         ),
-        pipeline.understanding_stream(
-            pool,
-            world.tokenizer,
-            rows=data.understand_rows,
-            seed=2 * data.seed + 1,
-            question_weights=dict(data.questions) or None,
-        ),
-    ]
-    return pipeline.batches(
-        streams,
-        world.tokenizer,
-        length=data.length,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
+
+
+def heads(batch: Mapping[str, Any]) -> Heads:
+    """Rows of a batch, over all hosts, with something to draw and with text to learn: a group has always the same."""
+    drawing = [emoji_streams.TASKS.index(name) for name in ("t2i", "edit", "t2v")]
+    drawn = int(np.isin(batch["task"], drawing).sum()) * jax.process_count()
+    return Heads(drawn, len(batch["task"]) * jax.process_count() - drawn)
 
 
 def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | Path) -> bool:
@@ -156,7 +313,9 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
     Returns whether it reached its last step.
     """
     world = load_world(settings)
-    iterator = pipeline.iterate(batches(world, settings.data), threads=settings.data.threads)
+    shapes = groups(world, settings.data)
+    mixture = emoji_streams.alternate(shapes, settings.data.seed)
+    iterator = pipeline.iterate(mixture, threads=settings.data.threads)
 
     def draw(step: int, params: Any) -> None:
         prompts = sheet_prompts(settings.samples.count, settings.data)
@@ -165,16 +324,16 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures, prompts).save(folder / f"{step:06d}.png")
 
-    heads = Heads(settings.data.draw_rows, settings.data.understand_rows)
     return loop.train(
         settings,
         world.config,
         workdir,
         iterator,
-        tasks=pipeline.STREAMS,
+        tasks=pipeline.STREAMS if settings.data.pictures_alone else emoji_streams.TASKS,
         record=dict(values),
         draw=draw,
-        heads=lambda batch: heads,
+        heads=heads,
+        ahead=[(group.first, heads(group.first)) for group in shapes],
     )
 
 

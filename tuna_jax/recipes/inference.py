@@ -107,7 +107,7 @@ def _of_run(
     else:
         config = from_dict(settings.model)
         vae_config, vae_params = read_vae(Path(vae), config)
-        config = dataclasses.replace(config, vae=vae_config)
+        config = dataclasses.replace(config, vae=emoji.for_clips(vae_config, settings.data))
         words = read_tokenizer(settings.data.vocabulary if tokenizer is None else tokenizer, config)
         world = World(config, vae_params, words, settings.data.size, settings.samples)
     if tokenizer is not None:

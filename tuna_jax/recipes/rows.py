@@ -130,4 +130,5 @@ def decode(
 
 def _for(config: TunaConfig, vae_params: Any, frames: int) -> Any:
     """A VAE of pictures alone has no taps for earlier frames; those of a clip get zeros there."""
-    return vae.inflate(config.vae, vae_params) if frames > 1 else vae_params
+    inflated = frames > 1 and not config.vae.by_frame
+    return vae.inflate(config.vae, vae_params) if inflated else vae_params

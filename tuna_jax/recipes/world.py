@@ -22,6 +22,8 @@ from tuna_jax.sequence import Grid
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Latents = Float[np.ndarray, "n 1 h w c"]
+Clips = UInt8[np.ndarray, "n frames height width 3"]
+Frames = Float[np.ndarray, "n frames h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,12 @@ class World:
         mean, std = rows.encode(self.config, self.vae_params, pictures[:, None])
         return np.asarray(mean), np.asarray(std)
 
+    def encode_frames(self, clips: Clips) -> tuple[Frames, Frames]:
+        """`encode` for clips, every frame as a picture of its own."""
+        flat = self.encode(clips.reshape(-1, *clips.shape[2:]))
+        mean, std = (array.reshape(*clips.shape[:2], *array.shape[2:]) for array in flat)
+        return mean, std
+
     def decode(self, latents: Float[Any, "n 1 h w c"]) -> Pictures:
         """Normalised latents -> pictures."""
         return np.asarray(rows.decode(self.config, self.vae_params, latents))[:, 0]
@@ -75,12 +83,38 @@ class World:
         """Pictures of the prompts; picture i depends on (seed, i) and its prompt alone."""
         return self.model(params).generate_image(prompts, seed=seed)
 
+    def edit(
+        self, params: Any, pictures: Pictures, instructions: Sequence[str], seed: int = 0
+    ) -> Pictures:
+        """The pictures changed as told; picture i depends on (seed, i), its source and its instruction alone."""
+        return self.model(params).edit_image(list(pictures), instructions, seed=seed)
+
+    def draw_clips(self, params: Any, prompts: Sequence[str], frames: int, seed: int = 0) -> Clips:
+        """Clips of the prompts; clip i depends on (seed, i) and its prompt alone."""
+        return self.model(params).generate_video(prompts, frames=frames, seed=seed)
+
     def answer(
-        self, params: Any, pictures: Pictures, questions: Sequence[str], *, longest: int = 24
+        self, params: Any, shown: Pictures | Clips, questions: Sequence[str], *, longest: int = 24
     ) -> list[str]:
-        """The model's greedy answer to each picture's question, at most `longest` tokens."""
+        """The model's greedy answer to the question about each picture or clip, at most `longest` tokens."""
         asked = [
-            Conversation.of([picture[None]], question)
-            for picture, question in zip(pictures, questions, strict=True)
+            Conversation.of([item if item.ndim == 4 else item[None]], question)
+            for item, question in zip(shown, questions, strict=True)
         ]
         return self.model(params).reply(asked, max_new_tokens=longest)
+
+    def converse(
+        self,
+        params: Any,
+        pictures: Pictures,
+        questions: Sequence[str],
+        histories: Sequence[Sequence[tuple[str, str]]],
+        *,
+        longest: int = 24,
+    ) -> list[str]:
+        """The answer to each question after (question, answer) turns, all in the chat form."""
+        asked = [
+            Conversation.of([picture[None]], question, history)
+            for picture, question, history in zip(pictures, questions, histories, strict=True)
+        ]
+        return self.model(params).reply(asked, max_new_tokens=longest, template="chat")
