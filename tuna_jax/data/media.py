@@ -9,7 +9,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, UInt8
@@ -56,8 +56,8 @@ def called(medium: Pixels) -> str:
     return str(medium) if isinstance(medium, Path) else "what the row holds"
 
 
-def open_medium(medium: Path | bytes) -> BinaryIO:
-    """A file or bytes, to be read.
+def open_medium(medium: Path | bytes) -> Any:
+    """A file or bytes, as a binary file to be read.
 
     Raises:
         Fault: missing_file.
