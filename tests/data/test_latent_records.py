@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -117,7 +118,7 @@ def test_a_stream_of_latents_is_the_stream_of_pixels(world, tokenizer, tmp_path)
         assert "pixels" not in other and other["latents"].dtype == np.float32
         assert (other["latents"][~used] == 0).all() and (noisy["latents"][~used] == 0).all()
         if name != "clips":  # whose frames begin where they were encoded
-            wanted = squares(one["pixels"][used]).astype(np.float16).astype(np.float32)
+            wanted = squares(one["pixels"][used]).astype(ml_dtypes.bfloat16).astype(np.float32)
             np.testing.assert_array_equal(other["latents"][used], wanted)
         np.testing.assert_array_equal(noisy["latents"], drawn[n]["latents"])
         noise += [(noisy["latents"] - other["latents"])[used] / 0.25]

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import BFloat16, Float, UInt8
 from tqdm import tqdm
 
 from tuna_jax.data.bad_rows import BadRow, BadRows, Fault, blaming
@@ -77,7 +78,7 @@ class EncodedRow:
     content: str
     size: Size
     frames: int
-    moments: Float16[np.ndarray, "2 n t h w c"]
+    moments: BFloat16[np.ndarray, "2 n t h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,17 +263,16 @@ def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | B
 
 def _moments(
     encode: EncodeClips, clips: list[UInt8[np.ndarray, "f h w 3"]]
-) -> list[Float16[np.ndarray, "2 t y x c"]]:
+) -> list[BFloat16[np.ndarray, "2 t y x c"]]:
     """Mean and standard deviation of each clip."""
     mean, std = (np.asarray(array) for array in encode(np.stack(clips)))
     if mean.shape != std.shape or mean.ndim != 5 or len(mean) != len(clips):
         raise ValueError(
             f"encode returned {mean.shape} and {std.shape} for {len(clips)} clips; it must be [n, T, h, w, C]"
         )
-    with np.errstate(over="ignore"):
-        moments = np.stack([mean, std], axis=1).astype(np.float16)
+    moments = np.stack([mean, std], axis=1).astype(ml_dtypes.bfloat16)
     if not np.isfinite(moments).all():
-        raise ValueError("the VAE's latents are not finite in float16; check its weights")
+        raise ValueError("the VAE's latents are not finite; check its weights")
     return list(moments)
 
 

@@ -6,7 +6,8 @@
 
 The first record of a row is JSON: its line of the manifest, the size in pixels, and the shape [n, T, h, w, C] of its
 n pictures' or clips' latents. The second is their posteriors' mean and standard deviation, in the units of
-normalised latents, float16 [2, n, T, h, w, C]. So text is read without the numbers.
+normalised latents, bfloat16 [2, n, T, h, w, C]. So text is read without the numbers.
+bfloat16 becomes float32 twelve times as fast as float16 does, and its rounding, 0.2 %, is below a posterior's spread.
 latent_encoding.py writes them.
 """
 
@@ -22,9 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from jaxtyping import Float16
+from jaxtyping import BFloat16
 
 from tuna_jax.data.bad_rows import blaming
 from tuna_jax.data.latents import fingerprint
@@ -132,8 +134,8 @@ class LatentRows:
         size, shape = Size(*header["size"]), header["shape"]
 
         @functools.cache
-        def moments() -> Float16[np.ndarray, "2 n t h w c"]:
-            return np.frombuffer(reader.read([at + 1])[0], np.float16).reshape(2, *shape)
+        def moments() -> BFloat16[np.ndarray, "2 n t h w c"]:
+            return np.frombuffer(reader.read([at + 1])[0], ml_dtypes.bfloat16).reshape(2, *shape)
 
         slots = iter(range(shape[0]))
 

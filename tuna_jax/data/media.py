@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import BFloat16, UInt8
 from PIL import Image
 
 from tuna_jax.data.bad_rows import Fault
@@ -39,11 +39,11 @@ class Encoded:
 
     Attributes:
         size: pixels, as they were when it was encoded.
-        read: the posterior's mean and standard deviation in the units of normalised latents, float16 [T, h, w, C].
+        read: the posterior's mean and standard deviation in the units of normalised latents, bfloat16 [T, h, w, C].
     """
 
     size: Size
-    read: Callable[[], tuple[Float16[np.ndarray, "t h w c"], Float16[np.ndarray, "t h w c"]]]
+    read: Callable[[], tuple[BFloat16[np.ndarray, "t h w c"], BFloat16[np.ndarray, "t h w c"]]]
 
 
 # A file, an encoded file's bytes, or pixels: uint8 [h, w, c] of a picture and [f, h, w, c] of a clip, c 1, 3 or 4.

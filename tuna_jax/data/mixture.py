@@ -31,13 +31,14 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Shaped
 
 from tuna_jax.data.bad_rows import BadRow, BadRows, TooManyBadRows
 from tuna_jax.data.buckets import assign, survey
 from tuna_jax.data.cells import Cell, words
 from tuna_jax.data.iterator import Batch, Batches
 from tuna_jax.data.latent_records import LatentRows
-from tuna_jax.data.samples import Sample, make_sample
+from tuna_jax.data.samples import make_sample
 from tuna_jax.data.schedule import Schedule
 from tuna_jax.data.streams import BatchShape, RowStream, check_latents, stream_grids
 from tuna_jax.data.tokenizer import Tokenizer
@@ -265,12 +266,11 @@ class Mixture:
         arrays = shape.arrays(self._processes)
         visual = np.zeros(*arrays[shape.visual])
         for row, place in enumerate(local):
-            made = self._sample(cell, before * shape.rows + place, row, passed_over)
+            position = before * shape.rows + place
+            made = self._sample(cell, position, row, passed_over, visual[row])
             if isinstance(made, str):
                 return Prepared({}, row, tuple(passed_over), made)
-            sequences.append(made.sequence)
-            for slot, clip in enumerate(made.clips):
-                visual[row, slot] = clip
+            sequences.append(made)
         batch = stack(sequences, shape.length, shape.slots, self._tokenizer.special)
         del batch["lengths"]
         task = np.full(len(sequences), cell.stream, np.int32)
@@ -278,11 +278,17 @@ class Mixture:
         return Prepared(batch, len(sequences), tuple(passed_over))
 
     def _sample(
-        self, cell: Cell, position: int, good: int, passed_over: list[BadRow]
-    ) -> Sample | str:
+        self,
+        cell: Cell,
+        position: int,
+        good: int,
+        passed_over: list[BadRow],
+        space: Shaped[np.ndarray, "n f h w c"],
+    ) -> TokenSequence | str:
         """The row at a position of a cell, or the next good one after it; or why there is none.
 
-        `good` rows of the batch were found before it; rows that cannot be used are added to `passed_over`.
+        `good` rows of the batch were found before it; rows that cannot be used are added to `passed_over`. The row's
+        visual slots are filled in `space`.
         """
         stream, count = self.streams[cell.stream], len(cell.members)
         first = cell.member(position)
@@ -291,10 +297,11 @@ class Mixture:
             random = np.random.default_rng((*cell.key, 1, position))
             try:
                 return make_sample(
-                    stream, cell, index, random, self._tokenizer, encode=self._encode
+                    stream, cell, index, random, self._tokenizer, space, encode=self._encode
                 )
             except BadRow as bad:
                 passed_over.append(bad)
+                space[:] = 0
             # Not the whole of a cell that is gone: that may take hours.
             if self.bad_rows.too_many(len(passed_over), len(passed_over) + good):
                 return (

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped
 
 from tuna_jax.data.bad_rows import blaming
 from tuna_jax.data.cells import Cell
 from tuna_jax.data.layouts import VIDEO_TASKS, lay_out
-from tuna_jax.data.media import Encoded, Medium, read_image
+from tuna_jax.data.media import Encoded, read_image
 from tuna_jax.data.streams import RowStream
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.data.video import read_video
 from tuna_jax.sequence import TokenSequence
-
-Clip = UInt8[np.ndarray, "f h w 3"] | Float32[np.ndarray, "t y x c"]
-
-
-class Sample(NamedTuple):
-    """A sequence, and what fills each of its spans: pixels or latents."""
-
-    sequence: TokenSequence
-    clips: list[Clip]
 
 
 def make_sample(
@@ -33,9 +24,10 @@ def make_sample(
     index: int,
     random: np.random.Generator,
     tokenizer: Tokenizer,
+    space: Shaped[np.ndarray, "n f h w c"],
     *,
     encode: Callable[[str], list[int]],
-) -> Sample:
+) -> TokenSequence:
     """Row `index` of a stream's source, for a batch of a cell.
 
     Args:
@@ -44,10 +36,11 @@ def make_sample(
         index: the row.
         random: draws the layout's dropout and prompt, where a clip begins, and latents: in this order.
         tokenizer: makes the ids.
+        space: the row's visual slots in the batch, which are filled: uint8 pixels or float32 latents.
         encode: the tokenizer's, with a memory.
 
     Raises:
-        BadRow: the row cannot be used.
+        BadRow: the row cannot be used; `space` may hold some of it.
     """
     row, size = stream.source[index], cell.bucket.size
     with blaming(row.source, row.line):
@@ -64,21 +57,28 @@ def make_sample(
         )
         place = random.random() if stream.task in VIDEO_TASKS else 0.0
 
-        def read(medium: Medium) -> Clip:
+        for slot, medium in zip(space, layout.media, strict=False):
             if isinstance(medium, Encoded):
-                return draw(medium, random)
-            if stream.task not in VIDEO_TASKS:
-                return read_image(medium, size, smallest=stream.smallest)[None]
-            options = {"fps": stream.fps, "place": place, "smallest": stream.smallest}
-            return read_video(medium, size, stream.frames, **options)
+                draw(medium, random, slot)
+            elif stream.task not in VIDEO_TASKS:
+                slot[0] = read_image(medium, size, smallest=stream.smallest)
+            else:
+                options = {"fps": stream.fps, "place": place, "smallest": stream.smallest}
+                slot[:] = read_video(medium, size, stream.frames, **options)
+        return layout.sequence
 
-        return Sample(layout.sequence, [read(medium) for medium in layout.media])
+
+_scratch = threading.local()
 
 
-def draw(medium: Encoded, random: np.random.Generator) -> Float32[np.ndarray, "t y x c"]:
-    """A draw from the posterior: mean + std * noise."""
+def draw(medium: Encoded, random: np.random.Generator, out: Float32[np.ndarray, "t y x c"]) -> None:
+    """Writes a draw from the posterior, mean + std * noise, to `out`, which is contiguous."""
+    # Fresh memory for each array would take longer than the arithmetic.
+    if getattr(_scratch, "shape", None) != out.shape:
+        _scratch.shape, _scratch.array = out.shape, np.empty(out.shape, np.float32)
     mean, std = medium.read()
-    noise = random.standard_normal(mean.shape, np.float32)
-    noise *= std
-    noise += mean
-    return noise
+    random.standard_normal(out=out, dtype=np.float32)
+    np.copyto(_scratch.array, std)
+    np.multiply(out, _scratch.array, out=out)
+    np.copyto(_scratch.array, mean)
+    np.add(out, _scratch.array, out=out)
