@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from tuna_jax.data.bad_rows import BadRow, Fault
 from tuna_jax.data.cache import atomic_file, cache_directory
-from tuna_jax.data.layouts import CAPTION_PROMPTS, VIDEO_TASKS, Task, is_cut, text_tokens
-from tuna_jax.data.manifests import Row
-from tuna_jax.data.media import SMALLEST_SIDE, Size, image_size, video_size
+from tuna_jax.data.layouts import CAPTION_PROMPTS, Task, is_cut, text_tokens
+from tuna_jax.data.manifests import VIDEO_KINDS, Row
+from tuna_jax.data.media import SMALLEST_SIDE, Encoded, Medium, Size, image_size
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.data.video import video_size
 from tuna_jax.sequence import Grid
 
 SIZES_512 = (Size(512, 512), Size(448, 576), Size(576, 448), Size(384, 672), Size(672, 384))
@@ -95,21 +96,37 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(f"{tokenizer.size} {text}".encode()).hexdigest()[:16]
 
 
+def picture_size(row: Row, smallest: int = SMALLEST_SIDE) -> Size:
+    """The size by which a row is sorted: its first picture's or clip's, or an edit's target's; 0x0 without any.
+
+    Raises:
+        Fault: any of them is missing, broken or too small.
+    """
+
+    def measure(medium: Medium) -> Size:
+        if isinstance(medium, Encoded):
+            return medium.size
+        return (video_size if row.kind in VIDEO_KINDS else image_size)(medium, smallest=smallest)
+
+    sizes = [measure(medium) for medium in row.media]
+    if not sizes:
+        return Size(0, 0)
+    # An edit's batch has the size of what is drawn.
+    return sizes[-1] if row.kind == "edit" else sizes[0]
+
+
 def _look(rows: Rows, task: Task, tokenizer: Tokenizer, smallest: int, index: int):
     """(height, width, media, text) of a row, or why it is bad."""
-    measure = video_size if task in VIDEO_TASKS else image_size
     try:
         row = rows[index]
         try:
             text = text_tokens(row, task, tokenizer)
-            sizes = [measure(path, smallest=smallest) for path in row.media]
+            size = picture_size(row, smallest)
         except Fault as fault:
             return BadRow(fault.kind, rows.name, rows.line(index), fault.reason)
     except BadRow as bad:
         return bad
-    # An edit's batch has the size of what is drawn.
-    size = (sizes[-1] if task == "edit" else sizes[0]) if sizes else Size(0, 0)
-    return size.height, size.width, len(sizes), text
+    return size.height, size.width, len(row.media), text
 
 
 def survey(

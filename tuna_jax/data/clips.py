@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tuna_jax.data.bad_rows import Fault
-from tuna_jax.data.media import Size, check_frames, import_av, read_video
+from tuna_jax.data.media import Size
+from tuna_jax.data.video import check_frames, import_av, read_video
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
@@ -43,7 +44,7 @@ def write_clip(path: str | Path, clip: Clip, fps: float = 8.0) -> Path:
 
 
 def read_clip(path: str | Path, size: tuple[int, int], frames: int, step: int = 4) -> Clip:
-    """Frames of a video file, evenly spaced from its first to its last: `media.read_video` for one file, not a row.
+    """Frames of a video file, evenly spaced from its first to its last: `video.read_video` for one file, not a row.
 
     Args:
       path: the file.

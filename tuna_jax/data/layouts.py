@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ import numpy as np
 from tuna_jax import sequence
 from tuna_jax.data.bad_rows import Fault
 from tuna_jax.data.manifests import Kind, Row
+from tuna_jax.data.media import Medium
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, Text, TokenSequence
 
@@ -54,10 +54,10 @@ CAPTION_PROMPTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A row's sequence, and the files that fill its spans, in order."""
+    """A row's sequence, and the pictures or clips that fill its spans, in order."""
 
     sequence: TokenSequence
-    media: tuple[Path, ...]
+    media: tuple[Medium, ...]
 
 
 def check_task(row: Row, task: Task) -> None:

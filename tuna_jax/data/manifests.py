@@ -20,16 +20,18 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from tuna_jax.data.bad_rows import Fault, blaming
+from tuna_jax.data.media import Medium
 from tuna_jax.data.tokenizer import IMAGE_TAG
 
 Kind = Literal["image_caption", "image_chat", "chat", "edit", "video_caption", "video_chat"]
+VIDEO_KINDS: tuple[Kind, ...] = ("video_caption", "video_chat")
 VIDEO_TAG = "<video>"
 _ROLES = {
     "human": "user",
@@ -55,7 +57,7 @@ class Row:
 
     Attributes:
         kind: which format it came in.
-        media: the files of its pictures (an edit's are source, then target) or of its one clip.
+        media: its pictures (an edit's are source, then target) or of its one clip.
         source: the manifest.
         line: its line there, counted from 1.
         text: the caption or the instruction; empty for conversations.
@@ -63,7 +65,7 @@ class Row:
     """
 
     kind: Kind
-    media: tuple[Path, ...]
+    media: tuple[Medium, ...]
     source: str
     line: int
     text: str = ""
@@ -118,10 +120,13 @@ class Manifest:
         """A row; raises BadRow if its line is none."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.path}, which has {len(self)}")
-        start, end = int(self._starts[index]), int(self._ends[index])
-        content = os.pread(self._descriptor(), end - start, start)
         with blaming(self.name, self.line(index)):
-            return parse(content, self.image_root, self.name, self.line(index))
+            return parse(self.content(index), self.image_root, self.name, self.line(index))
+
+    def content(self, index: int) -> bytes:
+        """A row's line as it is in the file, without the line's end."""
+        start, end = int(self._starts[index]), int(self._ends[index])
+        return os.pread(self._descriptor(), end - start, start)
 
     def _descriptor(self) -> int:
         with self._lock:
@@ -174,15 +179,32 @@ def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Row
     if not isinstance(entry, dict):
         raise Fault("malformed_json", f"the line is a {type(entry).__name__}, not an object")
 
+    return make_row(entry, functools.partial(_path, image_root), source, line)
+
+
+def make_row(
+    entry: Mapping[str, Any], medium: Callable[[str, Any], Medium], source: str, line: int
+) -> Row:
+    """An entry in one of the formats as a row.
+
+    Args:
+        entry: the keys and values.
+        medium: (key, value) -> the picture or clip of `image`, `video`, `raw_image` or `out_image`; or Fault.
+        source: where it comes from.
+        line: its number there, counted from 1.
+
+    Raises:
+        Fault: it is of no known format, without text, or its marks do not fit its pictures.
+    """
     row = functools.partial(Row, source=source, line=line)
-    keys = {key for key, value in entry.items() if value not in (None, "", []) or key == "caption"}
+    keys = {key for key, value in entry.items() if not _is_empty(value) or key == "caption"}
     if {"raw_image", "out_image"} <= keys:
-        media = _paths(entry, "raw_image", image_root) + _paths(entry, "out_image", image_root)
+        media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)
         if len(media) != 2:
             raise Fault("wrong_image_count", "an edit has one raw_image and one out_image")
         return row("edit", media, text=_text(entry, "instruction"))
     if "video" in keys:
-        media = _paths(entry, "video", image_root)
+        media = _media(entry, "video", medium)
         if len(media) != 1:
             raise Fault("wrong_image_count", f"a row has one video, not {len(media)}")
         if "caption" in keys:
@@ -190,7 +212,7 @@ def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Row
         if "conversations" in keys:
             return row("video_chat", media, turns=_turns(entry, 1, mark=VIDEO_TAG))
     elif "image" in keys:
-        media = _paths(entry, "image", image_root)
+        media = _media(entry, "image", medium)
         if "caption" in keys:
             if len(media) != 1:
                 raise Fault("wrong_image_count", f"a caption is of one image, not of {len(media)}")
@@ -217,13 +239,21 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     return value.strip()
 
 
-def _paths(entry: Mapping[str, Any], key: str, root: Path) -> tuple[Path, ...]:
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list)) and not value)
+
+
+def _media(
+    entry: Mapping[str, Any], key: str, medium: Callable[[str, Any], Medium]
+) -> tuple[Medium, ...]:
     value = entry[key]
-    names = value if isinstance(value, list) else [value]
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
-    return tuple(root / name for name in names)  # an absolute name stays itself
+    return tuple(medium(key, one) for one in (value if isinstance(value, list) else [value]))
+
+
+def _path(root: Path, key: str, name: Any) -> Path:
+    if not isinstance(name, str) or not name:
+        raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
+    return root / name  # an absolute name stays itself
 
 
 def _turns(entry: Mapping[str, Any], media: int, mark: str = IMAGE_TAG) -> tuple[Turn, ...]:

@@ -14,6 +14,10 @@ order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F 
     is_target  bool  [B, N]             True: noised, flow loss; False: clean
     pixels     uint8 [B, N, F, H, W, 3] what fills each slot; zeros where it is unused
     task       int32 [B]                index into the mixture's streams
+
+A stream of latents that were computed in advance (`LatentRows`) has, instead of pixels,
+
+    latents    float32 [B, N, T, h, w, C]  drawn from the posterior; zeros where a slot is unused
 """
 
 from __future__ import annotations
@@ -27,16 +31,16 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
-from tuna_jax.data.bad_rows import BadRow, BadRows, TooManyBadRows, blaming
+from tuna_jax.data.bad_rows import BadRow, BadRows, TooManyBadRows
 from tuna_jax.data.buckets import assign, survey
 from tuna_jax.data.cells import Cell, words
 from tuna_jax.data.iterator import Batch, Batches
-from tuna_jax.data.layouts import VIDEO_TASKS, Layout, lay_out
-from tuna_jax.data.media import read_image, read_video
+from tuna_jax.data.latent_records import LatentRows
+from tuna_jax.data.samples import make_sample
 from tuna_jax.data.schedule import Schedule
-from tuna_jax.data.streams import BatchShape, RowStream, stream_grids
+from tuna_jax.data.streams import BatchShape, RowStream, check_latents, stream_grids
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, TokenSequence, stack
 
@@ -73,6 +77,8 @@ class Mixture:
             in its data where it was.
         spatial_factor, temporal_factor: pixels and frames a latent position covers (`config.VAE` has them).
         process_index, process_count: this host, and how many; they must divide every stream's rows.
+        vae_fingerprint: of the model's VAE (`latent_records.vae_fingerprint`): latents in advance must be of it.
+            None takes them as they are.
         directory: for prepared facts, see `cache_directory`.
         threads: files that a survey looks at at once.
 
@@ -93,6 +99,7 @@ class Mixture:
         temporal_factor: int = 4,
         process_index: int = 0,
         process_count: int = 1,
+        vae_fingerprint: str | None = None,
         directory: Path | None = None,
         threads: int = 8,
     ):
@@ -112,6 +119,7 @@ class Mixture:
                     f"cannot share evenly; give a positive multiple of {process_count}"
                 )
             grids = stream_grids(stream, spatial_factor, temporal_factor)
+            check_latents(stream, grids, vae_fingerprint)
             self._add_cells(number, stream, grids, directory, threads)
         own = {stream.name: stream.weight for stream in self.streams}
         self._schedule = Schedule(
@@ -179,7 +187,12 @@ class Mixture:
 
     def _shape(self, cell: Cell) -> BatchShape:
         stream, bucket = self.streams[cell.stream], cell.bucket
-        return BatchShape(stream.rows, bucket.slots, stream.frames, bucket.size, bucket.length)
+        latents = ()
+        if isinstance(stream.source, LatentRows):
+            latents = (*dataclasses.astuple(cell.grid), stream.source.channels)
+        return BatchShape(
+            stream.rows, bucket.slots, stream.frames, bucket.size, bucket.length, latents
+        )
 
     def shapes(self) -> list[BatchShape]:
         """Every shape that a batch of this mixture can have, each once, in order."""
@@ -256,27 +269,31 @@ class Mixture:
         sequences: list[TokenSequence] = []
         passed_over: list[BadRow] = []
         arrays = shape.arrays(self._processes)
-        pixels = np.zeros(*arrays["pixels"])
+        visual = np.zeros(*arrays[shape.visual])
         for row, place in enumerate(local):
-            made = self._sample(cell, before * shape.rows + place, row, passed_over)
+            position = before * shape.rows + place
+            made = self._sample(cell, position, row, passed_over, visual[row])
             if isinstance(made, str):
                 return Prepared({}, row, tuple(passed_over), made)
-            layout, clips = made
-            sequences.append(layout.sequence)
-            for slot, clip in enumerate(clips):
-                pixels[row, slot] = clip
+            sequences.append(made)
         batch = stack(sequences, shape.length, shape.slots, self._tokenizer.special)
         del batch["lengths"]
         task = np.full(len(sequences), cell.stream, np.int32)
-        batch = {**batch, "pixels": pixels, "task": task}
+        batch = {**batch, shape.visual: visual, "task": task}
         return Prepared(batch, len(sequences), tuple(passed_over))
 
     def _sample(
-        self, cell: Cell, position: int, good: int, passed_over: list[BadRow]
-    ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]] | str:
+        self,
+        cell: Cell,
+        position: int,
+        good: int,
+        passed_over: list[BadRow],
+        space: Shaped[np.ndarray, "n f h w c"],
+    ) -> TokenSequence | str:
         """The row at a position of a cell, or the next good one after it; or why there is none.
 
-        `good` rows of the batch were found before it; rows that cannot be used are added to `passed_over`.
+        `good` rows of the batch were found before it; rows that cannot be used are added to `passed_over`. The row's
+        visual slots are filled in `space`.
         """
         stream, count = self.streams[cell.stream], len(cell.members)
         first = cell.member(position)
@@ -284,9 +301,12 @@ class Mixture:
             index = int(cell.members[(first + further) % count])
             random = np.random.default_rng((*cell.key, 1, position))
             try:
-                return self._make(stream, cell, index, random)
+                return make_sample(
+                    stream, cell, index, random, self._tokenizer, space, encode=self._encode
+                )
             except BadRow as bad:
                 passed_over.append(bad)
+                space[:] = 0
             # Not the whole of a cell that is gone: that may take hours.
             if self.bad_rows.too_many(len(passed_over), len(passed_over) + good):
                 return (
@@ -296,30 +316,6 @@ class Mixture:
         return (
             f"stream {stream.name!r}: none of the {count} rows of bucket {cell.bucket} can be used"
         )
-
-    def _make(
-        self, stream: RowStream, cell: Cell, index: int, random: np.random.Generator
-    ) -> tuple[Layout, list[UInt8[np.ndarray, "f h w 3"]]]:
-        """Lays out and decodes one row; raises BadRow."""
-        row, size = stream.source[index], cell.bucket.size
-        with blaming(row.source, row.line):
-            layout = lay_out(
-                row,
-                stream.task,
-                self._tokenizer,
-                cell.grid,
-                random,
-                longest=cell.bucket.length,
-                text_dropout=stream.text_dropout,
-                source_dropout=stream.source_dropout,
-                encode=self._encode,
-            )
-            if stream.task not in VIDEO_TASKS:
-                smallest = stream.smallest
-                return layout, [read_image(p, size, smallest=smallest)[None] for p in layout.media]
-            options = {"fps": stream.fps, "place": random.random(), "smallest": stream.smallest}
-            clips = [read_video(p, size, stream.frames, **options) for p in layout.media]
-            return layout, clips
 
 
 class _Preparing:

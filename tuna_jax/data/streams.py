@@ -7,8 +7,10 @@ import dataclasses
 import numpy as np
 
 from tuna_jax.data.buckets import SIZES_512, Rows
+from tuna_jax.data.latent_records import LatentRows
 from tuna_jax.data.layouts import ACCEPTS, VIDEO_TASKS, Task
-from tuna_jax.data.media import SMALLEST_SIDE, Size, check_frames
+from tuna_jax.data.media import SMALLEST_SIDE, Size
+from tuna_jax.data.video import check_frames
 from tuna_jax.sequence import Grid
 
 UNUSED_SIZE = Size(32, 32)
@@ -88,29 +90,43 @@ class RowStream:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class BatchShape:
-    """The extents of a batch over all hosts; one program is compiled for each."""
+    """The extents of a batch over all hosts; one program is compiled for each.
+
+    `latents` is (T, h, w, C) where they were computed in advance; empty: the batch has pixels.
+    """
 
     rows: int
     slots: int
     frames: int
     size: Size
     length: int
+    latents: tuple[int, ...] = ()
+
+    @property
+    def visual(self) -> str:
+        """What fills the visual slots: 'pixels' or 'latents'."""
+        return "latents" if self.latents else "pixels"
 
     def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of every array of one host's batch."""
         rows, slots = self.rows // process_count, self.slots
-        clip = (self.frames, self.size.height, self.size.width, 3)
+        if self.latents:
+            visual = ((rows, slots, *self.latents), np.dtype(np.float32))
+        else:
+            clip = (self.frames, self.size.height, self.size.width, 3)
+            visual = ((rows, slots, *clip), np.dtype(np.uint8))
         return {
             "tokens": ((rows, self.length), np.dtype(np.int32)),
             "labels": ((rows, self.length), np.dtype(np.int32)),
             "spans": ((rows, slots, 2), np.dtype(np.int32)),
             "is_target": ((rows, slots), np.dtype(bool)),
-            "pixels": ((rows, slots, *clip), np.dtype(np.uint8)),
+            self.visual: visual,
             "task": ((rows,), np.dtype(np.int32)),
         }
 
     def __str__(self) -> str:
-        return f"{self.rows} rows of {self.slots}x{self.frames}x{self.size}, {self.length} tokens"
+        kind = " in advance" if self.latents else ""
+        return f"{self.rows} rows of {self.slots}x{self.frames}x{self.size}{kind}, {self.length} tokens"
 
 
 def stream_grids(stream: RowStream, spatial: int, temporal: int) -> list[Grid]:
@@ -135,3 +151,31 @@ def stream_grids(stream: RowStream, spatial: int, temporal: int) -> list[Grid]:
                 f"lengths is {stream.lengths[-1]}"
             )
     return grids
+
+
+def check_latents(stream: RowStream, grids: list[Grid], vae_fingerprint: str | None) -> None:
+    """Raises ValueError if a stream's latents, computed in advance, are not what the stream and its VAE would make."""
+    source = stream.source
+    if not isinstance(source, LatentRows):
+        return
+    where = f"stream {stream.name!r}: the latents in {source.name}"
+    if vae_fingerprint is not None and source.vae_fingerprint != vae_fingerprint:
+        raise ValueError(
+            f"{where} are another VAE's (fingerprint {source.vae_fingerprint}; this model's has {vae_fingerprint}); "
+            "encode the manifest again with this one: python -m tuna_jax.data.encode_latents --vae="
+        )
+    lacking = [str(size) for size in source.sizes if size not in stream.picture_sizes]
+    if lacking:
+        raise ValueError(
+            f"{where} are of sizes {', '.join(map(str, source.sizes))}, and the stream has no {', '.join(lacking)}; "
+            "give it the sizes that were encoded"
+        )
+    if stream.task in VIDEO_TASKS and (stream.frames, stream.fps) != (source.frames, source.fps):
+        raise ValueError(
+            f"{where} are of {source.frames} frames at fps={source.fps}, and the stream wants {stream.frames} at "
+            f"fps={stream.fps}; these must be the same"
+        )
+    for size, grid in zip(stream.picture_sizes, grids, strict=True):
+        found = source.grids.get((size, stream.frames), grid)
+        if found != grid:
+            raise ValueError(f"{where} are {found} at {size}, and the model wants {grid}")

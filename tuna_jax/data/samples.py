@@ -1,0 +1,84 @@
+"""A row of a mixture, ready for its batch: laid out, and its pictures decoded or its latents drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from tuna_jax.data.bad_rows import blaming
+from tuna_jax.data.cells import Cell
+from tuna_jax.data.layouts import VIDEO_TASKS, lay_out
+from tuna_jax.data.media import Encoded, read_image
+from tuna_jax.data.streams import RowStream
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.data.video import read_video
+from tuna_jax.sequence import TokenSequence
+
+
+def make_sample(
+    stream: RowStream,
+    cell: Cell,
+    index: int,
+    random: np.random.Generator,
+    tokenizer: Tokenizer,
+    space: Shaped[np.ndarray, "n f h w c"],
+    *,
+    encode: Callable[[str], list[int]],
+) -> TokenSequence:
+    """Row `index` of a stream's source, for a batch of a cell.
+
+    Args:
+        stream: which one.
+        cell: its bucket.
+        index: the row.
+        random: draws the layout's dropout and prompt, where a clip begins, and latents: in this order.
+        tokenizer: makes the ids.
+        space: the row's visual slots in the batch, which are filled: uint8 pixels or float32 latents.
+        encode: the tokenizer's, with a memory.
+
+    Raises:
+        BadRow: the row cannot be used; `space` may hold some of it.
+    """
+    row, size = stream.source[index], cell.bucket.size
+    with blaming(row.source, row.line):
+        layout = lay_out(
+            row,
+            stream.task,
+            tokenizer,
+            cell.grid,
+            random,
+            longest=cell.bucket.length,
+            text_dropout=stream.text_dropout,
+            source_dropout=stream.source_dropout,
+            encode=encode,
+        )
+        place = random.random() if stream.task in VIDEO_TASKS else 0.0
+
+        for slot, medium in zip(space, layout.media, strict=False):
+            if isinstance(medium, Encoded):
+                draw(medium, random, slot)
+            elif stream.task not in VIDEO_TASKS:
+                slot[0] = read_image(medium, size, smallest=stream.smallest)
+            else:
+                options = {"fps": stream.fps, "place": place, "smallest": stream.smallest}
+                slot[:] = read_video(medium, size, stream.frames, **options)
+        return layout.sequence
+
+
+_scratch = threading.local()
+
+
+def draw(medium: Encoded, random: np.random.Generator, out: Float32[np.ndarray, "t y x c"]) -> None:
+    """Writes a draw from the posterior, mean + std * noise, to `out`, which is contiguous."""
+    # Fresh memory for each array would take longer than the arithmetic.
+    if getattr(_scratch, "shape", None) != out.shape:
+        _scratch.shape, _scratch.array = out.shape, np.empty(out.shape, np.float32)
+    mean, std = medium.read()
+    random.standard_normal(out=out, dtype=np.float32)
+    np.copyto(_scratch.array, std)
+    np.multiply(out, _scratch.array, out=out)
+    np.copyto(_scratch.array, mean)
+    np.add(out, _scratch.array, out=out)
