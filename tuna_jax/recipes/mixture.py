@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.data import mixture as mixing
@@ -35,7 +36,7 @@ from tuna_jax.recipes.streams import (
 from tuna_jax.recipes.surroundings import PathLike, read_parameters, read_tokenizer, read_vae
 from tuna_jax.training import loop
 from tuna_jax.training.image_vae import shipped_image_vae
-from tuna_jax.training.settings import parse
+from tuna_jax.training.settings import defaults, parse
 from tuna_jax.training.step import Heads
 
 
@@ -83,6 +84,11 @@ class MixtureExperiment(loop.LoopSettings):
     start_from: str = ""
     data: MixtureData = MixtureData()
     samples: SheetSettings = SheetSettings()
+
+
+def experiment() -> Any:
+    """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
+    return ConfigDict(defaults(MixtureExperiment))
 
 
 def load_surroundings(
