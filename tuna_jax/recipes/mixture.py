@@ -20,6 +20,7 @@ from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.data import mixture as mixing
 from tuna_jax.data import pipeline
 from tuna_jax.data.bad_rows import BadRows
+from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.models import vae as vae_model
@@ -143,6 +144,8 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_surroundings(settings)
+    in_advance = any(one.latents for one in streams.values())
+    fingerprint = vae_fingerprint(config.vae, vae_params) if in_advance else None
     if any(one.frames > 1 for one in streams.values()):
         # A VAE of pictures alone has no taps for earlier frames; a clip wants them, and zeros do.
         vae_params = vae_model.inflate(config.vae, vae_params)
@@ -153,7 +156,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
         least=settings.data.bad_least,
     )
     history = weights_history(workdir, {name: one.weight for name, one in streams.items()})
-    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history)
+    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history, fingerprint)
     if jax.process_index() == 0:
         print(mixture.summary())
     iterator = pipeline.iterate(
