@@ -371,7 +371,7 @@ def test_weights_may_change_when_a_run_goes_on(folder, tmp_path):
         ({"lenghts": (96,)}, "did you mean 'lengths'"),
         ({"latents": "there"}, "names manifest and latents; give it one of"),
         (
-            {"manifest": "", "tfds": "nothing_here"},
+            {"manifest": "", "tfds": "nothing_here", "fields": {"image": "x"}},
             "nothing_here.*Set config.data.streams.one.tfds",
         ),
     ],
