@@ -5,14 +5,13 @@ python -m tuna_jax.train --config=experiments/tuna_1p5b_stage3.py --workdir=runs
 
 from ml_collections import ConfigDict
 
-from tuna_jax.recipes.mixture import MixtureExperiment
+from tuna_jax.recipes.mixture import experiment
 from tuna_jax.recipes.streams import stream
-from tuna_jax.training.settings import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     del arg
-    config = ConfigDict(defaults(MixtureExperiment))
+    config = experiment()
     config.model = ConfigDict({"preset": "tuna_1p5b"})
     config.vae = "weights/tuna_1p5b"
     config.start_from = "runs/tuna_1p5b_stage2"

@@ -12,14 +12,13 @@ The parameters to begin with are those of its parents:
 
 from ml_collections import ConfigDict
 
-from tuna_jax.recipes.mixture import MixtureExperiment
+from tuna_jax.recipes.mixture import experiment
 from tuna_jax.recipes.streams import stream
-from tuna_jax.training.settings import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     del arg
-    config = ConfigDict(defaults(MixtureExperiment))
+    config = experiment()
     config.model = ConfigDict({"preset": "tuna_7b"})
     config.vae = config.start_from = "weights/tuna_7b"
     config.steps = 150_000  # Not in the paper: Show-o2's stage 1.

@@ -7,14 +7,13 @@ The 7B sees no video, as in the paper.
 
 from ml_collections import ConfigDict
 
-from tuna_jax.recipes.mixture import MixtureExperiment
+from tuna_jax.recipes.mixture import experiment
 from tuna_jax.recipes.streams import stream
-from tuna_jax.training.settings import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     del arg
-    config = ConfigDict(defaults(MixtureExperiment))
+    config = experiment()
     config.model = ConfigDict({"preset": "tuna_7b"})
     config.vae = "weights/tuna_7b"
     config.start_from = "runs/tuna_7b_stage1"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tuna_jax import Tuna
-from tuna_jax.data import pipeline
+from tuna_jax.data import encode_latents, pipeline
 from tuna_jax.data.bad_rows import TooManyBadRows
 from tuna_jax.data.clips import write_clip
 from tuna_jax.data.emoji.names import NOUNS
@@ -316,6 +316,25 @@ def test_stage_begins_at_the_last_ones_parameters_and_leaves_the_frozen_part(fol
     assert drawn.shape == (1, 32, 32, 3)
 
 
+def test_latents_in_advance_train_without_the_vae_in_the_step(folder, tmp_path):
+    """As pixels do, from the same rows; another VAE's are refused."""
+    sizes = {"sizes": ("32x32",), "lengths": (64,)}
+    arguments = ["--manifest", str(folder / "captions.jsonl"), "--output", str(tmp_path / "ready")]
+    assert encode_latents.main([*arguments, "--sizes", "32x32"]) == 0
+    streams = {
+        "one": ("t2i", "captions", {**sizes, "manifest": "", "latents": str(tmp_path / "ready")})
+    }
+    log = run(experiment(folder, streams, steps=4, checkpoint_every=4), tmp_path / "run")
+    values = [line["flow_loss/one"] for line in log]
+    assert np.isfinite(values).all() and values[-1] < values[0]
+    settings = tmp_path / "ready" / "latents.json"
+    settings.write_text(
+        settings.read_text().replace('"vae_fingerprint": "', '"vae_fingerprint": "0')
+    )
+    with pytest.raises(ValueError, match="another VAE's"):
+        run(experiment(folder, streams), tmp_path / "other")
+
+
 def test_start_from_nowhere_is_an_error(folder, tmp_path):
     values = experiment(folder, {"one": ("t2i", "captions", {})}, start_from="nowhere")
     with pytest.raises(FileNotFoundError, match="no parameters at nowhere"):
@@ -344,12 +363,17 @@ def test_weights_may_change_when_a_run_goes_on(folder, tmp_path):
     [
         (
             {"manifest": "nowhere.jsonl"},
-            r"nowhere.jsonl does not exist; set config.data.streams.one.manifest",
+            r"nowhere.jsonl does not exist. Set config.data.streams.one.manifest",
         ),
         ({"sizes": ("64",)}, r"config.data.streams.one.sizes is '64'; a size is HEIGHTxWIDTH"),
         ({"sizes": ("40x64",)}, "40x64 is not made of multiples of 16"),
         ({"task": "paint"}, "task 'paint' is none of t2i"),
         ({"lenghts": (96,)}, "did you mean 'lengths'"),
+        ({"latents": "there"}, "names manifest and latents; give it one of"),
+        (
+            {"manifest": "", "tfds": "nothing_here"},
+            "nothing_here.*Set config.data.streams.one.tfds",
+        ),
     ],
 )
 def test_a_wrong_stream_is_named(folder, tmp_path, change, message):

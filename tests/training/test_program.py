@@ -42,7 +42,7 @@ def batch(length=24, rows=2, slots=1, side=32):
 
 
 def test_every_slot_is_a_draw_from_its_own_posterior():
-    drawn = encode(TINY.vae, jnp.float32, tiny_vae(), pixels(), jax.random.key(1))
+    drawn = encode(TINY.vae, jnp.float32, tiny_vae(), jnp.asarray(pixels()), jax.random.key(1))
     noise = jax.random.normal(jax.random.key(1), (6, 1, 2, 2, TINY.vae.latent_channels))
     for row in range(2):
         for slot in range(3):

@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.data import mixture as mixing
 from tuna_jax.data import pipeline
 from tuna_jax.data.bad_rows import BadRows
+from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.models import vae as vae_model
@@ -35,7 +37,7 @@ from tuna_jax.recipes.streams import (
 from tuna_jax.recipes.surroundings import PathLike, read_parameters, read_tokenizer, read_vae
 from tuna_jax.training import loop
 from tuna_jax.training.image_vae import shipped_image_vae
-from tuna_jax.training.settings import parse
+from tuna_jax.training.settings import defaults, parse
 from tuna_jax.training.step import Heads
 
 
@@ -83,6 +85,11 @@ class MixtureExperiment(loop.LoopSettings):
     start_from: str = ""
     data: MixtureData = MixtureData()
     samples: SheetSettings = SheetSettings()
+
+
+def experiment() -> Any:
+    """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
+    return ConfigDict(defaults(MixtureExperiment))
 
 
 def load_surroundings(
@@ -137,6 +144,8 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_surroundings(settings)
+    in_advance = any(one.latents for one in streams.values())
+    fingerprint = vae_fingerprint(config.vae, vae_params) if in_advance else None
     if any(one.frames > 1 for one in streams.values()):
         # A VAE of pictures alone has no taps for earlier frames; a clip wants them, and zeros do.
         vae_params = vae_model.inflate(config.vae, vae_params)
@@ -147,7 +156,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
         least=settings.data.bad_least,
     )
     history = weights_history(workdir, {name: one.weight for name, one in streams.items()})
-    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history)
+    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history, fingerprint)
     if jax.process_index() == 0:
         print(mixture.summary())
     iterator = pipeline.iterate(

@@ -12,12 +12,14 @@ import jax
 
 from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.data.bad_rows import BadRows
-from tuna_jax.data.buckets import SIZES_512, SIZES_1024
+from tuna_jax.data.buckets import SIZES_512, SIZES_1024, Rows
+from tuna_jax.data.latent_records import LatentRows
 from tuna_jax.data.layouts import ACCEPTS
 from tuna_jax.data.manifests import Manifest
 from tuna_jax.data.media import SMALLEST_SIDE, Size
 from tuna_jax.data.mixture import Mixture
 from tuna_jax.data.streams import UNUSED_SIZE, BatchShape, RowStream
+from tuna_jax.data.tfds_rows import TfdsRows
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.training.checkpoints import open_arrays
 from tuna_jax.training.settings import defaults, parse
@@ -35,6 +37,9 @@ class StreamSettings:
       task: 't2i', 'edit', 'understand', 'chat', 't2v' or 'video_understand' (data/layouts.py).
       manifest: the JSONL file (data/manifests.py has the formats).
       image_root: where its relative paths begin; empty: the manifest's folder.
+      latents: in place of a manifest, the folder that `python -m tuna_jax.data.encode_latents` made of it.
+      tfds: in place of a manifest, a data set of TensorFlow Datasets: its name, or the folder of a prepared one.
+      split, fields: of it; `fields` maps a manifest's keys to its features, as in data/tfds_rows.py.
       weight: its share of batches, relative to the other streams'. It may be changed when a run is resumed.
       rows: rows a batch, over all processes together.
       sizes: picture sizes, each 'HEIGHTxWIDTH', or '512' or '1024' for TUNA's five of that kind.
@@ -48,8 +53,12 @@ class StreamSettings:
     """
 
     task: str
-    manifest: str
+    manifest: str = ""
     image_root: str = ""
+    latents: str = ""
+    tfds: str = ""
+    split: str = "train"
+    fields: dict = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     rows: int = 8
     sizes: tuple[str, ...] = ("512",)
@@ -65,6 +74,12 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.task not in ACCEPTS:
             raise ValueError(f"task {self.task!r} is none of {', '.join(ACCEPTS)}")
+        named = [key for key in ("manifest", "latents", "tfds") if getattr(self, key)]
+        if len(named) != 1:
+            raise ValueError(
+                f"a stream of task {self.task!r} names {' and '.join(named) or 'no source'}; give it one of manifest, "
+                "latents and tfds"
+            )
 
     @property
     def heads(self) -> Heads:
@@ -171,24 +186,40 @@ def possible_shapes(name: str, settings: StreamSettings, vae: VAEConfig) -> list
                 raise ValueError(
                     f"{where}: a picture of {size} takes {span} tokens, too many for lengths {settings.lengths}"
                 )
-            found += [BatchShape(settings.rows, slots, settings.frames, size, n) for n in fitting]
+            ready = latent if settings.latents else ()
+            found += [
+                BatchShape(settings.rows, slots, settings.frames, size, n, ready) for n in fitting
+            ]
     return found
 
 
-def row_stream(name: str, settings: StreamSettings) -> RowStream:
-    """Opens a stream's manifest.
+def open_source(settings: StreamSettings) -> Rows:
+    """The rows that a stream names.
 
     Raises:
-      FileNotFoundError: it is not there; the key that names it is told.
+      FileNotFoundError: they are not there.
+      ValueError: they are not what they should be.
+    """
+    if settings.latents:
+        return LatentRows(settings.latents)
+    if settings.tfds:
+        return TfdsRows(settings.tfds, settings.split, settings.fields)
+    return Manifest(settings.manifest, settings.image_root or None)
+
+
+def row_stream(name: str, settings: StreamSettings) -> RowStream:
+    """Opens a stream's rows.
+
+    Raises:
+      FileNotFoundError: they are not there; the key that names them is told.
       ValueError: a setting that cannot be.
     """
     where = f"config.data.streams.{name}"
     try:
-        source = Manifest(settings.manifest, settings.image_root or None)
+        source = open_source(settings)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; set {where}.manifest to a JSONL file, or remove the stream"
-        ) from error
+        key = "latents" if settings.latents else "tfds" if settings.tfds else "manifest"
+        raise FileNotFoundError(f"{error}. Set {where}.{key}, or remove the stream") from error
     return RowStream(
         name=name,
         task=settings.task,  # pyright: ignore[reportArgumentType]  RowStream checks it
@@ -212,8 +243,9 @@ def open_mixture(
     tokenizer: Tokenizer,
     bad_rows: BadRows | None = None,
     history: History | None = None,
+    vae_fingerprint: str | None = None,
 ) -> Mixture:
-    """The streams of an experiment, mixed; `history` as in `data.mixture.Mixture`."""
+    """The streams of an experiment, mixed; the last arguments as in `data.mixture.Mixture`."""
     streams = [row_stream(name, one) for name, one in stream_settings(data).items()]
     return Mixture(
         streams,
@@ -221,6 +253,7 @@ def open_mixture(
         seed=data.seed,
         bad_rows=bad_rows,
         history=history,
+        vae_fingerprint=vae_fingerprint,
         spatial_factor=config.vae.spatial_factor,
         temporal_factor=config.vae.temporal_factor,
         process_index=jax.process_index(),

@@ -125,8 +125,8 @@ class Compilations:
         self._count = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **details: object) -> None:
-        del seconds, details
+    def _listen(self, event: str, duration_secs: float, **kwargs: object) -> None:
+        del duration_secs, kwargs
         self._count += event == self._EVENT
 
     def read(self) -> dict[str, float]:
