@@ -42,7 +42,12 @@ def _arguments() -> argparse.ArgumentParser:
     add("--threads", type=int, default=default.threads, help="that make batches, a process (%(default)s)")  # fmt: skip
     add("--workers", type=int, default=default.workers, help="worker processes; 0: none (%(default)s)")  # fmt: skip
     add("--rounds", type=int, default=default.rounds, help="how often all take turns (%(default)s)")
-    add("--batches", type=int, default=default.batches, help="timed in each round (%(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=default.seconds,
+        help="of each, in each round (%(default)s)",
+    )
     add("--rows", type=int, default=default.rows, help="rows a batch (%(default)s)")
     add("--count", type=int, default=default.count, help="files of each kind (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the numbers of every round there")

@@ -6,6 +6,7 @@ Every failure that is the file's fault is a `Fault` (bad_rows.py); a failing dis
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from tuna_jax.data.media import (
     read_image,
 )
 
+_INDEXED = {"mov", "matroska"}
 _FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -188,17 +190,17 @@ def _shortened(frames: int, there: int, step: int | None) -> int:
     return frames if step is None else min(frames, 1 + (there - 1) // step * step)
 
 
-def _time_stamps(medium: Path | bytes) -> tuple[list[int], list[int], float, bool]:
+def _time_stamps(medium: Path | bytes, container: Any) -> tuple[list[int], list[int], float, bool]:
     """Of a clip: frames' time stamps, those of key frames, a unit's seconds, and whether it has any.
 
-    Nothing is decoded. A container without time stamps gets the frames' numbers, and no key frames.
+    Nothing is decoded, and the container is at its end afterwards. One without time stamps gets the frames' numbers,
+    and no key frames.
     """
-    with _open_video(medium) as container:
-        stream = container.streams.video[0]
-        packets = [
-            (packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size
-        ]
-        rate, unit = float(stream.average_rate or 25), float(stream.time_base or 0)
+    stream = container.streams.video[0]
+    packets = [
+        (packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size
+    ]
+    rate, unit = float(stream.average_rate or 25), float(stream.time_base or 0)
     if not packets:
         raise Fault("no_frames", f"{called(medium)} has a video stream without frames")
     if unit and all(pts is not None for pts, _ in packets):
@@ -216,19 +218,23 @@ def _decode(
     shorten: int | None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """The chosen frames; only the stretches that hold one, from the key frame before it, are decoded."""
-    stamps, keys, unit, stamped = _time_stamps(medium)
-    frames = _shortened(frames, len(stamps), shorten)
-    wanted = choose_frames([stamp * unit for stamp in stamps], frames, fps, place)
-    found: dict[int, np.ndarray] = {}
-    converter = _converter(medium)
-    with _open_video(medium) as container:
-        stream = container.streams.video[0]
+    with contextlib.ExitStack() as opened:
+        container = opened.enter_context(_open_video(medium))
+        stamps, keys, unit, stamped = _time_stamps(medium, container)
+        frames = _shortened(frames, len(stamps), shorten)
+        wanted = choose_frames([stamp * unit for stamp in stamps], frames, fps, place)
+        # Opening takes as long as decoding a dozen frames; formats with an index go back without it.
+        ended = bool(keys and _INDEXED & set(container.format.name.split(",")))
+        if not ended:
+            container = opened.enter_context(_open_video(medium))
+        stream, converter = container.streams.video[0], _converter(medium)
+        found: dict[int, np.ndarray] = {}
         decoder, at, shown = container.decode(stream), -1, None
         for index in sorted(set(wanted)):
             before = bisect.bisect_right(keys, stamps[index]) - 1
-            if before > 0 and (at < 0 or keys[before] > stamps[at]):
-                container.seek(keys[before], stream=stream)
-                decoder = container.decode(stream)
+            if ended or (before > 0 and (at < 0 or keys[before] > stamps[at])):
+                container.seek(keys[max(before, 0)], stream=stream)
+                decoder, ended = container.decode(stream), False
             while at < index:
                 frame = next(decoder, None)
                 if frame is None:  # fewer frames than packets: the last one stays

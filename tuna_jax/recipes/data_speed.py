@@ -20,6 +20,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ class Settings:
         size: of a batch's pictures.
         count: files of each size.
         clip: size of the MP4's frames. clip_frames: how many it has. frames: how many a row takes, 1 + 4k.
-        rows: a batch. batches: timed in each round. rounds: how often the sources take turns.
+        rows: a batch. seconds: that each source is timed in each round. rounds: how often the sources take turns.
         threads: that make batches, in each process that does. workers: processes; 0: the measuring one.
     """
 
@@ -68,13 +69,13 @@ class Settings:
     clip_frames: int = 100
     frames: int = 17
     rows: int = 8
-    batches: int = 12
+    seconds: float = 2.0
     rounds: int = 5
     threads: int = 1
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("count", "rows", "batches", "rounds", "threads"):
+        for key in ("count", "rows", "rounds", "threads"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it is at least 1")
 
@@ -270,12 +271,15 @@ def _rate(run: Batches, settings: Settings, cores: int) -> float:
         1 + 2 * cores
     ):  # what was made ahead is gone then, and the maker is never waited for
         next(iterator)
-    begin = clock()
-    for _ in range(settings.batches):
+    begin, made = clock(), 0
+    while made == 0 or clock() - begin < settings.seconds:
         next(iterator)
+        made += 1
     seconds = clock() - begin
     iterator.close()  # pyright: ignore[reportAttributeAccessIssue]  generators and Grain's have it
-    return settings.rows * settings.batches / seconds / shared
+    while any(thread.name.startswith("grain-prefetch") for thread in threading.enumerate()):
+        time.sleep(0.01)  # a batch that was begun is made to its end: not on the next one's account
+    return settings.rows * made / seconds / shared
 
 
 def measure(settings: Settings, folder: Path) -> list[Rate]:
