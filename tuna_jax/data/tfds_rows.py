@@ -9,6 +9,7 @@ TensorFlow is not needed, but the data set must have been prepared as ArrayRecor
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import threading
@@ -87,7 +88,15 @@ class TfdsRows:
 
         if Path(self._dataset, "dataset_info.json").is_file():
             return tfds.builder_from_directory(self._dataset)
-        builder = tfds.builder(str(self._dataset), data_dir=self._data_dir)
+        try:
+            builder = tfds.builder(str(self._dataset), data_dir=self._data_dir)
+        except tfds.core.DatasetNotFoundError as error:  # its message lists all that TFDS has
+            known = tfds.list_builders(with_community_datasets=False)
+            near = difflib.get_close_matches(str(self._dataset), known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise FileNotFoundError(
+                f"TFDS has no data set {str(self._dataset)!r}, and no folder of that name has a dataset_info.json{hint}"
+            ) from error
         if not Path(builder.data_path).is_dir():
             raise FileNotFoundError(
                 f"{builder.info.full_name} is not prepared in {builder.data_path}; run "
