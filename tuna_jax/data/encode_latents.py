@@ -38,7 +38,6 @@ from tuna_jax.training.image_vae import load_image_vae, shipped_image_vae
 from tuna_jax.trees import unflatten
 
 _FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
-_WHOLE = 17  # frames up to which a clip is encoded at once; longer ones go in chunks of time
 
 
 def open_vae(path: Path) -> tuple[VAEConfig, Any]:
@@ -68,15 +67,10 @@ def encoder(config: VAEConfig, params: Any) -> EncodeClips:
     """The VAE as a function of clips, uint8 [n, F, H, W, 3]; one program is compiled for each shape."""
     params = jax.tree.map(jnp.asarray, params)
 
-    @functools.partial(jax.jit, static_argnames="chunked")
-    def run(params: Any, clips: jax.Array, chunked: bool) -> tuple[jax.Array, jax.Array]:
-        # A VAE of pictures alone has no taps for earlier frames; those of a clip get zeros there.
-        own = vae.inflate(config, params) if clips.shape[1] > 1 else params
-        mean, log_var = vae.encode(config, own, clips / 127.5 - 1.0, chunked=chunked)
-        return mean, vae.posterior_std(config, log_var)
+    run = jax.jit(functools.partial(vae.posterior, config))
 
     def encode(clips: UInt8[np.ndarray, "n f h w 3"]) -> tuple[np.ndarray, np.ndarray]:
-        mean, std = run(params, clips.astype(np.float32), chunked=clips.shape[1] > _WHOLE)
+        mean, std = run(params, clips)
         return np.asarray(mean), np.asarray(std)
 
     return encode

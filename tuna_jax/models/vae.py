@@ -154,6 +154,11 @@ def inflate(config: VAEConfig, image_params: Params) -> Params:
     return jax.tree.map(place, shapes, image_params)
 
 
+def for_frames(config: VAEConfig, params: Params, frames: int) -> Params:
+    """Parameters that do for a clip of so many frames: image-only ones are inflated if they must be."""
+    return inflate(config, params) if frames > 1 and not config.by_frame else params
+
+
 def encode_moments(
     config: VAEConfig, params: Params, pixels: Video, *, chunked: bool = False
 ) -> tuple[Video, Video]:
@@ -238,10 +243,11 @@ def posterior(
 
     Args:
       config: sizes.
-      params: as from `init`; image-only ones do for F = 1.
+      params: as from `init`; image-only ones do: of a clip, they take the earlier time taps for zero.
       clips: F = 1 + 4k; a picture is a clip of one frame. A long clip goes in chunks of time.
       dtype: what the convolutions compute in.
     """
+    params = for_frames(config, params, clips.shape[1])
     pixels = (jnp.asarray(clips, jnp.float32) / 127.5 - 1.0).astype(dtype)
     chunked = clips.shape[1] > config.temporal_factor * _WHOLE
     mu, log_var = encode_moments(config, params, pixels, chunked=chunked)

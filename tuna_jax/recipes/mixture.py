@@ -23,7 +23,6 @@ from tuna_jax.data.bad_rows import BadRows
 from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.sheets import contact_sheet
-from tuna_jax.models import vae as vae_model
 from tuna_jax.recipes.abilities import Model, SampleSettings
 from tuna_jax.recipes.streams import (
     MixtureData,
@@ -146,9 +145,6 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     config, vae_params, tokenizer = load_surroundings(settings)
     in_advance = any(one.latents for one in streams.values())
     fingerprint = vae_fingerprint(config.vae, vae_params) if in_advance else None
-    if any(one.frames > 1 for one in streams.values()):
-        # A VAE of pictures alone has no taps for earlier frames; a clip wants them, and zeros do.
-        vae_params = vae_model.inflate(config.vae, vae_params)
     host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
     bad_rows = BadRows(
         workdir / f"bad_rows{host}.jsonl",

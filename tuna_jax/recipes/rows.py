@@ -115,7 +115,7 @@ def encode(
     config: TunaConfig, vae_params: Any, clips: UInt8[Any, "n frames height width 3"]
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
     """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame."""
-    return vae.posterior(config.vae, _for(config, vae_params, clips.shape[1]), clips)
+    return vae.posterior(config.vae, vae_params, clips)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -123,12 +123,6 @@ def decode(
     config: TunaConfig, vae_params: Any, latents: Float[Any, "n t h w c"]
 ) -> UInt8[Array, "n frames height width 3"]:
     """Normalised latents -> clips."""
-    params = _for(config, vae_params, latents.shape[1])
+    params = vae.for_frames(config.vae, vae_params, latents.shape[1])
     chunked = latents.shape[1] > _WHOLE
     return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked))
-
-
-def _for(config: TunaConfig, vae_params: Any, frames: int) -> Any:
-    """A VAE of pictures alone has no taps for earlier frames; those of a clip get zeros there."""
-    inflated = frames > 1 and not config.vae.by_frame
-    return vae.inflate(config.vae, vae_params) if inflated else vae_params

@@ -4,7 +4,8 @@ A checkpoint is a folder named after its step that holds, saved together and res
 
     state      arrays: parameters, EMA, optimizer, random key, counters
     config     JSON: the settings that the run was started with
-    data       the Grain iterator's position, if the run has one
+    data       JSON: the position of the data iterator, if the run has one; the same on all hosts, so that a run may go
+               on with another number of them
 
 A save is atomic (Orbax writes beside and renames; on object stores it writes a commit file last),
 so a folder with a checkpoint's name is whole unless something damaged it later. Restoring tries the
@@ -20,7 +21,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -72,7 +72,7 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(
                 state=ocp.StandardCheckpointHandler(),
                 config=ocp.JsonCheckpointHandler(),
-                data=grain.checkpoint.CheckpointHandler(),  # pyright: ignore[reportArgumentType]
+                data=ocp.JsonCheckpointHandler(),
             )
         )
 
@@ -84,8 +84,8 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, config: dict[str, Any], iterator: Any | None = None
     ) -> None:
-        """Saves `state` (a tree of arrays), `config` (JSON) and the position of the Grain
-        `iterator` as one checkpoint.
+        """Saves `state` (a tree of arrays), `config` (JSON) and the position of the data
+        `iterator` (its `get_state`, JSON) as one checkpoint.
 
         Waits for the previous save first, so that at most one is in flight and the oldest can go.
         """
@@ -95,7 +95,7 @@ class Checkpoints:
             "config": ocp.args.JsonSave(config),  # pyright: ignore[reportCallIssue]
         }
         if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(iterator)  # pyright: ignore[reportCallIssue]
+            items["data"] = ocp.args.JsonSave(iterator.get_state())  # pyright: ignore[reportCallIssue]
         # The save in flight is not on the list yet: it takes the place of the one that goes now,
         # but only if that leaves a finished one behind.
         for old in self.steps()[: -max(self._keep - 1, 1)]:
@@ -110,7 +110,7 @@ class Checkpoints:
         Args:
           template: tree of `jax.ShapeDtypeStruct` (with shardings, if the arrays shall come back
             sharded) or of arrays.
-          iterator: a Grain iterator whose position is set to the saved one.
+          iterator: whose position is set to the saved one (`set_state`).
 
         Raises:
           MismatchedCheckpointError: the saved tree or a shape in it differs from the template; the
@@ -182,8 +182,10 @@ class Checkpoints:
             "config": ocp.args.JsonRestore(),
         }
         if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)  # pyright: ignore[reportCallIssue]
+            items["data"] = ocp.args.JsonRestore()
         found = self._checkpointer.restore(self._folder(step), ocp.args.Composite(**items))
+        if iterator is not None:
+            iterator.set_state(found.data)
         return Restored(step, found.state, found.config)
 
 
