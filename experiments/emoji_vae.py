@@ -23,11 +23,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 15_000
     config.batch = 8
     config.seed = 0
+    config.start = ""
 
     config.images = ConfigDict()
     config.images.size = 64
     config.images.seed = 0
     config.images.varied = 0.0
+    config.images.clips = 0.0
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1.2e-3

@@ -87,23 +87,25 @@ class TokenSequence:
 
 def build(segments: Iterable[Segment], special: Special) -> TokenSequence:
     """Lays segments one after another; nothing is added between them."""
-    tokens: list[int] = []
-    labels: list[int] = []
+    tokens: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     targets: list[bool] = []
+    end = 0
     for segment in segments:
         if isinstance(segment, Visual):
             length = 1 + segment.grid.tokens
-            spans.append((len(tokens), length))
+            spans.append((end, length))
             targets.append(segment.target)
-            tokens += [special.image_pad] * length
-            labels += [IGNORE] * length
+            ids, learn = np.full(length, special.image_pad, np.int32), False
         else:
-            tokens += segment.ids
-            labels += segment.ids if segment.learn else [IGNORE] * len(segment.ids)
+            ids, learn = np.asarray(segment.ids, np.int32), segment.learn
+        tokens.append(ids)
+        labels.append(ids if learn else np.full(len(ids), IGNORE, np.int32))
+        end += len(ids)
     return TokenSequence(
-        np.asarray(tokens, np.int32),
-        np.asarray(labels, np.int32),
+        np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        np.concatenate(labels) if labels else np.zeros(0, np.int32),
         np.asarray(spans, np.int32).reshape(-1, 2),
         np.asarray(targets, bool),
     )

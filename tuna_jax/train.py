@@ -60,12 +60,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _train_vae(values: dict[str, Any], workdir: str) -> None:
+    from tuna_jax.data.motions import ClipImages
     from tuna_jax.data.rendering import SceneImages
     from tuna_jax.training import settings, vae
 
     chosen = settings.parse(vae.VAESettings, values)
     shown = chosen.images
-    images = SceneImages(shown.seed, shown.size, length=10**12, varied=shown.varied)
+    scenes = SceneImages(shown.seed, shown.size, length=10**12, varied=shown.varied)
+    images = ClipImages(scenes, shown.clips, shown.seed, shown.size) if shown.clips else scenes
     held_out = SceneImages(shown.seed + 1_000_003, shown.size, varied=0.0)
     exported = vae.train_vae(chosen, workdir, images, held_out)
     if exported is not None:

@@ -9,6 +9,7 @@ from tuna_jax.data.motions import (
     CLIP_KINDS,
     MOTIONS,
     Clip,
+    ClipImages,
     ClipSource,
     box,
     clip_captions,
@@ -16,6 +17,7 @@ from tuna_jax.data.motions import (
     is_held_out,
     render_clip,
 )
+from tuna_jax.data.rendering import SceneImages
 from tuna_jax.data.scenes import GROUNDS, NAMES, is_held_out_single
 
 
@@ -71,7 +73,8 @@ def test_a_quarter_of_a_turn_to_the_left_is_against_the_clock():
     np.testing.assert_array_equal(left[0], right[0])
     np.testing.assert_allclose(left[-1].astype(int), np.rot90(left[0]).astype(int), atol=2)
     np.testing.assert_allclose(right[-1].astype(int), np.rot90(left[0], -1).astype(int), atol=2)
-    assert (left[1] != left[0]).any() and (left[1] != right[1]).any()
+    np.testing.assert_array_equal(left[1], left[0])
+    np.testing.assert_array_equal(left[2], left[3])
 
 
 def test_captions_and_answers_say_what_happens():
@@ -96,3 +99,26 @@ def test_wrong_settings_are_named():
         ClipSource(frames=1)
     with pytest.raises(ValueError, match="split of clips"):
         ClipSource("validation")
+
+
+def test_pictures_for_a_vae_are_scenes_and_frames_of_clips():
+    scenes = SceneImages(2, varied=0.0)
+    mixed = ClipImages(scenes, 0.4, seed=2)
+    same = [bool(np.array_equal(mixed[i], scenes[i])) for i in range(200)]
+    assert 0.5 < np.mean(same) < 0.7
+    frame = mixed[same.index(False)]
+    assert frame.dtype == np.float32 and frame.shape == (64, 64, 3) and abs(frame).max() <= 1
+    np.testing.assert_array_equal(
+        frame, ClipImages(SceneImages(2, varied=0.0), 0.4, seed=2)[same.index(False)]
+    )
+    assert all(np.array_equal(ClipImages(scenes, 0.0)[i], scenes[i]) for i in range(9))
+    with pytest.raises(ValueError, match="not a share"):
+        ClipImages(scenes, 1.5)
+
+
+def test_motions_come_as_often_as_their_weights_say():
+    source = ClipSource(weights={"turn left": 3.0, "up": 1.0})
+    motions = [source[i].motion for i in range(400)]
+    assert set(motions) == {"turn left", "up"} and 60 < motions.count("up") < 140
+    with pytest.raises(ValueError, match="weights of motions"):
+        ClipSource(weights={"jump": 1.0})

@@ -4,11 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from tuna_jax.config import preset
 from tuna_jax.models import vae
 from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training import optimizer, state, step
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.program import LoopSettings, Program, encode
 from tuna_jax.training.step import Heads
@@ -87,3 +89,36 @@ def test_what_is_frozen_costs_no_gradient():
         return lowered.compile().cost_analysis()["flops"]
 
     assert products(("language",)) < 0.9 * products(())
+
+
+def test_moments_are_drawn_from_in_the_step():
+    """With mean and deviation apart, and noise that is new at every step: what the loss is given, watched."""
+    given = []
+
+    def loss(params, batch, noise, t, heads):
+        given.append(batch["latents"])
+        return jnp.sum(params["w"] ** 2), {
+            name: jnp.ones(2) for name in ("flow_sum", "flow_count", "text_sum", "text_count")
+        }
+
+    shape = (2, 3, 4, 4, 4, 5)
+    moments = np.stack([np.full(shape, 2.0), np.full(shape, 0.25)], 2).astype(ml_dtypes.bfloat16)
+    update = optimizer.build(ADAM, {"w": jnp.ones(3)}, 10)
+    window = step.empty_window(1)
+    current = state.initial(
+        lambda _: {"w": jnp.ones(3)}, optimizer=update, window=window, seed=0, average=False
+    )
+    run = step.make_step(
+        loss, update, lambda key, shape: jnp.zeros(shape), ema=0.0, log_every=5, tasks=1
+    )
+    inputs = {
+        "moments": jnp.asarray(moments),
+        "is_target": jnp.ones((2, 3), bool),
+        "task": jnp.zeros(2, int),
+    }
+    for _ in range(2):
+        current, _ = run(current, inputs)
+    noise = (np.stack(given) - 2.0) / 0.25
+    assert noise.shape == (2, *shape) and noise.dtype == np.float32
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    assert len(np.unique(noise)) > 0.99 * noise.size, "noise of its own for every slot and step"

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,18 @@ def test_statistics_are_of_draws_from_the_posterior(run):
     np.testing.assert_allclose(mean, flat.mean(0), atol=0.01 * flat.std())
     np.testing.assert_allclose(std, flat.std(0), rtol=0.01)
     assert (std > 1.1 * np.asarray(centres).std((0, 1, 2, 3))).any(), "the spread counts"
+
+
+def test_a_run_may_begin_with_an_exported_vae(run, tmp_path):
+    workdir, exported = run
+    still = dataclasses.replace(SETTINGS.optimizer, learning_rate=1e-7)
+    settings = dataclasses.replace(SETTINGS, start=str(exported), steps=3, optimizer=still)
+    train_vae(settings, tmp_path / "on", Pictures(0), Pictures(1))
+    before, after = (
+        [line["psnr_db"] for line in trace(folder) if "psnr_db" in line][-1]
+        for folder in (workdir, tmp_path / "on")
+    )
+    assert after == pytest.approx(before, abs=0.05)
+    with pytest.raises(ValueError, match=r"config\.start .* other sizes"):
+        other = dataclasses.replace(settings, decoder_width=8)
+        train_vae(other, tmp_path / "other", Pictures(0), Pictures(1))

@@ -29,7 +29,9 @@ from tuna_jax.data.scenes import (
     Cell,
     Scene,
     boxed,
+    frequencies,
     is_held_out,
+    random_of,
     shade,
     split_stream,
 )
@@ -97,20 +99,13 @@ class EditSource:
         names: Sequence[str] = NAMES,
         ground_jitter: int = 4,
     ):
-        weights = dict(DEFAULT_WEIGHTS if weights is None else weights)
         if split not in SPLITS:
             raise ValueError(f"unknown split of edits {split!r}; it is one of {', '.join(SPLITS)}")
-        unknown = sorted(set(weights) - set(EDITS))
-        if unknown or min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
-            raise ValueError(
-                f"weights of edits are {weights}; the kinds are {', '.join(EDITS)}, none has a negative "
-                "weight and one a positive one"
-            )
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.names, self.ground_jitter = tuple(names), ground_jitter
-        self.weights = {kind: float(weights.get(kind, 0.0)) for kind in EDITS}
+        self.weights = frequencies("edits", EDITS, DEFAULT_WEIGHTS if weights is None else weights)
         self._shares = np.array(list(self.weights.values())) / sum(self.weights.values())
-        self._stream = split_stream(f"edits {split}")
+        self.stream = split_stream(f"edits {split}")
 
     def settings(self) -> dict[str, object]:
         """Everything that the edits depend on, for the key of a cache."""
@@ -132,11 +127,7 @@ class EditSource:
 
     def __getitem__(self, index: int) -> Edit:
         """The edit with this index; the same for ever."""
-        index = int(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"edit {index} of {self!r}; it has {self.length}")
-        key = np.array([(self._stream << 32) ^ (self.seed & 0xFFFFFFFF), index], np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key))
+        random = random_of(self, index)
         kind = EDITS[int(random.choice(len(EDITS), p=self._shares))]
         make = {
             "replace": self._replace,

@@ -39,11 +39,11 @@ class Encoded:
 
     Attributes:
         size: pixels, as they were when it was encoded.
-        read: the posterior's mean and standard deviation in the units of normalised latents, bfloat16 [T, h, w, C].
+        read: the posterior's mean and standard deviation, one after the other, in the units of normalised latents.
     """
 
     size: Size
-    read: Callable[[], tuple[BFloat16[np.ndarray, "t h w c"], BFloat16[np.ndarray, "t h w c"]]]
+    read: Callable[[], BFloat16[np.ndarray, "2 t h w c"]]
 
 
 # A file, an encoded file's bytes, or pixels: uint8 [h, w, c] of a picture and [f, h, w, c] of a clip, c 1, 3 or 4.

@@ -17,7 +17,7 @@ order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F 
 
 A stream of latents that were computed in advance (`LatentRows`) has, instead of pixels,
 
-    latents    float32 [B, N, T, h, w, C]  drawn from the posterior; zeros where a slot is unused
+    moments    bfloat16 [B, N, 2, T, h, w, C]  the posterior's mean and standard deviation; zeros where a slot is unused
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ class Mixture:
         position: int,
         good: int,
         passed_over: list[BadRow],
-        space: Shaped[np.ndarray, "n f h w c"],
+        space: Shaped[np.ndarray, "n ..."],
     ) -> TokenSequence | str:
         """The row at a position of a cell, or the next good one after it; or why there is none.
 

@@ -1,12 +1,11 @@
-"""A row of a mixture, ready for its batch: laid out, and its pictures decoded or its latents drawn."""
+"""A row of a mixture, ready for its batch: laid out, and its pictures decoded or its posteriors read."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Shaped
 
 from tuna_jax.data.bad_rows import blaming
 from tuna_jax.data.cells import Cell
@@ -24,7 +23,7 @@ def make_sample(
     index: int,
     random: np.random.Generator,
     tokenizer: Tokenizer,
-    space: Shaped[np.ndarray, "n f h w c"],
+    space: Shaped[np.ndarray, "n ..."],
     *,
     encode: Callable[[str], list[int]],
 ) -> TokenSequence:
@@ -34,9 +33,9 @@ def make_sample(
         stream: which one.
         cell: its bucket.
         index: the row.
-        random: draws the layout's dropout and prompt, where a clip begins, and latents: in this order.
+        random: draws the layout's dropout and prompt, and where a clip begins: in this order.
         tokenizer: makes the ids.
-        space: the row's visual slots in the batch, which are filled: uint8 pixels or float32 latents.
+        space: the row's visual slots in the batch, which are filled: uint8 pixels, or moments.
         encode: the tokenizer's, with a memory.
 
     Raises:
@@ -59,26 +58,10 @@ def make_sample(
 
         for slot, medium in zip(space, layout.media, strict=False):
             if isinstance(medium, Encoded):
-                draw(medium, random, slot)
+                slot[:] = medium.read()
             elif stream.task not in VIDEO_TASKS:
                 slot[0] = read_image(medium, size, smallest=stream.smallest)
             else:
                 options = {"fps": stream.fps, "place": place, "smallest": stream.smallest}
                 slot[:] = read_video(medium, size, stream.frames, **options)
         return layout.sequence
-
-
-_scratch = threading.local()
-
-
-def draw(medium: Encoded, random: np.random.Generator, out: Float32[np.ndarray, "t y x c"]) -> None:
-    """Writes a draw from the posterior, mean + std * noise, to `out`, which is contiguous."""
-    # Fresh memory for each array would take longer than the arithmetic.
-    if getattr(_scratch, "shape", None) != out.shape:
-        _scratch.shape, _scratch.array = out.shape, np.empty(out.shape, np.float32)
-    mean, std = medium.read()
-    random.standard_normal(out=out, dtype=np.float32)
-    np.copyto(_scratch.array, std)
-    np.multiply(out, _scratch.array, out=out)
-    np.copyto(_scratch.array, mean)
-    np.add(out, _scratch.array, out=out)

@@ -24,6 +24,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -131,6 +132,45 @@ def hashed_share(*parts: object) -> float:
 def split_stream(split: str) -> int:
     """The 32-bit number that tells a split's random draws from another's."""
     return int(hashed_share("split", split) * 2**32)
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A source whose items are drawn by index."""
+
+    length: int
+    seed: int
+    stream: int
+
+
+def frequencies(what: str, kinds: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
+    """The relative frequency of every kind; one that is not named has 0.
+
+    Raises:
+      ValueError: a kind is unknown, a weight negative, or none positive.
+    """
+    if (
+        set(weights) - set(kinds)
+        or min(weights.values(), default=0) < 0
+        or not any(weights.values())
+    ):
+        raise ValueError(
+            f"weights of {what} are {dict(weights)}; the kinds are {', '.join(kinds)}, none has a negative weight "
+            "and one a positive one"
+        )
+    return {kind: float(weights.get(kind, 0.0)) for kind in kinds}
+
+
+def random_of(source: Indexed, index: int) -> np.random.Generator:
+    """What an item of the world is drawn with: a function of the source's stream and seed, and the index, alone.
+
+    Raises:
+      IndexError: the source has no such item.
+    """
+    if not 0 <= index < source.length:
+        raise IndexError(f"item {index} of {source!r}; it has {source.length}")
+    key = np.array([(source.stream << 32) ^ (source.seed & 0xFFFFFFFF), index], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def is_held_out_single(name: str, ground: str, place: str) -> bool:
@@ -247,7 +287,7 @@ class SceneSource:
         }
         self._cumulative = np.cumsum(shares / shares.sum())
         self._look_up_held_out()
-        self._stream = split_stream(split)
+        self.stream = split_stream(split)
 
     def _look_up_held_out(self) -> None:
         """Takes the tables of what is held out, and checks that every layout has a scene left."""
@@ -287,11 +327,7 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> Scene:
         """The scene with this index; the same for ever."""
-        index = int(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"scene {index} of {self!r}; it has {self.length}")
-        key = np.array([(self._stream << 32) ^ (self.seed & 0xFFFFFFFF), index], np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key))
+        random = random_of(self, index)
         layout = self.layouts[int(np.searchsorted(self._cumulative, random.random(), "right"))]
         want = self.split != "train"
         while True:  # rejection keeps what is left uniform; at worst a dozen rounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import ml_dtypes
 import numpy as np
 
 from tuna_jax.data.buckets import SIZES_512, Rows
@@ -104,14 +105,14 @@ class BatchShape:
 
     @property
     def visual(self) -> str:
-        """What fills the visual slots: 'pixels' or 'latents'."""
-        return "latents" if self.latents else "pixels"
+        """What fills the visual slots: 'pixels', or 'moments' of latents."""
+        return "moments" if self.latents else "pixels"
 
     def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of every array of one host's batch."""
         rows, slots = self.rows // process_count, self.slots
         if self.latents:
-            visual = ((rows, slots, *self.latents), np.dtype(np.float32))
+            visual = ((rows, slots, 2, *self.latents), np.dtype(ml_dtypes.bfloat16))
         else:
             clip = (self.frames, self.size.height, self.size.width, 3)
             visual = ((rows, slots, *clip), np.dtype(np.uint8))

@@ -106,8 +106,8 @@ def _motion(frames: UInt8[np.ndarray, "f size size 3"], ground: tuple[int, int, 
     for name, sign in ((STILL, 0), ("turn left", 1), ("turn right", -1)):
         errors[name] = 0.0
         for i in range(1, len(frames)):
-            angle = sign * QUARTER * i / (len(frames) - 1)
-            turned = first.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
+            angle = sign * QUARTER * round(i / (len(frames) - 1))
+            turned = first.rotate(angle, fillcolor=ground)
             gap = np.asarray(turned, np.float32) - frames[i]
             errors[name] += float(np.mean(gap**2))
     return min(errors, key=lambda name: errors[name])

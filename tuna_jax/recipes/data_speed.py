@@ -248,7 +248,7 @@ def _library_batches(source: Any, task: Task, settings: Settings, cache: Path) -
         source=source,
         weight=1.0,
         rows=settings.rows,
-        lengths=(1 << 14,),
+        lengths=(2048 if task == "t2i" else 8192,),
         sizes=(settings.size,),
         frames=settings.frames if task == "t2v" else 1,
     )

@@ -179,7 +179,7 @@ def _greeting(current: state.TrainState, mesh: jax.sharding.Mesh, start: int, st
 
 
 def _described(batch: Arrays) -> str:
-    name = "pixels" if "pixels" in batch else "latents"
+    (name,) = {"pixels", "moments", "latents"} & set(batch)
     rows, length = batch["tokens"].shape
     return f"{rows} rows of {length} tokens, {name} {list(batch[name].shape[1:])}"
 

@@ -193,7 +193,7 @@ def encode(
     batch, slots = pixels.shape[:2]
     clips = pixels.reshape(batch * slots, *pixels.shape[2:])
     mean, std = vae.posterior(config, params, clips, dtype)
-    drawn = mean + std * jax.random.normal(key, mean.shape)
+    drawn = step.draw(mean, std, key)
     return drawn.reshape(batch, slots, *drawn.shape[1:])
 
 

@@ -72,7 +72,8 @@ def make_step(
 ) -> Step:
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
-    A batch holds either `latents`, or `pixels` that are encoded here by the VAE `frozen`.
+    A batch holds `latents`; or `moments`, bfloat16 [B, N, 2, T, h, w, C], which are drawn from here; or `pixels`,
+    which the VAE `frozen` encodes here.
 
     Args:
       loss: the joint loss of a batch.
@@ -95,6 +96,10 @@ def make_step(
         time_key, noise_key = jax.random.split(key)
         if encode is not None and "pixels" in batch:
             latents = encode(frozen, batch["pixels"], jax.random.fold_in(key, 2))
+            batch = {**batch, "latents": latents}
+        elif "moments" in batch:
+            moments = jnp.moveaxis(batch["moments"], 2, 0).astype(jnp.float32)
+            latents = draw(moments[0], moments[1], jax.random.fold_in(key, 2))
             batch = {**batch, "latents": latents}
         t = sample_time(time_key, batch["is_target"].shape)
         noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)
@@ -143,6 +148,13 @@ def make_step(
         return new, window | {"skipped": new.skipped.astype(jnp.float32)}
 
     return step
+
+
+def draw(
+    mean: Float[Array, "*extent"], std: Float[Array, "*extent"], key: jax.Array
+) -> Float[Array, "*extent"]:
+    """A draw from the posterior; model.md section 1."""
+    return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:

@@ -47,11 +47,13 @@ class ImageSettings:
       size: side in pixels.
       seed: seed of the training pictures; held-out ones have another.
       varied: share of pictures outside the scenes' grammar (any colours, sizes and overlaps).
+      clips: share of pictures that are frames of clips; see `tuna_jax.data.motions.ClipImages`.
     """
 
     size: int = 64
     seed: int = 0
     varied: float = 0.5
+    clips: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class VAESettings:
     Attributes:
       preset: model preset whose VAE is trained.
       encoder_width, decoder_width, blocks: its size.
+      start: an exported VAE of the same sizes to begin with; empty begins with random weights.
       images: what it is trained on.
       steps, batch, seed: length of the run, pictures a step, seed of everything random.
       optimizer: AdamW, schedule and EMA.
@@ -76,6 +79,7 @@ class VAESettings:
     encoder_width: int = 20
     decoder_width: int = 32
     blocks: int = 1
+    start: str = ""
     images: ImageSettings = ImageSettings()
     steps: int = 20_000
     batch: int = 16
@@ -150,6 +154,8 @@ def train_vae(
         blocks=settings.blocks,
     )
     params = vae.init(config, jax.random.key(settings.seed), image_only=True)
+    if settings.start:
+        params = _begin_with(settings.start, params)
     optimizer = build(settings.optimizer, params, settings.steps)
     state = {
         "params": params,
@@ -245,6 +251,16 @@ def train_vae(
     typical = (_gather(held_out, first + start, 64) for start in range(0, _STATISTICS_IMAGES, 64))
     statistics = image_vae.latent_statistics(config, state["ema"], typical)
     return image_vae.export(workdir / settings.export, config, state["ema"], statistics)
+
+
+def _begin_with(path: str, fresh: Any) -> Any:
+    """The parameters in an exported file, checked to have the shapes of `fresh` ones."""
+    _, params = image_vae.load_image_vae(path)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError(
+            f"the VAE in config.start ({path}) has other sizes than config.encoder_width, decoder_width and blocks say"
+        )
+    return jax.tree.map(jnp.asarray, params)
 
 
 def _gather(images: Images, first: int, count: int) -> np.ndarray:
