@@ -383,3 +383,37 @@ def test_a_wrong_stream_is_named(folder, tmp_path, change, message):
     values = experiment(folder, {"one": ("t2i", "captions", change)})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(values, tmp_path)
+
+
+def test_a_conversation_that_ends_in_a_picture_is_a_bad_row_unless_the_stream_draws(
+    folder, tmp_path
+):
+    rows = [
+        json.loads(line) for line in (folder / "chats.jsonl").read_text().splitlines() for _ in "ab"
+    ]
+    drawn = {"image": "0.jpg", "conversations": talk("draw a dog", "here: <image>")}
+    write_rows(folder / "ending.jsonl", [*rows[:3], drawn, *rows[3:]])
+    told = {"one": ("understand", "ending", {})}
+    limits = {"bad_share": 0.5}
+    log = run(experiment(folder, told, steps=6, data=limits), tmp_path / "told")
+    assert log[-1]["bad_rows/drawn_picture"] == log[-1]["bad_rows"] > 0
+    (line,) = map(json.loads, (tmp_path / "told" / "bad_rows.jsonl").read_text().splitlines())
+    assert line["line"] == 4 and "set draws=True for the stream 'one'" in line["reason"]
+    both = {"one": ("understand", "ending", {"draws": True})}
+    log = run(experiment(folder, both, steps=6, data=limits), tmp_path / "both")
+    assert log[-1]["bad_rows"] == 0
+    assert any("flow_loss/one" in line for line in log)
+
+
+def test_latents_of_a_converted_models_vae_are_known_to_be_its(folder, tiny_model, tmp_path):
+    ready = tmp_path / "ready"
+    arguments = ["--manifest", str(folder / "captions.jsonl"), "--output", str(ready)]
+    assert (
+        encode_latents.main([*arguments, "--sizes", "32x32", "--vae", str(tiny_model.parent)]) == 1
+    )
+    assert encode_latents.main([*arguments, "--sizes", "32x32", "--vae", str(tiny_model)]) == 0
+    more = {"manifest": "", "latents": str(ready), "sizes": ("32x32",)}
+    streams = {"one": ("t2i", "captions", more)}
+    model = {"preset": "tiny", "language": {"vocabulary": 640}}
+    values = experiment(folder, streams, steps=2, model=model, vae=str(tiny_model))
+    assert np.isfinite(run(values, tmp_path / "run")[-1]["flow_loss/one"])

@@ -26,6 +26,7 @@ KINDS = (
     "corrupt_video",
     "no_frames",
     "too_long",  # its tokens exceed the longest sequence length
+    "drawn_picture",  # a conversation ends in a picture that the assistant draws, and its stream learns text alone
 )
 
 

@@ -32,8 +32,21 @@ from tuna_jax.sequence import Grid
 
 SIZES_512 = (Size(512, 512), Size(448, 576), Size(576, 448), Size(384, 672), Size(672, 384))
 SIZES_1024 = tuple(Size(2 * size.height, 2 * size.width) for size in SIZES_512)
+FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
 _VERSION = 1  # of what is kept; raise it when `text_tokens` or the facts change
 _CHUNK = 256
+
+
+def named_sizes(text: str) -> tuple[Size, ...]:
+    """'384x672' -> that size; '512' and '1024' are TUNA's five of that kind."""
+    height, _, width = text.partition("x")
+    if text in FAMILIES:
+        return FAMILIES[text]
+    if not (height.isdigit() and width.isdigit()):
+        raise ValueError(
+            f"{text!r} is no size; give HEIGHTxWIDTH, for example 512x512, or {' or '.join(FAMILIES)} for TUNA's five"
+        )
+    return (Size(int(height), int(width)),)
 
 
 @runtime_checkable

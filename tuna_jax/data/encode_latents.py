@@ -23,44 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from safetensors import safe_open
 
-from tuna_jax.config import VAEConfig
+from tuna_jax.config import VAEConfig, preset
 from tuna_jax.data.bad_rows import BadRows, TooManyBadRows
-from tuna_jax.data.buckets import SIZES_512, SIZES_1024
+from tuna_jax.data.buckets import SIZES_512, named_sizes
 from tuna_jax.data.latent_encoding import EncodeClips, Encoding, encode_manifest
 from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.manifests import Manifest
 from tuna_jax.data.media import SMALLEST_SIDE, Size
 from tuna_jax.models import vae
-from tuna_jax.recipes.weights import open_any
-from tuna_jax.training.image_vae import load_image_vae, shipped_image_vae
-from tuna_jax.trees import unflatten
-
-_FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
-
-
-def open_vae(path: Path) -> tuple[VAEConfig, Any]:
-    """A VAE's config and parameters: of a file of `experiments/emoji_vae.py`, or in a converted model.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: there is no VAE with a config in it.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"no VAE at {path}")
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
-            if "vae" in (file.metadata() or {}):
-                return load_image_vae(path)
-    config, state = open_any(path)
-    names = [name for name in state.entries if name.startswith("vae.")]
-    if config is None or not names:
-        raise ValueError(
-            f"{path} holds no VAE with its config; give a file of experiments/emoji_vae.py, or what "
-            "`python -m tuna_jax.convert from_torch` wrote of a model with its VAE"
-        )
-    return config.vae, unflatten({name: state.read(name) for name in names})["vae"]
+from tuna_jax.recipes.surroundings import open_vae
+from tuna_jax.training.image_vae import shipped_image_vae
 
 
 def encoder(config: VAEConfig, params: Any) -> EncodeClips:
@@ -77,19 +50,11 @@ def encoder(config: VAEConfig, params: Any) -> EncodeClips:
 
 
 def read_sizes(text: str) -> tuple[Size, ...]:
-    """'512,384x672' -> the sizes; 512 and 1024 are TUNA's five of that kind."""
-    sizes: list[Size] = []
-    for part in text.split(","):
-        if part in _FAMILIES:
-            sizes += _FAMILIES[part]
-            continue
-        height, _, width = part.partition("x")
-        if not (height.isdigit() and width.isdigit()):
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is no size; give 512, 1024 or HEIGHTxWIDTH, with commas between"
-            )
-        sizes.append(Size(int(height), int(width)))
-    return tuple(sizes)
+    """'512,384x672' -> the sizes; see `buckets.named_sizes`."""
+    try:
+        return tuple(size for part in text.split(",") for size in named_sizes(part))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -103,7 +68,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="the folder of the latents, made if absent")
     add("--image_root", type=Path, help="where relative paths begin; else the manifest's folder")
     add("--vae", type=Path, default=shipped_image_vae(),
-        help="a file of experiments/emoji_vae.py, or a converted model with a VAE; else the emoji VAE")  # fmt: skip
+        help="Wan 2.2's, a converted model, or a file of experiments/emoji_vae.py; else the emoji VAE")  # fmt: skip
     add("--sizes", type=read_sizes, default=SIZES_512, metavar="SIZES",
         help="512 (default) or 1024 for TUNA's five, or HEIGHTxWIDTH, with commas; rows take the nearest")  # fmt: skip
     add("--frames", type=int, default=1, help="frames of a clip, 1 + 4k (default 1)")
@@ -122,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = _arguments().parse_args(arguments)
     try:
-        config, params = open_vae(given.vae)
+        config, params = open_vae(given.vae, preset("tuna_1p5b"))
         for size in given.sizes:
             config.latent_shape(given.frames, size.height, size.width)
         encoding = Encoding(

@@ -227,7 +227,13 @@ class Mixture:
                 stream.rows,
                 stream.frames,
             )
-            draws = (stream.fps, stream.text_dropout, stream.source_dropout, stream.smallest)
+            draws = (
+                stream.fps,
+                stream.text_dropout,
+                stream.source_dropout,
+                stream.smallest,
+                stream.draws,
+            )
             digest.update(repr((cell.key, cell.bucket, settings, draws)).encode())
             digest.update(np.ascontiguousarray(cell.members, np.int64).tobytes())
         return digest.hexdigest()[:16]

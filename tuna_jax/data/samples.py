@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Shaped
 
-from tuna_jax.data.bad_rows import blaming
+from tuna_jax.data.bad_rows import Fault, blaming
 from tuna_jax.data.cells import Cell
 from tuna_jax.data.layouts import VIDEO_TASKS, lay_out
 from tuna_jax.data.media import Encoded, read_image
@@ -54,6 +54,12 @@ def make_sample(
             source_dropout=stream.source_dropout,
             encode=encode,
         )
+        if row.turns and layout.sequence.is_target.any() and not stream.draws:
+            raise Fault(
+                "drawn_picture",
+                f"the conversation ends in a picture that the assistant draws; set draws=True for the stream "
+                f"{stream.name!r} to learn it",
+            )
         place = random.random() if stream.task in VIDEO_TASKS else 0.0
 
         for slot, medium in zip(space, layout.media, strict=False):

@@ -39,6 +39,7 @@ class RowStream:
         fps: how close a clip's frames are; None spreads them over the whole clip.
         text_dropout, source_dropout: see `lay_out`.
         smallest: pixels that a side must have.
+        draws: whether a conversation may end in a picture that the assistant draws.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RowStream:
     text_dropout: float = 0.1
     source_dropout: float = 0.0
     smallest: int = SMALLEST_SIDE
+    draws: bool = True
 
     def __post_init__(self) -> None:
         where = f"stream {self.name!r}"

@@ -12,7 +12,7 @@ import jax
 
 from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.data.bad_rows import BadRows
-from tuna_jax.data.buckets import SIZES_512, SIZES_1024, Rows
+from tuna_jax.data.buckets import Rows, named_sizes
 from tuna_jax.data.latent_records import LatentRows
 from tuna_jax.data.layouts import ACCEPTS
 from tuna_jax.data.manifests import Manifest
@@ -25,7 +25,6 @@ from tuna_jax.training.checkpoints import open_arrays
 from tuna_jax.training.settings import defaults, parse
 from tuna_jax.training.step import Heads
 
-_FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
 History = list[tuple[int, dict[str, float]]]
 
 
@@ -49,7 +48,8 @@ class StreamSettings:
       fps: frames a second that are taken of a clip; 0 spreads them over the whole clip.
       text_dropout, source_dropout: how often the text, and an edit's source, are left out, for guidance.
       smallest: pixels that a picture's side must have.
-      draws: conversations may end in a picture that the assistant draws; the flow head then runs on them too.
+      draws: conversations may end in a picture that the assistant draws; the flow head then runs on them too. Else
+        such a row is a bad one.
     """
 
     task: str
@@ -152,20 +152,24 @@ def stream_settings(data: MixtureData) -> dict[str, StreamSettings]:
 
 def picture_size(text: str, where: str) -> Size:
     """'384x672' -> Size(384, 672)."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ValueError(f"{where} is {text!r}; a size is HEIGHTxWIDTH, for example 512x512")
-    return Size(int(height), int(width))
+    found = _named(text, where)
+    if len(found) != 1:
+        raise ValueError(f"{where} is {text!r}; it is one size, HEIGHTxWIDTH, for example 512x512")
+    return found[0]
 
 
 def picture_sizes(settings: StreamSettings, where: str) -> tuple[Size, ...]:
     """The sizes that a stream names."""
     if settings.task == "chat":
         return (UNUSED_SIZE,)
-    found: list[Size] = []
-    for text in settings.sizes:
-        found += _FAMILIES.get(text) or [picture_size(text, where)]
-    return tuple(found)
+    return tuple(size for text in settings.sizes for size in _named(text, where))
+
+
+def _named(text: str, where: str) -> tuple[Size, ...]:
+    try:
+        return named_sizes(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def possible_shapes(name: str, settings: StreamSettings, vae: VAEConfig) -> list[BatchShape]:
@@ -234,6 +238,7 @@ def row_stream(name: str, settings: StreamSettings) -> RowStream:
         text_dropout=settings.text_dropout,
         source_dropout=settings.source_dropout,
         smallest=settings.smallest,
+        draws=settings.draws,
     )
 
 

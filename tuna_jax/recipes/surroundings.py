@@ -26,9 +26,7 @@ PathLike = str | os.PathLike[str]
 
 def read_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
     """A VAE from a file of its own, in any layout, with its config and its parameters on the device."""
-    if not path.exists():
-        raise FileNotFoundError(f"no VAE at {path}")
-    found, params = _open_vae(path, config)
+    found, params = open_vae(path, config)
     if found.latent_channels != config.vae.latent_channels:
         raise ValueError(
             f"the VAE in {path} has {found.latent_channels} latent channels and the model wants "
@@ -37,7 +35,19 @@ def read_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
     return found, on_device(params)
 
 
-def _open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
+def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
+    """A VAE's config and its parameters, in host memory.
+
+    Args:
+      path: a file of `experiments/emoji_vae.py`, a converted model with a VAE in it, or the Wan 2.2 VAE in any layout.
+      config: a model's, for the sizes of a VAE that comes without its config.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: there is no VAE in it, or not the whole of one.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no VAE at {path}")
     if path.suffix == ".safetensors":
         with safe_open(path, framework="numpy") as file:
             exported = "vae" in (file.metadata() or {})
