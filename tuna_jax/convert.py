@@ -205,7 +205,7 @@ def _config(chosen: argparse.Namespace) -> TunaConfig | None:
 
 def _from_torch(chosen: argparse.Namespace) -> int:
     from tuna_jax.conversion import parents, sources, transfer
-    from tuna_jax.conversion.state_dicts import Writer
+    from tuna_jax.conversion.writer import Writer
     from tuna_jax.recipes import weights
 
     config = _config(chosen)
@@ -239,7 +239,7 @@ def _from_torch(chosen: argparse.Namespace) -> int:
 
 def _to_torch(chosen: argparse.Namespace) -> int:
     from tuna_jax.conversion import parents, transfer
-    from tuna_jax.conversion.state_dicts import Writer
+    from tuna_jax.conversion.writer import Writer
     from tuna_jax.recipes import weights
 
     config, params = weights.open_parameters(chosen.source)
@@ -309,6 +309,8 @@ def _verify_manifest(manifest: str, name: str | None) -> int:
     from tuna_jax.config import preset
     from tuna_jax.conversion import golden
 
+    if not Path(manifest).is_file():
+        raise FileNotFoundError(f"no manifest at {manifest}")
     stem = Path(manifest).stem
     name = name or _PRESET_OF_MANIFEST.get(stem)
     if name is None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tuna_jax.conversion.state_dicts import SourceError, Writer, merge, open_files
+from tuna_jax.conversion.state_dicts import SourceError, merge, open_files
+from tuna_jax.conversion.writer import Writer
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 RANDOM = np.random.default_rng(0)

@@ -1,12 +1,7 @@
-"""State dicts on disk: lazily read, whoever wrote them, and written as a stream.
+"""State dicts on disk, lazily read, whoever wrote them; writer.py writes them.
 
-    StateDict      keys with shapes and dtypes, known at once; a tensor is read when it is asked for
-    open_files     safetensors (one file, shards with an index, a folder of them), .pt and .pth
-    Writer         safetensors whose tensors come one by one, and in pieces
-
-The library's own writer wants all tensors in memory at once, so the file is laid out here: eight bytes with
-the header's length, the header as JSON, the tensors' bytes (github.com/huggingface/safetensors, README,
-"Format"). Everything is written in a folder beside the output, which gets its name when it is complete.
+StateDict      keys with shapes and dtypes, known at once; a tensor is read when it is asked for
+open_files     safetensors (one file, shards with an index, a folder of them), .pt and .pth
 """
 
 from __future__ import annotations
@@ -16,19 +11,16 @@ import dataclasses
 import json
 import mmap
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -42,8 +34,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_INDEX_SUFFIX = ".index.json"
+INDEX_SUFFIX = ".index.json"
 _WRAPPERS = ("model", "state_dict")
 
 
@@ -130,7 +121,7 @@ def open_files(source: str | Path) -> StateDict:
         raise SourceError(f"{path} does not exist")
     if path.is_dir():
         return _open_folder(path)
-    if path.name.endswith(_INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIX):
         return _open_index(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
@@ -138,12 +129,12 @@ def open_files(source: str | Path) -> StateDict:
         return _open_pickle(path)
     raise SourceError(
         f"{path} is no kind of file that holds weights here; give .safetensors, .pt, .pth, .bin, "
-        f"an index ({_INDEX_SUFFIX}) or a folder with one of them"
+        f"an index ({INDEX_SUFFIX}) or a folder with one of them"
     )
 
 
 def _open_folder(folder: Path) -> StateDict:
-    indices = sorted(folder.glob(f"*{_INDEX_SUFFIX}"))
+    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     if len(indices) > 1:
         names = ", ".join(path.name for path in indices)
         raise SourceError(f"{folder} has several indices ({names}); give the one that is meant")
@@ -186,7 +177,7 @@ def _open_safetensors(path: Path) -> StateDict:
         header = json.loads(_bytes_of(path, 8, int.from_bytes(_bytes_of(path, 0, 8), "little")))
         header.pop("__metadata__", None)
         entries = {
-            key: Entry(tuple(part["shape"]), _DTYPES[part["dtype"]], str(path))
+            key: Entry(tuple(part["shape"]), DTYPES[part["dtype"]], str(path))
             for key, part in header.items()
         }
     except SafetensorError as error:
@@ -294,176 +285,6 @@ def _forget_pages(mapped: np.ndarray) -> None:
     if count > 0:
         madvise = ctypes.CDLL(None).madvise
         madvise(ctypes.c_void_p(first), ctypes.c_size_t(count * mmap.PAGESIZE), mmap.MADV_DONTNEED)
-
-
-class Writer:
-    """Writes safetensors whose tensors come one by one, or in pieces along their first axis.
-
-    Use it as a context: on leaving, the output gets its final name if all went well and every byte was
-    written, and nothing is left of it otherwise.
-
-    Args:
-      path: a `.safetensors` file, or else a folder of shards with an index.
-      entries: every tensor's shape and dtype, in the order in which they shall lie.
-      metadata: remarks for the header.
-      shard_bytes: largest shard in a folder.
-      name: how files in a folder begin.
-      extra: other files of the folder: name to text.
-
-    Raises:
-      FileExistsError: there is something under that name already.
-      OSError: the disk cannot hold it; told before the first byte.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        entries: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
-        *,
-        metadata: Mapping[str, str] | None = None,
-        shard_bytes: int = 5 * 10**9,
-        name: str = "model",
-        extra: Mapping[str, str] | None = None,
-    ):
-        self.path = Path(path)
-        self._metadata, self._extra = dict(metadata or {}), dict(extra or {})
-        self._entries = {key: Entry(shape, dtype, "") for key, (shape, dtype) in entries.items()}
-        self._single = self.path.suffix == ".safetensors"
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise FileExistsError(
-                f"{self.path} exists already and is left as it is; choose another output, or move it away"
-            )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        needed = sum(entry.nbytes for entry in self._entries.values())
-        free = shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise OSError(
-                f"{self.path} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; "
-                f"make room, or write elsewhere"
-            )
-        self._name = name
-        self._files = self._shards(shard_bytes)
-        self._where: dict[str, tuple[int, int]] = {}
-        self._missing = {key: entry.nbytes for key, entry in self._entries.items()}
-        self._open: list[int] = []
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
-        try:
-            self._lay_out()
-        except BaseException:
-            self._clear()
-            raise
-
-    def _shards(self, limit: int) -> dict[str, list[str]]:
-        """File name -> its keys, in order."""
-        groups: list[list[str]] = [[]]
-        size = 0
-        for key, entry in self._entries.items():
-            if groups[-1] and not self._single and size + entry.nbytes > limit:
-                groups.append([])
-                size = 0
-            groups[-1].append(key)
-            size += entry.nbytes
-        if self._single:
-            return {self.path.name: groups[0]}
-        if len(groups) == 1:
-            return {f"{self._name}.safetensors": groups[0]}
-        count = len(groups)
-        return {
-            f"{self._name}-{i:05d}-of-{count:05d}.safetensors": keys
-            for i, keys in enumerate(groups, 1)
-        }
-
-    def _lay_out(self) -> None:
-        for number, (name, keys) in enumerate(self._files.items()):
-            header: dict[str, Any] = {"__metadata__": self._metadata} if self._metadata else {}
-            offset = 0
-            for key in keys:
-                entry = self._entries[key]
-                header[key] = {
-                    "dtype": _NAMES[entry.dtype],
-                    "shape": list(entry.shape),
-                    "data_offsets": [offset, offset + entry.nbytes],
-                }
-                offset += entry.nbytes
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)
-            begin = 8 + len(text)
-            position = begin
-            for key in keys:
-                self._where[key] = number, position
-                position += self._entries[key].nbytes
-            file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-            self._open.append(file)
-            if begin + offset:
-                os.posix_fallocate(file, 0, begin + offset)  # a full disk is told here
-            _write_all(file, len(text).to_bytes(8, "little") + text, 0)
-
-    def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
-        """Writes a tensor, or its part `index` along the first axis; every part once.
-
-        Raises:
-          ValueError: another shape or dtype than was announced.
-        """
-        entry = self._entries[key]
-        shape = entry.shape if index is None else entry.shape[1:]
-        if tensor.shape != shape or tensor.dtype != entry.dtype:
-            raise ValueError(
-                f"{key}: {tensor.dtype} {list(tensor.shape)} came, {entry.dtype} {list(shape)} was announced"
-            )
-        file, position = self._where[key]
-        position += 0 if index is None else index * tensor.nbytes
-        data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-        _write_all(self._open[file], data.data, position)
-        self._missing[key] -= tensor.nbytes
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._clear()
-
-    def _finish(self) -> None:
-        unwritten = [key for key, missing in self._missing.items() if missing]
-        if unwritten:
-            raise ValueError(f"{len(unwritten)} tensors were not written: {', '.join(unwritten)}")
-        for file in self._open:
-            os.fsync(file)
-        if self._single:
-            os.replace(self._folder / self.path.name, self.path)
-            return
-        if len(self._files) > 1:
-            weight_map = {key: name for name, keys in self._files.items() for key in keys}
-            total = sum(entry.nbytes for entry in self._entries.values())
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            self._extra[f"{self._name}.safetensors{_INDEX_SUFFIX}"] = json.dumps(index, indent=2)
-        for name, text in self._extra.items():
-            (self._folder / name).write_text(text)
-        if self.path.exists():
-            self.path.rmdir()  # it is empty: that was checked
-        self._folder.chmod(0o755)
-        os.rename(self._folder, self.path)
-
-    def _clear(self) -> None:
-        for file in self._open:
-            os.close(file)
-        self._open = []
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _write_all(file: int, data: bytes | memoryview, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, position)
-        view, position = view[written:], position + written
 
 
 def total_bytes(entries: Iterable[Entry]) -> int:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion import table
-from tuna_jax.conversion.state_dicts import SourceError, StateDict, Writer, open_files
+from tuna_jax.conversion.state_dicts import SourceError, StateDict, open_files
+from tuna_jax.conversion.writer import Writer
 from tuna_jax.models import tuna, vae
 from tuna_jax.trees import flatten
 

@@ -24,7 +24,16 @@ from tuna_jax.data.edits import Edit
 from tuna_jax.data.latents import LatentPool
 from tuna_jax.data.motions import CLIP_KINDS, Clip, clip_captions, clip_questions
 from tuna_jax.data.phrases import sentence
-from tuna_jax.data.pipeline import STREAMS, Batch, Sample, Stream, endless, grid_of, remembering
+from tuna_jax.data.pipeline import (
+    STREAMS,
+    Batch,
+    Sample,
+    Stream,
+    endless,
+    grid_of,
+    phrased,
+    remembering,
+)
 from tuna_jax.data.rendering import render
 from tuna_jax.data.scenes import Scene
 from tuna_jax.data.schedule import Schedule
@@ -34,7 +43,7 @@ from tuna_jax.sequence import Grid
 TASKS = (*STREAMS, "edit", "t2v", "video_understand", "dialogue")
 DEFAULT_CLIP_QUESTIONS: dict[str, float] = {
     "motion": 3.0,
-    "direction": 1.0,
+    "direction": 2.0,
     "name": 2.0,
     "ground": 1.0,
     "describe": 2.0,
@@ -76,10 +85,7 @@ def editing_stream(
     special, encode = tokenizer.special, remembering(tokenizer)
 
     def draw(index: int, random: np.random.Generator) -> Sample:
-        known = pool.source[index].instructions
-        text = known[int(random.integers(len(known)))]
-        if random.random() < sentences:
-            text = sentence(text)
+        text = phrased(pool.source[index].instructions, random, sentences)
         ids = [] if random.random() < instruction_dropout else encode(text)
         latents = pool.sample(index, random, (1.0, spread))[:, None]
         return Sample(sequence.editing(special, ids, grid), latents, TASKS.index("edit"))
@@ -101,10 +107,7 @@ def clip_stream(
     grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
 
     def draw(index: int, random: np.random.Generator) -> Sample:
-        known = clip_captions(pool.source[index])
-        text = known[int(random.integers(len(known)))]
-        if random.random() < sentences:
-            text = sentence(text)
+        text = phrased(clip_captions(pool.source[index]), random, sentences)
         ids = [] if random.random() < caption_dropout else encode(text)
         latents = pool.sample(index, random, spread)[None]
         return Sample(sequence.text_to_image(special, ids, grid), latents, TASKS.index("t2v"))

@@ -70,9 +70,8 @@ class LatentPool(Generic[Item]):
         self, index: int, random: np.random.Generator, spread: float | Sequence[float] = 1.0
     ) -> Float32[np.ndarray, "t h w c"]:
         """A draw from the posterior of item `index`: mean + spread * std * noise; a spread for all, or one a frame."""
-        if not isinstance(spread, (int, float)):
-            spread = np.asarray(spread, np.float32)[:, None, None, None]  # type: ignore[assignment]
-        noise = spread * random.standard_normal(self.mean.shape[1:], np.float32)
+        scale = np.asarray(spread, np.float32).reshape(-1, 1, 1, 1)
+        noise = scale * random.standard_normal(self.mean.shape[1:], np.float32)
         return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
 
 

@@ -111,15 +111,18 @@ def text_to_image_stream(
     grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
 
     def draw(index: int, random: np.random.Generator) -> Sample:
-        known = captions(pool.source[index])
-        text = known[int(random.integers(len(known)))]
-        if random.random() < sentences:
-            text = sentence(text)
+        text = phrased(captions(pool.source[index]), random, sentences)
         ids = [] if random.random() < caption_dropout else encode(text)
         latents = pool.sample(index, random, spread)[None]
         return Sample(text_to_image(special, ids, grid), latents, STREAMS.index("t2i"))
 
     return Stream("t2i", endless(pool, seed, draw), rows)
+
+
+def phrased(known: Sequence[str], random: np.random.Generator, sentences: float) -> str:
+    """One of several phrasings, now and then as a sentence with a capital and a full stop."""
+    text = known[int(random.integers(len(known)))]
+    return sentence(text) if random.random() < sentences else text
 
 
 def understanding_stream(
