@@ -9,6 +9,9 @@ Examples:
     python -m tuna_jax.evaluate --workdir=runs/demo --output=runs/look --drawings=64 --answers=64 \\
         --guidance=3 --points=20
 
+    # Scores over steps, of all checkpoints that were kept, and of another run beside them; writes learning.png:
+    python -m tuna_jax.evaluate --workdir=runs/emoji_all --curve --beside=runs/emoji_generation --drawings=64
+
 All that is asked for was held out of training. Every score comes with its chance level, its count
 and a 95 % interval; judges were never trained by us.
 """
@@ -21,9 +24,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
+
+if TYPE_CHECKING:  # JAX is not imported before flags are read.
+    from tuna_jax.evaluation.measure import Evaluation
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a training run, or its model.safetensors."
@@ -36,6 +42,12 @@ _POINTS = flags.DEFINE_integer("points", None, "Points of the time grid; by defa
 _STARTED = flags.DEFINE_float(
     "started", None, "When it all began, in seconds since 1970: the report tells the minutes since."
 )
+_CURVE = flags.DEFINE_bool(
+    "curve",
+    False,
+    "Measure every checkpoint that was kept (once: learning.jsonl in the workdir), and draw scores over steps.",
+)
+_BESIDE = flags.DEFINE_list("beside", [], "With --curve: workdirs of other runs to show beside it.")
 flags.mark_flag_as_required("workdir")
 
 
@@ -45,36 +57,56 @@ def main(arguments: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
     try:
-        _evaluate()
+        _learning() if _CURVE.value else _evaluate()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 
-def _evaluate() -> None:
-    from tuna_jax.evaluation import abilities, measure, report
-    from tuna_jax.evaluation.judges import ObjectJudge
+class _Measure:
+    """Measures parameters of one world; the judge is made once for all."""
+
+    def __init__(self) -> None:
+        from tuna_jax.evaluation.judges import ObjectJudge
+
+        self._judge = ObjectJudge()
+
+    def __call__(self, world: Any, params: Any, settings: dict[str, Any]) -> Evaluation:
+        from tuna_jax.evaluation import abilities, measure
+        from tuna_jax.recipes import emoji
+
+        draw, answer, more = emoji.measured(world, params, settings)
+        options: dict[str, Any] = {
+            "judge": self._judge,
+            "reconstruct": world.reconstruct,
+            "drawings": _DRAWINGS.value,
+            "answers": _ANSWERS.value,
+            "say": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+        }
+        return abilities.add(measure.measure(draw, answer, **options), more, **options)
+
+
+def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """What was trained, with the sampling that the flags ask for."""
     from tuna_jax.recipes import emoji
 
-    begun = time.time() if _STARTED.value is None else _STARTED.value
-    source = Path(str(_WORKDIR.value))
     world, params, settings = emoji.load_trained(source)
     changes = {"guidance": _GUIDANCE.value, "points": _POINTS.value}
     samples = dataclasses.replace(
         world.samples, **{name: value for name, value in changes.items() if value is not None}
     )
-    world = dataclasses.replace(world, samples=samples)
-    judge, draw, answer, more = ObjectJudge(), *emoji.measured(world, params, settings)
-    options: dict[str, Any] = {
-        "judge": judge,
-        "reconstruct": world.reconstruct,
-        "drawings": _DRAWINGS.value,
-        "answers": _ANSWERS.value,
-        "say": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
-    }
-    found = abilities.add(measure.measure(draw, answer, **options), more, **options)
+    return dataclasses.replace(world, samples=samples), params, settings
+
+
+def _evaluate() -> None:
+    from tuna_jax.evaluation import report
+
+    begun = time.time() if _STARTED.value is None else _STARTED.value
+    source = Path(str(_WORKDIR.value))
+    world, params, settings = _load(source)
+    found = _Measure()(world, params, settings)
     workdir = source if source.is_dir() else source.parent
     output = Path(_OUTPUT.value) if _OUTPUT.value else workdir
-    metrics = workdir / "metrics.jsonl"
+    metrics, samples = workdir / "metrics.jsonl", world.samples
     page = report.write(
         output,
         found,
@@ -98,6 +130,32 @@ def _evaluate() -> None:
     for name, value in {"vae_psnr_db": found.vae_psnr_db, **found.decibels}.items():
         print(f"{name:34} {value:5.1f}")
     print(page)
+
+
+def _learning() -> None:
+    """Measures every checkpoint that was kept and not measured yet, of this run and those beside it."""
+    from tuna_jax.evaluation import learning
+    from tuna_jax.recipes import emoji
+
+    measure, runs = _Measure(), {}
+    for workdir in [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]:
+        world, _, settings = _load(workdir)
+        known = learning.read(workdir)
+        for step, path in emoji.checkpoints(workdir).items():
+            if step not in known:
+                print(f"{workdir.name}, step {step}", file=sys.stderr, flush=True)
+                found = measure(world, emoji.load_checkpoint(path), settings)
+                learning.append(workdir, step, found.scores)
+        curve = learning.read(workdir)
+        if not curve:
+            raise FileNotFoundError(f"{workdir} has no checkpoints left to measure")
+        runs[workdir.name] = curve
+    output = Path(_OUTPUT.value or str(_WORKDIR.value))
+    output.mkdir(parents=True, exist_ok=True)
+    picture = output / "learning.png"
+    picture.write_bytes(learning.plot(runs))
+    print(learning.table(runs))
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,15 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.abilities import Abilities
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.evaluation.tasks import Answer, Draw
+from tuna_jax.recipes.weights import open_parameters
 from tuna_jax.recipes.world import SampleSettings, World
 from tuna_jax.training import loop
+from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.export import load_model
 from tuna_jax.training.image_vae import load_image_vae
 from tuna_jax.training.settings import parse
 from tuna_jax.training.step import Heads
+from tuna_jax.trees import unflatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +178,17 @@ def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
     """
     params, values, _ = load_model(path)
     return load_world(parse(EmojiExperiment, values)), params, values
+
+
+def checkpoints(workdir: str | Path) -> dict[int, Path]:
+    """The checkpoints that a run has kept, by step."""
+    return {int(path.name): path for path in finished_checkpoints(workdir)}
+
+
+def load_checkpoint(path: Path) -> Any:
+    """The (averaged) parameters of one checkpoint."""
+    _, state = open_parameters(path)
+    return unflatten({name: state.read(name) for name in state.entries})
 
 
 def batches(world: World, data: EmojiData, progress: bool = True) -> Any:

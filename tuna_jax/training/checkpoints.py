@@ -217,6 +217,14 @@ class SavedArrays:
         return found
 
 
+def finished_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a workdir, or of a folder of checkpoints, that were written to their end; oldest first."""
+    folder = Path(folder)
+    inside = (folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
+    steps = sorted(path for path in inside.iterdir() if _STEP_FOLDER.fullmatch(path.name))
+    return [path for path in steps if ocp.utils.is_checkpoint_finalized(epath.Path(path))]
+
+
 def open_arrays(folder: str | Path) -> SavedArrays | None:
     """The arrays of a checkpoint, without reading them; None: there is no checkpoint.
 
@@ -229,9 +237,7 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
     folder = Path(folder)
     if not folder.is_dir():
         return None
-    inside = (folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
-    steps = sorted(path for path in inside.iterdir() if _STEP_FOLDER.fullmatch(path.name))
-    finished = [path for path in steps if ocp.utils.is_checkpoint_finalized(epath.Path(path))]
+    finished = finished_checkpoints(folder)
     step = finished[-1] if finished else folder
     if not _STEP_FOLDER.fullmatch(step.name) or not (step / "state").is_dir():
         return None
