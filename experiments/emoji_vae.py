@@ -5,8 +5,12 @@
 Then copy `runs/emoji_vae/emoji_vae.safetensors` to `tuna_jax/assets/`. On a CPU two devices are faster than two threads
 of one: XLA_FLAGS=--xla_force_host_platform_device_count=2.
 
-The VAE that ships had a harder curriculum, since the world was made simpler meanwhile: 6,000 steps on scenes with many
-sizes and places of each object (l2 = 2, kl = 1e-3, learning rate 1e-3), 4,700 with nine places, the rest on today's.
+The VAE that ships had a longer history, since the world changed meanwhile: 6,000 steps on scenes with many sizes and
+places of each object (l2 = 2, kl = 1e-3, learning rate 1e-3), 4,700 with nine places, the rest on today's scenes; and then
+8,000 with frames of clips among them, begun at what it was:
+
+    --config.start=tuna_jax/assets/emoji_vae.safetensors --config.steps=8000 --config.images.seed=1
+    --config.optimizer.learning_rate=8e-4 --config.optimizer.cosine_tail=0.9
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.images.size = 64
     config.images.seed = 0
     config.images.varied = 0.0
-    config.images.clips = 0.0
+    config.images.clips = 0.4
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1.2e-3
