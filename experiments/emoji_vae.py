@@ -6,8 +6,8 @@ Then copy `runs/emoji_vae/emoji_vae.safetensors` to `tuna_jax/assets/`. On a CPU
 of one: XLA_FLAGS=--xla_force_host_platform_device_count=2.
 
 The VAE that ships had a longer history, since the world changed meanwhile: 6,000 steps on scenes with many sizes and
-places of each object (l2 = 2, kl = 1e-3, learning rate 1e-3), 4,700 with nine places, the rest on today's scenes; and then
-8,000 with frames of clips among them, begun at what it was:
+places of each object (l2 = 2, kl = 1e-3, learning rate 1e-3), 4,700 with nine places, the rest on today's scenes; and
+then 8,000 with frames of clips among them, begun at what it was:
 
     --config.start=tuna_jax/assets/emoji_vae.safetensors --config.steps=8000 --config.images.seed=1
     --config.optimizer.learning_rate=8e-4 --config.optimizer.cosine_tail=0.9
