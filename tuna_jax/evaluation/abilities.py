@@ -41,7 +41,7 @@ def add(
     reconstruct: Reconstruct | None = None,
     drawings: int = 256,
     answers: int = 256,
-    shown: int = 40,
+    shown: int = 24,
     seed: int = tasks.SEED,
     say: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
