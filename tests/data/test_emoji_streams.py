@@ -82,7 +82,7 @@ def test_clips_are_drawn_from_captions_and_asked_about(words):
 
 def test_dialogues_learn_every_answer_and_nothing_else(words):
     made = pool(SceneSource())
-    stream = emoji_streams.dialogue_stream(made, words, rows=4)
+    stream = emoji_streams.dialogue_stream(made, words, rows=4, length=132)
     follows = 0
     for i in range(40):
         row = stream.samples[i]
@@ -122,6 +122,23 @@ def test_a_follow_up_stands_after_the_question_that_it_needs():
     assert seen > 50
 
 
+def test_a_long_conversation_loses_its_last_turns(words):
+    """One in 48,000 has 133 tokens: it must not end a run."""
+    made = pool(SceneSource())
+    whole, cut = (
+        emoji_streams.dialogue_stream(made, words, rows=1, length=length).samples
+        for length in (132, 100)
+    )
+    lengths = []
+    for i in range(40):
+        full, kept = (stream[i].sequence.tokens for stream in (whole, cut))
+        assert len(kept) <= 100
+        np.testing.assert_array_equal(kept, full[: len(kept)])
+        lengths.append((len(full), len(kept)))
+    assert any(full > 100 for full, _ in lengths)
+    assert all(full == kept for full, kept in lengths if full <= 100)
+
+
 def test_no_text_of_any_stream_leaves_the_vocabulary(words, recwarn):
     scenes, edits, clips = (
         pool(SceneSource(), count=600),
@@ -132,7 +149,7 @@ def test_no_text_of_any_stream_leaves_the_vocabulary(words, recwarn):
         (emoji_streams.editing_stream(edits, words, rows=1), 52),
         (emoji_streams.clip_stream(clips, words, rows=1), 84),
         (emoji_streams.clip_questions_stream(clips, words, rows=1), 84),
-        (emoji_streams.dialogue_stream(scenes, words, rows=1), 132),
+        (emoji_streams.dialogue_stream(scenes, words, rows=1, length=132), 132),
         (pipeline.text_to_image_stream(scenes, words, rows=1), 44),
         (pipeline.understanding_stream(scenes, words, rows=1), 44),
     ]
@@ -145,7 +162,7 @@ def test_no_text_of_any_stream_leaves_the_vocabulary(words, recwarn):
 def groups(words):
     scenes = pool(SceneSource())
     pictures = pipeline.text_to_image_stream(scenes, words, rows=4)
-    talk = emoji_streams.dialogue_stream(scenes, words, rows=2)
+    talk = emoji_streams.dialogue_stream(scenes, words, rows=2, length=132)
     return [
         Group(pipeline.batches([pictures], words, length=44), 0.75),
         Group(pipeline.batches([talk], words, length=132), 0.25),

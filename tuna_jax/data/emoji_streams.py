@@ -150,15 +150,22 @@ def clip_questions_stream(
 
 
 def dialogue_stream(
-    pool: LatentPool[Scene], tokenizer: Tokenizer, *, rows: int, seed: int = 2
+    pool: LatentPool[Scene], tokenizer: Tokenizer, *, rows: int, length: int, seed: int = 2
 ) -> Stream:
-    """Picture and two to four questions with their answers, in the chat form (model.md sections 5 and 8)."""
+    """Picture and two to four questions with their answers, in the chat form (model.md sections 5 and 8).
+
+    A conversation of more than `length` tokens is without its last turns.
+    """
     grid = grid_of(pool)
 
     def draw(index: int, random: np.random.Generator) -> Sample:
         turns = dialogues.dialogue(pool.source[index], random)
-        segments = tokenizer.chat(dialogues.messages(turns), grids=[grid])
-        laid = sequence.build(segments, tokenizer.special)
+        while True:
+            segments = tokenizer.chat(dialogues.messages(turns), grids=[grid])
+            laid = sequence.build(segments, tokenizer.special)
+            if len(laid.tokens) <= length or len(turns) == 1:
+                break
+            turns = turns[:-1]
         return Sample(laid, pool.sample(index, random)[None], TASKS.index("dialogue"))
 
     return Stream("dialogue", endless(pool, seed, draw), rows)

@@ -238,7 +238,11 @@ def groups(world: World, data: EmojiData, progress: bool = True) -> list[emoji_s
         ]
         batched(pictures, data.share, data.length)
         talk = emoji_streams.dialogue_stream(
-            pool, words, rows=data.dialogues.rows, seed=2 * data.seed + 2
+            pool,
+            words,
+            rows=data.dialogues.rows,
+            length=data.dialogues.length,
+            seed=2 * data.seed + 2,
         )
         batched([talk], data.dialogues.share, data.dialogues.length)
     if data.edits.rows:
