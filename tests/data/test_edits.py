@@ -22,7 +22,7 @@ def test_an_edit_depends_on_its_index_alone(edits):
     again = EditSource(length=1_000)
     assert all(again[i] == edits[i] for i in (599, 0, 7))
     assert EditSource(seed=1)[0] != edits[0] != EditSource("test")[0]
-    with pytest.raises(IndexError, match="edit 600"):
+    with pytest.raises(IndexError, match="item 600"):
         EditSource(length=COUNT)[COUNT]
 
 

@@ -368,7 +368,7 @@ def test_weights_may_change_when_a_run_goes_on(folder, tmp_path):
             {"manifest": "nowhere.jsonl"},
             r"nowhere.jsonl does not exist. Set config.data.streams.one.manifest",
         ),
-        ({"sizes": ("64",)}, r"config.data.streams.one.sizes is '64'; a size is HEIGHTxWIDTH"),
+        ({"sizes": ("64",)}, r"config.data.streams.one.sizes: '64' is no size; give HEIGHTxWIDTH"),
         ({"sizes": ("40x64",)}, "40x64 is not made of multiples of 16"),
         ({"task": "paint"}, "task 'paint' is none of t2i"),
         ({"lenghts": (96,)}, "did you mean 'lengths'"),
