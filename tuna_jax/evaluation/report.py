@@ -69,7 +69,7 @@ GENEVAL = {
     "colors": "ground_colour_accuracy",
     "position": "position_accuracy",
 }
-# What `experiments/emoji_all.py` is meant to reach; the demo's goals are among them, or lower.
+# What `experiments/emoji_all.py` is meant to reach.
 GOALS = {
     "single_object_accuracy": 0.95,
     "two_object_accuracy": 0.85,
