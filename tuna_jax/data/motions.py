@@ -5,7 +5,7 @@
     turn left, turn right      in the middle, large, by a quarter of a turn (left is against the clock)
 
 A move stands in three places, growing has two sizes and a turn two angles, whatever the frames: a small VAE knows those
-and not what lies between (of the one before this: 24 dB between two places, where a crown could come out as a hamburger).
+and not what lies between (the one before this: 24 dB between two places, where a crown could become a hamburger).
 
 Clip i depends on (seed, split, i) alone. About 15 % of the (name, ground, motion) triples never occur in the split
 `train`, and are all that `test` has; nor does a frame of `train` show a single object in a way that is held out in
