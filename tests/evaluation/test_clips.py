@@ -60,6 +60,17 @@ def test_shuffled_clips_score_at_chance(drawn, judge):
     assert found["clip_motion_accuracy"] < 0.3 and found["clip_ground_accuracy"] < 0.35
 
 
+def test_what_a_turn_ends_with_is_named_too(drawn, judge):
+    """A turned blot has the motion, and not the object."""
+    frames = drawn.frames.copy()
+    turns = [i for i, clip in enumerate(drawn.clips) if "turn" in clip.motion]
+    for i in turns:
+        frames[i, 2:, 12:52, 12:52] = frames[i, 0, 12:52, 12:52].mean((0, 1))
+    right = clips.clip_verdicts(again(drawn, frames), judge)["object"]
+    assert right[turns].mean() < 0.25, "a blot is hardly anything"
+    assert np.delete(right, turns).all()
+
+
 def test_the_ceiling_through_the_vae_is_near_full(drawn, judge, through_vae):
     flat = through_vae(drawn.frames.reshape(-1, 64, 64, 3))
     found = shares(again(drawn, flat.reshape(drawn.frames.shape)), judge)

@@ -97,12 +97,16 @@ def is_held_out(name: str, ground: str, motion: str) -> bool:
     return hashed_share("motion", name, ground, motion) < HELD_OUT
 
 
-def end_cells(motion: str) -> tuple[Cell | None, Cell | None]:
-    """The cells of the first and the last frame in which a judge can name the object; None: it is of no usual size,
-    or turned."""
+def ends(motion: str) -> tuple[tuple[Cell, int] | None, tuple[Cell, int] | None]:
+    """Where the object stands in the first and in the last frame, and its quarters of a turn against the clock there;
+    None: it is of a size that no judge knows."""
     if motion in MOVES:
-        return _SIDES[_OPPOSITE[motion]], _SIDES[motion]
-    return (None, WHOLE) if motion == "grow" else (WHOLE, None)
+        return (_SIDES[_OPPOSITE[motion]], 0), (_SIDES[motion], 0)
+    if motion == "grow":
+        return None, (WHOLE, 0)
+    if motion == "shrink":
+        return (WHOLE, 0), None
+    return (WHOLE, 0), (WHOLE, 1 if motion == "turn left" else -1)
 
 
 def box(clip: Clip, frame: int) -> tuple[float, float, float, float]:

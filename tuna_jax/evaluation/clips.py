@@ -2,7 +2,8 @@
 
 A drawn clip is judged by its track: the centroid of what is not ground tells a move, its area growing and
 shrinking, and if neither changes, the angle at which the first frame matches the later ones best tells a turn. The
-object is named, as in pictures, in the frames where it is of a usual size and in a usual cell.
+object is named, as in pictures, in the first and the last frame where it is of a usual size, and after a turn it is put
+upright for that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tuna_jax.data.motions import (
     ClipSource,
     clip_captions,
     clip_questions,
-    end_cells,
+    ends,
     render_clip,
 )
 from tuna_jax.data.scenes import GROUNDS
@@ -115,18 +116,18 @@ def _motion(frames: UInt8[np.ndarray, "f size size 3"], ground: tuple[int, int, 
 
 def clip_verdicts(drawn: DrawnClips, judge: ObjectJudge) -> dict[str, Bool[np.ndarray, " n"]]:
     """By what is asked ('object', 'ground', 'motion'), whether each clip is right."""
-    rows: list[tuple[int, int]] = []
-    cells = []
+    rows, cells, pictures = [], [], []
     for i, clip in enumerate(drawn.clips):
-        for frame, cell in zip((0, -1), end_cells(clip.motion), strict=True):
-            if cell is not None:
-                rows.append((i, frame))
+        for frame, end in zip((0, -1), ends(clip.motion), strict=True):
+            if end is not None:
+                cell, quarters = end
+                rows.append(i)
                 cells.append(cell)
-    pictures = np.stack([drawn.frames[i, frame] for i, frame in rows])
-    seen = judge(pictures, cells, [drawn.clips[i].ground for i, _ in rows])
+                pictures.append(np.rot90(drawn.frames[i, frame], -quarters))
+    seen = judge(np.stack(pictures), cells, [drawn.clips[i].ground for i in rows])
     right = np.ones(len(drawn.clips), bool)
     for key in JUDGES:
-        for (i, _), name in zip(rows, seen[key], strict=True):
+        for i, name in zip(rows, seen[key], strict=True):
             right[i] &= name == drawn.clips[i].name
     ground = np.ones(len(drawn.clips), bool)
     for frame in range(drawn.frames.shape[1]):
