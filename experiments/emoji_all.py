@@ -2,7 +2,10 @@
 
 python -m tuna_jax.train --config=experiments/emoji_all.py --workdir=runs/emoji_all
 
-The demo's settings (experiments/emoji.py says why), with three groups of batches more.
+The demo's settings (experiments/emoji.py says why), with three groups of batches more. What is learnt last is to find
+the named one of two objects, which "where is the crown?", "remove the crown" and "replace the crown" ask for. With such
+questions alone it took 50,000 of them, at half the demo's learning rate and not at all at the whole of it; hence many
+more rows that ask, a lower rate that falls for half of the run, and a text loss that the flow loss does not drown.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
     config.kind = "tuna"
-    # 3.3 steps a second on two cores: an hour, and the latents of clips before that.
-    config.steps = 12_000
+    config.steps = 12_000  # About 70 minutes on two cores; before that, the latents are made.
     config.seed = 0
     config.vae = (
         ""  # The one that ships with the package; a clip's frames go through it one by one.
@@ -27,33 +29,32 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.size = 64
     config.data.seed = 0
     config.data.length = 44
-    config.data.draw_rows = 16
-    config.data.understand_rows = 8
+    config.data.draw_rows = 12
+    config.data.understand_rows = 48
     config.data.caption_dropout = 0.1
     config.data.draw_spread = 0.0
-    config.data.layouts = ConfigDict({"single": 0.3, "pair": 0.4, "groups": 0.1, "count": 0.2})
-    # Finding what a word means comes last, here and in edits: more of the questions that ask for it than the demo has.
+    config.data.layouts = ConfigDict({"single": 0.25, "pair": 0.5, "groups": 0.1, "count": 0.15})
     config.data.questions = ConfigDict(
         {
-            "name": 4.0,
-            "ground": 1.0,
-            "where": 3.0,
-            "count": 1.0,
-            "relation": 1.5,
-            "list": 1.5,
-            "describe": 1.5,
+            "name": 3.0,
+            "ground": 0.7,
+            "where": 6.0,
+            "count": 1.5,
+            "relation": 2.0,
+            "list": 1.0,
+            "describe": 1.0,
         }
     )
     config.data.vocabulary = "emoji_all"
     config.data.threads = 1
-    config.data.share = 0.35
+    config.data.share = 0.4
 
     config.data.edits = ConfigDict()
     config.data.edits.count = 24_000
-    config.data.edits.rows = 16
+    config.data.edits.rows = 32
     config.data.edits.length = 52
     config.data.edits.share = 0.3
-    # After 3,400 steps at 35, 20, 25 and 20 %: 41, 94, 97 and 14 % right.
+    # Recolouring and moving are learnt within a third of the run.
     config.data.edits.kinds = ConfigDict(
         {"replace": 0.4, "recolour": 0.1, "move": 0.15, "remove": 0.35}
     )
@@ -62,20 +63,33 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.clips.count = 16_000
     config.data.clips.frames = 4
     config.data.clips.draw_rows = 8
-    config.data.clips.understand_rows = 4
+    config.data.clips.understand_rows = 8
     config.data.clips.length = 84
-    config.data.clips.share = 0.25
+    config.data.clips.share = 0.2
+    # Turned objects are the hardest to draw.
+    config.data.clips.motions = ConfigDict(
+        {
+            "right": 1.0,
+            "left": 1.0,
+            "up": 1.0,
+            "down": 1.0,
+            "grow": 1.0,
+            "shrink": 1.0,
+            "turn left": 2.5,
+            "turn right": 2.5,
+        }
+    )
 
     config.data.dialogues = ConfigDict()
-    config.data.dialogues.rows = 8
+    config.data.dialogues.rows = 12
     config.data.dialogues.length = 132
     config.data.dialogues.share = 0.1
 
     config.optimizer = ConfigDict()
     config.optimizer.algorithm = "muon"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1.2e-3
     config.optimizer.warmup = 60
-    config.optimizer.cosine_tail = 0.4
+    config.optimizer.cosine_tail = 0.5
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.01
@@ -84,7 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.ema = 0.998
 
     config.flow_weight = 1.0
-    config.text_weight = 0.2
+    config.text_weight = 1.0
     config.time = ConfigDict()
     config.time.mean = -1.2
     config.time.std = 1.0

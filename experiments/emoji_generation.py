@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     joint = Path(__file__).with_name("emoji_all.py")
     config = runpy.run_path(str(joint))["get_config"](arg)
-    config.data.draw_rows, config.data.understand_rows = 24, 0
-    config.data.clips.draw_rows, config.data.clips.understand_rows = 12, 0
-    config.data.dialogues.rows = 0
+    data, clips = config.data, config.data.clips
+    data.draw_rows, data.understand_rows = data.draw_rows + data.understand_rows, 0
+    clips.draw_rows, clips.understand_rows = clips.draw_rows + clips.understand_rows, 0
+    data.dialogues.rows = 0
     return config

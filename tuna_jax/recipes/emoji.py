@@ -52,7 +52,7 @@ class EditData:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipData:
     """Clips of `frames` pictures: how many are encoded beforehand, rows of a batch to draw and to ask about, tokens a
-    row, and how many of the batches."""
+    row, how many of the batches, and the relative frequency of each motion (empty: the source's own)."""
 
     count: int = 12_000
     frames: int = 4
@@ -60,6 +60,7 @@ class ClipData:
     understand_rows: int = 0
     length: int = 84
     share: float = 1.0
+    motions: dict = dataclasses.field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -268,7 +269,12 @@ def groups(world: World, data: EmojiData, progress: bool = True) -> list[emoji_s
         batched([change], data.edits.share, data.edits.length, slots=2)
     if data.clips.rows:
         clips = ClipSource(
-            "train", data.seed, data.size, frames=data.clips.frames, length=data.clips.count
+            "train",
+            data.seed,
+            data.size,
+            frames=data.clips.frames,
+            length=data.clips.count,
+            weights=data.clips.motions or None,
         )
         clip_pool = latents.encode_pool(
             clips,
