@@ -4,8 +4,8 @@ python -m tuna_jax.train --config=experiments/emoji_all.py --workdir=runs/emoji_
 
 The demo's settings (experiments/emoji.py says why), with three groups of batches more. What is learnt last is to find
 the named one of two objects, which "where is the crown?", "remove the crown" and "replace the crown" ask for. With such
-questions alone it took more than 50,000 of them, at half the demo's learning rate, and more at the whole of it; hence many
-more rows that ask, a lower rate that falls for half of the run, and a text loss that the flow loss does not drown.
+questions alone it took more than 50,000 of them at half the demo's learning rate, and more at the whole of it; hence
+many more rows that ask, a lower rate that falls for half of the run, and a text loss that the flow loss does not drown.
 """
 
 from ml_collections import ConfigDict
