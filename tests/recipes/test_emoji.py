@@ -194,9 +194,9 @@ def test_one_side_alone_has_as_many_rows_of_each_shape(values, experiment, tasks
     alone = runpy.run_path(str(ALL.with_name(experiment)))["get_config"]()
     assert alone.steps == joint.steps and alone.model == joint.model
     assert alone.optimizer == joint.optimizer
-    for config in (alone.data, joint.data):
-        assert config.draw_rows + config.understand_rows == 24
-        assert config.clips.draw_rows + config.clips.understand_rows == 12
+    for one, both in ((alone.data, joint.data), (alone.data.clips, joint.data.clips)):
+        assert one.draw_rows + one.understand_rows == both.draw_rows + both.understand_rows
+        assert 0 in (one.draw_rows, one.understand_rows)
     settings = parse(emoji.EmojiExperiment, small(values, experiment))
     world = emoji.load_world(settings)
     groups = emoji.groups(world, settings.data, progress=False)
@@ -213,7 +213,8 @@ def test_the_full_experiment_fits_its_model():
     settings = parse(emoji.EmojiExperiment, values)
     world = emoji.load_world(settings)
     data, params = settings.data, jax.eval_shape(lambda: tuna.init(world.config, jax.random.key(0)))
-    shapes = [(24, data.length, 1, 1), (data.edits.rows, data.edits.length, 2, 1)]
+    shapes = [(data.draw_rows + data.understand_rows, data.length, 1, 1)]
+    shapes += [(data.edits.rows, data.edits.length, 2, 1)]
     shapes += [(data.clips.rows, data.clips.length, 1, data.clips.frames)]
     shapes += [(data.dialogues.rows, data.dialogues.length, 1, 1)]
     for rows, length, slots, frames in shapes:
