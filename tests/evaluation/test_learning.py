@@ -37,12 +37,21 @@ def runs(tmp_path):
     return {name: learning.read(tmp_path / name) for name in ("joint", "alone")}
 
 
-def test_table_has_the_last_scores_of_each_run_side_by_side(tmp_path):
+def test_table_has_the_scores_of_each_run_side_by_side(tmp_path):
     lines = learning.table(runs(tmp_path)).splitlines()
     assert lines[0] == "| score (chance) | joint, step 1000 | alone, step 1000 |"
     assert "| Place drawn right (25.0 %) | 100.0 % (91 to 100) |  |" in lines
     assert "| Edits (25.0 %) | 50.0 % (35 to 65) | 75.0 % (60 to 86) |" in lines
     assert len(lines) == 4
+
+
+def test_table_compares_runs_at_the_same_step(tmp_path):
+    both = runs(tmp_path)
+    both["alone"][1500] = {"edit_accuracy": both["alone"][1000]["edit_accuracy"] | {"value": 1.0}}
+    assert learning.table(both).splitlines()[0].endswith("joint, step 1000 | alone, step 1000 |")
+    del both["joint"][500], both["joint"][1000]
+    both["joint"][2000] = both["alone"][500]
+    assert learning.table(both).splitlines()[0].endswith("joint, step 2000 | alone, step 1500 |")
 
 
 def test_plot_is_a_picture_with_both_runs_in_it(tmp_path):

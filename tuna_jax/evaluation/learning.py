@@ -42,16 +42,21 @@ def append(folder: str | os.PathLike[str], step: int, scores: Mapping[str, Score
 
 
 def table(runs: Mapping[str, Curve], names: Sequence[str] = tuple(MEANING)) -> str:
-    """The last checkpoints beside each other, as Markdown: a score a row, a run a column."""
+    """Runs beside each other, as Markdown: a score a row, a run a column.
+
+    At the last step that all of them have, so that the budget is the same; where no step is in all, each run's last.
+    """
+    shared = set[int]().union(*runs.values()).intersection(*runs.values())
+    steps = {run: max(shared or curve) for run, curve in runs.items()}
     lines = [
-        f"| score (chance) | {' | '.join(f'{run}, step {max(curve)}' for run, curve in runs.items())} |",
+        f"| score (chance) | {' | '.join(f'{run}, step {step}' for run, step in steps.items())} |",
         "|---" * (1 + len(runs)) + "|",
     ]
     for name in names:
-        last = [curve[max(curve)].get(name) for curve in runs.values()]
-        told = [_told(score) if score else "" for score in last]
+        found = [curve[steps[run]].get(name) for run, curve in runs.items()]
+        told = [_told(score) if score else "" for score in found]
         if any(told):
-            chance = next(score["chance"] for score in last if score)
+            chance = next(score["chance"] for score in found if score)
             title = MEANING.get(name, (name,))[0]
             lines.append(f"| {title} ({100 * chance:.1f} %) | {' | '.join(told)} |")
     return "\n".join(lines)
