@@ -22,9 +22,10 @@ def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) 
     pytest.importorskip("av")
     file = tmp_path / "data.json"
     flags = ["--rounds=2", "--seconds=0.05", "--rows=2", "--count=3", f"--json={file}"]
+    flags += ["--workers=1", "--threads=2"]
     assert benchmark.main(["data", *flags]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["source", "rows/s", "a", "core", "plain", "loop", "ratio", "goal"]
+    assert " ".join(head.split()) == "source made by rows/s a core plain loop ratio goal"
     told = json.loads(file.read_text())
     names = [f"{kind}, pictures 40x48" for kind in ("JSONL", "TFDS", "latents")]
     names.append("JSONL, clips 32x48")
@@ -32,6 +33,7 @@ def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) 
     assert [one["goal"] for one in told["rates"]] == [0.9, 0.9, 20.0, 0.9]
     for one, line in zip(told["rates"], lines, strict=True):
         assert line.startswith(one["source"])
+        assert one["makers"] == ("2 threads" if "latents" in one["source"] else "1 process")
         assert len(one["rounds"]) == 2
         ratios = [rate / plain for rate, plain in one["rounds"]]
         assert one["ratio"] == pytest.approx(np.mean(ratios))

@@ -1,9 +1,9 @@
 """Measures how fast parts of tuna_jax are on this machine.
 
 Examples:
-  python -m tuna_jax.benchmark data
-  python -m tuna_jax.benchmark data --threads 2 --rounds 7 --json data.json
-  python -m tuna_jax.benchmark data --workers 2      by the clock on the wall: leave the machine alone meanwhile
+  python -m tuna_jax.benchmark data                            leave the machine alone meanwhile
+  python -m tuna_jax.benchmark data --rounds 7 --json data.json
+  python -m tuna_jax.benchmark data --workers 0 --threads 4    as a run makes batches without worker processes
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from tuna_jax.recipes import data_speed
 
 _DATA = """Rows a second and core of every source of rows, at 512 pixels, beside a plain loop that does the same work:
-JPEG files by a JSONL manifest and by TFDS, an MP4, and latents that were computed in advance.
+JPEG files by a JSONL manifest and by TFDS, an MP4, and latents that were computed in advance. Both sides work on as
+many cores at once, in windows that take turns.
 
 The files are made for it: JPEGs (quality 90) of coloured 1/f noise, 640x480 and 1024x1024, and an MP4 of 100 frames of
 640x480, of which a row takes 17. The goals are ratios: 0.9 of the plain loop for files, 20 times it for latents.
@@ -39,17 +40,17 @@ def _arguments() -> argparse.ArgumentParser:
     )
     default = data_speed.Settings()
     add = data.add_argument
-    add("--threads", type=int, default=default.threads, help="that make batches, a process (%(default)s)")  # fmt: skip
-    add("--workers", type=int, default=default.workers, help="worker processes; 0: none (%(default)s)")  # fmt: skip
-    add("--rounds", type=int, default=default.rounds, help="how often all take turns (%(default)s)")
-    add(
-        "--seconds",
-        type=float,
-        default=default.seconds,
-        help="of each, in each round (%(default)s)",
-    )
-    add("--rows", type=int, default=default.rows, help="rows a batch (%(default)s)")
-    add("--count", type=int, default=default.count, help="files of each kind (%(default)s)")
+    helps = {
+        "workers": "processes that make batches of files; 0: threads of this one do",
+        "latent_workers": "the same for latents",
+        "threads": "of this process, where no worker makes batches",
+        "rounds": "windows of each side",
+        "rows": "a batch",
+        "count": "files of each kind",
+    }
+    for key, text in helps.items():
+        add(f"--{key}", type=int, default=getattr(default, key), help=f"{text} (%(default)s)")
+    add("--seconds", type=float, default=default.seconds, help="a window (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the numbers of every round there")
     return parser
 

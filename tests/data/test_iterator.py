@@ -112,6 +112,21 @@ def test_orbax_saves_and_restores_it_with_another_number_of_workers(tmp_path) ->
         next(restored)
 
 
+def test_large_arrays_come_through_shared_memory(files, monkeypatch) -> None:
+    monkeypatch.setattr(iterator, "SHARED_BYTES", 1024)
+    mixed = mixture(files, [files.image(f"{i}.png", 40, 40, shade=3 * i) for i in range(20)])
+    running = pipeline.iterate(batches(mixed), workers=1)
+    shown = [next(running) for _ in range(3)]
+    running.close()
+    for n, batch in enumerate(shown):
+        shared = {
+            key for key, array in batch.items() if type(array).__name__ == "SharedMemoryArray"
+        }
+        assert shared == {"pixels"}
+        for key, array in mixed[n].items():
+            np.testing.assert_array_equal(batch[key], array)
+
+
 def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
     names = [files.image(f"{i}.png", 40, 40) for i in range(20)]
     log = BadRows(files.root / "bad_rows.jsonl", limit=0.5, least=1000)

@@ -16,10 +16,9 @@ from jaxtyping import BFloat16, UInt8
 from PIL import Image
 
 from tuna_jax.data.bad_rows import Fault
-from tuna_jax.data.pictures import upright
+from tuna_jax.data.pictures import ORIENTATION, upright
 
 SMALLEST_SIDE = 16
-_ORIENTATION = 0x0112  # EXIF's tag; values from 5 on lie on their side
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -103,7 +102,7 @@ def image_size(medium: Pixels, *, smallest: int = SMALLEST_SIDE) -> Size:
             with Image.open(file) as opened:
                 width, height = opened.size
                 # PNG may keep its EXIF after the pixels: reading that would decode them.
-                turned = "exif" in opened.info and opened.getexif().get(_ORIENTATION, 1) >= 5
+                turned = "exif" in opened.info and opened.getexif().get(ORIENTATION, 1) >= 5
         except Exception as error:  # Pillow's plugins raise almost anything on broken headers
             raise Fault("corrupt_image", f"{called(medium)}: {error}") from error
     size = Size(width, height) if turned else Size(height, width)

@@ -27,7 +27,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -47,9 +47,10 @@ from tuna_jax.sequence import Grid, TokenSequence, stack
 ENDLESS = 10**12
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A batch on its way to the main process, which keeps the list of bad rows.
+
+    A tuple, for Grain looks into tuples and hands their arrays over in shared memory; anything else it pickles whole.
 
     Attributes:
         batch: the batch; empty after a failure.

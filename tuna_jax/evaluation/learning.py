@@ -46,7 +46,7 @@ def table(runs: Mapping[str, Curve], names: Sequence[str] = tuple(MEANING)) -> s
 
     At the last step that all of them have, so that the budget is the same; where no step is in all, each run's last.
     """
-    shared = set[int]().union(*runs.values()).intersection(*runs.values())
+    shared = set.intersection(*map(set, runs.values()))
     steps = {run: max(shared or curve) for run, curve in runs.items()}
     lines = [
         f"| score (chance) | {' | '.join(f'{run}, step {step}' for run, step in steps.items())} |",

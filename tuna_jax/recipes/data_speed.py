@@ -1,28 +1,32 @@
 """How fast each source of rows makes batches, beside a plain loop that does the same work without the library.
 
 The plain loop of pictures opens a file with Pillow, scales and crops it, and stacks uint8 arrays; that of clips decodes
-with `av` from the first frame on, and keeps the frames that are wanted. Both run in rounds that take turns, so that a
-busy machine hits both; what is told is the median over rounds, and the ratio the median of the rounds' ratios.
+with `av` from the first frame on, and keeps the frames that are wanted.
 
-A rate is of a steady state: the clock begins when a batch has just been handed over, and ends when another one has.
-The clock is the processor time of this process, all of its threads together: what one core does in a second, whatever
-else the machine is doing. With worker processes it is the time on the wall, shared by their number of cores.
+A rate is of one core, by the clock on the wall, while all the cores in question work: a worker process a core reads
+the files, and the plain loop runs in as many processes at once. Latents, which are hardly more than read, come from one
+thread of the run's own process, beside one plain loop: handed over between processes, or made by threads that wait for
+Python's lock, they would be slower. Library and plain loop take turns, so that a busy machine hits both; what is told
+is the median over rounds, and the ratio the median of the rounds' ratios. A window begins when what was made ahead is
+gone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,11 @@ LATENT_CHANNELS = 48  # as the Wan 2.2 VAE has
 WORDS = "a photograph of noise in many colours, of the kind that benchmarks are fond of"
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What is measured.
@@ -58,8 +67,10 @@ class Settings:
         size: of a batch's pictures.
         count: files of each size.
         clip: size of the MP4's frames. clip_frames: how many it has. frames: how many a row takes, 1 + 4k.
-        rows: a batch. seconds: that each source is timed in each round. rounds: how often the sources take turns.
-        threads: that make batches, in each process that does. workers: processes; 0: the measuring one.
+        rows: a batch. seconds: a window. rounds: windows of each source, and of the plain loop beside it.
+        workers: processes that make batches of files, on a core each; 0: threads of the measuring process do.
+        latent_workers: the same for latents.
+        threads: of the measuring process, where no worker makes batches.
     """
 
     pictures: tuple[Size, ...] = (Size(480, 640), Size(1024, 1024))
@@ -69,20 +80,24 @@ class Settings:
     clip_frames: int = 100
     frames: int = 17
     rows: int = 8
-    seconds: float = 2.0
+    seconds: float = 4.0
     rounds: int = 5
+    workers: int = dataclasses.field(default_factory=cores)
+    latent_workers: int = 0
     threads: int = 1
-    workers: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("count", "rows", "rounds", "threads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it is at least 1")
-
-    @property
-    def cores(self) -> int:
-        """Cores that make batches; the plain loop uses one."""
-        return self.threads * max(self.workers, 1)
+        least = {
+            "count": 1,
+            "rows": 1,
+            "rounds": 1,
+            "threads": 1,
+            "workers": 0,
+            "latent_workers": 0,
+        }
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ValueError(f"{key} is {getattr(self, key)}; it is at least {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +106,7 @@ class Rate:
 
     Attributes:
         source: what is measured.
+        makers: what makes its batches, '2 processes'.
         rate, plain: medians over the rounds.
         ratio: the median of the rounds' ratios.
         goal: the least ratio that will do.
@@ -98,6 +114,7 @@ class Rate:
     """
 
     source: str
+    makers: str
     rate: float
     plain: float
     ratio: float
@@ -229,111 +246,154 @@ def plain_clip(path: Path, size: Size, frames: int) -> UInt8[np.ndarray, "f h w 
     return np.stack(taken)
 
 
-Batches = Callable[[], Iterator[Any]]
+class _PlainLoops:
+    """The plain loop in processes of its own, which work at the same time when they are asked.
+
+    Args:
+        read: makes a row of a path.
+        paths: that it takes in turn.
+        rows: a batch.
+        processes: how many.
+    """
+
+    def __init__(
+        self, read: Callable[[Path], np.ndarray], paths: list[Path], rows: int, processes: int
+    ):
+        context = multiprocessing.get_context("spawn")
+        start = (context.Barrier(processes),)
+        self._pool = ProcessPoolExecutor(processes, context, _wait_at, start)
+        self._loop, self._processes = functools.partial(_plain_rate, read, paths, rows), processes
+        self.rate(0.0)  # they are there then
+
+    def rate(self, seconds: float) -> float:
+        """Rows a second of one process, over a window."""
+        asked = [self._pool.submit(self._loop, seconds) for _ in range(self._processes)]
+        return statistics.mean(one.result() for one in asked)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._pool.shutdown()
 
 
-def _plain_batches(read: Callable[[Path], np.ndarray], paths: list[Path], rows: int) -> Batches:
-    def run() -> Iterator[np.ndarray]:
-        endless = itertools.cycle(paths)
-        while True:
-            yield np.stack([read(next(endless)) for _ in range(rows)])
-
-    return run
+_started: list[Any] = []  # in a process of the plain loop: where it waits for the others
 
 
-def _library_batches(source: Any, task: Task, settings: Settings, cache: Path) -> Batches:
-    stream = RowStream(
-        name="benchmark",
-        task=task,
-        source=source,
-        weight=1.0,
-        rows=settings.rows,
-        lengths=(2048 if task == "t2i" else 8192,),
-        sizes=(settings.size,),
-        frames=settings.frames if task == "t2v" else 1,
-    )
-    mixture = Mixture([stream], Tokenizer(), directory=cache)
-
-    def run() -> Iterator[Any]:
-        ahead = 2 * settings.cores
-        return pipeline.iterate(
-            batches(mixture), threads=settings.threads, ahead=ahead, workers=settings.workers
-        )
-
-    return run
+def _wait_at(barrier: Any) -> None:
+    _started[:] = [barrier]
 
 
-def _rate(run: Batches, settings: Settings, cores: int) -> float:
-    """Rows a second and core; the batches are made by `cores`."""
-    clock, shared = (time.perf_counter, cores) if settings.workers else (time.process_time, 1)
-    iterator = run()
-    for _ in range(
-        1 + 2 * cores
-    ):  # what was made ahead is gone then, and the maker is never waited for
-        next(iterator)
-    begin, made = clock(), 0
-    while made == 0 or clock() - begin < settings.seconds:
-        next(iterator)
+def _plain_rate(
+    read: Callable[[Path], np.ndarray], paths: list[Path], rows: int, seconds: float
+) -> float:
+    """Rows a second of this process."""
+    endless = itertools.cycle(paths)
+
+    def batch() -> np.ndarray:
+        return np.stack([read(next(endless)) for _ in range(rows)])
+
+    _started[0].wait()
+    batch()
+    return _rate(batch, rows, seconds)
+
+
+def _rate(batch: Callable[[], Any], rows: int, seconds: float) -> float:
+    """Rows a second, over whole batches."""
+    begin, made = time.perf_counter(), 0
+    while made == 0 or time.perf_counter() - begin < seconds:
+        batch()
         made += 1
-    seconds = clock() - begin
-    iterator.close()  # pyright: ignore[reportAttributeAccessIssue]  generators and Grain's have it
-    while any(thread.name.startswith("grain-prefetch") for thread in threading.enumerate()):
-        time.sleep(0.01)  # a batch that was begun is made to its end: not on the next one's account
-    return settings.rows * made / seconds / shared
+    return rows * made / (time.perf_counter() - begin)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A source and what it is measured beside."""
+
+    source: Any
+    task: Task
+    plain: Callable[[Path], np.ndarray]
+    paths: list[Path]
+    workers: int
+    goal: float = GOAL
+
+    def rounds(self, settings: Settings, cache: Path) -> Iterator[tuple[float, float]]:
+        """(library, plain loop), in rows a second of one core, endlessly."""
+        picture = self.task == "t2i"
+        stream = RowStream(
+            name="benchmark",
+            task=self.task,
+            source=self.source,
+            weight=1.0,
+            rows=settings.rows,
+            lengths=(2048 if picture else 8192,),
+            sizes=(settings.size,),
+            frames=1 if picture else settings.frames,
+        )
+        dataset, used = (
+            batches(Mixture([stream], Tokenizer(), directory=cache)),
+            self.cores(settings),
+        )
+        ahead, threads = 2 * used, 1 if self.workers else settings.threads
+        library = pipeline.iterate(dataset, threads=threads, ahead=ahead, workers=self.workers)
+        with contextlib.closing(library):
+            plain = _PlainLoops(self.plain, self.paths, settings.rows, used)
+            with contextlib.closing(plain):
+                while True:
+                    for _ in range(2 * ahead):  # Grain keeps some more between processes
+                        next(library)
+                    rate = _rate(lambda: next(library), settings.rows, settings.seconds) / used
+                    yield rate, plain.rate(settings.seconds)
+
+    def cores(self, settings: Settings) -> int:
+        """That make batches."""
+        return self.workers or settings.threads
+
+    def makers(self, settings: Settings) -> str:
+        """What makes the batches."""
+        kind = "process" if self.workers else "thread"
+        many = self.cores(settings)
+        return f"{many} {kind}{'' if many == 1 else 'es' if self.workers else 's'}"
 
 
 def measure(settings: Settings, folder: Path) -> list[Rate]:
     """All sources, on files that are written below `folder`, which must be empty."""
     made, cache = make_materials(folder, settings), folder / "cache"
     tfds = _prepare_tfds(folder / "tfds", made.pictures)
-    plain: dict[str, Batches] = {}
-    library: dict[str, tuple[Batches, str, float]] = {}  # with the plain loop's name, and the goal
+    picture = functools.partial(plain_picture, size=settings.size)
+    clip = functools.partial(plain_clip, size=settings.size, frames=settings.frames)
+    workers, cases = settings.workers, {}
     for size, paths in made.pictures.items():
-        loop = f"pictures {size}"
-        plain[loop] = _plain_batches(
-            lambda path: plain_picture(path, settings.size), paths, settings.rows
-        )
         manifest = Manifest(folder / f"{size}.jsonl")
-        sources = {
-            "JSONL": (manifest, GOAL),
-            "TFDS": (TfdsRows(tfds, f"of_{size}", {"image": "image", "caption": "caption"}), GOAL),
-            "latents": (_latent_rows(folder / f"latents_{size}", manifest, settings), LATENT_GOAL),
-        }
-        for name, (source, goal) in sources.items():
-            run = _library_batches(source, "t2i", settings, cache)
-            library[f"{name}, pictures {size}"] = run, loop, goal
-    plain["clips"] = _plain_batches(
-        lambda path: plain_clip(path, settings.size, settings.frames), [made.clip], settings.rows
-    )
-    clips = _library_batches(Manifest(folder / "clips.jsonl"), "t2v", settings, cache)
-    library[f"JSONL, clips {settings.clip}"] = clips, "clips", GOAL
-
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in library}
-    turns = tqdm(range(settings.rounds), desc="rounds", disable=None)
-    for _ in turns:
-        base = {name: _rate(run, settings, 1) for name, run in plain.items()}
-        for name, (run, loop, _) in library.items():
-            rounds[name].append((_rate(run, settings, settings.cores), base[loop]))
-    return [
-        Rate(
-            name,
-            statistics.median(rate for rate, _ in rounds[name]),
-            statistics.median(base for _, base in rounds[name]),
-            statistics.median(rate / base for rate, base in rounds[name]),
-            goal,
-            tuple(rounds[name]),
+        examples = TfdsRows(tfds, f"of_{size}", {"image": "image", "caption": "caption"})
+        latents = _latent_rows(folder / f"latents_{size}", manifest, settings)
+        for name, source in {"JSONL": manifest, "TFDS": examples}.items():
+            cases[f"{name}, pictures {size}"] = _Case(source, "t2i", picture, paths, workers)
+        cases[f"latents, pictures {size}"] = _Case(
+            latents, "t2i", picture, paths, settings.latent_workers, LATENT_GOAL
         )
-        for name, (_, _, goal) in library.items()
-    ]
+    clips = Manifest(folder / "clips.jsonl")
+    cases[f"JSONL, clips {settings.clip}"] = _Case(clips, "t2v", clip, [made.clip], workers)
+
+    rates = []
+    for name, case in tqdm(cases.items(), desc="sources", disable=None):
+        with contextlib.closing(case.rounds(settings, cache)) as endless:
+            rounds = tuple(itertools.islice(endless, settings.rounds))
+        rate, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
+        ratio = statistics.median(mine / base for mine, base in rounds)
+        rates.append(Rate(name, case.makers(settings), rate, plain, ratio, case.goal, rounds))
+    return rates
 
 
 def table(rates: list[Rate]) -> str:
     """The rates for a person."""
-    lines = [f"{'source':<30}{'rows/s a core':>14}{'plain loop':>12}{'ratio':>8}{'goal':>7}"]
+    lines = [
+        f"{'source':<30}{'made by':>13}{'rows/s a core':>15}{'plain loop':>12}{'ratio':>8}{'goal':>7}"
+    ]
     for one in rates:
         verdict = "" if one.ratio >= one.goal else "  short"
         lines.append(
-            f"{one.source:<30}{one.rate:>14.1f}{one.plain:>12.1f}{one.ratio:>8.2f}{one.goal:>7.1f}{verdict}"
+            f"{one.source:<30}{one.makers:>13}{one.rate:>15.1f}{one.plain:>12.1f}{one.ratio:>8.2f}"
+            f"{one.goal:>7.1f}{verdict}"
         )
     return "\n".join(lines)
 
@@ -343,7 +403,7 @@ def record(rates: list[Rate], settings: Settings) -> dict[str, Any]:
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "cores": cores(),
             "python": platform.python_version(),
             "pillow": Image.__version__,
         },
