@@ -7,8 +7,8 @@ A rate is of one core, by the clock on the wall, while all the cores in question
 the files, and the plain loop runs in as many processes at once. Latents, which are hardly more than read, come from one
 thread of the run's own process, beside one plain loop: handed over between processes, or made by threads that wait for
 Python's lock, they would be slower. Library and plain loop take turns, so that a busy machine hits both; what is told
-is the median over rounds, and the ratio the median of the rounds' ratios. A window begins when what was made ahead is
-gone.
+is the median over rounds, and the ratio the median of the rounds' ratios. The library's window begins when what was
+made ahead is gone, and the plain loop's when the library has made ahead what it can and rests.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.data.video import import_av
 
 GOAL, LATENT_GOAL = 0.9, 20.0
+_AHEAD = 8  # more batches than Grain keeps ready on any core, in all its buffers together
 LATENT_CHANNELS = 48  # as the Wan 2.2 VAE has
 WORDS = "a photograph of noise in many colours, of the kind that benchmarks are fond of"
 
@@ -296,11 +297,12 @@ def _plain_rate(
     return _rate(batch, rows, seconds)
 
 
-def _rate(batch: Callable[[], Any], rows: int, seconds: float) -> float:
-    """Rows a second, over whole batches."""
+def _rate(batch: Callable[[], Any], rows: int, seconds: float, cores: int = 1) -> float:
+    """Rows a second of one core, over whole batches: equally many of each core, for they come at the same time."""
     begin, made = time.perf_counter(), 0
     while made == 0 or time.perf_counter() - begin < seconds:
-        batch()
+        for _ in range(cores):
+            batch()
         made += 1
     return rows * made / (time.perf_counter() - begin)
 
@@ -329,19 +331,17 @@ class _Case:
             sizes=(settings.size,),
             frames=1 if picture else settings.frames,
         )
-        dataset, used = (
-            batches(Mixture([stream], Tokenizer(), directory=cache)),
-            self.cores(settings),
-        )
-        ahead, threads = 2 * used, 1 if self.workers else settings.threads
-        library = pipeline.iterate(dataset, threads=threads, ahead=ahead, workers=self.workers)
+        dataset = batches(Mixture([stream], Tokenizer(), directory=cache))
+        used, threads = self.cores(settings), 1 if self.workers else settings.threads
+        library = pipeline.iterate(dataset, threads=threads, ahead=2 * used, workers=self.workers)
         with contextlib.closing(library):
             plain = _PlainLoops(self.plain, self.paths, settings.rows, used)
             with contextlib.closing(plain):
                 while True:
-                    for _ in range(2 * ahead):  # Grain keeps some more between processes
+                    for _ in range(_AHEAD * used):
                         next(library)
-                    rate = _rate(lambda: next(library), settings.rows, settings.seconds) / used
+                    rate = _rate(lambda: next(library), settings.rows, settings.seconds, used)
+                    time.sleep(_AHEAD * settings.rows / rate)
                     yield rate, plain.rate(settings.seconds)
 
     def cores(self, settings: Settings) -> int:
