@@ -82,7 +82,7 @@ def _plan(name: str) -> None:
 
     read = experiment.read(name, _CONFIG.value.to_dict())
     devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
-    mesh = programs.mesh_of(read, devices)
+    mesh = programs.mesh_of(read, devices, _SLICES.value)
     chip = chip_of(_TOPOLOGY.value)
     target = measure.Target(topology=_TOPOLOGY.value, slices=_SLICES.value, chip=chip, mesh=mesh)
     rows = _ROWS.value and _ROWS.value * len(devices)

@@ -16,7 +16,7 @@ from tuna_jax.generation import images
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models import tuna, vae
 from tuna_jax.parallel import rules
-from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.parallel.mesh import AXES, make_mesh
 from tuna_jax.planning.experiment import Experiment, Stream
 from tuna_jax.recipes.streams import picture_size
 from tuna_jax.training import state, step
@@ -50,9 +50,17 @@ class Planned:
     plain: Callable[[], Planned] | None = None
 
 
-def mesh_of(experiment: Experiment, devices: list[Any]) -> Mesh:
-    """The experiment's mesh over the devices of a topology."""
-    return make_mesh(experiment.settings.mesh, devices)
+def mesh_of(experiment: Experiment, devices: list[Any], slices: int = 1) -> Mesh:
+    """The experiment's mesh over the devices of so many slices of a topology; its axis `slices`, if it has one, gets
+    one index for each of them.
+
+    Raises:
+      ValueError: the mesh's sizes do not fit the devices.
+    """
+    settings = experiment.settings.mesh
+    if "slices" in AXES:
+        settings = dataclasses.replace(settings, slices=slices)  # pyright: ignore[reportCallIssue]
+    return make_mesh(settings, devices)
 
 
 def all_of(

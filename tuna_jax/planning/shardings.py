@@ -44,7 +44,8 @@ def golden(file: Path, topology: str) -> Path:
 
 
 def describe(file: Path, topology: str) -> dict[str, Any]:
-    """The mesh, how the batch is split, and of every parameter its shape, its axes on the mesh, and one device's part.
+    """The mesh, into how many parts a batch is split, and of every parameter its shape, its axes on the mesh, and one
+    device's part.
 
     Raises:
       ValueError: a parameter does not divide, or no rule matches it.
@@ -65,8 +66,8 @@ def describe(file: Path, topology: str) -> dict[str, Any]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     )
     return {
-        "mesh": dict(mesh.shape),
-        "batch": _axes(rules.batch_sharding(mesh).spec),
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "batch_parts": devices // rules.batch_sharding(mesh).shard_shape((devices,))[0],
         "parameters_on_a_device": held,
         "parameters": dict(sorted(parameters.items())),
     }
