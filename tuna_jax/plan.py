@@ -1,7 +1,7 @@
 """Compiles an experiment's programs for a TPU slice that is not there: do they fit, and how fast could they be at most?
 
-The real training step of every stream, the sampler and the VAE's decoder go through the TPU compiler (pip install
-libtpu), which runs on any x86 machine with Linux. A TPU is not needed, nor data, nor weights.
+The real training step of every stream, the sampler and the VAE's decoder go through the TPU compiler, which runs on any
+x86 machine with Linux: pip install libtpu. A TPU is not needed, nor data, nor weights.
 
 Examples:
 
@@ -12,12 +12,19 @@ Examples:
     python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit \\
         --rows_a_device=2 --config.mesh.fsdp=32 --config.mesh.tensor=2 --json=plans/7b_stage2.json
 
+    # Which batch, mesh and rematerialisation are best for a stream: formulas first, then the compiler on the best few:
+    python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit --search
+
     # Two slices, which are joined by the data center's network:
     python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
 
+    # Memory of attention by backend and length; then the page of all files that --json wrote:
+    python -m tuna_jax.plan --attention --topology=v5e:2x2 --json=docs/plans/attention.json
+    python -m tuna_jax.plan --collect=docs/plans --page=docs/scaling.md
+
 A topology is KIND:AxB or KIND:AxBxC with the kinds v5e, v5p, v6e and tpu7x. The batch is the experiment's
 (`rows` of each stream, over all devices), unless --rows_a_device says otherwise. Of a stream, the largest of its
-batches is planned. A large step compiles for some minutes; results are printed and written one by one.
+batches is planned. A large step compiles for some minutes; results are told and written one by one.
 """
 
 from __future__ import annotations
@@ -50,6 +57,13 @@ _PROGRAM = flags.DEFINE_multi_enum(
 _ROWS = flags.DEFINE_integer(
     "rows_a_device", None, "Rows of a batch on each device.", lower_bound=1
 )
+_SEARCH = flags.DEFINE_boolean("search", False, "Look for the best batch, mesh and remat.")
+_TRIES = flags.DEFINE_integer(
+    "tries", 3, "Candidates that --search compiles at most.", lower_bound=1
+)
+_ATTENTION = flags.DEFINE_boolean("attention", False, "Measure attention's memory by backend.")
+_COLLECT = flags.DEFINE_string("collect", None, "Folder of files of --json to make --page of.")
+_PAGE = flags.DEFINE_string("page", None, "The page that --collect writes.")
 _JSON = flags.DEFINE_string("json", None, "File that the numbers are written to.")
 
 
@@ -59,7 +73,10 @@ def main(arguments: Sequence[str]) -> None:
         raise app.UsageError(
             f"unexpected argument {arguments[1]!r}; settings are given as --config.KEY=VALUE"
         )
-    if _CONFIG.value is None or _TOPOLOGY.value is None:
+    if (_COLLECT.value is None) != (_PAGE.value is None):
+        raise app.UsageError("--collect=FOLDER and --page=FILE go together")
+    wanted = [_TOPOLOGY.value] if _ATTENTION.value else [_TOPOLOGY.value, _CONFIG.value]
+    if _COLLECT.value is None and None in wanted:
         raise app.UsageError(
             "give --config=EXPERIMENT and --topology=KIND:AxB; --help shows examples"
         )
@@ -70,34 +87,64 @@ def main(arguments: Sequence[str]) -> None:
     # Programs for a topology cannot be read back from the cache; they would only fill it.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        _plan(Path(flags.FLAGS["config"].config_filename).stem)
+        if _COLLECT.value:
+            _write_page(Path(_COLLECT.value), Path(str(_PAGE.value)))
+        elif _ATTENTION.value:
+            _measure_attention()
+        else:
+            _plan(Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
     except (ValueError, ModuleNotFoundError) as error:
         logging.debug("where it was raised:", exc_info=True)
         sys.exit(f"error: {error}")
 
 
 def _plan(name: str) -> None:
-    from tuna_jax.planning import experiment, measure, programs, report
-    from tuna_jax.planning.chips import chip_of
+    from tuna_jax.planning import experiment, report, tried
 
     read = experiment.read(name, _CONFIG.value.to_dict())
-    devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
-    mesh = programs.mesh_of(read, devices, _SLICES.value)
-    chip = chip_of(_TOPOLOGY.value)
-    target = measure.Target(topology=_TOPOLOGY.value, slices=_SLICES.value, chip=chip, mesh=mesh)
-    rows = _ROWS.value and _ROWS.value * len(devices)
-    results: list[dict[str, Any]] = []
-    for planned in programs.all_of(read, mesh, rows, _STREAM.value, _PROGRAM.value):
-        results.append(measure.measure(read, planned, target, _say))
-        _say(report.verdict(results[-1]))
-        if _JSON.value:
-            path = Path(_JSON.value)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{report.heading(results[0])}\n\n{report.table(results)}\n")
-    if cost := report.stage_cost(results):
-        print(f"{cost}\n")
+    name = str(_TOPOLOGY.value)
+    devices = topology.devices(name, _SLICES.value)
+    place = tried.Place(topology=name, slices=_SLICES.value, devices=devices)
+    if _SEARCH.value:
+        (stream,) = _STREAM.value if len(_STREAM.value) == 1 else [None]
+        found = tried.run_search(read, place, stream, _TRIES.value, _say)
+        results, notes = found.results, found.notes
+        _write({"kind": "plan", "results": results, "search": notes})
+    else:
+        results, notes = [], []
+        rows = _ROWS.value and _ROWS.value * len(devices)
+        for result in tried.all_of(read, place, rows, _STREAM.value, _PROGRAM.value, _say):
+            results.append(result)
+            _say(report.verdict(result))
+            _write({"kind": "plan", "results": results})
+    for result in results[:1] if not _SEARCH.value else results:
+        print(f"\n{report.heading(result)}")
+    print(f"\n{report.table(results)}\n")
+    for line in filter(None, [*notes, report.stage_cost(results)]):
+        print(f"{line}\n")
     print(report.LEGEND)
+
+
+def _measure_attention() -> None:
+    from tuna_jax.planning import attention
+
+    rows = attention.measure(topology.devices(str(_TOPOLOGY.value))[0], say=_say)
+    _write({"kind": "attention", "topology": _TOPOLOGY.value, "results": rows})
+    print(attention.table(rows))
+
+
+def _write_page(folder: Path, page: Path) -> None:
+    from tuna_jax.planning.page import collect
+
+    page.write_text(collect(folder, page))
+    print(page)
+
+
+def _write(held: dict[str, Any]) -> None:
+    if _JSON.value:
+        path = Path(_JSON.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"command": sys.argv[1:], **held}, indent=1) + "\n")
 
 
 def _say(text: str) -> None:

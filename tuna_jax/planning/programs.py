@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -55,12 +55,24 @@ def mesh_of(experiment: Experiment, devices: list[Any], slices: int = 1) -> Mesh
     one index for each of them.
 
     Raises:
-      ValueError: the mesh's sizes do not fit the devices.
+      ValueError: the mesh's sizes do not fit the devices, or it does not take the slices one after another.
     """
     settings = experiment.settings.mesh
     if "slices" in AXES:
         settings = dataclasses.replace(settings, slices=slices)  # pyright: ignore[reportCallIssue]
-    return make_mesh(settings, devices)
+    mesh = make_mesh(settings, devices)
+    if slices > 1 and not slice_by_slice(mesh.devices.flat):
+        raise ValueError(
+            f"the mesh mixes the {slices} slices; its outermost axis that is not 1 must count them"
+        )
+    return mesh
+
+
+def slice_by_slice(devices: Iterable[Any]) -> bool:
+    """Whether all devices of a slice stand together, and the slices in their order: what is sent between slices is
+    told by that."""
+    found = [device.slice_index for device in devices]
+    return found == sorted(found)
 
 
 def all_of(

@@ -1,0 +1,67 @@
+"""The command from end to end: a real step through the TPU compiler, for a slice that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = "--config=tests/planning/tiny_stage.py"
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("XLA_FLAGS", None)  # The tests' own is for programs on CPU.
+    command = [sys.executable, "-m", "tuna_jax.plan", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def test_help_teaches():
+    done = plan("--help")
+    for words in ("Examples", "--topology=v5e:4x4", "--rows_a_device", "pip install libtpu"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give --config=EXPERIMENT and --topology=KIND:AxB"),
+        ([TINY, "--topology=v5e:2x4", "--stream=sing"], "has the streams describe, draw"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, words):
+    done = plan(*arguments)
+    assert done.returncode != 0
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
+    file = tmp_path / "plans" / "tiny.json"
+    done = plan(TINY, "--topology=v5e:2x4", "--stream=draw", "--rows_a_device=4", f"--json={file}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "train draw: fits" in done.stderr
+    assert "tiny_stage on v5e:2x4 (8 chips), mesh data 2 x fsdp 4, remat none" in done.stdout
+    assert "Nothing here was measured on a TPU" in done.stdout
+    held = json.loads(file.read_text())
+    assert "--topology=v5e:2x4" in held["command"]
+    (result,) = held["results"]
+    assert (result["chips"], result["rows"], result["tokens"]) == (8, 32, 32 * 64)
+    memory, network, bound = result["memory"], result["network"], result["bound"]
+    # The carried state and the batch are handed in, and the state goes out where it came in. The compiler pads small
+    # arrays, so its sizes are larger than the arithmetic.
+    assert memory["arguments"] >= sum(memory["parts"].values())
+    carried = sum(memory["parts"][name] for name in ("parameters", "optimizer", "average"))
+    assert memory["aliased"] >= carried
+    assert memory["arguments"] < memory["peak"] < 0.1 * memory["usable"]
+    assert network["count"]["all-gather"] > 0
+    assert result["flops"]["useful"] == result["flops"]["counted"]
+    assert bound["step"] == max(bound[name] for name in ("compute", "memory", "network", "dcn"))
+    peak = 8 * 197e12 * bound["step"]
+    assert bound["mfu"] == pytest.approx(result["flops"]["useful"] / peak)

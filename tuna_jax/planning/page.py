@@ -1,0 +1,89 @@
+"""`docs/scaling.md`, made of the JSON files that the command wrote: whoever doubts a number runs the command again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuna_jax.planning import attention, report
+
+Result = dict[str, Any]
+
+_TOP = """# Scaling: what fits, and how fast it could be at most
+
+Made by `python -m tuna_jax.plan --collect={folder} --page={page}` of the files in `{folder}`. The command that wrote
+each of them stands above its table; it runs anywhere (`pip install libtpu`), without a TPU, data or weights.
+
+{legend}
+"""
+
+
+def collect(folder: Path, page: Path) -> str:
+    """The page's text.
+
+    Raises:
+      ValueError: the folder has no plan, or a file is not one; it is named.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"--collect={folder}: no *.json there; plan --json={folder}/NAME.json writes one"
+        )
+    sections = [_TOP.format(folder=folder, page=page, legend=report.LEGEND)]
+    for file in files:
+        try:
+            held = json.loads(file.read_text())
+            sections.append(_attention(held) if held["kind"] == "attention" else _plan(held))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is no file that plan --json wrote: {error!r}") from error
+    return "\n".join(sections)
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The table of `report.table` as Markdown."""
+    lines = [report.HEADINGS, ["---"] * len(report.HEADINGS), *(report.row(r) for r in results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plan(held: dict[str, Any]) -> str:
+    results = held["results"]
+    name = f"{results[0]['experiment']} on {results[0]['topology']}"
+    cost = report.stage_cost(results)
+    slowest = max(result["compiler"]["seconds"] for result in results)
+    memory = max(result["compiler"]["host_memory"] for result in results) / report.GIB
+    versions = results[0]["compiler"]
+    parts = [
+        f"## {name}\n",
+        _command(held),
+        f"{report.heading(results[0])}.\n",
+        markdown(results) + "\n",
+        f"{cost}\n" if cost else "",
+        _searched(held.get("search", [])),
+        f"Measured, here: the slowest program compiled in {slowest:.0f} s, with {memory:.1f} GiB of memory (jax "
+        f"{versions['jax']}, libtpu {versions['libtpu']}).\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _attention(held: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            "## Memory of attention\n",
+            _command(held),
+            f"Forward and backward of one row on one chip of {held['topology']}, {attention.HEADS} heads over "
+            f"{attention.KV_HEADS}, head_dim {attention.HEAD_DIM}, bfloat16; the compiler's estimate.\n",
+            attention.table(held["results"]) + "\n",
+        ]
+    )
+
+
+def _command(held: dict[str, Any]) -> str:
+    return f"    python -m tuna_jax.plan {' '.join(held['command'])}\n"
+
+
+def _searched(tried: Sequence[str]) -> str:
+    if not tried:
+        return ""
+    return "Searched: " + "; ".join(tried) + ".\n"

@@ -1,0 +1,221 @@
+"""Looks for the batch, the mesh and the rematerialisation with the fastest step that fits: formulas first, then the
+compiler on the few that look best.
+
+The formulas only put candidates in order, so they are rough: matrix products alone, weights gathered in bfloat16, what
+a layer keeps told by its widths. What is reported afterwards is the compiler's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from tuna_jax.config import REMAT_POLICIES, TunaConfig
+from tuna_jax.models import tuna
+from tuna_jax.planning.chips import Chip
+from tuna_jax.planning.experiment import Experiment, Stream
+from tuna_jax.planning.roofline import Work, bound
+from tuna_jax.training.optimizer import trainable
+
+ROWS = (1, 2, 4, 8, 16, 32)
+TENSOR = (1, 2, 4)
+ROOM = 0.9  # A plan leaves a tenth of the memory free.
+TILE = 16  # Rows of a bfloat16 tile; a part that is no multiple of them is padded, and travels as if twice as large.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What may be chosen.
+
+    Attributes:
+      rows: on each device. data, fsdp, tensor: sizes of the mesh's axes. remat: of `config.REMAT_POLICIES`.
+    """
+
+    rows: int
+    data: int
+    fsdp: int
+    tensor: int
+    remat: str
+
+    def apply(self, experiment: Experiment) -> Experiment:
+        """The experiment with the mesh and remat of this candidate."""
+        sizes = {"data": self.data, "fsdp": self.fsdp, "context": 1, "tensor": self.tensor}
+        return experiment.with_mesh(**sizes).with_model(remat=self.remat)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows a device, data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}, "
+            f"remat {self.remat}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the formulas say of a candidate.
+
+    Attributes:
+      candidate: which. memory: bytes on a device. seconds: bound on a row's time on a device. unhidden: the same with
+        nothing overlapping. binds: what binds. padded: parts of the model whose weights travel as if twice as large.
+    """
+
+    candidate: Candidate
+    memory: float
+    seconds: float
+    unhidden: float
+    binds: str
+    padded: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Parameters of the model by part, all of them and what is trained."""
+
+    parts: dict[str, int]
+    trained: dict[str, int]
+
+
+def estimates(experiment: Experiment, stream: Stream, chip: Chip, devices: int) -> list[Estimate]:
+    """Every candidate that the formulas let fit, the fastest first; ties go to the one that waits least if nothing
+    overlaps."""
+    found = [
+        estimate(experiment, stream, chip, candidate)
+        for candidate in candidates(experiment, devices)
+    ]
+    fitting = [one for one in found if one.memory <= ROOM * chip.usable / chip.devices]
+    return sorted(fitting, key=lambda one: (float(f"{one.seconds:.2g}"), one.unhidden))
+
+
+def candidates(experiment: Experiment, devices: int) -> Iterator[Candidate]:
+    """All that can be laid on so many devices: every split axis of a parameter must divide."""
+    config = experiment.config
+    widths = (config.representation.width, config.language.width)
+    features = [config.representation.width, config.representation.mlp]
+    for part in (config.language, config.flow_head):
+        features += [part.heads * part.head_dim, part.kv_heads * part.head_dim, part.mlp]
+    splits = [
+        (fsdp, tensor)
+        for fsdp, tensor in itertools.product(_divisors(devices), TENSOR)
+        if devices % (fsdp * tensor) == 0
+        and all(width % fsdp == 0 for width in widths)
+        and all(size % tensor == 0 for size in features)
+    ]
+    for (fsdp, tensor), rows, remat in itertools.product(splits, ROWS, REMAT_POLICIES):
+        data = devices // (fsdp * tensor)
+        yield Candidate(rows=rows, data=data, fsdp=fsdp, tensor=tensor, remat=remat)
+
+
+def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Candidate) -> Estimate:
+    """The formulas' word on one candidate."""
+    sizes = _sizes(experiment.config, experiment.settings.optimizer.frozen)
+    found = bound(_work(experiment, stream, candidate, sizes), chip)
+    return Estimate(
+        candidate=candidate,
+        memory=_memory(experiment, stream, candidate, sizes),
+        seconds=found.step / candidate.rows,
+        unhidden=found.unhidden / candidate.rows,
+        binds=found.binds,
+        padded=tuple(part for part in sizes.parts if _padded(experiment, part, candidate)),
+    )
+
+
+@functools.cache
+def _sizes(config: TunaConfig, frozen: tuple[str, ...]) -> _Sizes:
+    shapes = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
+    chosen = trainable(shapes, frozen)
+
+    def count(tree: Any) -> int:
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    learned = jax.tree.map(lambda leaf, own: leaf if own else None, shapes, chosen)
+    return _Sizes(
+        parts={name: count(part) for name, part in shapes.items()},
+        trained={name: count(part) for name, part in learned.items()},
+    )
+
+
+def _padded(experiment: Experiment, part: str, candidate: Candidate) -> bool:
+    """Whether the pieces of this part's weights do not fill whole tiles."""
+    sizes = experiment.config.representation if part == "representation" else experiment.config.language  # fmt: skip
+    return candidate.fsdp > 1 and sizes.width // candidate.fsdp % TILE > 0
+
+
+def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int, int, int]]:
+    """(layers, tokens of a row, width, hidden width, heads) of the stacks that a batch of the stream runs."""
+    config, length = experiment.config, stream.shape.length
+    shape = stream.shape
+    frames = 1 + (shape.frames - 1) // config.vae.temporal_factor
+    pixels = shape.size.height * shape.size.width
+    visual = shape.slots * frames * pixels // config.vae.spatial_factor**2
+    stacks = [
+        (config.representation, visual, config.representation.width),
+        (config.language, length, config.language.width),
+    ]
+    if stream.heads.flow_rows != 0:
+        stacks.append((config.flow_head, length, config.language.width))
+    return [(part.layers, tokens, width, part.mlp, part.heads) for part, tokens, width in stacks]
+
+
+def _work(experiment: Experiment, stream: Stream, candidate: Candidate, sizes: _Sizes) -> Work:
+    tensor, rows = candidate.tensor, candidate.rows * candidate.tensor  # rows of a group of chips
+    vocabulary, width = experiment.config.language.vocabulary, experiment.config.language.width
+    forward = head = shared = 0.0
+    for layers, tokens, size, hidden, _ in _layers(experiment, stream):
+        # Attention's products and the MLP's; its scores and its values.
+        weights = 4 * size * size + 3 * size * hidden
+        forward += rows * layers * tokens * (2 * weights + 4 * tokens * size)
+        # Two sums over the group forward, two backward, in bfloat16.
+        shared += 4 * rows * layers * tokens * size * 2 * 2 * (tensor - 1) / tensor
+    if stream.heads.text_rows != 0:
+        head = 2.0 * rows * stream.shape.length * vocabulary * width
+    useful = 3 * (forward + head)
+    # Of what `dots` keeps, the products are not taken again; attention is.
+    again = {"none": 0.0, "dots": 0.1}.get(candidate.remat, 1.0) * forward
+    total, trained = sum(sizes.parts.values()), sum(sizes.trained.values())
+    split = (candidate.fsdp - 1) / candidate.fsdp / tensor
+    gathered = scattered = 0.0
+    for part in sizes.parts:
+        twice = 2 if _padded(experiment, part, candidate) else 1
+        # In bfloat16: weights forward and backward, and gradients once.
+        gathered += 2 * 2 * sizes.parts[part] * split * twice
+        scattered += 2 * sizes.trained[part] * split * twice
+    copies = 2 * 4 * trained / (candidate.fsdp * tensor)
+    copies *= (candidate.data - 1) / candidate.data
+    state = 4 * (2 * total + 2 * trained) / (candidate.fsdp * tensor)
+    return Work(
+        flops=(useful + again) / tensor,
+        model_flops=useful / tensor,
+        memory=2 * state + 2 * (gathered + scattered),
+        network=gathered + scattered + copies + shared,
+    )
+
+
+def _memory(experiment: Experiment, stream: Stream, candidate: Candidate, sizes: _Sizes) -> float:
+    """Bytes on a device: parameters, their average, Adam's two moments and the gradients, all float32; what layers
+    keep for the backward pass; one layer at work; the text head's scores."""
+    parts = candidate.fsdp * candidate.tensor
+    held = 4.0 * (2 * sum(sizes.parts.values()) + 3 * sum(sizes.trained.values())) / parts
+    kept = working = 0.0
+    rows = candidate.rows * candidate.tensor
+    for layers, tokens, size, hidden, heads in _layers(experiment, stream):
+        inside = rows * tokens * (2 * size * 8 + 2 * hidden * 3) / candidate.tensor
+        if experiment.config.attention_backend == "xla":
+            inside += rows * heads * tokens * tokens * (4 + 2) / candidate.tensor
+        dots = rows * tokens * (2 * size * 4 + 2 * hidden * 2) / candidate.tensor
+        each = {"none": inside, "dots": dots}.get(candidate.remat, 0.0) + rows * tokens * size * 2
+        kept += layers * each
+        working = max(working, 2 * inside)
+    scores = 0.0
+    if stream.heads.text_rows != 0:
+        scores = 2 * 4.0 * rows * stream.shape.length * experiment.config.language.vocabulary
+    gathered = 2 * 2 * max(size for size in sizes.parts.values()) / 20
+    return held + kept + max(working, scores) + gathered
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
