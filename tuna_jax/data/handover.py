@@ -25,7 +25,7 @@ class _Owned(SharedMemoryArray):
     The memory's name begins with `prefix` of the run's process.
     """
 
-    def __new__(cls, shape: tuple[int, ...], dtype: Any) -> _Owned:
+    def __new__(cls, shape: tuple[int, ...], dtype: Any) -> SharedMemoryArray:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         name = f"{prefix(os.getppid())}{uuid.uuid4().hex[:12]}"
         made = cls.from_shared_memory(SharedMemory(name, create=True, size=size), shape, dtype)
