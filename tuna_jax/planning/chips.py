@@ -1,0 +1,102 @@
+"""What a TPU chip can do at most: the vendor's figures, which every bound here is arithmetic on.
+
+Source: the pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" of cloud.google.com/tpu/docs. The usable part
+of the memory is what the compiler says when a program does not fit ("... of 15.75G hbm").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+GIB = 2**30
+
+# Between slices. Nobody publishes it; 25 GB/s a host is 200 Gbit/s, the usual network card of a TPU host.
+DCN_BYTES_A_HOST = 25e9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """The figures of one chip.
+
+    Attributes:
+      name: as in the names of topologies.
+      peak: bfloat16 FLOP/s.
+      memory: HBM in bytes. usable: the part of it that a program can have; where no compiler's word is known, all.
+      bandwidth: of HBM, bytes/s.
+      network: bytes/s that a chip can send to other chips of its slice over all of its links together.
+      chips_a_host: chips that share a host and its network card.
+      devices: JAX devices of a chip; each has its share of every figure.
+    """
+
+    name: str
+    peak: float
+    memory: float
+    usable: float
+    bandwidth: float
+    network: float
+    chips_a_host: int
+    devices: int = 1
+
+    @property
+    def dcn(self) -> float:
+        """Bytes/s of a chip's share of its host's network card: an assumption, see `DCN_BYTES_A_HOST`."""
+        return DCN_BYTES_A_HOST / self.chips_a_host
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="v5e",
+            peak=197e12,
+            memory=16 * GIB,
+            usable=15.75 * GIB,
+            bandwidth=819e9,
+            network=1600e9 / 8,
+            chips_a_host=4,
+        ),
+        Chip(
+            name="v5p",
+            peak=459e12,
+            memory=95 * GIB,
+            usable=95 * GIB,
+            bandwidth=2765e9,
+            network=4800e9 / 8,
+            chips_a_host=4,
+        ),
+        Chip(
+            name="v6e",
+            peak=918e12,
+            memory=32 * GIB,
+            usable=31.25 * GIB,
+            bandwidth=1640e9,
+            network=3584e9 / 8,
+            chips_a_host=4,
+        ),
+        Chip(
+            name="tpu7x",
+            peak=2307e12,
+            memory=192 * GIB,
+            usable=192 * GIB,
+            bandwidth=7380e9,
+            network=9600e9 / 8,
+            chips_a_host=4,
+            devices=2,
+        ),
+    )
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as 'v5e:4x4'.
+
+    Raises:
+      ValueError: a kind of chip that is not in the table.
+    """
+    kind = topology.split(":")[0]
+    if kind not in CHIPS:
+        raise ValueError(
+            f"--topology={topology}: no chip is called {kind!r}; known are "
+            f"{', '.join(CHIPS)}, as in v5e:4x4 or v5p:4x4x4"
+        )
+    return CHIPS[kind]

@@ -1,0 +1,164 @@
+"""Bytes that every chip sends to others in one run of a compiled program, by kind of collective.
+
+Arithmetic on what the compiler planned: the sizes and groups of its collectives, how often they run, and what a ring
+over n chips sends of an array of so many bytes:
+
+    all-gather          result * (n - 1) / n
+    reduce-scatter      operand * (n - 1) / n
+    all-reduce          2 * operand * (n - 1) / n      (a reduce-scatter and an all-gather)
+    all-to-all          result * (n - 1) / n
+    collective-permute  result
+
+The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from tuna_jax.planning import hlo
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+_INSTRUCTION = re.compile(
+    rf"^%?([\w.\-]+) = (\(?.*?\)?) ({'|'.join(KINDS)}|ragged-all-to-all)(-start)?\("
+)
+_ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\]")
+_EXPLICIT = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
+
+
+@dataclasses.dataclass
+class Traffic:
+    """What a chip sends in one run of a program.
+
+    Attributes:
+      bytes: by kind. count: collectives that run, by kind.
+      moved: bytes of their results in the chip's own memory.
+      dcn: the part of all bytes that leaves the slice, if there are several; `bytes` has the rest.
+    """
+
+    bytes: dict[str, float]
+    count: dict[str, int]
+    moved: float = 0.0
+    dcn: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes over the links within a slice."""
+        return sum(self.bytes.values())
+
+
+def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
+    """The traffic of an optimised program.
+
+    Args:
+      text: the compiler's text of it.
+      devices: chips that it runs on, slice by slice.
+      slices: how many slices they are.
+
+    Raises:
+      ValueError: no program in the text.
+    """
+    found, entry = hlo.computations(text)
+    result = Traffic(dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0))
+    scattering = {
+        name
+        for lines in found.values()
+        for line in lines
+        if line.lstrip("%").startswith("all-reduce-scatter")
+        for name in re.findall(r"\bcalls=%?([\w.\-]+)", line)
+    }
+    for name, times in hlo.runs(found, entry).items():
+        fused = name in scattering or name.startswith("all-reduce-scatter")
+        for line in found.get(name, ()):
+            _count(line, times, fused, devices, slices, result)
+    return result
+
+
+def _count(
+    line: str, times: int, scattered: bool, devices: int, slices: int, result: Traffic
+) -> None:
+    match = _INSTRUCTION.match(line)
+    if not match:
+        return
+    kind = match[3].removeprefix("ragged-")
+    group, across = _group(line, devices, slices)
+    if group < 2:
+        return
+    size = _size(match[2], kind, started=bool(match[4]))
+    share = (group - 1) / group
+    if kind == "all-reduce" and scattered:
+        kind, sent = "reduce-scatter", size * share
+    elif kind == "all-reduce":
+        sent = 2 * size * share
+    elif kind == "reduce-scatter":
+        sent = size * (group - 1)
+    elif kind == "collective-permute":
+        sent = size
+    else:
+        sent = size * share
+    result.count[kind] += times
+    result.moved += times * size
+    if across > 1:
+        # First within each slice, so that only a slice-th of the array travels between them.
+        inside = group // across
+        outside = sent / share * (across - 1) / across / max(inside, 1)
+        result.dcn += times * outside
+        sent = sent / share * (inside - 1) / inside if inside > 1 else 0.0
+    result.bytes[kind] += times * sent
+
+
+def _size(shape: str, kind: str, started: bool) -> float:
+    """Bytes of a collective's result. The beginning of an asynchronous one returns its operands before its results."""
+    arrays = [_bytes(*match) for match in _ARRAY.findall(shape)]
+    if not started or kind == "all-reduce" or len(arrays) < 2:
+        return sum(arrays)
+    if kind == "collective-permute":
+        return arrays[1]
+    # Operands and results, and maybe a few context words behind them, each 4 bytes.
+    arrays = [size for size in arrays if size > 4]
+    return sum(arrays[len(arrays) // 2 :])
+
+
+def _bytes(kind: str, extents: str) -> float:
+    bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
+    return math.prod(int(extent) for extent in extents.split(",") if extent) * bits / 8
+
+
+def _group(line: str, devices: int, slices: int) -> tuple[int, int]:
+    """How many chips take part in one group, and in how many slices they are."""
+    iota, explicit = _IOTA.search(line), _EXPLICIT.search(line)
+    if pairs := _PAIRS.search(line):
+        ids = [[int(i) for i in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+        return 2, max((_slices(pair, devices, slices) for pair in ids), default=1)
+    if mesh := _MESH.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        taken = re.findall(r"'(\w+)'", mesh[2])
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        first = ids[tuple(slice(None) if name in taken else 0 for name in sizes)].ravel().tolist()
+        return len(first), _slices(first, devices, slices)
+    if iota:
+        shape, extents = _numbers(iota[1]), _numbers(iota[2])
+        order = _numbers(iota[3]) if iota[3] else tuple(range(len(extents)))
+        ids = np.arange(math.prod(extents)).reshape(extents).transpose(order).reshape(shape)
+        return shape[-1], _slices(list(ids.reshape(-1, shape[-1])[0]), devices, slices)
+    if explicit:
+        first = re.findall(r"\{([\d,]+)\}", explicit[1])
+        members = [int(i) for i in first[0].split(",")] if first else list(range(devices))
+        return len(members), _slices(members, devices, slices)
+    return devices, slices
+
+
+def _slices(members: list[int], devices: int, slices: int) -> int:
+    return len({member * slices // devices for member in members})
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))

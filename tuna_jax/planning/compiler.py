@@ -1,0 +1,115 @@
+"""Runs the compiler on a lowered program and reads what it says: memory, text, or that the program does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# Products that wait for parts of a gathered weight cost 2.6 times on v5e at 2,000 tokens a chip (facts.md, section 2).
+OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+_UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+_AMOUNT = r"([\d.]+)\s*([KMGT]?)(?:i?B)?"
+_USED = re.compile(rf"[Uu]sed {_AMOUNT} of {_AMOUNT}(?: bytes)? hbm")
+_TOTAL = re.compile(rf"Total hbm usage\s*>?=?\s*{_AMOUNT}")
+_EXCEEDED = re.compile(rf"Exceeded hbm capacity by {_AMOUNT}")
+_OUT = re.compile(r"Ran out of memory in memory space hbm|RESOURCE_EXHAUSTED", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler said of a program; bytes on one device.
+
+    Attributes:
+      fits: whether it compiled; False only if the device's memory does not hold it.
+      peak: the most memory in use at once. If it does not fit: what it would have used.
+      capacity: what the compiler had, where it said so.
+      arguments, outputs, aliased, temporaries, code: parts; what is aliased is in both arguments and outputs.
+      seconds: that the compiler took here. host_memory: the most this process has used so far.
+      text: of the optimised program; empty if it does not fit.
+    """
+
+    fits: bool
+    peak: float
+    capacity: float | None = None
+    arguments: float = 0.0
+    outputs: float = 0.0
+    aliased: float = 0.0
+    temporaries: float = 0.0
+    code: float = 0.0
+    seconds: float = 0.0
+    host_memory: float = 0.0
+    text: str = dataclasses.field(default="", repr=False)
+
+
+def compile_lowered(lowered: Any) -> Compiled:
+    """Compiles what `jax.jit(f).lower(...)` gave.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler's own, of whatever is not a lack of device memory.
+    """
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        # Large programs cannot be turned to text afterwards; the compiler can write it itself.
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options={**OPTIONS, **dump})
+        except Exception as error:
+            lacking = out_of_memory(str(error))
+            if lacking is None:
+                raise
+            used, capacity = lacking
+            return Compiled(
+                fits=False,
+                peak=used,
+                capacity=capacity,
+                seconds=time.monotonic() - start,
+                host_memory=_host_memory(),
+            )
+        seconds = time.monotonic() - start
+        text = _largest(Path(folder))
+    memory = compiled.memory_analysis()
+    return Compiled(
+        fits=True,
+        peak=float(memory.peak_memory_in_bytes),
+        arguments=float(memory.argument_size_in_bytes),
+        outputs=float(memory.output_size_in_bytes),
+        aliased=float(memory.alias_size_in_bytes),
+        temporaries=float(memory.temp_size_in_bytes),
+        code=float(memory.generated_code_size_in_bytes),
+        seconds=seconds,
+        host_memory=_host_memory(),
+        text=text,
+    )
+
+
+def out_of_memory(message: str) -> tuple[float, float | None] | None:
+    """(bytes that were wanted, bytes that there are) of a compiler's error, or None if it is of another kind."""
+    if not _OUT.search(message):
+        return None
+    if used := _USED.search(message):
+        return _bytes(used[1], used[2]), _bytes(used[3], used[4])
+    total, exceeded = _TOTAL.search(message), _EXCEEDED.search(message)
+    if total is None:
+        return None
+    wanted = _bytes(total[1], total[2])
+    return wanted, wanted - _bytes(exceeded[1], exceeded[2]) if exceeded else None
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * _UNITS[unit]
+
+
+def _largest(folder: Path) -> str:
+    """The text of the program that was asked for: the largest of those that the compiler wrote."""
+    found = [p for p in folder.glob("*after_optimizations.txt") if "buffer" not in p.name]
+    return max(found, key=lambda path: path.stat().st_size).read_text() if found else ""
+
+
+def _host_memory() -> float:
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

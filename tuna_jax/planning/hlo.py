@@ -1,0 +1,82 @@
+"""Reads the compiler's text of an optimised program: its computations, and how often each runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+Computations = dict[str, list[str]]
+
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)[ (].*\{\s*$")
+_CALL = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_WHILE = re.compile(r"\bcondition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_KNOWN = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
+_CONSTANT = re.compile(r"= s(?:32|64)\[\][^ ]* constant\((\d+)\)")
+
+
+def computations(text: str) -> tuple[Computations, str]:
+    """Instructions of every computation by its name, and the name of the one that runs first.
+
+    Raises:
+      ValueError: the text has no ENTRY computation: it is no whole program.
+    """
+    found: Computations = {}
+    entry = ""
+    current: list[str] | None = None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = found.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and " = " in line:
+            current.append(line.strip().removeprefix("ROOT "))
+    if not entry:
+        raise ValueError("the compiler's text has no ENTRY computation")
+    return found, entry
+
+
+def runs(found: Computations, entry: str) -> dict[str, int]:
+    """How often each computation runs in one run of the program.
+
+    A loop's rounds are read from the constant that its condition compares with: the TPU compiler notes no count. A
+    loop without one counts as one round. Of branches, each counts.
+    """
+    calls = {name: _called(lines, found) for name, lines in found.items()}
+    times: dict[str, int] = {}
+    _add(calls, entry, 1, times)
+    return times
+
+
+def _add(
+    calls: Mapping[str, list[tuple[str, int]]], name: str, count: int, times: dict[str, int]
+) -> None:
+    times[name] = times.get(name, 0) + count
+    for callee, rounds in calls.get(name, ()):
+        _add(calls, callee, count * rounds, times)
+
+
+def _called(lines: list[str], found: Computations) -> list[tuple[str, int]]:
+    """(computation, rounds) of every call of a computation."""
+    callees: list[tuple[str, int]] = []
+    for line in lines:
+        loop = _WHILE.search(line)
+        if loop:
+            known = _KNOWN.search(line)
+            rounds = int(known[1]) if known else _rounds(found.get(loop[1], []))
+            callees += [(loop[1], rounds), (loop[2], rounds)]
+            continue
+        # The end of an asynchronous call names the same computation as its beginning.
+        if re.search(r" async-(update|done)\(", line):
+            continue
+        callees += [(name, 1) for name in _CALL.findall(line)]
+        for branches in _BRANCHES.findall(line):
+            callees += [(name.strip().lstrip("%"), 1) for name in branches.split(",")]
+    return callees
+
+
+def _rounds(condition: list[str]) -> int:
+    constants = [int(match[1]) for line in condition if (match := _CONSTANT.search(line))]
+    return max(constants, default=1)
