@@ -1,4 +1,4 @@
-"""What the compiler says when a program does not fit; both of its wordings are read."""
+"""What the compiler says when a program does not fit; its wordings are read."""
 
 import pytest
 
@@ -18,10 +18,14 @@ Total hbm usage >= 31.40G:
     reserved        263.00M
     program          31.15G
 """
+TEMPORARIES = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for \
+HLO temporaries (25.50G) exceeds available HBM (15.75G). HLO module: jit_loss.
+"""
 GIB = 2**30
 
 
-def test_both_wordings_are_read():
+def test_all_wordings_are_read():
+    assert out_of_memory(TEMPORARIES) == pytest.approx((25.5 * GIB, 15.75 * GIB))
     assert out_of_memory(OLD) == pytest.approx((170 * GIB, 15.75 * GIB))
     used, capacity = out_of_memory(NEW)
     assert (used, capacity) == pytest.approx((31.4 * GIB, 15.75 * GIB))

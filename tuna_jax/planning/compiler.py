@@ -18,7 +18,10 @@ _AMOUNT = r"([\d.]+)\s*([KMGT]?)(?:i?B)?"
 _USED = re.compile(rf"[Uu]sed {_AMOUNT} of {_AMOUNT}(?: bytes)? hbm")
 _TOTAL = re.compile(rf"Total hbm usage\s*>?=?\s*{_AMOUNT}")
 _EXCEEDED = re.compile(rf"Exceeded hbm capacity by {_AMOUNT}")
-_OUT = re.compile(r"Ran out of memory in memory space hbm|RESOURCE_EXHAUSTED", re.IGNORECASE)
+_TEMPORARIES = re.compile(
+    rf"HLO temporaries \({_AMOUNT}\) exceeds? available HBM \({_AMOUNT}\)", re.IGNORECASE
+)
+_OUT = re.compile(r"Ran out of memory (?:in memory space hbm|on HBM)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,13 @@ def compile_lowered(lowered: Any) -> Compiled:
 
 
 def out_of_memory(message: str) -> tuple[float, float | None] | None:
-    """(bytes that were wanted, bytes that there are) of a compiler's error, or None if it is of another kind."""
+    """(bytes that were wanted, bytes that there are) of a compiler's error, or None if it is of another kind.
+
+    One of its wordings tells of the temporaries alone: the program then wants at least as much.
+    """
     if not _OUT.search(message):
         return None
-    if used := _USED.search(message):
+    if used := _USED.search(message) or _TEMPORARIES.search(message):
         return _bytes(used[1], used[2]), _bytes(used[3], used[4])
     total, exceeded = _TOTAL.search(message), _EXCEEDED.search(message)
     if total is None:

@@ -1,0 +1,228 @@
+"""The programs of an experiment, laid over the devices of a topology, as shapes alone: the only module here that knows
+how a step, a sampler and a decoder are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tuna_jax.generation import images
+from tuna_jax.generation.prefix import Prefix
+from tuna_jax.models import tuna, vae
+from tuna_jax.parallel import rules
+from tuna_jax.parallel.mesh import AXES, make_mesh
+from tuna_jax.planning.experiment import Experiment, Stream
+from tuna_jax.recipes.streams import picture_size
+from tuna_jax.training import state, step
+from tuna_jax.training.program import Program
+
+PROMPT = 128  # Tokens of a prompt that the sampler is planned for.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A program that can be traced and compiled.
+
+    Attributes:
+      kind: 'train', 'sample' or 'decode'. stream: whose batch it takes; '' of the latter two.
+      share: of the steps of training that run it; 0 of the latter two.
+      rows, tokens, pictures: of one run, over all devices.
+      jitted, arguments: what `jitted.trace(*arguments)` takes.
+      parts: bytes on one device of the arguments' parts, by shapes and shardings.
+      plain: the same program without anything computed again, for counting; None: it is this one.
+    """
+
+    kind: str
+    stream: str = ""
+    share: float = 0.0
+    rows: int
+    tokens: int
+    pictures: int
+    jitted: Any
+    arguments: tuple[Any, ...]
+    parts: dict[str, float]
+    plain: Callable[[], Planned] | None = None
+
+
+def mesh_of(experiment: Experiment, devices: list[Any], slices: int = 1) -> Mesh:
+    """The experiment's mesh over the devices of so many slices of a topology; its axis `slices`, if it has one, gets
+    one index for each of them.
+
+    Raises:
+      ValueError: the mesh's sizes do not fit the devices.
+    """
+    settings = experiment.settings.mesh
+    if "slices" in AXES:
+        settings = dataclasses.replace(settings, slices=slices)  # pyright: ignore[reportCallIssue]
+    return make_mesh(settings, devices)
+
+
+def all_of(
+    experiment: Experiment,
+    mesh: Mesh,
+    rows: int | None = None,
+    streams: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+) -> Iterator[Planned]:
+    """The programs of an experiment one by one: the step of every stream, the sampler, the decoder.
+
+    Args:
+      experiment, mesh: what for, and on what.
+      rows: of every batch, over all devices; None: each stream's own.
+      streams: names of the streams whose steps alone are wanted; of none: all, with sampler and decoder.
+      kinds: the kinds that alone are wanted; of none: all.
+
+    Raises:
+      ValueError: there is no such stream, or something does not divide over the mesh.
+    """
+    unknown = [name for name in streams if name not in experiment.tasks]
+    if unknown:
+        raise ValueError(
+            f"--stream={unknown[0]}: {experiment.name} has the streams {', '.join(experiment.tasks)}"
+        )
+    kinds = kinds or (("train",) if streams else ("train", "sample", "decode"))
+    if "train" in kinds:
+        for stream in experiment.streams(rows):
+            if not streams or stream.name in streams:
+                yield train_step(experiment, stream, mesh)
+    if "sample" in kinds:
+        yield sampler(experiment, mesh)
+    if "decode" in kinds:
+        yield decoder(experiment, mesh)
+
+
+def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
+    """One training step on a batch of this stream.
+
+    Raises:
+      ValueError: parameters or rows do not divide over the mesh.
+    """
+    program = Program(experiment.settings, experiment.config, experiment.tasks, mesh)
+    encodes = stream.shape.visual == "pixels"
+    frozen = _on(rules.replicated(mesh), _vae_shapes(experiment)) if encodes else None
+    carried = state.abstract(program.shapes, program.shardings)
+    batch = program.batch_shapes(stream.batch)
+    recomputes = experiment.config.remat != "none"
+    return Planned(
+        kind="train",
+        stream=stream.name,
+        share=stream.share,
+        rows=stream.shape.rows,
+        tokens=stream.tokens,
+        pictures=stream.pictures,
+        jitted=step.compile_step(program.step, program.shardings, mesh),
+        arguments=(carried, batch, frozen, stream.heads),
+        parts={
+            "parameters": _bytes(carried.params),
+            "optimizer": _bytes(carried.optimizer),
+            "average": _bytes(carried.ema),
+            "batch": _bytes(batch),
+            # Of the frozen VAE the step needs the encoder alone; the compiler drops the rest.
+            "frozen_vae": _bytes(_encoder(frozen)),
+        },
+        plain=(lambda: train_step(experiment.with_model(remat="none"), stream, mesh))
+        if recomputes
+        else None,
+    )
+
+
+def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
+    """Guided drawing of one picture for each part of the batch that the mesh has, as `config.samples` says."""
+    config, settings = experiment.config, experiment.settings.samples
+    rows = _parts(mesh)
+    size = picture_size(settings.size, "config.samples.size")
+    latent = config.vae.latent_shape(1, size.height, size.width)
+    split = rules.batch_sharding(mesh)
+
+    def draw(params: Any, tokens: Any, lengths: Any, other: Any, noise: Any) -> Any:
+        none = jnp.zeros((rows, 0, 2), jnp.int32)
+        return images.sample(
+            config,
+            params,
+            Prefix(tokens, lengths, none),
+            noise,
+            negative=Prefix(other, lengths, none),
+            guidance=settings.guidance,
+            points=settings.points,
+            shift=settings.shift,
+            solver=settings.solver,
+        )
+
+    shapes = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        rules.shardings(shapes, mesh),
+    )
+    tokens = jax.ShapeDtypeStruct((rows, PROMPT), jnp.int32, sharding=split)
+    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=split)
+    noise = jax.ShapeDtypeStruct((rows, *latent), jnp.float32, sharding=split)
+    return Planned(
+        kind="sample",
+        rows=rows,
+        tokens=rows * (PROMPT + 1 + math.prod(latent[:3])),
+        pictures=rows,
+        jitted=jax.jit(draw, out_shardings=split),
+        arguments=(params, tokens, lengths, tokens, noise),
+        parts={"parameters": _bytes(params)},
+    )
+
+
+def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
+    """The VAE's decoder, one picture of `config.samples.size` for each part of the batch that the mesh has."""
+    config = experiment.config.vae
+    rows = _parts(mesh)
+    size = picture_size(experiment.settings.samples.size, "config.samples.size")
+    split = rules.batch_sharding(mesh)
+    latents = jax.ShapeDtypeStruct(
+        (rows, *config.latent_shape(1, size.height, size.width)), jnp.float32, sharding=split
+    )
+    params = _on(rules.replicated(mesh), _vae_shapes(experiment))
+    return Planned(
+        kind="decode",
+        rows=rows,
+        tokens=0,
+        pictures=rows,
+        jitted=jax.jit(lambda params, x: vae.decode(config, params, x), out_shardings=split),
+        arguments=(params, latents),
+        parts={"parameters": _bytes({k: params[k] for k in ("decoder", "latent_in")})},
+    )
+
+
+def _vae_shapes(experiment: Experiment) -> Any:
+    config = experiment.config.vae
+    return jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
+
+
+def _encoder(frozen: Any) -> Any:
+    return None if frozen is None else {key: frozen[key] for key in ("encoder", "moments")}
+
+
+def _on(sharding: NamedSharding, tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _bytes(tree: Any) -> float:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def _parts(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    spec = rules.batch_sharding(mesh).spec
+    assert isinstance(spec, PartitionSpec)
+    axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
+    return math.prod(mesh.shape[axis] for axis in axes)
