@@ -34,7 +34,7 @@ class LogicalAxes:
         short axes.
     """
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("slices", "data", "fsdp")
     sequence: MeshAxes = "context"
     layer: MeshAxes = None
     width: MeshAxes = "fsdp"
