@@ -111,14 +111,13 @@ def slice_of(topology: str, chips_per_host: int | None) -> tuple[launching.Tpu, 
 
 def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
     """The JobSet: one replicated job, a replica a slice, an index a host."""
+    (cache, *command), buckets = launching.mounted([options.compile_cache or "", *command])
     folder = launching.shared_workdir(command)
     tpu, shape, hosts, chips = slice_of(options.topology, options.chips_per_host)
     if options.slices < 1:
         raise launching.LaunchError(f"--slices={options.slices} is to be at least 1")
     name = options.name
-    variables = launching.environment(
-        folder, options.compile_cache, tpu, launching.settings(options.env)
-    ) | {
+    variables = launching.environment(folder, cache, tpu, launching.settings(options.env)) | {
         # Pods of a JobSet have names in a headless service of its own.
         launching.COORDINATOR: f"{name}-{REPLICATED_JOB}-0-0.{name}:{launching.PORT}",
         launching.PROCESSES: str(options.slices * hosts),
@@ -139,7 +138,13 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
             "requests": {"google.com/tpu": chips},
             "limits": {"google.com/tpu": chips},
         },
-        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            {"name": "shared-memory", "mountPath": "/dev/shm"},
+            *(
+                {"name": f"bucket-{number}", "mountPath": f"{launching.MOUNTS}/{bucket}"}
+                for number, bucket in enumerate(buckets)
+            ),
+        ],
     }
     selector = {
         "cloud.google.com/gke-tpu-accelerator": tpu.label,
@@ -153,13 +158,16 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         "nodeSelector": selector,
         "containers": [container],
         # Workers that prepare batches hand them over in shared memory.
-        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+        "volumes": [
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+            *(_bucket_volume(number, bucket) for number, bucket in enumerate(buckets)),
+        ],
     }
     if options.priority:
         pod["priorityClassName"] = options.priority
     if options.service_account:
         pod["serviceAccountName"] = options.service_account
-    job = {
+    job: dict[str, Any] = {
         "parallelism": hosts,
         "completions": hosts,
         "completionMode": "Indexed",
@@ -167,6 +175,8 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         "backoffLimit": 0,
         "template": {"spec": pod},
     }
+    if buckets:
+        job["template"]["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": options.namespace,
@@ -195,6 +205,13 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _bucket_volume(number: int, bucket: str) -> dict[str, Any]:
+    """A bucket as a folder, by GKE's driver of Cloud Storage FUSE."""
+    attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs"}
+    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
+    return {"name": f"bucket-{number}", "csi": driver}
+
+
 def xpk(options: Any, command: Sequence[str]) -> list[str]:
     """The same as a call of XPK, which writes a JobSet of its own; processes find each other by GKE's variables."""
     if not options.cluster:
@@ -202,6 +219,10 @@ def xpk(options: Any, command: Sequence[str]) -> list[str]:
     if options.secret:
         raise launching.LaunchError(
             "--xpk cannot take variables from secrets; leave it out, and kubectl is used"
+        )
+    if launching.mounted(command)[1]:
+        raise launching.LaunchError(
+            "--xpk mounts no buckets by itself; `xpk storage attach` one, and name the folder where it is mounted"
         )
     folder = launching.shared_workdir(command)
     tpu, _, hosts, chips = slice_of(options.topology, options.chips_per_host)

@@ -194,18 +194,28 @@ def workdir(command: Sequence[str]) -> str:
 
 
 def shared_workdir(command: Sequence[str]) -> str:
-    """The run's folder, checked to be one that several machines can mean: a bucket or an absolute path.
+    """The run's folder, checked to be one that several machines can mean: an absolute path.
 
     Raises:
-      LaunchError: it is relative, or the command names none.
+      LaunchError: it is relative, a bucket that is not mounted, or the command names none.
     """
     folder = workdir(command)
-    if re.match(r"gs://[a-z0-9]", folder) or folder.startswith("/"):
+    if folder.startswith("/"):
         return folder
     raise LaunchError(
-        f"--workdir={folder} is relative to each machine's own disk; all machines of a run need one folder: "
-        f"gs://BUCKET/{Path(folder).name}, or the absolute path of a shared file system"
+        f"--workdir={folder} is no folder that all machines share; give the absolute path of a shared file system, or, "
+        f"with tpu_vm.py and gke.py, which mount buckets, gs://BUCKET/{Path(folder).name}"
     )
+
+
+MOUNTS = "/gcs"
+_BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]*[a-z0-9])")
+
+
+def mounted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words with every gs://BUCKET as the folder where BUCKET is mounted, and the buckets."""
+    buckets = sorted({bucket for word in words for bucket in _BUCKET.findall(word)})
+    return [_BUCKET.sub(rf"{MOUNTS}/\1", word) for word in words], buckets
 
 
 def environment(

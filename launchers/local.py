@@ -82,9 +82,16 @@ def _environment(options, extra: dict[str, str], process: int) -> dict[str, str]
     if options.devices:
         made["JAX_PLATFORMS"] = "cpu"
         flags = made.get("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-        count = f"--xla_force_host_platform_device_count={options.devices}"
-        made["XLA_FLAGS"] = f"{flags} {count}".strip()
+        virtual = [f"--xla_force_host_platform_device_count={options.devices}", *_PATIENCE]
+        made["XLA_FLAGS"] = " ".join([flags, *virtual]).strip()
     return made
+
+
+# Virtual devices wait for each other on few cores: XLA's 40 seconds end a run on a busy machine.
+_PATIENCE = (
+    "--xla_cpu_collective_call_terminate_timeout_seconds=1800",
+    "--xla_cpu_collective_timeout_seconds=1800",
+)
 
 
 def _free_port() -> int:

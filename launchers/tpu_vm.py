@@ -70,10 +70,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options, command = launching.parse(parser, arguments)
         launching.dns_name(options.name)
-        folder = launching.shared_workdir(command)
         if bool(options.repository) != bool(options.revision):
             raise launching.LaunchError("--repository and --revision go together")
-        work = _Slice(options, command, folder)
+        work = _Slice(options, command)
         return work.print() if options.dry_run else work.run()
     except launching.LaunchError as error:
         launching.fail(error)
@@ -82,8 +81,11 @@ def main(arguments: Sequence[str]) -> int:
 class _Slice:
     """A slice and all that is done to it, each as one command."""
 
-    def __init__(self, options, command: Sequence[str], folder: str):
+    def __init__(self, options, command: Sequence[str]):
         self.options = options
+        mounted, self._buckets = launching.mounted([options.compile_cache or "", *command])
+        cache, *command = mounted
+        folder = launching.shared_workdir(command)
         kinds = [
             t for t in launching.TPUS.values() if options.accelerator_type.startswith(t.prefix)
         ]
@@ -95,7 +97,7 @@ class _Slice:
         self.tpu = kinds[0]
         self._archive = Path(tempfile.gettempdir()) / f"{options.name}.tar.gz"
         variables = launching.environment(
-            folder, options.compile_cache, self.tpu, launching.settings(options.env)
+            folder, cache, self.tpu, launching.settings(options.env)
         ) | {launching.COORDINATOR: "auto"}
         self._training = _training(command, variables, _secrets(options.secret), options.name)
 
@@ -165,8 +167,9 @@ class _Slice:
         ]
 
     def install(self) -> list[str]:
-        """Python and what is required, once for each list of requirements."""
-        return self._ssh(_INSTALL)
+        """Python and what is required, once for each list of requirements; buckets as folders."""
+        mounts = [_MOUNT.format(bucket=bucket, folder=launching.MOUNTS) for bucket in self._buckets]
+        return self._ssh("\n".join([_INSTALL, *([_GCSFUSE, *mounts] if mounts else [])]))
 
     def train(self) -> list[str]:
         """The training command, on every host."""
@@ -281,10 +284,26 @@ if [ "$(cat .venv/ready 2>/dev/null)" != "$wanted" ]; then
 fi"""
 
 
+_GCSFUSE = """\
+if ! command -v gcsfuse >/dev/null; then
+  key=/usr/share/keyrings/cloud.google.asc
+  curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee $key >/dev/null
+  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse
+fi"""
+
+_MOUNT = """\
+sudo mkdir -p {folder}/{bucket} && sudo chown "$USER" {folder}/{bucket}
+mountpoint -q {folder}/{bucket} || gcsfuse --implicit-dirs {bucket} {folder}/{bucket}"""
+
+
 def _secrets(given: Sequence[str]) -> dict[str, str]:
     """`--secret NAME=SECRET`: variable -> name in Secret Manager."""
-    pairs = dict(text.partition("=")[::2] for text in given)
-    for name, secret in pairs.items():
+    pairs: dict[str, str] = {}
+    for text in given:
+        name, _, secret = text.partition("=")
+        pairs[name] = secret
         if not name.isidentifier() or not secret:
             raise launching.LaunchError(
                 f"--secret {name} is not VARIABLE=SECRET, the name of a secret in Secret Manager (not its value)"

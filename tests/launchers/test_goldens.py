@@ -80,7 +80,7 @@ CASES = {
         "--slices=2",
         IMAGE,
         "--priority=high",
-        *training("gs://bucket/tuna-7b"),
+        *training("/shared/runs/tuna-7b"),
     ],
     "slurm_per_node": [
         "slurm.py",

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "launchers"
 TRAINING = ["--", "python", "-m", "tuna_jax.train", "--config=c.py", "--workdir=gs://bucket/run"]
+SHARED = [*TRAINING[:-1], "--workdir=/shared/run"]
 COMMANDS = {
     "local.py": [],
     "tpu_vm.py": ["--name=run", "--accelerator_type=v5litepod-16", "--zone=us-west4-a"],
@@ -53,10 +54,10 @@ def test_help_teaches(script):
 @pytest.mark.parametrize("script", COMMANDS)
 def test_a_secret_is_refused_and_not_repeated(script):
     own, value = COMMANDS[script], "hf_abcdefghij"
-    done = call(script, *own, *TRAINING, f"--config.token={value}", HF_TOKEN=value)
+    done = call(script, *own, *SHARED, f"--config.token={value}", HF_TOKEN=value)
     assert done.returncode == 2 and "HF_TOKEN" in done.stderr
     assert value not in done.stdout + done.stderr
-    done = call(script, *own, "--dry_run", f"--env=WANDB_API_KEY={value}", *TRAINING)
+    done = call(script, *own, "--dry_run", f"--env=WANDB_API_KEY={value}", *SHARED)
     assert done.returncode == 2 and "--secret" in done.stderr
     assert value not in done.stdout + done.stderr
 
@@ -73,12 +74,14 @@ def test_a_secret_is_refused_and_not_repeated(script):
         ("gke.py", ["--topology=v4:4x4x4", *TRAINING], "v5e, v5p, v6e, tpu7x"),
         ("gke.py", ["--secret=HF_TOKEN", *TRAINING], "VARIABLE=SECRET:KEY"),
         ("gke.py", ["--xpk", *TRAINING], "--cluster"),
+        ("gke.py", ["--xpk", "--cluster=c", *TRAINING], "xpk storage attach"),
+        ("slurm.py", TRAINING, "--workdir=gs://bucket/run is no folder"),
         ("gke.py", ["--", "python", "--workdir=runs/x"], "gs://BUCKET/x"),
         ("tpu_vm.py", ["--accelerator_type=v3-8", *TRAINING], "v5litepod-N"),
         ("tpu_vm.py", ["--revision=main", *TRAINING], "go together"),
         ("tpu_vm.py", ["--secret=HF_TOKEN", *TRAINING], "VARIABLE=SECRET"),
-        ("slurm.py", ["--per=gpu", *TRAINING], "--gpus_per_node"),
-        ("slurm.py", ["--secret=A=b", *TRAINING], "name of a variable alone"),
+        ("slurm.py", ["--per=gpu", *SHARED], "--gpus_per_node"),
+        ("slurm.py", ["--secret=A=b", *SHARED], "name of a variable alone"),
     ],
 )
 def test_wrong_arguments_are_named(script, arguments, message):
@@ -102,6 +105,14 @@ def test_names_that_cannot_be_get_one_that_can(given, proposed):
     with pytest.raises(launching.LaunchError, match=f"Take --name={proposed}$"):
         launching.dns_name(given)
     assert launching.dns_name(proposed) == proposed
+
+
+def test_buckets_become_folders_wherever_they_are_named():
+    words = ["--workdir=gs://my-bucket.1/a", "--config.start_from=gs://other/b", "x"]
+    assert launching.mounted(words) == (
+        ["--workdir=/gcs/my-bucket.1/a", "--config.start_from=/gcs/other/b", "x"],
+        ["my-bucket.1", "other"],
+    )
 
 
 def test_workdir_is_found_however_it_is_written():

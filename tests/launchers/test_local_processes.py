@@ -31,12 +31,13 @@ def test_each_process_knows_its_place():
         "XLA_FLAGS",
     ]
     program = f"import os; print(*(os.environ[name] for name in {names}), sep=' | ')"
+    flags = "--mine=1 --xla_force_host_platform_device_count=2 "
+    flags += "--xla_cpu_collective_call_terminate_timeout_seconds=1800 --xla_cpu_collective_timeout_seconds=1800"
     running = start(program, "--processes=3", "--devices=2", "--port=5005", XLA_FLAGS="--mine=1")
     output, _ = running.communicate(timeout=60)
     assert running.returncode == 0
     assert sorted(output.splitlines()) == [
-        f"[{n}] 127.0.0.1:5005 | 3 | {n} | cpu | --mine=1 --xla_force_host_platform_device_count=2"
-        for n in range(3)
+        f"[{n}] 127.0.0.1:5005 | 3 | {n} | cpu | {flags}" for n in range(3)
     ]
 
 
