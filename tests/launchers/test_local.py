@@ -49,7 +49,7 @@ def test_no_command_prints_the_usage_and_fails():
         (("dmeo",), "unknown command dmeo"),
         (("demo", "--steps=3"), "demo does not know --steps=3"),
         (("demo", "--workdir"), "--workdir wants a folder"),
-        (("setup", "all"), "setup knows 'dev' and 'torch', not all"),
+        (("setup", "all"), "setup knows 'dev', 'torch' and 'plan', not all"),
         (("run",), "run wants a module"),
     ],
 )

@@ -12,8 +12,8 @@ from tuna_jax.parallel.mesh import AXES
 from tuna_jax.parallel.rules import LogicalAxes, Rule
 
 
-def mesh(data=1, fsdp=1, context=1, tensor=1):
-    return AbstractMesh((data, fsdp, context, tensor), AXES)
+def mesh(slices=1, data=1, fsdp=1, context=1, tensor=1):
+    return AbstractMesh((slices, data, fsdp, context, tensor), AXES)
 
 
 def shapes(**leaves):
@@ -111,6 +111,8 @@ def test_batch_that_cannot_be_split_is_refused():
     rules.check_batch(24, mesh(data=2, fsdp=4))
     with pytest.raises(ValueError, match="a batch of 20 does not divide by 8"):
         rules.check_batch(20, mesh(data=2, fsdp=4))
+    with pytest.raises(ValueError, match="a batch of 12 does not divide by 8"):
+        rules.check_batch(12, mesh(slices=2, data=2, fsdp=2))
 
 
 def test_optimizer_state_follows_its_parameters():

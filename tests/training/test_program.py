@@ -1,5 +1,6 @@
 """What surrounds a step: pixels become latents in it, a program a shape, and what is frozen costs no gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from tuna_jax.config import preset
-from tuna_jax.models import vae
+from tuna_jax.models import tuna, vae
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import optimizer, state, step
 from tuna_jax.training.optimizer import OptimizerSettings
@@ -122,3 +123,20 @@ def test_moments_are_drawn_from_in_the_step():
     assert noise.shape == (2, *shape) and noise.dtype == np.float32
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
     assert len(np.unique(noise)) > 0.99 * noise.size, "noise of its own for every slot and step"
+
+
+def test_model_flops_are_without_rematerialisation():
+    """Six for every parameter and token that meet, and attention; recomputation is not among them."""
+    mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
+    given = {name: array for name, array in batch().items() if name != "pixels"}
+    given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
+    counted = {
+        remat: Program(
+            settings, dataclasses.replace(TINY, remat=remat), ("t2i",), mesh
+        ).model_flops(given, None)
+        for remat in ("none", "full")
+    }
+    assert counted["full"] == counted["none"]
+    tokens, params = 2 * 24, jax.eval_shape(lambda: tuna.init(TINY, jax.random.key(0)))
+    kernels = [leaf.size for leaf in jax.tree.leaves((params["language"], params["flow_head"]))]
+    assert 0.7 < counted["none"] / (6 * tokens * sum(kernels)) < 1.5

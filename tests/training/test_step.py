@@ -87,6 +87,17 @@ def test_bad_gradient_is_skipped_and_counted_and_the_next_step_is_unharmed(runne
     assert int(good.skipped) == 1
 
 
+def test_skipped_updates_in_a_row_are_counted_until_a_good_one(runner):
+    start, make = runner
+    run = jax.jit(make(log_every=10))
+    current, counted = start, []
+    for bad in (True, True, False, True):
+        current, window = run(current, batch(bad=bad))
+        counted.append(int(current.skipped_in_row))
+        assert float(window["skipped_in_row"]) == counted[-1]
+    assert counted == [1, 2, 0, 1] and int(current.skipped) == 3
+
+
 def test_good_step_moves_parameters_average_and_moments(runner):
     start, make = runner
     after, _ = jax.jit(make(log_every=10))(start, batch())

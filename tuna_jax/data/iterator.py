@@ -21,10 +21,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from tuna_jax.data import handover
+
 Batch = dict[str, np.ndarray]
-SHARED_BYTES = (
-    1 << 16
-)  # arrays from this size on go through shared memory; a block of it costs 0.1 ms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
                 rest = grain.MapDataset.source(_FromHere(self._source.dataset, self._next))
                 prepared = grain.experimental.WithOptionsIterDataset(
                     rest.to_iter_dataset(options),
-                    grain.experimental.DatasetOptions(min_shm_size=SHARED_BYTES),
+                    grain.experimental.DatasetOptions(min_shm_size=handover.SHARED_BYTES),
                 )
                 shared = grain.MultiprocessingOptions(num_workers=self._workers)
                 self._running = iter(prepared.mp_prefetch(shared, worker_init_fn=_begin_worker))
@@ -119,6 +118,7 @@ def _as_it_is(batch: Batch) -> Batch:
 def _begin_worker(number: int, count: int) -> None:
     """What a worker process does first: it keeps off the accelerator, and ends when its run does."""
     del number, count
+    handover.this_is_a_worker()
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if "jax" in sys.modules:  # the command's own module is imported before this

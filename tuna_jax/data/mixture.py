@@ -33,6 +33,7 @@ import grain
 import numpy as np
 from jaxtyping import Shaped
 
+from tuna_jax.data import handover
 from tuna_jax.data.bad_rows import BadRow, BadRows, TooManyBadRows
 from tuna_jax.data.buckets import assign, survey
 from tuna_jax.data.cells import Cell, words
@@ -276,7 +277,7 @@ class Mixture:
         sequences: list[TokenSequence] = []
         passed_over: list[BadRow] = []
         arrays = shape.arrays(self._processes)
-        visual = np.zeros(*arrays[shape.visual])
+        visual = handover.zeros(*arrays[shape.visual])
         for row, place in enumerate(local):
             position = before * shape.rows + place
             made = self._sample(cell, position, row, passed_over, visual[row])

@@ -12,12 +12,34 @@ from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation.prefix import Prefix, join, prefill, span_velocity
 from tuna_jax.models.layers import Params
+from tuna_jax.models.placement import Placement, placing
 
 Latent = Float[Array, "b t h w c"]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "points", "shift", "solver", "trajectory"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "points", "shift", "solver", "trajectory", "placement")
+)
 def _sample(
+    config: TunaConfig,
+    params: Params,
+    positive: Prefix,
+    negative: Prefix | None,
+    noise: Latent,
+    guidance: Array,
+    points: int,
+    shift: float,
+    solver: str,
+    trajectory: bool,
+    placement: Placement | None,
+) -> Array:
+    with placing(placement):
+        return _traced_sample(
+            config, params, positive, negative, noise, guidance, points, shift, solver, trajectory
+        )
+
+
+def _traced_sample(
     config: TunaConfig,
     params: Params,
     positive: Prefix,
@@ -57,6 +79,7 @@ def sample(
     shift: float = 3.0,
     solver: str = "euler",
     trajectory: bool = False,
+    placement: Placement | None = None,
 ) -> Array:
     """Latents that the prompts ask for; one compiled program a shape.
 
@@ -70,6 +93,8 @@ def sample(
       shift: `a` of the grid's map.
       solver: 'euler' or 'heun'.
       trajectory: return the states after every step instead, `[points - 1, B, T, h, w, C]`.
+      placement: how activations lie over the devices, `parallel.activations.Activations(mesh, generation=True)` where
+        the parameters lie on a mesh of several; None: nobody says.
 
     Raises:
       ValueError: guidance without a negative prefix, an unknown solver, or fewer than two points.
@@ -91,6 +116,7 @@ def sample(
         shift,
         solver,
         trajectory,
+        placement,
     )
 
 

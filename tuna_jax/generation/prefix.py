@@ -18,6 +18,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.models import flow_head, language, tuna
 from tuna_jax.models.attention import KVCache, sequence_layout, span_layout, text_layout
 from tuna_jax.models.layers import Params
+from tuna_jax.models.placement import placed
 
 
 class Prefix(NamedTuple):
@@ -102,6 +103,7 @@ def span_velocity(
     time = model.time_embedding(t[:, None])
     visual = model.visual_tokens(x[:, None])[:, 0]
     tokens = jnp.concatenate([time.astype(visual.dtype), visual], axis=1)
+    tokens = placed(tokens, "batch", "sequence", "width")
     layout = span_layout(start, tokens.shape[1])
     hidden, _ = model.language(tokens, layout, cache.language)
     velocity, _ = model.flow_head(hidden, time, layout, (x.shape[2], x.shape[3]), cache.flow_head)

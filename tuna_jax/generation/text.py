@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.generation.prefix import Cache, Prefix, last_hidden, next_logits, prefill
 from tuna_jax.models import tuna
 from tuna_jax.models.layers import Params
+from tuna_jax.models.placement import Placement, placing
 
 
 class Decoded(NamedTuple):
@@ -64,7 +66,15 @@ def choose(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "max_new_tokens", "temperature", "top_k", "top_p", "keep_logits"),
+    static_argnames=(
+        "config",
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "keep_logits",
+        "placement",
+    ),
 )
 def generate(
     config: TunaConfig,
@@ -78,6 +88,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     keep_logits: bool = False,
+    placement: Placement | None = None,
 ) -> Decoded:
     """Continues every row until `eos` or `max_new_tokens`; stops early when all rows have ended.
 
@@ -91,7 +102,23 @@ def generate(
       top_k: sample among this many likeliest; 0 among all.
       top_p: sample within this much probability; 1 within all.
       keep_logits: also return every step's logits.
+      placement: how activations lie over the devices, see `images.sample`.
     """
+    chosen = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
+    with placing(placement):
+        return _continue(config, params, prefix, key, eos, max_new_tokens, chosen, keep_logits)
+
+
+def _continue(
+    config: TunaConfig,
+    params: Params,
+    prefix: Prefix,
+    key: Array,
+    eos: int | Array,
+    max_new_tokens: int,
+    choose: Callable[[Array, Array], Array],
+    keep_logits: bool,
+) -> Decoded:
     batch, length = prefix.tokens.shape
     cache, hidden = prefill(config, params, prefix, length + max_new_tokens, with_flow_head=False)
     logits = tuna.logits(config, params, last_hidden(hidden, prefix.lengths))[:, 0]
@@ -111,7 +138,7 @@ def generate(
         return (state.step < max_new_tokens) & ~state.done.all()
 
     def advance(state: _State) -> _State:
-        token = choose(state.logits, fold_in(key, state.step), temperature, top_k, top_p)
+        token = choose(state.logits, fold_in(key, state.step))
         token = jnp.where(state.done, eos, token)
         kept = state.kept
         if kept is not None:

@@ -21,7 +21,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from tuna_jax.models.layers import ATTENTION
+from tuna_jax.models.placement import placed, platform
 
 KVCache = dict[str, Array]  # {'key', 'value'}: [B, capacity, kv heads, head_dim], of one layer
 
@@ -95,18 +99,67 @@ def attention(
       query, key, value: heads split; `h` is a multiple of `g`.
       visible_end: keys at or after it are hidden; None shows all keys.
       visible_start: keys before it are hidden (packing); None hides none.
-      backend: 'xla', a dense mask. Kernels that never build it will be other names here.
+      backend: 'xla': a dense mask. 'splash': a kernel for TPUs that never builds one; interpreted, slowly, elsewhere.
+        'cudnn': a kernel for NVIDIA's GPUs, with the dense mask as a bias. 'auto': 'splash' on TPUs where it can be
+        had, else 'xla'. Dense is what the representation encoder (everybody sees everybody, 72 channels a head) and
+        cached decoding (more keys than queries) use whatever the setting.
 
     Returns:
       Per-head outputs in the dtype of query; scores and softmax are float32.
+
+    Raises:
+      ValueError: an unknown backend, or one that cannot do what is asked.
     """
+    if backend == "auto":
+        fits = visible_end is not None and 256 <= query.shape[1] == key.shape[1] < 65_536
+        backend = "splash" if fits and platform() == "tpu" else "xla"
+    if backend == "splash":
+        # Imports Pallas, which others need not wait for.
+        from tuna_jax.models import splash
+
+        if visible_end is None or query.shape[1] != key.shape[1]:
+            raise ValueError(
+                f"attention_backend 'splash' is for a sequence over itself under a mask, not for {query.shape[1]} "
+                f"queries over {key.shape[1]} keys{' without one' if visible_end is None else ''}; choose 'xla'"
+            )
+        return splash.attention(query, key, value, visible_end, visible_start)
+    if backend == "cudnn":
+        if platform() not in ("gpu", "cuda"):
+            raise ValueError(
+                f"attention_backend 'cudnn' runs on NVIDIA's GPUs, and this is {platform()}; choose 'auto' or 'xla'"
+            )
+        visible = _visible(key.shape[1], visible_end, visible_start)
+        seen = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if visible is None else visible[:, None],
+            implementation="cudnn",
+        )
+        return checkpoint_name(seen, ATTENTION)
     if backend != "xla":
-        raise ValueError(f"unknown attention backend {backend!r}; choose 'xla'")
+        raise ValueError(
+            f"unknown attention backend {backend!r}; choose 'xla', 'auto', 'splash' or 'cudnn'"
+        )
     batch, queries, heads, head_dim = query.shape
     keys, groups = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, queries, groups, heads // groups, head_dim)
     scores = jnp.einsum("bqgrd,bkgd->bgrqk", grouped, key, preferred_element_type=jnp.float32)
     scores = scores * head_dim**-0.5
+    visible = _visible(keys, visible_end, visible_start)
+    if visible is not None:
+        # A finite floor: a row that sees nothing becomes uniform, never NaN.
+        floor = jnp.finfo(jnp.float32).min
+        scores = jnp.where(visible[:, None, None], scores, floor)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    seen = jnp.einsum("bgrqk,bkgd->bqgrd", weights, value).reshape(query.shape)
+    return checkpoint_name(seen, ATTENTION)
+
+
+def _visible(
+    keys: int, visible_end: Int[Array, "b q"] | None, visible_start: Int[Array, "b q"] | None
+) -> Bool[Array, "b q k"] | None:
+    """The dense mask; None shows everything."""
     index = jnp.arange(keys)
     visible = None
     if visible_end is not None:
@@ -114,12 +167,7 @@ def attention(
     if visible_start is not None:
         after = index >= visible_start[:, :, None]
         visible = after if visible is None else visible & after
-    if visible is not None:
-        # A finite floor: a row that sees nothing becomes uniform, never NaN.
-        floor = jnp.finfo(jnp.float32).min
-        scores = jnp.where(visible[:, None, None], scores, floor)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bgrqk,bkgd->bqgrd", weights, value).reshape(query.shape)
+    return visible
 
 
 def attend(
@@ -132,16 +180,23 @@ def attend(
 ) -> tuple[Float[Array, "b q h d"], KVCache | None]:
     """Omni attention of a call's tokens over themselves, or, with a cache, over all that was written before too.
 
-    With a cache the new keys and values are written at the rows' first positions, and the cache with them is returned.
+    With a cache the new keys and values are written at the rows' first positions, and the cache with them is returned;
+    the attention is then dense, whatever the backend.
     """
+    query = placed(query, "batch", "sequence", "heads", None)
     if cache is not None:
         start = layout.position[:, 0]
         cache = {
             "key": _write(cache["key"], key, start),
             "value": _write(cache["value"], value, start),
         }
+        cache = {name: placed(x, "batch", "keys", "kv_heads", None) for name, x in cache.items()}
         key, value = cache["key"].astype(key.dtype), cache["value"].astype(value.dtype)
-    return attention(query, key, value, layout.visible_end, backend=backend), cache
+        backend = "xla"
+    key = placed(key, "batch", "keys", "kv_heads", None)
+    value = placed(value, "batch", "keys", "kv_heads", None)
+    seen = attention(query, key, value, layout.visible_end, backend=backend)
+    return placed(seen, "batch", "sequence", "heads", None), cache
 
 
 def _write(cache: Array, new: Array, start: Int[Array, " b"]) -> Array:
@@ -156,4 +211,5 @@ def empty_cache(
 ) -> KVCache:
     """A stacked cache of zeros, `[layers, batch, capacity, kv_heads, head_dim]` each."""
     shape = (layers, batch, capacity, kv_heads, head_dim)
-    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+    axes = (None, "batch", "keys", "kv_heads", None)
+    return {name: placed(jnp.zeros(shape, dtype), *axes) for name in ("key", "value")}

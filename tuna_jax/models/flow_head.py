@@ -18,6 +18,7 @@ from tuna_jax.models.layers import (
     xavier_init,
     zeros_init,
 )
+from tuna_jax.models.placement import placed
 from tuna_jax.models.rope import Rotation, flow_head_rotation, rotate
 
 
@@ -53,8 +54,8 @@ class Modulation(nnx.Module):
         """Every chunk on every token, float32; text gets 0."""
         vectors = self.linear(jax.nn.silu(time.astype(jnp.float32)))
         # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
-        placed = jnp.einsum("bsn,bnd->bsd", one_hot, vectors, precision="highest")
-        return jnp.split(placed, self.chunks, axis=-1)
+        laid = jnp.einsum("bsn,bnd->bsd", one_hot, vectors, precision="highest")
+        return jnp.split(placed(laid, "batch", "sequence", "width"), self.chunks, axis=-1)
 
 
 def modulate(
@@ -113,8 +114,9 @@ class FlowLayer(nnx.Module):
         value = self.value(y).reshape(split)
         seen, cache = attend(query, key, value, layout, cache, self.backend)
         x = gated(x, gate1, is_text, self.out(seen.reshape(*x.shape[:2], -1)))
-        y = modulate(self.norm2(x), shift2, scale2)
-        return gated(x, gate2, is_text, self.mlp(y)), cache
+        y = modulate(self.norm2(placed(x, "batch", "sequence", "width")), shift2, scale2)
+        x = gated(x, gate2, is_text, self.mlp(y))
+        return placed(x, "batch", "sequence", "width"), cache
 
 
 class FinalLayer(nnx.Module):
@@ -129,7 +131,8 @@ class FinalLayer(nnx.Module):
         self, x: Float[Array, "b s d"], time: Float[Array, "b n d"], layout: Layout
     ) -> Float[Array, "b s c"]:
         shift, scale = self.modulation(time, layout.one_hot(time.shape[1]))
-        return self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
+        velocity = self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
+        return placed(velocity, "batch", "sequence", "channels")
 
 
 class FlowHead(nnx.Module):
@@ -162,6 +165,7 @@ class FlowHead(nnx.Module):
           cache: keys and values of what came before, or None.
         """
         rotation = flow_head_rotation(layout, self.config, *grid)
+        hidden = placed(hidden, "batch", "sequence", "width")
         x, cache = scan_layers(
             self.layers,
             lambda layer, x, layer_cache: layer(x, time, rotation, layout, layer_cache),

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from tuna_jax.config import LanguageConfig, TunaConfig
 from tuna_jax.models.attention import KVCache, Layout, attend, empty_cache
 from tuna_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stacked
+from tuna_jax.models.placement import placed
 from tuna_jax.models.rope import Rotation, inverse_frequencies, rotate, text_rotation
 
 
@@ -40,8 +41,8 @@ class LanguageLayer(nnx.Module):
         key = rotate(self.key(y).reshape(split), rotation)
         value = self.value(y).reshape(split)
         seen, cache = attend(query, key, value, layout, cache, self.backend)
-        x = x + self.out(seen.reshape(*x.shape[:2], -1))
-        return x + self.mlp(self.norm2(x)), cache
+        x = placed(x + self.out(seen.reshape(*x.shape[:2], -1)), "batch", "sequence", "width")
+        return placed(x + self.mlp(self.norm2(x)), "batch", "sequence", "width"), cache
 
 
 class LanguageModel(nnx.Module):
@@ -63,7 +64,8 @@ class LanguageModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "b s"], dtype: jnp.dtype) -> Float[Array, "b s d"]:
         """Token ids -> embeddings in the compute dtype."""
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+        return placed(x, "batch", "sequence", "width")
 
     def __call__(
         self, x: Float[Array, "b s d"], layout: Layout, cache: KVCache | None = None
@@ -78,12 +80,14 @@ class LanguageModel(nnx.Module):
             self.remat if cache is None else "none",
             self.unroll,
         )
-        return self.norm(x), cache
+        return placed(self.norm(x), "batch", "sequence", "width"), cache
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Hidden states -> float32 logits."""
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel = kernel.astype(hidden.dtype)
+        scores = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return placed(scores, "batch", "sequence", "vocabulary")
 
 
 def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCache:

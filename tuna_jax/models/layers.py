@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tuna_jax.models.placement import placed
+
 Params = dict[str, Any]
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -78,10 +80,22 @@ def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+ATTENTION = "attention"
+"""The name under which attention's outputs are known to the policies below (`jax.ad_checkpoint.checkpoint_name`)."""
+
+_ATTENTION_KEPT = jax.checkpoint_policies.save_only_these_names(ATTENTION)
 _REMAT: dict[str, Callable[..., Any]] = {
     "full": lambda body: jax.checkpoint(body, prevent_cse=False),
     "dots": lambda body: jax.checkpoint(
         body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+    "attention": lambda body: jax.checkpoint(body, prevent_cse=False, policy=_ATTENTION_KEPT),
+    "dots_attention": lambda body: jax.checkpoint(
+        body,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION_KEPT
+        ),
     ),
     "none": lambda body: body,
 }
@@ -174,4 +188,5 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, width, bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        hidden = placed(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "sequence", "mlp")
+        return placed(self.down(hidden), "batch", "sequence", "width")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from tuna_jax.config import RepresentationConfig
 from tuna_jax.models.attention import attention
 from tuna_jax.models.layers import LayerNorm, Linear, RMSNorm, scan_layers, stacked, xavier_init
+from tuna_jax.models.placement import placed
 
 
 @functools.cache
@@ -65,13 +66,22 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         y = self.norm1(x)
         split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
-        query, key, value = (f(y).reshape(split) for f in (self.query, self.key, self.value))
-        x = x + self.out(attention(query, key, value).reshape(x.shape))
-        return x + self.down(jax.nn.gelu(self.up(self.norm2(x)), approximate=True))
+        query = placed(self.query(y).reshape(split), "batch", "tokens", "heads", None)
+        key = placed(self.key(y).reshape(split), "batch", "keys", "heads", None)
+        value = placed(self.value(y).reshape(split), "batch", "keys", "heads", None)
+        seen = placed(attention(query, key, value), "batch", "tokens", "heads", None)
+        x = placed(x + self.out(seen.reshape(x.shape)), "batch", "tokens", "width")
+        hidden = placed(self.up(self.norm2(x)), "batch", "tokens", "mlp")
+        out = x + self.down(jax.nn.gelu(hidden, approximate=True))
+        return placed(out, "batch", "tokens", "width")
 
 
 class RepresentationEncoder(nnx.Module):
-    """Latents, one token a latent position; frames never see each other here."""
+    """Latents, one token a latent position; frames never see each other here.
+
+    Every step says how its result lies (`placement`): left to itself on a mesh with a tensor axis, XLA's partitioner
+    exchanged rows in programs without a backward pass (jax 0.10.2).
+    """
 
     def __init__(self, config: RepresentationConfig, latent_channels: int, *, rngs: nnx.Rngs):
         self.patch = Linear(latent_channels, config.width, rngs=rngs)
@@ -85,13 +95,14 @@ class RepresentationEncoder(nnx.Module):
     ) -> Float[Array, "b thw d"]:
         """Latents -> semantic tokens, frame-major, then row, then column."""
         batch, time, height, width, channels = latents.shape
-        x = self.patch(latents.reshape(batch * time, height * width, channels))
+        frames = latents.reshape(batch * time, height * width, channels)
+        x = self.patch(placed(frames, "batch", "tokens", "channels"))
         positions = interpolate_positions(self.position[...], self.grid, height, width)
-        x = x + positions.astype(x.dtype)
+        x = placed(x + positions.astype(x.dtype), "batch", "tokens", "width")
         x, _ = scan_layers(
             self.layers, lambda layer, x, _: (layer(x), None), x, None, remat, unroll
         )
-        return x.reshape(batch, time * height * width, -1)
+        return placed(x.reshape(batch, time * height * width, -1), "batch", "tokens", "width")
 
 
 class Connector(nnx.Module):
@@ -103,4 +114,5 @@ class Connector(nnx.Module):
         self.down = Linear(outputs, outputs, init=xavier_init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n d"]:
-        return self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=False))
+        hidden = placed(self.up(self.norm(x)), "batch", "tokens", "mlp")
+        return placed(self.down(jax.nn.gelu(hidden, approximate=False)), "batch", "tokens", "width")

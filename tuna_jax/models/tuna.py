@@ -10,7 +10,7 @@ Functions here take `(config, params, ...)`; params is the plain dict of `init`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from tuna_jax.models.attention import Layout, sequence_layout
 from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
+from tuna_jax.models.placement import placed
 from tuna_jax.models.representation import Connector, RepresentationEncoder
 from tuna_jax.sequence import IGNORE
 
@@ -50,8 +51,9 @@ class Tuna(nnx.Module):
         """The unified visual representation z of every slot's latents."""
         batch, slots = latents.shape[:2]
         flat = latents.reshape(batch * slots, *latents.shape[2:]).astype(self.dtype)
+        flat = placed(flat, "batch", None, None, None, "channels")
         z = self.connector(self.representation(flat, self.remat, self.unroll))
-        return z.reshape(batch, slots, *z.shape[1:])
+        return placed(z.reshape(batch, slots, *z.shape[1:]), "batch", "slots", "tokens", "width")
 
     def embed(
         self,
@@ -68,10 +70,11 @@ class Tuna(nnx.Module):
         spans = jnp.concatenate([time[:, :, None].astype(visual.dtype), visual], axis=2)
         batch, slots, length, width = spans.shape
         index = jnp.maximum(layout.slot, 0) * length + layout.within
-        placed = jnp.take_along_axis(
-            spans.reshape(batch, slots * length, width), index[..., None], 1
-        )
-        return jnp.where((layout.slot >= 0)[..., None], placed, x)
+        # Any device may want any of its rows' image tokens.
+        spans = placed(spans.reshape(batch, slots * length, width), "batch", None, "width")
+        inside = jnp.take_along_axis(spans, index[..., None], 1)
+        x = jnp.where((layout.slot >= 0)[..., None], inside, x)
+        return placed(x, "batch", "sequence", "width")
 
 
 class Outputs(NamedTuple):
@@ -127,7 +130,7 @@ def forward(
     if latents is None or t is None:
         hidden, _ = model.language(model.embed(tokens, layout, None, None), layout)
         return Outputs(hidden, None)
-    time = model.time_embedding(t)
+    time = placed(model.time_embedding(t), "batch", "slots", "width")
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
     if velocity_rows is not None and not len(velocity_rows):
         return Outputs(hidden, None)
@@ -175,9 +178,55 @@ def text_loss(
     """Next-token cross-entropy: sums and token counts a row; `labels` name the token at their own position."""
     target = labels[:, 1:]
     learn = target != ignore
-    rows = jax.nn.log_softmax(scores[:, :-1].astype(jnp.float32), axis=-1)
+    return _cross_entropy(scores[:, :-1], target, learn), learn.sum(1).astype(jnp.float32)
+
+
+def _cross_entropy(
+    scores: Float[Array, "b s v"], target: Int[Array, "b s"], learn: Bool[Array, "b s"]
+) -> Float[Array, " b"]:
+    """Sums over the tokens to learn; a score row is about the token `target` beside it."""
+    rows = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
     chosen = jnp.take_along_axis(rows, jnp.where(learn, target, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.where(learn, chosen, 0.0).sum(1), learn.sum(1).astype(jnp.float32)
+    return -jnp.where(learn, chosen, 0.0).sum(1)
+
+
+def chunked_text_loss(
+    score: Callable[[Float[Array, "b c d"]], Float[Array, "b c v"]],
+    hidden: Float[Array, "b s d"],
+    labels: Int[Array, "b s"],
+    chunk: int,
+    ignore: int = IGNORE,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """`text_loss` of `score(hidden)`, with the scores of `chunk` tokens a row in memory at a time.
+
+    The backward pass computes them again. A chunk is every n-th token of a row, not n neighbours: so all devices that
+    the sequence is split over have a part in every chunk.
+    """
+    count = -(-labels.shape[1] // chunk)
+    target = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], ignore)], 1)
+    learned = (target != ignore).sum(1).astype(jnp.float32)
+
+    def chunks(x: Array, fill: int) -> Array:
+        rest = ((0, 0), (0, count * chunk - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
+        x = jnp.pad(x, rest, constant_values=fill)
+        return jnp.moveaxis(x.reshape(x.shape[0], chunk, count, *x.shape[2:]), 2, 0)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        hidden, target = part
+        hidden = placed(hidden, "batch", "sequence", "width")
+        return total + _cross_entropy(score(hidden), target, target != ignore), None
+
+    start = jnp.zeros(len(labels), jnp.float32)
+    total, _ = jax.lax.scan(add, start, (chunks(hidden, 0), chunks(target, ignore)))
+    return total, learned
+
+
+def target_counts(batch: Mapping[str, Array]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What the two losses of a batch are divided by: latent numbers to draw, tokens to say."""
+    target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
+    drawn = target.sum().astype(jnp.float32) * batch["latents"][0, 0].size
+    return drawn, (batch["labels"][:, 1:] != IGNORE).sum().astype(jnp.float32)
 
 
 def loss(
@@ -191,6 +240,7 @@ def loss(
     text_weight: float = 0.2,
     flow_rows: int | None = None,
     text_rows: int | None = None,
+    counts: tuple[Float[Array, ""], Float[Array, ""]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """`flow_weight * MSE(velocity) + text_weight * CE(next token)` (model.md section 8).
 
@@ -203,6 +253,8 @@ def loss(
       flow_rows, text_rows: the caller knows that at most so many rows of the batch have a target to draw, or
         labels: flow head, or text head, run on that many alone (more would be left out of the loss). None: on all;
         0: the head is not run.
+      counts: what the two sums are divided by, where this is a part of a larger batch (`target_counts` of that); the
+        parts' losses then add up to its loss. None: this batch's own.
 
     Returns:
       The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`,
@@ -225,10 +277,15 @@ def loss(
     if text_rows != 0:
         rows = _rows_with((batch["labels"] != IGNORE).any(1), text_rows)
         hidden, labels = _take((out.hidden, batch["labels"]), rows)
-        sums = text_loss(logits(config, params, hidden), labels)
+        score = functools.partial(logits, config, params)
+        if 0 < config.text_chunk < labels.shape[1]:
+            sums = chunked_text_loss(score, hidden, labels, config.text_chunk)
+        else:
+            sums = text_loss(score(hidden), labels)
         text_sum, text_count = (_put_back(values, rows, len(clean)) for values in sums)
-    flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum(), 1.0)
-    ntp_loss = text_sum.sum() / jnp.maximum(text_count.sum(), 1.0)
+    drawn, said = counts or (None, None)
+    flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum() if drawn is None else drawn, 1.0)
+    ntp_loss = text_sum.sum() / jnp.maximum(text_count.sum() if said is None else said, 1.0)
     total = flow_weight * flow_loss + text_weight * ntp_loss
     return total, {
         "loss": total,

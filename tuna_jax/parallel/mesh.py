@@ -1,11 +1,12 @@
-"""One mesh with four axes for every run, from a laptop's single device to a pod.
+"""One mesh with five axes for every run, from a laptop's single device to several slices of a pod.
 
+    slices    slices of TPUs that only the data-centre network joins; the batch is split over them
     data      copies of the model, each with its own part of the batch
     fsdp      parameters and optimizer state are split; so is the batch
     context   the sequence is split
     tensor    heads and MLP features are split
 
-An axis of size 1 costs nothing, so code is written for all four.
+An axis of size 1 costs nothing, so code is written for all five.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "context", "tensor")
+AXES = ("slices", "data", "fsdp", "context", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings:
     """Size of each mesh axis. One of them may be -1: as many as there are devices left."""
 
+    slices: int = 1
     data: int = -1
     fsdp: int = 1
     context: int = 1
@@ -42,8 +46,8 @@ class MeshSettings:
             raise ValueError(f"mesh.{' and mesh.'.join(free)} are both -1; only one axis may be")
 
 
-def sizes(settings: MeshSettings, devices: int) -> tuple[int, int, int, int]:
-    """The four sizes for this many devices, -1 resolved.
+def sizes(settings: MeshSettings, devices: int) -> tuple[int, int, int, int, int]:
+    """The five sizes for this many devices, -1 resolved.
 
     Raises:
       ValueError: the sizes do not multiply to the device count; says what they multiply to and what
@@ -70,8 +74,31 @@ def sizes(settings: MeshSettings, devices: int) -> tuple[int, int, int, int]:
 
 
 def make_mesh(settings: MeshSettings | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all devices of all processes), laid out so that the last
-    axes are nearest neighbours."""
+    """The mesh over `devices` (default: all devices of all processes).
+
+    The last axes are nearest neighbours. Of TPUs in several slices every slice is one index of the
+    axis `slices`, so that no other axis crosses the slow network between them; elsewhere `slices`
+    splits the devices in their order.
+
+    Raises:
+      ValueError: the sizes do not fit the devices, or `mesh.slices` is not the number of slices that
+        the TPUs lie in.
+    """
     devices = jax.devices() if devices is None else devices
     shape = sizes(settings or MeshSettings(), len(devices))
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    # Other platforms number "slices" too, by hosts, where nothing asks for a layout.
+    found = {d.slice_index for d in devices if d.platform == "tpu" and hasattr(d, "slice_index")}
+    if found and len(found) != shape[0]:
+        raise ValueError(
+            f"mesh.slices is {shape[0]} and the TPUs lie in {len(found)} slices; set "
+            f"mesh.slices={len(found)}"
+        )
+    if shape[0] == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
+    if found:
+        within, between = (1, *shape[1:]), (shape[0], 1, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    else:
+        grid = np.asarray(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=types)

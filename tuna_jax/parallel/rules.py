@@ -34,7 +34,7 @@ class LogicalAxes:
         short axes.
     """
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("slices", "data", "fsdp")
     sequence: MeshAxes = "context"
     layer: MeshAxes = None
     width: MeshAxes = "fsdp"
@@ -199,10 +199,15 @@ def batch_sharding(mesh: AnyMesh, axes: LogicalAxes | None = None) -> NamedShard
     return NamedSharding(mesh, PartitionSpec((axes or LogicalAxes()).batch))
 
 
+def batch_parts(mesh: AnyMesh, axes: LogicalAxes | None = None) -> int:
+    """How many parts a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in _as_tuple((axes or LogicalAxes()).batch))
+
+
 def check_batch(size: int, mesh: AnyMesh, axes: LogicalAxes | None = None) -> None:
     """Raises ValueError if a global batch of `size` samples cannot be split over the mesh."""
     physical = _as_tuple((axes or LogicalAxes()).batch)
-    parts = math.prod(mesh.shape[axis] for axis in physical)
+    parts = batch_parts(mesh, axes)
     if size % parts:
         raise ValueError(
             f"a batch of {size} does not divide by {parts} ({' x '.join(physical)} of the mesh); "

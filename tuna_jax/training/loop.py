@@ -7,6 +7,7 @@ restored step. After that nothing tells a resumed run from one that was never in
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.export import MODEL_FILE, export_model
 from tuna_jax.training.interrupt import StopRequest
+from tuna_jax.training.post_mortem import NotFiniteError, keep_batch
 from tuna_jax.training.program import Arrays, LoopSettings, Program
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
+from tuna_jax.training.throughput import Throughput, peak_of
 
 Draw = Callable[[int, Any], None]
 
@@ -66,7 +69,12 @@ def train(
 
     Returns:
       Whether the run reached its last step.
+
+    Raises:
+      NotFiniteError: `settings.stop_after_skipped` updates in a row were skipped. The state is saved, and a batch of
+        them is kept in `post_mortem/`.
     """
+    begun = time.monotonic()
     workdir = Path(workdir)
     folder = workdir / "checkpoints"
     with Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved:
@@ -95,17 +103,20 @@ def train(
             log.say(f"compiling for shape {number} of {len(ahead)}: {_described(shapes)}")
             program.compile(shapes, frozen, needed)
         watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
-        pending: tuple[int, step.Window] | None = None
+        peak = settings.peak_tflops * 1e12 or peak_of(mesh.devices.flat[0])
+        speed = Throughput(peak and peak * mesh.size, begun)
+        pending: tuple[int, step.Window, Batch] | None = None
+        failed: NotFiniteError | None = None
 
         def report() -> None:
             """Writes the log line that is due. It is one interval old by now, so fetching it does not
             stall the device."""
-            nonlocal pending
+            nonlocal pending, failed
             if pending is None:
                 return
-            at, window = pending
+            at, window, kept = pending
             line = step.summarize(window, tasks) | dict(counters())
-            line |= watch.read(at) | compilations.read()
+            line |= watch.read(at) | compilations.read() | speed.read()
             log.write(at, line)
             log.progress(
                 at,
@@ -118,28 +129,41 @@ def train(
                     f"step {at}: {line['skipped']:.0f} updates so far were skipped: loss or gradient not finite"
                 )
             pending = None
+            if failed is None and 0 < settings.stop_after_skipped <= line["skipped_in_row"]:
+                told = {"process": jax.process_index(), "line": line}
+                failed = NotFiniteError(
+                    f"step {at}: the last {line['skipped_in_row']:.0f} updates were skipped, because the loss or a "
+                    f"gradient was not finite (config.stop_after_skipped). The batch of that step is in "
+                    f"{keep_batch(workdir, at, kept, told)}; the state is saved, its parameters are those of the last "
+                    f"good update. Look at the batch, or go on with a lower config.optimizer.learning_rate"
+                )
 
         def save(at: int) -> None:
             report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
-            saved.save(at, current, config=record, iterator=iterator)
+            with speed.aside():
+                saved.save(at, current, config=record, iterator=iterator)
 
         with StopRequest() as stop:
             for number in range(start + 1, settings.steps + 1):
                 batch = next(iterator)
                 known, needed = program.count, heads(batch)
-                run = program.compile(batch, frozen, needed)
+                with speed.aside():
+                    run = program.compile(batch, frozen, needed)
+                    flops = program.model_flops(batch, frozen, needed) if peak else 0
                 if ahead and program.count > known:
                     log.say(
                         f"step {number}: compiled for a shape not foreseen: {_described(batch)}"
                     )
                 current, window = run(current, program.place(batch), frozen)
+                speed.step(batch["tokens"].size * jax.process_count(), flops)
                 if number % settings.log_every == 0:
                     report()
-                    pending = number, window
+                    pending = number, window, batch
                 last = number == settings.steps
                 if draw and settings.sample_every and (last or number % settings.sample_every == 0):
-                    draw(number, current.averaged)
-                if last or number % settings.checkpoint_every == 0:
+                    with speed.aside():
+                        draw(number, current.averaged)
+                if last or failed is not None or number % settings.checkpoint_every == 0:
                     save(number)
                 elif stop.requested:
                     log.say(
@@ -147,6 +171,8 @@ def train(
                     )
                     save(number)
                     break
+                if failed is not None:
+                    raise failed
 
     # ---- end -------------------------------------------------------------------------------------
     compilations.close()

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from tuna_jax.training import throughput
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -140,7 +142,7 @@ class Compilations:
 
 
 # Entries of a line that a resumed run need not repeat.
-WALL_CLOCK = ("steps_per_second", "minutes", "compilations")
+WALL_CLOCK = ("steps_per_second", "minutes", "compilations", *throughput.NAMES)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

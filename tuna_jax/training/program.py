@@ -21,6 +21,7 @@ from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.models import tuna, vae
 from tuna_jax.parallel import rules
 from tuna_jax.parallel.mesh import MeshSettings
+from tuna_jax.planning import flops
 from tuna_jax.training import optimizer, state, step
 
 Arrays = Mapping[str, Any]
@@ -51,6 +52,9 @@ class LoopSettings:
       log_every, checkpoint_every, sample_every: in steps; 0 draws no samples.
       keep: checkpoints that are kept.
       asynchronous: write checkpoints in the background.
+      stop_after_skipped: the run ends with an error when so many updates in a row were skipped, because the loss or a
+        gradient was not finite; seen at log lines. 0: never.
+      peak_tflops: bfloat16 TFLOP/s of a device, for MFU; 0: what is known of the device by its name.
     """
 
     steps: int
@@ -66,11 +70,16 @@ class LoopSettings:
     sample_every: int = 0
     keep: int = 3
     asynchronous: bool = True
+    stop_after_skipped: int = 100
+    peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+        for name in ("stop_after_skipped", "peak_tflops"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 0")
 
 
 class Program:
@@ -91,6 +100,7 @@ class Program:
         self, settings: LoopSettings, config: TunaConfig, tasks: tuple[str, ...], mesh: Mesh
     ):
         self.config, self.mesh, self.tasks = config, mesh, tasks
+        self._settings = settings
         init = functools.partial(tuna.init, config)
         params = jax.eval_shape(init, jax.random.key(0))
         update = optimizer.build(settings.optimizer, params, settings.steps)
@@ -117,6 +127,7 @@ class Program:
         )
         self._jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
+        self._flops: dict[Any, int] = {}
 
     @property
     def count(self) -> int:
@@ -169,17 +180,36 @@ class Program:
           frozen: parameters of the VAE, arrays or shapes; None if no batch holds pixels.
           heads: see `step.Heads`.
         """
-        key = heads, tuple((name, batch[name].shape) for name in sorted(batch))
+        key = _kind(batch, heads)
         if key not in self._compiled:
             wanted = state.abstract(self.shapes, self.shardings)
             lowered = self._jitted.lower(wanted, self.batch_shapes(batch), frozen, heads)
             self._compiled[key] = lowered.compile()
         return self._compiled[key]
 
+    def model_flops(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> int:
+        """FLOPs of one step over all processes, without rematerialisation; planning/flops.py says what counts.
+
+        Traced once for every shape; `batch` is one process's part, arrays or shapes.
+        """
+        key = _kind(batch, heads)
+        if key not in self._flops:
+            config = dataclasses.replace(self.config, remat="none")
+            plain = Program(self._settings, config, self.tasks, self.mesh)
+            run = functools.partial(plain.step, heads=heads)
+            traced = jax.make_jaxpr(run)(self.shapes, self.batch_shapes(batch), frozen)
+            self._flops[key] = flops.count(traced)
+        return self._flops[key]
+
     def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
         """Shapes of what the step returns, (state, window), traced without compiling anything."""
         run = functools.partial(self.step, heads=heads)
         return jax.eval_shape(run, self.shapes, dict(batch), frozen)
+
+
+def _kind(batch: Arrays, heads: step.Heads) -> Any:
+    """What batches have in common that one compiled program serves."""
+    return heads, tuple((name, batch[name].shape) for name in sorted(batch))
 
 
 def encode(

@@ -21,6 +21,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32, updates taken (skipped ones counted).
       skipped: int32, updates that were skipped because the loss or a gradient was not finite.
+      skipped_in_row: int32, how many of them came last, one after the other.
       key: uint32, data of the run's random key; step n uses `fold_in(key, n)`, so the state of
         randomness is (key, step).
       params: parameters, float32.
@@ -32,6 +33,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     skipped: jax.Array
+    skipped_in_row: jax.Array
     key: jax.Array
     params: Params
     ema: Params | None
@@ -59,6 +61,7 @@ def initial(
     return TrainState(
         step=jnp.int32(0),
         skipped=jnp.int32(0),
+        skipped_in_row=jnp.int32(0),
         key=jax.random.key_data(step_key),
         params=params,
         ema=jax.tree.map(jnp.copy, params) if average else None,

@@ -39,6 +39,7 @@ class Heads(NamedTuple):
 # Row sums that the loss reports, and what their ratio is called.
 _TERMS = {"flow_loss": ("flow_sum", "flow_count"), "text_loss": ("text_sum", "text_count")}
 _MEANS = ("loss", "gradient_norm")
+_SKIPPED = ("skipped", "skipped_in_row")  # counted in the state, so that a resumed run goes on
 
 
 NO_LIMITS = Heads()
@@ -139,13 +140,15 @@ def make_step(
         new = TrainState(
             step=taken,
             skipped=state.skipped + ~finite,
+            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
             key=state.key,
             params=chosen(params, state.params),
             ema=chosen(average, state.ema),
             optimizer=chosen(opt_state, state.optimizer),
             window=window,
         )
-        return new, window | {"skipped": new.skipped.astype(jnp.float32)}
+        counts = {name: getattr(new, name).astype(jnp.float32) for name in _SKIPPED}
+        return new, window | counts
 
     return step
 
@@ -179,7 +182,7 @@ def summarize(window: Window, tasks: tuple[str, ...]) -> dict[str, float]:
     values = {name: jax.device_get(value) for name, value in window.items()}
     steps = max(float(values["steps"]), 1.0)
     line = {name: float(values[name]) / steps for name in _MEANS}
-    line["skipped"] = float(values["skipped"])
+    line |= {name: float(values[name]) for name in _SKIPPED}
     for name, (total, count) in _TERMS.items():
         if values[count].sum() > 0:
             line[name] = float(values[total].sum() / values[count].sum())

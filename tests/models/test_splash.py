@@ -1,0 +1,159 @@
+"""The kernel, interpreted, against the dense attention: what it computes, and that image tokens see later ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax.models import placement, splash
+from tuna_jax.models.attention import attention, sequence_layout
+
+
+def arrays(batch, length, heads, groups, head_dim):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(batch, length, count, head_dim) for count in (heads, groups, groups, heads)]
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def spans(batch, length, count=3):
+    """Random spans, none touching another."""
+    random = np.random.default_rng(1)
+    edges = np.sort(random.choice(np.arange(1, length), (batch, 2 * count), replace=False), -1)
+    offset, end = edges.reshape(batch, count, 2).transpose(2, 0, 1)
+    return jnp.asarray(np.stack([offset, end - offset], -1), jnp.int32)
+
+
+def error(got, want):
+    return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "packed", "fused"),
+    [
+        pytest.param((2, 256, 4, 2, 64), False, True, id="spans"),
+        pytest.param((1, 256, 2, 2, 128), True, False, id="packed, unfused backward pass"),
+        pytest.param((1, 200, 3, 1, 48), True, True, id="padded"),
+    ],
+)
+def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, fused):
+    if not fused:
+        monkeypatch.setattr(splash, "_FUSED_TOKENS", 0)
+    query, key, value, weight = arrays(*sizes)
+    batch, length = sizes[:2]
+    layout = sequence_layout(spans(batch, length), length)
+    begin = None
+    if packed:
+        # A second document, that begins where no span does.
+        cut = jnp.argmax((layout.slot[0] < 0) & (jnp.arange(length) > length // 3))
+        begin = jnp.where(layout.position >= cut, cut, 0)
+
+    def run(compute, query, key, value):
+        out = compute(query, key, value, layout.visible_end, begin)
+        return jnp.sum(out * weight), out
+
+    def both(compute):
+        return jax.jit(jax.value_and_grad(functools.partial(run, compute), (0, 1, 2), has_aux=True))
+
+    (_, want), wanted = both(attention)(query, key, value)
+    (_, got), found = both(functools.partial(splash.attention, block=128))(query, key, value)
+    assert error(got, want) <= 1e-5
+    for mine, dense in zip(found, wanted, strict=True):
+        assert error(mine, dense) <= 1e-3
+
+
+def test_an_image_token_sees_a_later_one_and_text_does_not():
+    query, key, value, _ = arrays(1, 128, 1, 1, 64)
+    end = sequence_layout(jnp.asarray([[[20, 60]]]), 128).visible_end
+    run = jax.jit(functools.partial(attention, backend="splash"))
+    before = run(query, key, value, end)
+    after = run(query, key, value.at[0, 70].add(5.0), end)
+    changed = np.abs(after - before)[0].max((1, 2)) > 1e-4
+    assert changed[20:80].all(), "the whole span sees its token 70"
+    assert changed[80:].all() and not changed[:20].any()
+
+
+def test_maps_hold_every_block_that_some_query_sees_and_lead_from_each_to_the_next():
+    block, count = 4, 6
+    random = np.random.default_rng(3)
+    end = np.minimum(np.arange(1, 25) + random.integers(0, 9, 24), 24)
+    start = np.maximum(np.arange(24) - random.integers(0, 14, 24), 0)
+    maps = jax.tree.map(
+        np.asarray, splash.block_maps(jnp.asarray(start), jnp.asarray(end), block, count)
+    )
+    sees = (np.arange(24) >= start[:, None]) & (np.arange(24) < end[:, None])
+    blocks = sees.reshape(count, block, count, block).any((1, 3))
+    assert (maps.runs >= blocks).all() and maps.runs.sum() < count**2
+    np.testing.assert_array_equal(maps.runs, blocks)
+    rows, columns = np.nonzero(maps.runs)
+    for row, column in np.ndindex(count, count):
+        later = (rows > row) | ((rows == row) & (columns >= column))
+        following = columns[later][0] if later.any() else columns[0]
+        assert maps.next_keys[row, column] == following
+        mine = np.nonzero(maps.runs[:, column])[0]
+        later = mine[mine >= row]
+        assert maps.next_queries[row, column] == (later[0] if len(later) else mine[0])
+
+
+def test_blocks_pad_little():
+    assert [splash.block_size(n) for n in (4096, 1153, 1280, 200, 640)] == [512, 256, 256, 128, 128]
+
+
+def test_ends_of_a_late_document_survive_the_packing():
+    both = (jnp.int32(40_000) << 16) | jnp.int32(65_535)
+    seen = [bool(splash._sees(both, jnp.int32(key))) for key in (39_999, 40_000, 65_534, 65_535)]
+    assert seen == [False, True, True, False]
+
+
+def shapes(length, keys=None):
+    make = lambda n: jax.ShapeDtypeStruct((1, n, 2, 64), jnp.bfloat16)
+    end = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    return make(length), make(keys or length), make(keys or length), end
+
+
+class OnTpu:
+    """A placement that says what the program is compiled for, and nothing else."""
+
+    platform = "tpu"
+
+    def place(self, x, axes):
+        return x
+
+    def parts(self, name, size):
+        return 1
+
+    def local(self, function, inputs, output):
+        return function
+
+
+def kernels(*arguments):
+    # A new function a call: JAX remembers traces.
+    return str(jax.make_jaxpr(lambda *a: attention(*a, backend="auto"))(*arguments)).count(
+        "pallas_call"
+    )
+
+
+def test_auto_takes_the_kernel_on_tpus_where_it_can_be_had():
+    assert kernels(*shapes(512)) == 0, "not on a CPU"
+    with placement.placing(OnTpu()):
+        assert kernels(*shapes(512)) == 1
+        assert kernels(*shapes(8)) == 0, "short sequences are dense"
+        assert kernels(*shapes(65_536)) == 0, "longer than the kernel carries"
+        assert kernels(*shapes(512, keys=700)) == 0, "cached"
+        assert kernels(*shapes(512)[:3]) == 0, "no mask"
+
+
+def test_what_a_backend_cannot_do_is_told():
+    run = lambda backend, *arguments: jax.eval_shape(
+        functools.partial(attention, backend=backend), *arguments
+    )
+    with pytest.raises(ValueError, match="at most 65535 tokens.*there are 65536"):
+        run("splash", *shapes(65_536))
+    with pytest.raises(ValueError, match="512 queries over 700 keys"):
+        run("splash", *shapes(512, keys=700))
+    with pytest.raises(ValueError, match="'cudnn' runs on NVIDIA's GPUs, and this is cpu"):
+        run("cudnn", *shapes(512))
+    with pytest.raises(ValueError, match="unknown attention backend 'flash'"):
+        run("flash", *shapes(512))

@@ -1,0 +1,33 @@
+"""Programs on eight pretended devices: in a process of their own, since their number is fixed when JAX starts."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices() -> Callable[[str], list[dict[str, Any]]]:
+    """Runs Python code; returns the JSON objects that it prints, a line each."""
+
+    def run(code: str) -> list[dict[str, Any]]:
+        environment = {
+            **os.environ,
+            # Most of the time goes into LLVM; slow code will do.
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    return run

@@ -1,0 +1,113 @@
+"""The loop when losses stay not finite, and what it tells of its speed."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from tuna_jax.config import preset
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training import loop, metrics
+from tuna_jax.training.checkpoints import open_arrays
+from tuna_jax.training.optimizer import OptimizerSettings
+from tuna_jax.training.post_mortem import NotFiniteError
+from tuna_jax.training.program import LoopSettings, Program
+from tuna_jax.training.throughput import NAMES
+
+TINY = preset("tiny")
+ROWS, LENGTH = 2, 16
+
+
+class Latents:
+    """Batches by number, those in `bad` with an infinite latent; position and number are the same."""
+
+    def __init__(self, bad=()):
+        self.bad, self.next = set(bad), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.next += 1
+        random = np.random.default_rng(self.next)
+        latents = random.standard_normal((ROWS, 1, 1, 2, 2, TINY.vae.latent_channels))
+        if self.next in self.bad:
+            latents[0, 0, 0, 0, 0, 0] = np.inf
+        tokens = random.integers(0, 90, (ROWS, LENGTH)).astype(np.int32)
+        return {
+            "tokens": tokens,
+            "labels": np.where(np.arange(LENGTH) > 10, tokens, -100).astype(np.int32),
+            "spans": np.tile(np.array([2, 5], np.int32), (ROWS, 1, 1)),
+            "is_target": np.ones((ROWS, 1), bool),
+            "latents": latents.astype(np.float32),
+            "task": np.zeros(ROWS, np.int32),
+        }
+
+    def get_state(self):
+        return {"next": self.next}
+
+    def set_state(self, state):
+        self.next = state["next"]
+
+
+@functools.cache
+def settings(**changes):
+    plain = OptimizerSettings(warmup=1, ema=0.0)
+    return LoopSettings(steps=14, log_every=2, checkpoint_every=100, optimizer=plain, **changes)
+
+
+def train(workdir, batches, **changes):
+    record = {"model": TINY.to_dict()}
+    return loop.train(settings(**changes), TINY, workdir, batches, tasks=("t2i",), record=record)
+
+
+def test_a_run_of_bad_updates_ends_with_its_batch_and_goes_on_when_it_is_mended(tmp_path) -> None:
+    bad = range(5, 13)
+    with pytest.raises(NotFiniteError, match=r"step 8: the last 4 updates .*stop_after_skipped"):
+        train(tmp_path, Latents(bad), stop_after_skipped=4)
+    # The line of step 8 is read at step 10: the state of then is saved.
+    (kept,) = (tmp_path / "post_mortem").iterdir()
+    assert kept.name == "step_00000008_process_0.safetensors"
+    expected = Latents(bad)
+    for _ in range(8):
+        batch = next(expected)
+    with safe_open(kept, framework="numpy") as file:
+        for name, array in batch.items():
+            np.testing.assert_array_equal(file.get_tensor(name), array)
+    stopped = open_arrays(tmp_path)
+    assert stopped is not None and stopped.folder.name == "00000010"
+    assert int(stopped.read("skipped_in_row")) == 6
+
+    # Four good updates are in it, and nothing of the bad ones.
+    other = tmp_path / "four"
+    with pytest.raises(NotFiniteError):
+        train(other, Latents(range(5, 99)), stop_after_skipped=1)
+    four = open_arrays(other)
+    assert four is not None
+    for path in ("params.language.embedding", "params.flow_head.final.linear.kernel"):
+        np.testing.assert_array_equal(stopped.read(path), four.read(path))
+
+    # Bad updates that are fewer than the limit pass.
+    assert train(tmp_path, Latents(bad), stop_after_skipped=9)
+    assert [line["skipped_in_row"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [
+        *(0, 0, 2, 4, 6, 8, 0)
+    ]
+
+
+def test_lines_tell_tokens_utilisation_and_goodput(tmp_path) -> None:
+    peak = 1e-3  # TFLOP/s
+    assert train(tmp_path, Latents(), peak_tflops=peak)
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert len(lines) == 7
+    assert "goodput" in lines[-1]  # it comes right after the line before it: no step lies between
+    for line in lines[:-1]:
+        assert set(NAMES) <= set(line)
+        assert line["tokens_per_second"] * line["step_seconds"] == pytest.approx(ROWS * LENGTH)
+        assert 0 < line["goodput"] < 1
+    program = Program(settings(), TINY, ("t2i",), make_mesh(devices=jax.devices()[:1]))
+    flops = program.model_flops(next(Latents()), None)
+    for line in lines[:-1]:
+        told = line["mfu"] * line["step_seconds"] * peak * 1e12
+        assert told == pytest.approx(flops * 1.0, rel=1e-6)

@@ -1,0 +1,198 @@
+"""Omni attention in JAX's splash kernel for TPUs: the interval of keys that each query sees, and no S x S mask.
+
+The kernel lets a function of one number a query and a key's index say what is visible. Here that number holds both ends
+of the interval, `start << 16 | end`, so a sequence stays below 65,536 tokens. Which blocks of keys a block of queries
+touches at all follows from the intervals too and is computed on the device, for every example of its own. The kernel's
+classes are internal to JAX: `tests/models/test_splash.py` holds them to the dense attention.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jaxtyping import Array, Float, Int
+
+from tuna_jax.models.layers import ATTENTION
+from tuna_jax.models.placement import local, parts, platform
+
+MOST_TOKENS = 65_535
+# Above it the fused backward pass, which keeps a gradient of the queries for every block of keys, costs more memory
+# than it saves time.
+_FUSED_TOKENS = 4_096
+
+
+class BlockMaps(NamedTuple):
+    """Which blocks of keys a block of queries touches, and which block comes next.
+
+    Attributes:
+      runs: 1 where the pair is computed.
+      next_keys: the pair's own block of keys where it runs, else that of the next pair that does, row by row: the
+        kernel fetches it meanwhile.
+      next_queries: the same column by column, for the gradients of keys and values.
+    """
+
+    runs: Int[Array, "q k"]
+    next_keys: Int[Array, "q k"]
+    next_queries: Int[Array, "q k"]
+
+
+def block_maps(start: Int[Array, " s"], end: Int[Array, " s"], block: int, keys: int) -> BlockMaps:
+    """The maps of one example.
+
+    Args:
+      start, end: each query's interval of keys; their length is a multiple of `block`.
+      block: queries, and keys, of a block.
+      keys: blocks of keys.
+    """
+    low = start.reshape(-1, block).min(1)[:, None] // block
+    high = -(-end.reshape(-1, block).max(1)[:, None] // block)
+    index = jnp.arange(keys)
+    runs = (index >= low) & (index < high)
+    # A row's blocks are one interval, so behind them comes the next row's first; behind the last the next head's.
+    next_keys = jnp.where(index < low, low, jnp.where(runs, index, jnp.roll(low, -1)))
+    count = len(low)
+    mine = jnp.where(runs, jnp.arange(count)[:, None], count)
+    ahead = jax.lax.cummin(mine, axis=0, reverse=True)
+    next_queries = jnp.where(ahead < count, ahead, mine.min(0)) % count
+    return BlockMaps(*(x.astype(jnp.int32) for x in (runs, next_keys, next_queries)))
+
+
+def block_size(length: int) -> int:
+    """The largest block of 512, 256 or 128 that pads `length` by at most an eighth; else 128."""
+    fitting = (size for size in (512, 256) if -length % size <= length // 8)
+    return next(fitting, 128)
+
+
+def attention(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b s g d"],
+    value: Float[Array, "b s g d"],
+    visible_end: Int[Array, "b s"],
+    visible_start: Int[Array, "b s"] | None = None,
+    *,
+    block: int | None = None,
+) -> Float[Array, "b s h d"]:
+    """Grouped-query attention of a sequence over itself under one interval of keys a query.
+
+    Off TPUs the kernel is interpreted: exact, and slow. On a mesh each device runs it on its own samples, heads and
+    queries, over all keys.
+
+    Args:
+      query, key, value: heads split; `h` is a multiple of `g`.
+      visible_end: keys at or after it are hidden. Every query must see at least one key.
+      visible_start: keys before it are hidden (packing); None hides none.
+      block: queries, and keys, that the kernel takes at a time, a multiple of 128; None: `block_size`.
+
+    Raises:
+      ValueError: the sequence is too long.
+    """
+    length, heads, groups = query.shape[1], query.shape[2], key.shape[2]
+    if length > MOST_TOKENS:
+        raise ValueError(
+            f"attention_backend 'splash' carries at most {MOST_TOKENS} tokens a sequence, and there are {length}: "
+            f"shorten the sequence (data lengths), or choose attention_backend 'xla'"
+        )
+    if visible_start is None:
+        visible_start = jnp.zeros_like(visible_end)
+    # Heads may be split where the fewer heads of keys cannot: each part then gets a copy of those that it needs.
+    copies = parts("heads", heads)
+    copies //= math.gcd(groups, copies)
+    if copies > 1:
+        key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
+    run = functools.partial(_on_one_device, block=block, interpret=platform() != "tpu")
+    queries = ("batch", "sequence", "heads", None)
+    keys = ("batch", "keys", "kv_heads", None)
+    ends = ("batch", "sequence")
+    return local(run, (queries, keys, keys, ends, ends), queries)(
+        query, key, value, visible_start, visible_end
+    )
+
+
+def _on_one_device(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k g d"],
+    value: Float[Array, "b k g d"],
+    start: Int[Array, "b q"],
+    end: Int[Array, "b q"],
+    *,
+    block: int | None,
+    interpret: bool,
+) -> Float[Array, "b q h d"]:
+    """The kernel on padded arrays, heads before tokens."""
+    queries, head_dim = query.shape[1], query.shape[3]
+    block = block or block_size(queries)
+    # The kernel does not scale. Padded channels are zero in queries and keys, and dropped from the values.
+    query = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
+    channels = -head_dim % (64 if head_dim <= 64 else 128)
+
+    def ready(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, channels)))
+        return jnp.swapaxes(padded, 1, 2)
+
+    # Padded queries see what the last one sees: their block touches no other keys because of them.
+    tail = ((0, 0), (0, -queries % block))
+    start, end = (jnp.pad(x.astype(jnp.int32), tail, mode="edge") for x in (start, end))
+    run = functools.partial(_one_example, block=block, interpret=interpret)
+    arguments = ready(query), ready(key), ready(value), start, end
+    # `vmap` over what the kernel prefetches becomes a loop.
+    if len(query) == 1:
+        out = run(*(x[0] for x in arguments))[None]
+        return jnp.swapaxes(out, 1, 2)[:, :queries, :, :head_dim]
+    out = jax.vmap(run)(*arguments)
+    return jnp.swapaxes(out, 1, 2)[:, :queries, :, :head_dim]
+
+
+def _one_example(
+    query: Float[Array, "h q d"],
+    key: Float[Array, "g k d"],
+    value: Float[Array, "g k d"],
+    start: Int[Array, " q"],
+    end: Int[Array, " q"],
+    *,
+    block: int,
+    interpret: bool,
+) -> Float[Array, "h q d"]:
+    maps = block_maps(start, end, block, key.shape[1] // block)
+    both = (start << 16) | end
+
+    def info(following: Array) -> MaskInfo:
+        # JAX declares NumPy's arrays, since its own masks are known before tracing; any array will do.
+        numbers: Any = both
+        return MaskInfo(following[None], None, maps.runs[None], None, numbers)
+
+    fused = key.shape[1] <= _FUSED_TOKENS
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=None if fused else block,
+        block_kv_dq=None if fused else block,
+        use_fused_bwd_kernel=fused,
+    )
+    kernel: Any = kernels.SplashAttentionKernel(
+        info(maps.next_keys),
+        None if fused else info(maps.next_keys),
+        info(maps.next_queries),
+        block_sizes=sizes,
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=kernels.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=ATTENTION,
+        mask_function=_sees,
+        interpret=interpret,
+    )
+    return kernel(query, key, value)
+
+
+def _sees(both: Array, key: Array) -> Array:
+    """Whether the queries with these two ends see the keys with these indices."""
+    # The shift carries the sign of a start of 32,768 or more along.
+    return (key >= ((both >> 16) & 0xFFFF)) & (key < (both & 0xFFFF))
