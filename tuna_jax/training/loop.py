@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.parallel import rules
+from tuna_jax.parallel import processes, rules
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
@@ -24,6 +24,7 @@ from tuna_jax.training.export import MODEL_FILE, export_model
 from tuna_jax.training.interrupt import StopRequest
 from tuna_jax.training.program import Arrays, LoopSettings, Program
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
+from tuna_jax.training.workdir import locked
 
 Draw = Callable[[int, Any], None]
 
@@ -61,7 +62,7 @@ def train(
       vae_params: the frozen VAE, for batches of pixels.
       parameters: `(shapes, shardings) -> parameters` that a new run begins with; None: fresh ones.
       draw: `(step, params)`, called every `sample_every` steps and at the end with the averaged
-        parameters.
+        parameters; by the first process alone.
       counters: numbers to log beside the losses, asked at every line.
 
     Returns:
@@ -69,9 +70,13 @@ def train(
     """
     workdir = Path(workdir)
     folder = workdir / "checkpoints"
-    with Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved:
+    with (
+        locked(workdir),
+        Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
+    ):
         # ---- shapes alone, nothing is allocated yet; then restore, or begin ----------------------
         mesh = make_mesh(settings.mesh)
+        processes.check_rows(mesh)
         program = Program(settings, config, tasks, mesh)
         restored = saved.restore(
             state.abstract(program.shapes, program.shardings), iterator=iterator
@@ -94,6 +99,7 @@ def train(
         for number, (shapes, needed) in enumerate(ahead, 1):
             log.say(f"compiling for shape {number} of {len(ahead)}: {_described(shapes)}")
             program.compile(shapes, frozen, needed)
+        processes.wait_for_all()  # One may have compiled what another found in its cache.
         watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
         pending: tuple[int, step.Window] | None = None
 
@@ -121,6 +127,7 @@ def train(
 
         def save(at: int) -> None:
             report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
+            log.sync()
             saved.save(at, current, config=record, iterator=iterator)
 
         with StopRequest() as stop:
@@ -132,28 +139,35 @@ def train(
                     log.say(
                         f"step {number}: compiled for a shape not foreseen: {_described(batch)}"
                     )
+                if program.count > known:
+                    processes.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
                 if number % settings.log_every == 0:
                     report()
                     pending = number, window
                 last = number == settings.steps
                 if draw and settings.sample_every and (last or number % settings.sample_every == 0):
-                    draw(number, current.averaged)
-                if last or number % settings.checkpoint_every == 0:
-                    save(number)
-                elif stop.requested:
+                    whole = processes.to_first(current.averaged)
+                    if whole is not None:
+                        draw(number, whole)
+                    del whole
+                stopping = stop.agreed(number) and not last
+                if stopping:
                     log.say(
                         f"stopping at step {number} as asked; the same command goes on from here"
                     )
+                if last or stopping or number % settings.checkpoint_every == 0:
                     save(number)
+                if stopping:
                     break
 
     # ---- end -------------------------------------------------------------------------------------
     compilations.close()
     log.close()
     reached = int(current.step)
-    if jax.process_index() == 0:
-        export_model(workdir / MODEL_FILE, current.averaged, record, reached)
+    whole = processes.to_first(current.averaged)
+    if whole is not None:
+        export_model(workdir / MODEL_FILE, whole, record, reached)
     return reached >= settings.steps
 
 
