@@ -13,22 +13,26 @@ Examples:
     python -m tuna_jax.train --config=experiments/emoji_vae.py --workdir=runs/emoji_vae
 
 Stop a run with Ctrl-C or SIGTERM: it saves and ends. Start it again with the same command: it goes
-on where it was, to the bit. The workdir gets metrics.jsonl, tensorboard/, samples/ and
+on where it was, to the bit. Several processes, hosts and TPU pods: launchers/ starts them with this
+same command. The workdir gets metrics.jsonl, tensorboard/, samples/ and
 checkpoints/.
 """
 
 from __future__ import annotations
 
-import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tuna_jax.experiment_flags import parse_flags
+from tuna_jax.parallel import processes
 from tuna_jax.training.checkpoints import DamagedCheckpointError
 from tuna_jax.training.post_mortem import NotFiniteError
+from tuna_jax.training.workdir import check_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -52,10 +56,16 @@ def main(arguments: Sequence[str]) -> None:
     if kind not in _KINDS:
         raise app.UsageError(f"config.kind is {kind!r}; train knows {', '.join(_KINDS)}")
     try:
+        check_folder(str(_WORKDIR.value))
+        processes.initialize()
         _KINDS[kind](values, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, DamagedCheckpointError, NotFiniteError) as error:
         logging.debug("where it was raised:", exc_info=True)
-        sys.exit(f"error: {error}")
+        processes.end(f"error: {error}")
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        processes.end(traceback.format_exc())
 
 
 def _train_vae(values: dict[str, Any], workdir: str) -> None:
@@ -63,6 +73,8 @@ def _train_vae(values: dict[str, Any], workdir: str) -> None:
     from tuna_jax.data.rendering import SceneImages
     from tuna_jax.training import settings, vae
 
+    if jax.process_count() > 1:
+        raise ValueError("a VAE is trained by one process; start this without a launcher")
     chosen = settings.parse(vae.VAESettings, values)
     shown = chosen.images
     scenes = SceneImages(shown.seed, shown.size, length=10**12, varied=shown.varied)

@@ -172,7 +172,7 @@ def test_all_tasks_come_in_groups_of_one_shape(values):
     found = {tuple(group.first["task"].tolist()): group.first for group in groups}
     shapes = {task: batch["latents"].shape[1:3] for task, batch in found.items()}
     assert shapes == {(0, 0, 1): (1, 1), (5, 5): (1, 1), (2, 2): (2, 1), (3, 3, 4): (1, 4)}
-    assert {task: tuple(emoji.heads(batch)) for task, batch in found.items()} == {
+    assert {task: tuple(emoji.heads(settings.data, batch)) for task, batch in found.items()} == {
         (0, 0, 1): (2, 1),
         (5, 5): (0, 2),
         (2, 2): (2, 0),
@@ -182,7 +182,7 @@ def test_all_tasks_come_in_groups_of_one_shape(values):
         # What the heads are told is what there is.
         drawn = (batch["is_target"] & (batch["spans"][..., 1] > 0)).any(1).sum()
         told = (batch["labels"] != -100).any(1).sum()
-        assert (drawn, told) == tuple(emoji.heads(batch))
+        assert (drawn, told) == tuple(emoji.heads(settings.data, batch))
 
 
 @pytest.mark.parametrize(

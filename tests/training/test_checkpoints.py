@@ -146,3 +146,13 @@ def test_a_save_in_flight_is_finished_when_the_run_fails(tmp_path):
         saved.save(10, {"w": jnp.ones((1 << 22,))}, config={})
         raise OSError("the disk is gone")
     assert Checkpoints(tmp_path).steps() == [10]
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path):
+    saved_run(tmp_path, steps=(10, 20))
+    (tmp_path / "00000020").rename(tmp_path / "00000030.orbax-checkpoint-tmp")
+    (tmp_path / "removed-00000005").mkdir()
+    (tmp_path / "notes").mkdir()
+    found = Checkpoints(tmp_path).restore(tree(0.0))
+    assert found is not None and found.step == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010", "notes"]

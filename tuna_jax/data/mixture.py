@@ -273,7 +273,9 @@ class Mixture:
         number, before = self._schedule(index)
         cell = self._cells[number]
         shape = self._shape(cell)
-        local = range(self._process, shape.rows, self._processes)
+        # A block of rows, so that the hosts' parts one after another are the batch in its order, whatever their number.
+        share = shape.rows // self._processes
+        local = range(self._process * share, (self._process + 1) * share)
         sequences: list[TokenSequence] = []
         passed_over: list[BadRow] = []
         arrays = shape.arrays(self._processes)

@@ -176,24 +176,26 @@ def understanding_stream(
 class _Rows(grain.transforms.DatasetSelectionMap):
     """Row r of batch n -> (stream, its index): every batch has the same rows of each stream.
 
-    With several hosts, host p has rows p, p + P, ... of each stream's share, so that the hosts' batches
-    together are the same set of samples whatever P is.
+    With several hosts each has a block of the batch's rows, so that the hosts' batches one after another are the same
+    rows in the same order whatever their number is: what is drawn for row r of a batch is drawn for the same sample.
     """
 
     def __init__(self, rows: Sequence[int], process_index: int, process_count: int):
-        self._rows, self._process, self._processes = tuple(rows), process_index, process_count
-        self._local = tuple(row // process_count for row in rows)
+        self._rows = tuple(rows)
+        self._local = sum(rows) // process_count
+        self._first = process_index * self._local
 
     def __len__(self) -> int:
-        return sum(self._local) * 10**12
+        return self._local * 10**12
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        batch, row = divmod(index, sum(self._local))
-        for stream, local in enumerate(self._local):
-            if row < local:
-                return stream, batch * self._rows[stream] + row * self._processes + self._process
-            row -= local
-        raise AssertionError("unreachable: row is below the sum of local rows")
+        batch, row = divmod(index, self._local)
+        row += self._first
+        for stream, rows in enumerate(self._rows):
+            if row < rows:
+                return stream, batch * rows + row
+            row -= rows
+        raise AssertionError("unreachable: row is below the sum of rows")
 
 
 def batches(
@@ -213,14 +215,15 @@ def batches(
         length: S, tokens a row; a longer sample is an error that says how long it is.
         slots: N, visual slots a row.
         process_index: this host.
-        process_count: how many hosts; it must divide every stream's rows.
+        process_count: how many hosts; it must divide the rows of all streams together.
     """
-    for stream in streams:
-        if stream.rows % process_count or stream.rows <= 0:
-            raise ValueError(
-                f"stream {stream.name!r} has {stream.rows} rows a batch, which {process_count} hosts "
-                f"cannot share evenly; give a positive multiple of {process_count}"
-            )
+    rows = [stream.rows for stream in streams]
+    if sum(rows) % process_count or min(rows) <= 0:
+        listed = " and ".join(f"{stream.name!r} has {stream.rows} rows" for stream in streams)
+        raise ValueError(
+            f"stream {listed} of a batch, which {process_count} hosts cannot share evenly; give each a positive "
+            f"number, and all together a multiple of {process_count}"
+        )
 
     def collate(samples: Sequence[Sample]) -> Batch:
         batch = stack([s.sequence for s in samples], length, slots, tokenizer.special)
@@ -232,7 +235,6 @@ def batches(
         task = np.array([s.task for s in samples], np.int32)
         return {**batch, "latents": latents, "task": task}
 
-    rows = [stream.rows for stream in streams]
     choice = _Rows(rows, process_index, process_count)
     mixture = grain.MapDataset.select_from_datasets([s.samples for s in streams], choice)
     return mixture.batch(sum(rows) // process_count, drop_remainder=True, batch_fn=collate)

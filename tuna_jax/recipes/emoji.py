@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from tuna_jax.config import VAEConfig, from_dict
 from tuna_jax.data import emoji_streams, latents, pipeline
@@ -324,11 +323,22 @@ def measured(
     )
 
 
-def heads(batch: Mapping[str, Any]) -> Heads:
-    """Rows of a batch, over all hosts, with something to draw and with text to learn: a group has always the same."""
-    drawing = [emoji_streams.TASKS.index(name) for name in ("t2i", "edit", "t2v")]
-    drawn = int(np.isin(batch["task"], drawing).sum()) * jax.process_count()
-    return Heads(drawn, len(batch["task"]) * jax.process_count() - drawn)
+def heads(data: EmojiData, batch: Mapping[str, Any]) -> Heads:
+    """Rows of a batch, over all hosts, with something to draw and with text to learn: a group has always the same.
+
+    Any row tells the group; this host may hold rows of one of its tasks alone.
+    """
+    pictures = Heads(data.draw_rows, data.understand_rows)
+    clips = Heads(data.clips.draw_rows, data.clips.understand_rows)
+    by_task = {
+        "t2i": pictures,
+        "understand": pictures,
+        "edit": Heads(data.edits.rows, 0),
+        "t2v": clips,
+        "video_understand": clips,
+        "dialogue": Heads(0, data.dialogues.rows),
+    }
+    return by_task[emoji_streams.TASKS[int(batch["task"][0])]]
 
 
 def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | Path) -> bool:
@@ -356,8 +366,8 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         tasks=pipeline.STREAMS if settings.data.pictures_alone else emoji_streams.TASKS,
         record=dict(values),
         draw=draw,
-        heads=heads,
-        ahead=[(group.first, heads(group.first)) for group in shapes],
+        heads=functools.partial(heads, settings.data),
+        ahead=[(group.first, heads(settings.data, group.first)) for group in shapes],
     )
 
 

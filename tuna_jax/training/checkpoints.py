@@ -27,7 +27,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from tuna_jax.parallel import processes
+
 _STEP_FOLDER = re.compile(r"\d{8,}")
+# A save that Orbax has not renamed yet, or a removal of ours that was cut short.
+_REMAINS = re.compile(r"\d{8,}\..+|removed-\d{8,}")
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -107,6 +111,8 @@ class Checkpoints:
     def restore(self, template: Any, *, iterator: Any | None = None) -> Restored | None:
         """The newest checkpoint that can be read, or None if the run has none.
 
+        What a killed process left of a save is removed: whoever restores a run is the only one to save in it.
+
         Args:
           template: tree of `jax.ShapeDtypeStruct` (with shardings, if the arrays shall come back
             sharded) or of arrays.
@@ -118,10 +124,12 @@ class Checkpoints:
             too.
           DamagedCheckpointError: there are checkpoints, and none can be read.
         """
-        steps = self.steps()
+        self._tidy()
+        steps = processes.from_first(self.steps())
         for step in reversed(steps):
+            found = None
             try:
-                return self._restore(step, template, iterator)
+                found = self._restore(step, template, iterator)
             except MismatchedCheckpointError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
@@ -131,6 +139,8 @@ class Checkpoints:
                     type(error).__name__,
                     str(error)[:500],
                 )
+            if processes.all_agree(found is not None):
+                return found
         if steps:
             raise DamagedCheckpointError(
                 f"none of the checkpoints {steps} in {self._directory} can be read. To start this "
@@ -173,6 +183,18 @@ class Checkpoints:
         trash = Path(folder).with_name(f"removed-{folder.name}")
         Path(folder).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Removes unfinished saves; on object stores they have a checkpoint's name, and lack what marks them whole."""
+        if jax.process_index() != 0:
+            return
+        for path in self._directory.iterdir():
+            unfinished = _STEP_FOLDER.fullmatch(
+                path.name
+            ) and not ocp.utils.is_checkpoint_finalized(path)
+            if unfinished or _REMAINS.fullmatch(path.name):
+                logging.warning("removing what is left of an unfinished save: %s", path)
+                path.rmtree()
 
     def _restore(self, step: int, template: Any, iterator: Any | None) -> Restored:
         abstract = jax.tree.map(_abstract, template)

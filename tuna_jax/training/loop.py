@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.parallel import rules
+from tuna_jax.parallel import processes, rules
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
@@ -27,6 +27,7 @@ from tuna_jax.training.post_mortem import NotFiniteError, keep_batch
 from tuna_jax.training.program import Arrays, LoopSettings, Program
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
 from tuna_jax.training.throughput import Throughput, peak_of
+from tuna_jax.training.workdir import locked
 
 Draw = Callable[[int, Any], None]
 
@@ -64,7 +65,7 @@ def train(
       vae_params: the frozen VAE, for batches of pixels.
       parameters: `(shapes, shardings) -> parameters` that a new run begins with; None: fresh ones.
       draw: `(step, params)`, called every `sample_every` steps and at the end with the averaged
-        parameters.
+        parameters; by the first process alone.
       counters: numbers to log beside the losses, asked at every line.
 
     Returns:
@@ -77,9 +78,13 @@ def train(
     begun = time.monotonic()
     workdir = Path(workdir)
     folder = workdir / "checkpoints"
-    with Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved:
+    with (
+        locked(workdir),
+        Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
+    ):
         # ---- shapes alone, nothing is allocated yet; then restore, or begin ----------------------
         mesh = make_mesh(settings.mesh)
+        processes.check_rows(mesh)
         program = Program(settings, config, tasks, mesh)
         restored = saved.restore(
             state.abstract(program.shapes, program.shardings), iterator=iterator
@@ -102,6 +107,7 @@ def train(
         for number, (shapes, needed) in enumerate(ahead, 1):
             log.say(f"compiling for shape {number} of {len(ahead)}: {_described(shapes)}")
             program.compile(shapes, frozen, needed)
+        processes.wait_for_all()  # One may have compiled what another found in its cache.
         watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
         peak = settings.peak_tflops * 1e12 or peak_of(mesh.devices.flat[0])
         speed = Throughput(peak and peak * mesh.size, begun)
@@ -140,6 +146,7 @@ def train(
 
         def save(at: int) -> None:
             report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
+            log.sync()
             with speed.aside():
                 saved.save(at, current, config=record, iterator=iterator)
 
@@ -154,6 +161,8 @@ def train(
                     log.say(
                         f"step {number}: compiled for a shape not foreseen: {_described(batch)}"
                     )
+                if program.count > known:
+                    processes.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * jax.process_count(), flops)
                 if number % settings.log_every == 0:
@@ -162,24 +171,30 @@ def train(
                 last = number == settings.steps
                 if draw and settings.sample_every and (last or number % settings.sample_every == 0):
                     with speed.aside():
-                        draw(number, current.averaged)
-                if last or failed is not None or number % settings.checkpoint_every == 0:
-                    save(number)
-                elif stop.requested:
+                        whole = processes.to_first(current.averaged)
+                        if whole is not None:
+                            draw(number, whole)
+                        del whole
+                stopping = stop.agreed(number) and not last
+                if stopping:
                     log.say(
                         f"stopping at step {number} as asked; the same command goes on from here"
                     )
+                due = number % settings.checkpoint_every == 0
+                if last or stopping or due or failed is not None:
                     save(number)
-                    break
                 if failed is not None:
                     raise failed
+                if stopping:
+                    break
 
     # ---- end -------------------------------------------------------------------------------------
     compilations.close()
     log.close()
     reached = int(current.step)
-    if jax.process_index() == 0:
-        export_model(workdir / MODEL_FILE, current.averaged, record, reached)
+    whole = processes.to_first(current.averaged)
+    if whole is not None:
+        export_model(workdir / MODEL_FILE, whole, record, reached)
     return reached >= settings.steps
 
 

@@ -81,6 +81,11 @@ class MetricsLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Sees that what was written is on the disk, or in the bucket that is mounted as one: before a checkpoint."""
+        if self._enabled:
+            os.fsync(self._file.fileno())
+
     def say(self, text: str) -> None:
         """A line of text that does not tear the progress bar."""
         if self._enabled:

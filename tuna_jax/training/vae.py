@@ -26,6 +26,7 @@ from tuna_jax.parallel import rules
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import background, checkpoints, image_vae, interrupt, metrics
 from tuna_jax.training.optimizer import OptimizerSettings, build
+from tuna_jax.training.workdir import locked
 
 _STATISTICS_IMAGES = 4096
 
@@ -184,7 +185,7 @@ def train_vae(
         return new, terms | {"loss": loss, "gradient_norm": optax.global_norm(grads)}
 
     # ---- restore ---------------------------------------------------------------------------------
-    with checkpoints.Checkpoints(workdir / "checkpoints", keep=2) as saved:
+    with locked(workdir), checkpoints.Checkpoints(workdir / "checkpoints", keep=2) as saved:
         restored = saved.restore(state)
         start = 0
         if restored is not None:
