@@ -7,14 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tuna_jax.config import ATTENTION_BACKENDS
 from tuna_jax.models.attention import attention
+from tuna_jax.models.placement import placing
+from tuna_jax.parallel.activations import Activations
+from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.planning import compiler
 from tuna_jax.planning.chips import GIB
 
+# 'auto' is one of the others, and 'cudnn' is for GPUs.
+BACKENDS = tuple(name for name in ATTENTION_BACKENDS if name not in ("auto", "cudnn"))
 LENGTHS = (2_048, 8_192, 32_768)
 HEADS, KV_HEADS, HEAD_DIM = 12, 2, 128  # Of the 1.5B's language transformer.
 
@@ -22,14 +26,14 @@ HEADS, KV_HEADS, HEAD_DIM = 12, 2, 128  # Of the 1.5B's language transformer.
 def measure(
     device: Any,
     lengths: Sequence[int] = LENGTHS,
-    backends: Sequence[str] = ATTENTION_BACKENDS,
+    backends: Sequence[str] = BACKENDS,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One row for each length and backend: `fits`, and bytes of `peak` and `temporaries`.
 
     Args:
       device: of a topology; the attention of one row of a batch runs on it alone.
-      lengths: tokens. backends: names of `config.ATTENTION_BACKENDS`.
+      lengths: tokens. backends: of `config.ATTENTION_BACKENDS`, those for TPUs.
       say: is told what is done.
     """
     rows = []
@@ -61,7 +65,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _lowered(device: Any, length: int, backend: str) -> Any:
-    placed = NamedSharding(Mesh(np.asarray([device]), "chip"), PartitionSpec())
+    mesh = make_mesh(MeshSettings(), [device])
+    placed = NamedSharding(mesh, PartitionSpec())
 
     def shape(heads: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(
@@ -69,7 +74,8 @@ def _lowered(device: Any, length: int, backend: str) -> Any:
         )  # fmt: skip
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array) -> jax.Array:
-        return attention(query, key, value, end, backend=backend).astype(jnp.float32).sum()
+        with placing(Activations(mesh)):  # So that kernels know for whom they are compiled.
+            return attention(query, key, value, end, backend=backend).astype(jnp.float32).sum()
 
     end = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=placed)
     step = jax.jit(jax.grad(loss, (0, 1, 2)), out_shardings=placed)

@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from tuna_jax.generation import images
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models import tuna, vae
+from tuna_jax.models.placement import placing
 from tuna_jax.parallel import rules
+from tuna_jax.parallel.activations import Activations
 from tuna_jax.parallel.mesh import AXES, make_mesh
 from tuna_jax.planning.experiment import Experiment, Stream
 from tuna_jax.recipes.streams import picture_size
@@ -147,24 +149,25 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
 def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
     """Guided drawing of one picture for each part of the batch that the mesh has, as `config.samples` says."""
     config, settings = experiment.config, experiment.settings.samples
-    rows = _parts(mesh)
+    rows = rules.batch_parts(mesh)
     size = picture_size(settings.size, "config.samples.size")
     latent = config.vae.latent_shape(1, size.height, size.width)
     split = rules.batch_sharding(mesh)
 
     def draw(params: Any, tokens: Any, lengths: Any, other: Any, noise: Any) -> Any:
         none = jnp.zeros((rows, 0, 2), jnp.int32)
-        return images.sample(
-            config,
-            params,
-            Prefix(tokens, lengths, none),
-            noise,
-            negative=Prefix(other, lengths, none),
-            guidance=settings.guidance,
-            points=settings.points,
-            shift=settings.shift,
-            solver=settings.solver,
-        )
+        with placing(Activations(mesh, generation=True)):
+            return images.sample(
+                config,
+                params,
+                Prefix(tokens, lengths, none),
+                noise,
+                negative=Prefix(other, lengths, none),
+                guidance=settings.guidance,
+                points=settings.points,
+                shift=settings.shift,
+                solver=settings.solver,
+            )
 
     shapes = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
     params = jax.tree.map(
@@ -189,7 +192,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
 def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
     """The VAE's decoder, one picture of `config.samples.size` for each part of the batch that the mesh has."""
     config = experiment.config.vae
-    rows = _parts(mesh)
+    rows = rules.batch_parts(mesh)
     size = picture_size(experiment.settings.samples.size, "config.samples.size")
     split = rules.batch_sharding(mesh)
     latents = jax.ShapeDtypeStruct(
@@ -230,11 +233,3 @@ def _bytes(tree: Any) -> float:
             for leaf in jax.tree.leaves(tree)
         )
     )
-
-
-def _parts(mesh: Mesh) -> int:
-    """How many parts a batch is split into."""
-    spec = rules.batch_sharding(mesh).spec
-    assert isinstance(spec, PartitionSpec)
-    axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
-    return math.prod(mesh.shape[axis] for axis in axes)
