@@ -1,0 +1,97 @@
+"""Two processes of four devices each train through launchers/local.py; one is told to stop; one process goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tuna_jax.config import preset
+from tuna_jax.models import vae
+from tuna_jax.training import export, image_vae, metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+PATIENCE = 900  # seconds; the machine may be shared
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A VAE of random weights, as in test_resume.py."""
+    config = preset("tiny").vae
+    params = vae.init(config, jax.random.key(0), image_only=True)
+    numbers = np.zeros(config.latent_channels, np.float32)
+    path = tmp_path_factory.mktemp("processes") / "vae.safetensors"
+    image_vae.export(path, config, params, (numbers, numbers + 1))
+    return {**os.environ, "TINY_VAE": str(path), "PYTHONPATH": str(ROOT)}
+
+
+def start(workdir, environment, *, processes, devices):
+    """The launcher, running the tiny experiment with parameters and batch split over all devices."""
+    command = [sys.executable, "launchers/local.py"]
+    command += [f"--processes={processes}", f"--devices={devices}", "--"]
+    command += [sys.executable, "-m", "tuna_jax.train", "--config=tests/training/tiny.py"]
+    command += [f"--workdir={workdir}", f"--config.steps={STEPS}"]
+    command += ["--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.optimizer.warmup=10"]
+    # Less to compile than Muon, which the paper does not use either.
+    command += ["--config.optimizer.algorithm=adamw", "--config.optimizer.learning_rate=2e-4"]
+    command += ["--config.data.draw_rows=5", "--config.data.understand_rows=3"]
+    # A checkpoint a step keeps two processes from being done before the signal has gone round.
+    command += [f"--config.checkpoint_every={1 if processes > 1 else STEPS}"]
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def finish(process, workdir):
+    code = process.wait(timeout=PATIENCE)
+    assert code == 0, (workdir.parent / f"{workdir.name}.log").read_text()[-5000:]
+
+
+def trace(workdir):
+    lines = metrics.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in metrics.WALL_CLOCK} for line in lines]
+
+
+def wait_for(step, process, workdir):
+    end = time.monotonic() + PATIENCE
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or not trace(workdir) or trace(workdir)[-1]["step"] < step:
+        log = (workdir.parent / f"{workdir.name}.log").read_text()[-5000:]
+        assert process.poll() is None and time.monotonic() < end, log
+        time.sleep(0.05)
+
+
+def test_one_is_told_to_stop_all_save_and_fewer_go_on(environment, tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    finish(start(whole, environment, processes=1, devices=2), whole)
+
+    two = start(workdir, environment, processes=2, devices=4)
+    wait_for(2, two, workdir)
+    children = Path(f"/proc/{two.pid}/task/{two.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGTERM)  # To one of them alone.
+    finish(two, workdir)
+
+    log = (tmp_path / "run.log").read_text()
+    assert "a mesh of data 1 x fsdp 8" in log
+    stopped = trace(workdir)[-1]["step"]
+    assert f"stopping at step {stopped} as asked" in log
+    assert stopped < STEPS, "it was stopped too late"
+    assert (workdir / "checkpoints" / f"{stopped:08d}").is_dir()
+    # The other process wrote no log and no model of its own.
+    assert [line["step"] for line in trace(workdir)] == list(range(1, stopped + 1))
+    assert export.load_model(workdir)[2] == stopped
+
+    finish(start(workdir, environment, processes=1, devices=2), workdir)
+    assert f"going on from step {stopped}" in (tmp_path / "run.log").read_text()
+    for line, wanted in zip(trace(workdir), trace(whole), strict=True):
+        assert line.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_allclose(
+                line[name], wanted[name], rtol=1e-6, err_msg=f"{name} {line}"
+            )
