@@ -14,7 +14,9 @@ TINY = "--config=tests/planning/tiny_stage.py"
 
 def plan(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS", None)  # The tests' own is for programs on CPU.
+    # The tests' own are for programs on CPU.
+    for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"):
+        environment.pop(name, None)
     command = [sys.executable, "-m", "tuna_jax.plan", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
