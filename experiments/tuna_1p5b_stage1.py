@@ -18,6 +18,8 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = experiment()
     config.model = ConfigDict({"preset": "tuna_1p5b"})
+    config.model.attention_backend = "auto"  # The splash kernel on TPUs.
+    config.model.remat = "full"
     config.vae = config.start_from = "weights/tuna_1p5b"
     config.steps = 150_000  # Not in the paper: Show-o2's stage 1.
 
@@ -39,6 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.flow_weight, config.text_weight = 1.0, 0.2  # The paper.
     config.vae_dtype = "bfloat16"  # A TPU multiplies in it anyway.
-    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.mesh.data, config.mesh.fsdp = -1, 16
     config.log_every, config.checkpoint_every = 50, 1_000
     return config

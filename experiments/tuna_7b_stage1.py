@@ -20,6 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = experiment()
     config.model = ConfigDict({"preset": "tuna_7b"})
+    config.model.attention_backend = "auto"  # The splash kernel on TPUs.
+    config.model.remat = "dots_attention"
     config.vae = config.start_from = "weights/tuna_7b"
     config.steps = 150_000  # Not in the paper: Show-o2's stage 1.
 
@@ -41,6 +43,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.flow_weight, config.text_weight = 1.0, 0.2  # The paper.
     config.vae_dtype = "bfloat16"  # A TPU multiplies in it anyway.
-    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.mesh.data, config.mesh.fsdp = 2, -1
     config.log_every, config.checkpoint_every = 50, 1_000
     return config

@@ -12,7 +12,7 @@ import pytest
 
 from tuna_jax.config import from_dict
 from tuna_jax.models import vae
-from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.parallel.mesh import make_mesh, sizes
 from tuna_jax.recipes.emoji import EmojiExperiment
 from tuna_jax.recipes.mixture import MixtureExperiment
 from tuna_jax.recipes.streams import abstract_batch, possible_shapes, stream_settings
@@ -119,3 +119,15 @@ def test_stages_follow_one_another(size):
     assert tasks[1] >= {"t2i", "understand", "edit", "chat"}
     video = {"t2v", "video_understand"}
     assert [bool(found & video) for found in tasks] == [False, size == "1p5b", size == "1p5b"]
+
+
+@pytest.mark.parametrize(("size", "remat"), [("1p5b", "full"), ("7b", "dots_attention")])
+def test_stages_say_what_they_need_on_a_pod(size, remat):
+    """Also where a chunk of the text loss, of the preset, is far below a sequence."""
+    for path in (path for path in FILES if path.stem.startswith(f"tuna_{size}_stage")):
+        settings = load(path)
+        config = from_dict(settings.model)
+        assert (config.attention_backend, config.remat) == ("auto", remat)
+        assert 0 < config.text_chunk <= 256
+        layout = sizes(settings.mesh, 64)
+        assert layout == ((1, 4, 16, 1, 1) if size == "1p5b" else (1, 2, 32, 1, 1))

@@ -140,7 +140,7 @@ def test_a_fresh_head_predicts_zero() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "attention", "dots_attention"])
 def test_rematerialisation_changes_no_gradient(remat: str) -> None:
     batch = _batch()
     noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
@@ -153,6 +153,42 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
 
     plain, saved = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
+
+
+def test_policies_that_keep_attention_compute_it_once() -> None:
+    """Counted in the traced gradient: the products of weights and values are not computed again."""
+    batch = _batch()
+    noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
+
+    def products(remat: str) -> int:
+        config = dataclasses.replace(CONFIG, remat=remat)
+        objective = lambda params: tuna.loss(config, params, batch, noise, t)[0]
+        return str(jax.make_jaxpr(jax.grad(objective))(PARAMS)).count("dot_general")
+
+    assert products("attention") <= products("full") - 3, "one a stack of layers"
+    assert products("dots_attention") <= products("dots") - 3
+
+
+@pytest.mark.parametrize("chunk", [4, 5])
+def test_text_loss_in_chunks_is_that_of_the_whole(chunk: int) -> None:
+    """Also where the last chunk is not full; and the scores of a whole batch are never there at once."""
+    batch = _batch()
+    noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
+
+    def run(config):
+        def objective(params):
+            return tuna.loss(config, params, batch, noise, t, flow_rows=0, text_weight=1.0)
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        return jax.jit(gradient)(PARAMS), str(jax.make_jaxpr(gradient)(PARAMS))
+
+    (whole, all_at_once), (parts, in_chunks) = (
+        run(CONFIG),
+        run(dataclasses.replace(CONFIG, text_chunk=chunk)),
+    )
+    assert float(whole[0][0]) > 0 and whole[0][1]["text_count"].tolist() == [3.0, 3.0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
+    assert "f32[2,16,512]" in all_at_once and "f32[2,16,512]" not in in_chunks
 
 
 def test_bfloat16_stays_near_float32() -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pytest
 
 from tuna_jax.config import preset
 from tuna_jax.models import tuna, vae
@@ -75,6 +76,15 @@ def test_a_program_is_compiled_once_a_shape_and_heads():
     assert int(state.step) == 1
     assert float(window["flow_sum"][0]) > 0
     assert float(window["text_count"][0]) == 2 * 11
+
+
+def test_a_batch_that_cannot_be_taken_in_parts_is_refused():
+    settings = LoopSettings(steps=10, optimizer=ADAM, accumulate=4)
+    program = Program(settings, TINY, ("one",), make_mesh())
+    with pytest.raises(ValueError, match="a batch of 2 does not divide into accumulate=4 parts"):
+        program.batch_shapes(batch())
+    with pytest.raises(ValueError, match="accumulate is 0"):
+        LoopSettings(steps=10, accumulate=0)
 
 
 def test_what_is_frozen_costs_no_gradient():

@@ -148,6 +148,44 @@ def test_losses_by_task_leave_out_what_a_task_has_not(runner):
     assert "flow_loss/understand" not in line and "text_loss/t2i" not in line
 
 
+def counts_of(batch):
+    drawing = batch["is_target"][:, 0].astype(jnp.float32)
+    return drawing.sum() * batch["latents"][0].size, jnp.float32(batch["tokens"].size)
+
+
+def counted_loss(params, batch, noise, t, heads, counts=None):
+    """`fake_loss` with means over all that is drawn, which no two parts of a batch have as much of."""
+    _, rows = fake_loss(params, batch, noise, t, heads)
+    drawn, said = counts or counts_of(batch)
+    text = jnp.square(params["weight"]["kernel"][1, 0] - batch["tokens"]).sum()
+    return rows["flow_sum"].sum() / drawn + text / said, rows
+
+
+def test_a_batch_in_parts_is_the_whole_batch(runner):
+    """Three of four rows are drawn: means of the parts' means would be others."""
+    start, _ = runner
+    settings = OptimizerSettings(learning_rate=0.1, warmup=0, weight_decay=0.0, ema=0.9)
+    update = build(settings, jax.eval_shape(init_params, jax.random.key(0)), 100)
+    given = batch() | {"is_target": np.array([[True], [True], [True], [False]])}
+
+    def after(parts):
+        run = step.make_step(
+            counted_loss,
+            update,
+            lambda key, shape: jax.random.uniform(key, shape),
+            ema=0.9,
+            log_every=1,
+            tasks=2,
+            accumulate=parts,
+            counts=counts_of,
+        )
+        return jax.jit(run)(start, given)
+
+    whole, halves = after(1), after(2)
+    assert float(whole[1]["loss"]) > 0 and float(whole[1]["gradient_norm"]) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, halves)
+
+
 def test_compiled_step_donates_its_state_and_keeps_its_shardings(runner):
     start, make = runner
     mesh = make_mesh(devices=jax.devices()[:1])

@@ -64,7 +64,10 @@ class LanguageModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "b s"], dtype: jnp.dtype) -> Float[Array, "b s d"]:
         """Token ids -> embeddings in the compute dtype."""
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+        # The table is split by its width. Rows of it are taken with every device of such a group looking up the whole
+        # group's tokens, and then exchanged: one step that XLA can do, where both at once made it copy everything.
+        x = jnp.take(self.embedding[...], placed(tokens, "group", "sequence"), axis=0)
+        x = placed(x, "group", "sequence", "table_width").astype(dtype)
         return placed(x, "batch", "sequence", "width")
 
     def __call__(

@@ -34,6 +34,9 @@ class Split:
 ACTIVATIONS: Mapping[str, Split] = {
     # Samples; in the representation encoder samples times slots times frames, sample-major.
     "batch": Split(("slices", "data", "fsdp")),
+    # Samples and table rows where token embeddings are looked up: as the table lies (parallel/rules.py).
+    "group": Split(("slices", "data")),
+    "table_width": Split(("fsdp",)),
     "sequence": Split(("context",)),
     # Queries are split over `context`; every query may want any key.
     "keys": Split(),
@@ -53,6 +56,7 @@ GENERATION: Mapping[str, Split] = {
     **ACTIVATIONS,
     # Any number of pictures may be asked for.
     "batch": Split(("slices", "data", "fsdp"), or_whole=True),
+    "group": Split(("slices", "data"), or_whole=True),
     # A step of decoding is one token long.
     "sequence": Split(),
     "tokens": Split(),

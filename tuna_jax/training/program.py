@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, UInt8
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.models import tuna, vae
+from tuna_jax.models.placement import placed, placing
 from tuna_jax.parallel import rules
+from tuna_jax.parallel.activations import Activations
 from tuna_jax.parallel.mesh import MeshSettings
 from tuna_jax.planning import flops
 from tuna_jax.training import optimizer, state, step
@@ -45,6 +47,7 @@ class LoopSettings:
       steps: updates of the whole run.
       seed: seed of parameters, noise and times.
       optimizer: AdamW or Muon, schedule, freezing, EMA.
+      accumulate: parts that a batch's gradient is computed in, one after the other, for less memory.
       flow_weight, text_weight: weights of the two losses.
       time: how training times are drawn.
       mesh: sizes of the mesh axes.
@@ -60,6 +63,7 @@ class LoopSettings:
     steps: int
     seed: int = 0
     optimizer: optimizer.OptimizerSettings = optimizer.OptimizerSettings()
+    accumulate: int = 1
     flow_weight: float = 1.0
     text_weight: float = 0.2
     time: TimeSettings = TimeSettings()
@@ -74,7 +78,7 @@ class LoopSettings:
     peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "checkpoint_every"):
+        for name in ("steps", "accumulate", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
         for name in ("stop_after_skipped", "peak_tflops"):
@@ -115,8 +119,8 @@ class Program:
         self._init = init
         self.shapes: state.TrainState = jax.eval_shape(lambda: self._make_state(init))
         self.shardings = state.state_shardings(self.shapes, mesh)
-        self.step = step.make_step(
-            _make_loss(config, settings),
+        made = step.make_step(
+            _make_loss(config, settings, rules.batch_parts(mesh)),
             update,
             functools.partial(_sample_time, settings.time),
             ema=settings.optimizer.ema,
@@ -124,7 +128,10 @@ class Program:
             tasks=len(tasks),
             trained=trained if settings.optimizer.frozen else None,
             encode=functools.partial(encode, config.vae, jnp.dtype(settings.vae_dtype)),
+            accumulate=settings.accumulate,
+            counts=tuna.target_counts,
         )
+        self.step: step.Step = _laid_out(made, Activations(mesh))
         self._jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
         self._flops: dict[Any, int] = {}
@@ -153,10 +160,17 @@ class Program:
         """A batch over all processes, as shapes laid over the mesh; `batch` is one process's part, arrays or shapes.
 
         Raises:
-          ValueError: its rows do not divide over the mesh.
+          ValueError: its rows do not divide over the mesh, or a part of it does not (`accumulate`).
         """
         split, processes = rules.batch_sharding(self.mesh), jax.process_count()
-        rules.check_batch(batch["tokens"].shape[0] * processes, self.mesh)
+        rows = batch["tokens"].shape[0] * processes
+        rules.check_batch(rows, self.mesh)
+        if rows % (self._settings.accumulate * rules.batch_parts(self.mesh)):
+            raise ValueError(
+                f"a batch of {rows} does not divide into accumulate={self._settings.accumulate} parts that divide by "
+                f"{rules.batch_parts(self.mesh)}, the mesh's share of a batch; choose another accumulate, or a batch "
+                f"that is a multiple of {self._settings.accumulate * rules.batch_parts(self.mesh)}"
+            )
         return {
             name: jax.ShapeDtypeStruct(
                 (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=split
@@ -222,23 +236,51 @@ def encode(
     """A draw from the posterior of every slot's clip, float32; model.md section 1."""
     batch, slots = pixels.shape[:2]
     clips = pixels.reshape(batch * slots, *pixels.shape[2:])
+    clips = placed(clips, "batch", None, None, None, None)
     mean, std = vae.posterior(config, params, clips, dtype)
     drawn = step.draw(mean, std, key)
     return drawn.reshape(batch, slots, *drawn.shape[1:])
 
 
-def _make_loss(config: TunaConfig, settings: LoopSettings) -> step.Loss:
-    return lambda params, batch, noise, t, heads: tuna.loss(
-        config,
-        params,
-        batch,
-        noise,
-        t,
-        flow_weight=settings.flow_weight,
-        text_weight=settings.text_weight,
-        flow_rows=heads.flow_rows,
-        text_rows=heads.text_rows,
-    )
+def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.Loss:
+    """The joint loss; `parts`: what a batch, and so the rows that a head runs on, must divide by."""
+
+    def loss(
+        params: Any, batch: Arrays, noise: Any, t: Any, heads: step.Heads, *counts: Any
+    ) -> Any:
+        def up_to(rows: int | None) -> int | None:
+            return None if rows is None else min(-(-rows // parts) * parts, len(batch["tokens"]))
+
+        return tuna.loss(
+            config,
+            params,
+            batch,
+            noise,
+            t,
+            flow_weight=settings.flow_weight,
+            text_weight=settings.text_weight,
+            flow_rows=up_to(heads.flow_rows),
+            text_rows=up_to(heads.text_rows),
+            counts=counts[0] if counts else None,
+        )
+
+    return loss
+
+
+def _laid_out(made: step.Step, activations: Activations) -> step.Step:
+    """A step whose activations lie as `activations` says, whoever traces it."""
+
+    @functools.wraps(made)
+    def run(
+        state: state.TrainState,
+        batch: Arrays,
+        frozen: Any = None,
+        heads: step.Heads = step.NO_LIMITS,
+    ) -> Any:
+        with placing(activations):
+            return made(state, batch, frozen, heads)
+
+    return run
 
 
 def _sample_time(settings: TimeSettings, key: jax.Array, shape: tuple[int, ...]) -> Any:

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from tuna_jax.models.placement import placed
 from tuna_jax.parallel import rules
 from tuna_jax.training.state import Params, TrainState
 
@@ -44,9 +45,13 @@ _SKIPPED = ("skipped", "skipped_in_row")  # counted in the state, so that a resu
 
 NO_LIMITS = Heads()
 
-Loss = Callable[[Params, Batch, Array, Array, Heads], tuple[Float[Array, ""], dict[str, Array]]]
+Loss = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
 """`models.tuna.loss` with its config and weights filled in: `(params, batch, noise, t, heads) -> (loss, metrics)`, the
-metrics with rows `flow_sum, flow_count, text_sum, text_count` float32 [B]."""
+metrics with rows `flow_sum, flow_count, text_sum, text_count` float32 [B]. Of a part of a batch it is called with the
+whole batch's counts as a sixth argument, and the parts' losses add up to the whole one's."""
+
+Counts = Callable[[Batch], tuple[Array, Array]]
+"""What the losses of a whole batch are divided by: `models.tuna.target_counts`."""
 
 Encode = Callable[[Any, Array, jax.Array], Float[Array, "b n t h w c"]]
 """`(parameters of the frozen VAE, uint8 pixels [B, N, F, H, W, 3], key) -> latents`, a draw from the posterior."""
@@ -70,6 +75,8 @@ def make_step(
     tasks: int,
     trained: Any = None,
     encode: Encode | None = None,
+    accumulate: int = 1,
+    counts: Counts | None = None,
 ) -> Step:
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
@@ -85,6 +92,9 @@ def make_step(
       tasks: kinds of sample; `batch['task']` counts below it.
       trained: tree of bools like the parameters; no gradient is computed of what is False. None: all are trained.
       encode: makes latents of pixels; None: batches hold latents.
+      accumulate: parts that a batch's gradient is computed in, one after the other; times, noise and latents are those
+        of the whole batch, and so is the result, up to rounding.
+      counts: needed where `accumulate` is more than 1.
 
     A loss or gradient that is not finite leaves parameters, average and optimizer as they were and
     adds one to `state.skipped`; the step still counts, so that data and randomness move on.
@@ -105,14 +115,22 @@ def make_step(
         t = sample_time(time_key, batch["is_target"].shape)
         noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)
 
-        def value_of(params: Params) -> Any:
+        def value_of(params: Params, batch: Batch, noise: Array, t: Array, *counted: Any) -> Any:
             if trained is not None:
                 params = jax.tree.map(
                     lambda p, own: p if own else jax.lax.stop_gradient(p), params, trained
                 )
-            return loss(params, batch, noise, t, heads)
+            return loss(params, batch, noise, t, heads, *counted)
 
-        (value, rows), grads = jax.value_and_grad(value_of, has_aux=True)(state.params)
+        gradient = jax.value_and_grad(value_of, has_aux=True)
+        if accumulate == 1:
+            (value, rows), grads = gradient(state.params, batch, noise, t)
+        else:
+            assert counts is not None, "parts of a batch are divided by the counts of all of it"
+            whole = {name: x for name, x in batch.items() if name not in ("pixels", "moments")}
+            (value, rows), grads = _in_parts(
+                accumulate, gradient, state.params, (whole, noise, t), counts(whole)
+            )
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -151,6 +169,28 @@ def make_step(
         return new, window | counts
 
     return step
+
+
+def _in_parts(
+    parts: int, gradient: Callable[..., Any], params: Params, whole: Any, counts: Any
+) -> Any:
+    """What `gradient(params, *whole)` returns, from `parts` calls one after the other.
+
+    A part is every n-th row, not n neighbours: so every device has rows of its own in each part.
+    """
+
+    def split(x: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+        return placed(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], Any]:
+        (value, rows), grads = gradient(params, *part, counts)
+        kept = {name: rows[name] for pair in _TERMS.values() for name in pair}
+        return jax.tree.map(jnp.add, total, (value, grads)), kept
+
+    start = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+    (value, grads), rows = jax.lax.scan(add, start, jax.tree.map(split, whole))
+    return (value, {name: x.T.reshape(-1) for name, x in rows.items()}), grads
 
 
 def draw(
