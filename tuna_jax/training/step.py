@@ -165,8 +165,8 @@ def make_step(
             optimizer=chosen(opt_state, state.optimizer),
             window=window,
         )
-        counts = {name: getattr(new, name).astype(jnp.float32) for name in _SKIPPED}
-        return new, window | counts
+        skipped = {name: getattr(new, name).astype(jnp.float32) for name in _SKIPPED}
+        return new, window | skipped
 
     return step
 
