@@ -81,6 +81,9 @@ def _environment(options, extra: dict[str, str], process: int) -> dict[str, str]
     }
     if options.devices:
         made["JAX_PLATFORMS"] = "cpu"
+        # Threads of XLA's pool. A collective holds one until all of its devices have come: with no more threads than
+        # devices, collectives that are under way at once can hold them all, and nobody comes.
+        made["NPROC"] = str(16 * options.devices)
         flags = made.get("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
         virtual = [f"--xla_force_host_platform_device_count={options.devices}", *_PATIENCE]
         made["XLA_FLAGS"] = " ".join([flags, *virtual]).strip()

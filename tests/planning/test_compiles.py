@@ -54,6 +54,7 @@ for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
 
 @pytest.fixture(scope="module")
 def compiled():
+    pytest.importorskip("libtpu")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     # The tests' own are for programs on CPU.
     for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"):
