@@ -78,7 +78,7 @@ def test_one_is_told_to_stop_all_save_and_fewer_go_on(environment, tmp_path):
     finish(two, workdir)
 
     log = (tmp_path / "run.log").read_text()
-    assert "a mesh of data 1 x fsdp 8" in log
+    assert "data 1 x fsdp 8" in log
     stopped = trace(workdir)[-1]["step"]
     assert f"stopping at step {stopped} as asked" in log
     assert stopped < STEPS, "it was stopped too late"
