@@ -5,8 +5,8 @@
 
 Batch n depends on (seed, n) and the history of weights alone: not on threads, hosts or restarts. It holds rows k*B to
 k*B + B - 1 of its cell, k the batches of that cell before it; a cell's rows come in a new order every epoch. Each
-host has a block of its rows, one after another. A bad row is replaced by the next good one of its cell, in the manifest's
-order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F x H x W pixels):
+host has a block of its rows, one after another. A bad row is replaced by the next good one of its cell, in the
+manifest's order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, clips of F x H x W pixels):
 
     tokens     int32 [B, S]             padded with the pad token
     labels     int32 [B, S]             -100 where there is no text loss
