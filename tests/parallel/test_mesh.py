@@ -66,6 +66,26 @@ def test_a_slice_of_tpus_is_one_index_of_the_axis():
     assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
 
 
+@dataclasses.dataclass(frozen=True)
+class Cube(Device):
+    """One of 4 x 4 x 4 chips."""
+
+    device_kind: str = "TPU v5"
+
+    @property
+    def coords(self):
+        return (self.id % 4, self.id // 4 % 4, self.id // 16)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_mesh_need_not_be_a_product_of_the_slices_own_axes(slices):
+    """32 is no product of 4, 4 and 4: one of the slice's axes is shared between two of the mesh."""
+    devices = [Cube(number % 64, number // 64) for number in range(64 * slices)]
+    mesh = make_mesh(MeshSettings(slices=slices, data=2, fsdp=32), devices)
+    assert mesh.devices.shape == (slices, 2, 32, 1, 1)
+    assert set(mesh.devices.flat) == set(devices)
+
+
 @pytest.mark.parametrize("slices", [1, 4])
 def test_slices_must_be_those_that_the_tpus_lie_in(slices):
     devices = [Device(number, number % 2) for number in range(8)]

@@ -94,11 +94,14 @@ def make_mesh(settings: MeshSettings | None = None, devices: Sequence[Any] | Non
             f"mesh.slices is {shape[0]} and the TPUs lie in {len(found)} slices; set "
             f"mesh.slices={len(found)}"
         )
+    # A slice's own axes (4 x 4 x 4) need not be products of ours (2 x 32): then one of them is shared.
     if shape[0] == 1:
-        return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
-    if found:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    elif found:
         within, between = (1, *shape[1:]), (shape[0], 1, 1, 1, 1)
-        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, between, devices, allow_split_physical_axes=True
+        )
     else:
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=types)
