@@ -69,3 +69,22 @@ def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
     assert bound["step"] == max(bound[name] for name in ("compute", "memory", "network", "dcn"))
     peak = 8 * 197e12 * bound["step"]
     assert bound["mfu"] == pytest.approx(result["flops"]["useful"] / peak)
+
+
+@pytest.mark.slow
+def test_between_slices_gradients_alone_travel(tmp_path):
+    """Two slices hold the same parameters, each split over its own four chips and no other's."""
+    pytest.importorskip("libtpu")
+    file = tmp_path / "slices.json"
+    done = plan(
+        TINY, "--topology=v5e:2x2", "--slices=2", "--stream=draw", "--rows_a_device=4",
+        "--config.mesh.data=1", "--config.mesh.fsdp=4", f"--json={file}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = json.loads(file.read_text())["results"]
+    assert (result["chips"], result["mesh"]["slices"], result["mesh"]["fsdp"]) == (8, 2, 4)
+    within = sum(result["network"]["bytes"].values())
+    # Gradients, in part as bfloat16 and never gathered; parameters stay within their slice.
+    own = result["memory"]["parts"]["parameters"]
+    assert own / 2 < result["network"]["dcn"] < 2 * own
+    assert result["network"]["dcn"] < within

@@ -131,6 +131,23 @@ def test_what_leaves_the_slice_is_told_apart():
     assert collectives.traffic(program(within), 8, slices=2).dcn == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [("ALL_REDUCE", 2 * 2 / 3), ("ALL_GATHER", 2.0), ("REDUCE_SCATTER", 2 / 3), ("ONE_TO_ONE", 1)],
+)
+def test_what_the_hosts_send_to_other_slices_counts(kind, sent):
+    """Three slices; a `recv` of the same array is not another transfer."""
+    attributes = f'frontend_attributes={{_xla_megascale_transfer_type="{kind}"}}'
+    lines = [
+        f"%{name} = (bf16[1,500]{{1,0}}, u32[]{{:S(2)}}, token[]) {name}(%x, %t), channel_id=3, {attributes}"
+        for name in ("send", "recv")
+    ]
+    found = collectives.traffic(program(*lines), 12, slices=3)
+    assert found.dcn == pytest.approx(1000 * sent)
+    assert found.total == 0
+    assert found.count[kind.lower().replace("_", "-")] == 1
+
+
 def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.computations("HloModule nothing")

@@ -9,7 +9,8 @@ over n chips sends of an array of so many bytes:
     all-to-all          result * (n - 1) / n
     collective-permute  result
 
-The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce.
+The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce. What goes to other
+slices it hands to the host's runtime: a `send` of what a chip has of the array, marked with the kind of collective.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _INSTRUCTION = re.compile(
     rf"^%?([\w.\-]+) = (\(?.*?\)?) ({'|'.join(KINDS)}|ragged-all-to-all)(-start)?\("
 )
+_TRANSFER = re.compile(r"^%?[\w.\-]+ = (\(.*?\)) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\]")
 _EXPLICIT = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -79,7 +81,23 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
         fused = name in scattering or name.startswith("all-reduce-scatter")
         for line in found.get(name, ()):
             _count(line, times, fused, devices, slices, result)
+            _count_transfer(line, times, slices, result)
     return result
+
+
+def _count_transfer(line: str, times: int, slices: int, result: Traffic) -> None:
+    """A collective between chips of the same place in all slices, by the hosts' runtime."""
+    match = _TRANSFER.match(line)
+    if not match:
+        return
+    kind = match[2].lower().replace("_", "-")
+    size = _bytes(*_ARRAY.findall(match[1])[0])
+    share = (slices - 1) / slices
+    factor = {"all-reduce": 2 * share, "all-gather": slices - 1}.get(kind)
+    if factor is None:
+        factor = share if kind in ("reduce-scatter", "all-to-all") else 1.0
+    result.count[kind] = result.count.get(kind, 0) + times
+    result.dcn += times * size * factor
 
 
 def _count(
