@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding
 from tuna_jax.generation import images
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models import tuna, vae
-from tuna_jax.models.placement import placing
 from tuna_jax.parallel import rules
 from tuna_jax.parallel.activations import Activations
 from tuna_jax.parallel.mesh import AXES, make_mesh
@@ -156,18 +155,18 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
 
     def draw(params: Any, tokens: Any, lengths: Any, other: Any, noise: Any) -> Any:
         none = jnp.zeros((rows, 0, 2), jnp.int32)
-        with placing(Activations(mesh, generation=True)):
-            return images.sample(
-                config,
-                params,
-                Prefix(tokens, lengths, none),
-                noise,
-                negative=Prefix(other, lengths, none),
-                guidance=settings.guidance,
-                points=settings.points,
-                shift=settings.shift,
-                solver=settings.solver,
-            )
+        return images.sample(
+            config,
+            params,
+            Prefix(tokens, lengths, none),
+            noise,
+            negative=Prefix(other, lengths, none),
+            guidance=settings.guidance,
+            points=settings.points,
+            shift=settings.shift,
+            solver=settings.solver,
+            placement=Activations(mesh, generation=True),
+        )
 
     shapes = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
     params = jax.tree.map(
