@@ -48,16 +48,28 @@ def test_the_stage_costs_its_steps_by_their_shares():
     """2 s three times of four and 4 s else are 2.5 s; 3,600 of them on 16 chips are 40 chip-hours."""
     both = [result(), result("describe", 0.25, step=4.0)]
     assert "at least 40 chip-hours (48)" in report.stage_cost(both)
-    assert "MFU at most 25%" in report.stage_cost(both)
+    assert "MFU at most 25% (21%)" in report.stage_cost(both)
     assert report.stage_cost(both[:1]) == ""
     assert report.stage_cost([result(), result("describe", 0.25, fits=False)]) == ""
+
+
+def test_a_stage_is_one_line_of_the_page():
+    both = [result(), result("describe", 0.25, step=4.0) | {"rows": 32}]
+    both[0]["memory"]["spare"] = 0.3
+    cells = dict(zip(report.GLANCE, report.glance(both) or (), strict=True))
+    assert cells == {
+        "experiment": "stage", "topology": "v5e:4x4", "mesh": "data 2 x fsdp 8", "remat": "full",
+        "rows a device": "2 to 4", "spare HBM": "30%", "step": "2.50 s (3.00 s)", "MFU": "25% (21%)",
+        "binds": "network", "chip-hours": "40 (48)",
+    }  # fmt: skip
+    assert report.glance(both[:1]) is None  # not all streams were planned
 
 
 def test_the_page_holds_every_file_and_its_command(tmp_path):
     plan = {
         "kind": "plan",
         "command": ["--config=a.py"],
-        "results": [result()],
+        "results": [result(share=1.0)],
         "search": ["2 tried"],
     }
     rows = [
@@ -76,6 +88,7 @@ def test_the_page_holds_every_file_and_its_command(tmp_path):
     assert "python -m tuna_jax.plan --config=a.py" in text
     assert "mesh data 2 x fsdp 8, remat full, attention xla" in text
     assert "| train draw | 4 | yes | 8.00 of 16.00 |" in text
+    assert "| stage | v5e:4x4 | data 2 x fsdp 8 | full | 4 | 50% | 2.00 s (3.00 s) |" in text
     assert "Searched: 2 tried." in text
     assert "Measured, here: the slowest program compiled in 99 s, with 3.0 GiB" in text
     assert "| 8,192 | xla | yes | 4.5 |" in text

@@ -19,6 +19,15 @@ each of them stands above its table; it runs anywhere (`pip install libtpu`), wi
 {legend}
 """
 
+_GLANCE = """## The stages at a glance
+
+Every stream's step is planned below; here is their mixture, by the shares of the streams: the step that leaves least
+memory, the bound on the mean step, on MFU, and the chip-hours of the whole stage; in brackets if nothing overlaps.
+A bound is no forecast: it lets every matrix product run at the chip's peak and everything else hide or wait its least.
+What good code has reached: MaxText tells of 45.5 % MFU for Llama-3.1-8B on v6e-256 and 65 % for Llama-2-70B on v5p.
+
+"""
+
 
 def collect(folder: Path, page: Path) -> str:
     """The page's text.
@@ -31,20 +40,30 @@ def collect(folder: Path, page: Path) -> str:
         raise ValueError(
             f"--collect={folder}: no *.json there; plan --json={folder}/NAME.json writes one"
         )
-    sections = [_TOP.format(folder=folder, page=page, legend=report.LEGEND)]
+    sections, glances = [], []
     for file in files:
         try:
             held = json.loads(file.read_text())
             sections.append(_attention(held) if held["kind"] == "attention" else _plan(held))
+            glances += filter(
+                None, [report.glance(held["results"])] if held["kind"] == "plan" else []
+            )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is no file that plan --json wrote: {error!r}") from error
-    return "\n".join(sections)
+    top = _TOP.format(folder=folder, page=page, legend=report.LEGEND)
+    summary = [_GLANCE + _markdown([report.GLANCE, *glances]) + "\n"] if glances else []
+    return "\n".join([top, *summary, *sections])
 
 
 def markdown(results: Sequence[Result]) -> str:
     """The table of `report.table` as Markdown."""
-    lines = [report.HEADINGS, ["---"] * len(report.HEADINGS), *(report.row(r) for r in results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown([report.HEADINGS, *(report.row(r) for r in results)])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the headings."""
+    head, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def _plan(held: dict[str, Any]) -> str:

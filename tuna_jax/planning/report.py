@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,32 +66,109 @@ def table(results: Sequence[Result]) -> str:
     )
 
 
+def mesh(result: Result) -> str:
+    """'data 2 x fsdp 32'."""
+    sizes = [f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1]
+    return " x ".join(sizes) or "of one"
+
+
+def topology(result: Result) -> str:
+    """'2 x v5e:8x8'."""
+    return f"{result['slices']} x {result['topology']}" if result["slices"] > 1 else result["topology"]  # fmt: skip
+
+
 def heading(result: Result) -> str:
     """Where a result's program was planned for, and how it is split."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
-    slices = f"{result['slices']} x " if result["slices"] > 1 else ""
     return (
-        f"{result['experiment']} on {slices}{result['topology']} ({result['chips']} chips), mesh {mesh or 'of one'}, "
+        f"{result['experiment']} on {topology(result)} ({result['chips']} chips), mesh {mesh(result)}, "
         f"remat {result['remat']}, attention {result['attention']}"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The steps of a stage's streams, weighed by their shares.
+
+    Attributes:
+      step: seconds at the bound. unhidden: the same if nothing overlaps.
+      mfu, unhidden_mfu: the share of the chips' peak that useful FLOPs reach in these.
+      hours, unhidden_hours: chip-hours of all steps of the stage.
+      spare: the least share of memory that a step leaves.
+      binds: what binds the step of most time.
+    """
+
+    step: float
+    unhidden: float
+    mfu: float
+    unhidden_mfu: float
+    hours: float
+    unhidden_hours: float
+    spare: float
+    binds: str
+
+
+def mixture(results: Sequence[Result]) -> Mixture | None:
+    """The mixture of a stage, if every stream was planned and fits."""
+    steps = [result for result in results if result["program"] == "train"]
+    share = sum(result["share"] for result in steps)
+    if not steps or abs(share - 1) > 1e-6 or not all("bound" in result for result in steps):
+        return None
+    mean = sum(result["share"] * result["bound"]["step"] for result in steps)
+    slowest = sum(result["share"] * result["bound"]["unhidden"] for result in steps)
+    useful = sum(result["share"] * result["flops"]["useful"] for result in steps)
+    # Useful FLOPs are the bound's MFU times what the chips could do in the bound's time.
+    could = sum(r["share"] * r["flops"]["useful"] / r["bound"]["mfu"] for r in steps)
+    hours = steps[0]["steps"] * steps[0]["chips"] / 3600
+    return Mixture(
+        step=mean,
+        unhidden=slowest,
+        mfu=useful / could,
+        unhidden_mfu=useful / could * mean / slowest,
+        hours=hours * mean,
+        unhidden_hours=hours * slowest,
+        spare=min(result["memory"]["spare"] for result in steps),
+        binds=max(steps, key=lambda r: r["share"] * r["bound"]["step"])["bound"]["binds"],
     )
 
 
 def stage_cost(results: Sequence[Result]) -> str:
     """Chip-hours of all steps of the stage at the bound, if every stream was planned and fits; else ''."""
-    steps = [result for result in results if result["program"] == "train"]
-    share = sum(result["share"] for result in steps)
-    if not steps or abs(share - 1) > 1e-6 or not all("bound" in result for result in steps):
+    mean = mixture(results)
+    if mean is None:
         return ""
-    mean = sum(result["share"] * result["bound"]["step"] for result in steps)
-    slowest = sum(result["share"] * result["bound"]["unhidden"] for result in steps)
-    useful = sum(result["share"] * result["flops"]["useful"] for result in steps)
-    peak = sum(r["share"] * r["flops"]["useful"] / r["bound"]["mfu"] for r in steps)
-    hours = steps[0]["steps"] * steps[0]["chips"] / 3600
+    steps = next(result["steps"] for result in results if result["program"] == "train")
     return (
-        f"A step of the mixture takes at least {_seconds(mean)} ({_seconds(slowest)} if nothing overlaps), MFU at most "
-        f"{useful / peak:.0%}; {steps[0]['steps']:,} steps are at least {hours * mean:,.0f} chip-hours "
-        f"({hours * slowest:,.0f})."
+        f"A step of the mixture takes at least {_seconds(mean.step)} ({_seconds(mean.unhidden)} if nothing overlaps), "
+        f"MFU at most {mean.mfu:.0%} ({mean.unhidden_mfu:.0%}); {steps:,} steps are at least {mean.hours:,.0f} "
+        f"chip-hours ({mean.unhidden_hours:,.0f})."
     )
+
+
+GLANCE = (
+    ("experiment", "topology", "mesh", "remat", "rows a device", "spare HBM")
+    + ("step", "MFU", "binds", "chip-hours")
+)  # fmt: skip
+
+
+def glance(results: Sequence[Result]) -> list[str] | None:
+    """A stage's cells in the order of `GLANCE`, if every stream was planned and fits."""
+    mean = mixture(results)
+    if mean is None:
+        return None
+    steps = [result for result in results if result["program"] == "train"]
+    first, rows = steps[0], [one["rows"] / one["devices"] for one in steps]
+    return [
+        first["experiment"],
+        topology(first),
+        mesh(first),
+        first["remat"],
+        f"{min(rows):g} to {max(rows):g}" if min(rows) < max(rows) else f"{rows[0]:g}",
+        f"{mean.spare:.0%}",
+        f"{_seconds(mean.step)} ({_seconds(mean.unhidden)})",
+        f"{mean.mfu:.0%} ({mean.unhidden_mfu:.0%})",
+        mean.binds,
+        f"{mean.hours:,.0f} ({mean.unhidden_hours:,.0f})",
+    ]
 
 
 def verdict(result: Result) -> str:
