@@ -28,7 +28,7 @@ from tuna_jax.planning.topology import chip_count
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "experiments" / "shardings"
-TOPOLOGIES = {"tuna_1p5b": ("v5e:4x4",), "tuna_7b": ("v5p:4x4x4",)}
+TOPOLOGIES = {"tuna_1p5b": ("v5e:8x8",), "tuna_7b": ("v5p:4x4x4",)}
 """Slices that each model's stages are planned for; one more is one more golden file a stage."""
 
 
