@@ -5,8 +5,8 @@ x86 machine with Linux: pip install libtpu. A TPU is not needed, nor data, nor w
 
 Examples:
 
-    # Every program of a stage on 16 chips of v5e:
-    python -m tuna_jax.plan --config=experiments/tuna_1p5b_stage1.py --topology=v5e:4x4
+    # Every program of a stage on 64 chips of v5e:
+    python -m tuna_jax.plan --config=experiments/tuna_1p5b_stage1.py --topology=v5e:8x8
 
     # One stream's step, with two rows a device and another mesh; the numbers to a file:
     python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit \\
