@@ -10,7 +10,7 @@ from tuna_jax import benchmark
 from tuna_jax.config import preset
 from tuna_jax.data.media import Size
 from tuna_jax.models import tuna
-from tuna_jax.recipes import data_speed
+from tuna_jax.recipes import data_speed, speed, speed_startup
 
 
 @pytest.fixture
@@ -76,8 +76,189 @@ def test_what_checkpoints_cost(tmp_path, capsys) -> None:
     assert f"{costs['asynchronous']:.3f} of that without" in shown
 
 
+_FAKE = """
+import json, pathlib
+import numpy as np
+from safetensors.numpy import load_file
+
+LOG = pathlib.Path(__file__).with_suffix(".log")
+
+def log(*what):
+    with LOG.open("a") as file:
+        file.write(json.dumps(what) + chr(10))
+
+def build(config, weights):
+    state = load_file(weights)
+    log("build", config["language"]["width"], list(state["tuna.model.embed_tokens.weight"].shape), len(state))
+    return config
+
+def sample(model, request):
+    log("sample", request["length"], request["steps"], len(request["positive"]), "source" in request)
+    return request["noise"]
+
+def train_step(model, batch):
+    log("train_step", list(batch["tokens"].shape), int((batch["labels"] != -100).sum()))
+    return 1.0
+
+def decode(model, request):
+    log("decode", len(request["tokens"]), request["new"])
+    return np.zeros((1, request["new"]), int)
+"""
+
+
+@pytest.fixture
+def peer(tmp_path):
+    file = tmp_path / "fake.py"
+    file.write_text(_FAKE)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """The machine's own rate after one product, of small matrices."""
+    monkeypatch.setattr(speed, "WINDOW", 0.0)
+    monkeypatch.setattr(speed, "MATRIX", 256)
+
+
+def _measured(kind, flags, tmp_path, capsys):
+    """The table that a kind prints, and the groups of its JSON, checked against each other."""
+    file = tmp_path / f"{kind}.json"
+    assert benchmark.main([kind, *flags, "--rounds=3", f"--json={file}"]) == 0
+    shown, told = capsys.readouterr().out, json.loads(file.read_text())
+    for group in told["groups"]:
+        assert group["name"] in shown and group["matmul"] == np.median(group["rates"]) > 0
+        first = group["sides"][0]
+        for side in group["sides"]:
+            assert side["name"] in shown
+            assert len(side["rounds"]) == 3
+            assert side["seconds"] == np.median(side["rounds"])
+            ratios = np.divide(side["rounds"], first["rounds"])
+            assert side["ratio"] == pytest.approx(np.median(ratios))
+            assert side["memory"] > 0
+            shares = side["flops"] / np.multiply(side["rounds"], group["rates"])
+            assert side["share"] == pytest.approx(np.median(shares))
+        assert first["ratio"] == 1.0 and first["flops"] > 0
+    return told, told["groups"]
+
+
+def _calls(peer):
+    lines = peer.with_suffix(".log").read_text().splitlines()
+    return [tuple(json.loads(line)) for line in lines]
+
+
+_SMALL = ["--preset=tiny", "--prompt=5", "--negative=2", "--side=2", "--points=3"]
+
+
+@pytest.mark.slow
+def test_drawing_is_measured_beside_no_cache_and_a_peer(peer, tmp_path, capsys) -> None:
+    flags = [*_SMALL, "--lengths=0,40,64", "--longest=40", "--whole=50", f"--peer={peer}"]
+    told, (group,) = _measured("sample", flags, tmp_path, capsys)
+    sides = {side["name"]: side for side in group["sides"]}
+    assert list(sides) == ["tuna_jax"] + [
+        *(f"without the cache, {length} tokens" for length in (14, 40)),
+        *(f"fake, {length} tokens" for length in (14, 40, 64)),
+    ]
+    assert told["settings"]["lengths"] == "0,40,64"
+    # Two steps of one picture with both sides of guidance: without the cache, the longer the dearer.
+    ours, tight, padded = (side["flops"] for side in group["sides"][:3])
+    assert ours < tight < padded and padded / tight == pytest.approx(40 / 14, rel=0.3)
+    assert [sides[f"fake, {n} tokens"]["part"] for n in (14, 40, 64)] == [1.0, 1.0, 0.5]
+    assert sides["fake, 64 tokens"]["flops"] == 0
+    # The fake draws nothing, so it differs; the length of which it took one step is not compared.
+    found = group["notes"]["difference from the peer"]
+    assert set(found) == {"14", "40"} and min(found.values()) > 0.01
+    calls = _calls(peer)
+    assert calls[0][:3] == ("build", 64, [512, 64])
+    assert set(calls[1:]) == {("sample", n, s, 1, False) for n, s in ((14, 2), (40, 2), (64, 1))}
+    # One to warm up, one to see its memory, three rounds.
+    assert calls.count(("sample", 64, 1, 1, False)) == 5
+
+
+@pytest.mark.slow
+def test_edits_and_clips_are_measured(peer, tmp_path, capsys) -> None:
+    flags = [*_SMALL, "--lengths=0", f"--peer={peer}"]
+    _, (group,) = _measured("edit", flags, tmp_path, capsys)
+    # <bos> <boi> span <eoi> words <boi> span <eoi> <eos>
+    assert [side["name"] for side in group["sides"]][1:] == [
+        "without the cache, 21 tokens",
+        "fake, 21 tokens",
+    ]
+    assert ("sample", 21, 2, 1, True) in _calls(peer)
+    _, (group,) = _measured("video", [*_SMALL, "--batch=2"], tmp_path, capsys)
+    assert group["sides"][1]["name"] == "without the cache, 22 tokens"
+    assert group["sides"][0]["rate"] == pytest.approx(2 / group["sides"][0]["seconds"])
+
+
+def test_decoding_is_measured_at_every_batch_size(peer, tmp_path, capsys) -> None:
+    flags = ["--preset=tiny", "--batches=1,3", "--prompt=6", "--new=4", f"--peer={peer}"]
+    _, groups = _measured("decode", flags, tmp_path, capsys)
+    for rows, group in zip((1, 3), groups, strict=True):
+        ours, whole, theirs = group["sides"]
+        assert theirs["name"] == "fake"
+        assert ours["rate"] == pytest.approx(4 * rows / ours["seconds"])
+        # Four rounds of one token a row, and six tokens before, against four rounds of ten.
+        assert 3 < whole["flops"] / ours["flops"] < 5
+        assert group["notes"]["tokens that the peer says too"] < 1
+    one, three = (group["sides"][0]["flops"] for group in groups)
+    assert three == 3 * one
+    assert ("decode", 3, 4) in _calls(peer)
+
+
+def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
+    flags = ["--preset=tiny", "--words=4", "--side=2", "--tokens=16", f"--peer={peer}"]
+    _, (group,) = _measured("train", [*flags, "--steps=2"], tmp_path, capsys)
+    ours, theirs = group["sides"]
+    assert theirs["name"] == "fake" and theirs["flops"] == 0
+    assert ours["rate"] == pytest.approx(2 * 2 * 16 / ours["seconds"])
+    config = preset("tiny")
+    params = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
+    layers = params["language"]["layers"], params["flow_head"]["layers"]
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(layers) if leaf.ndim == 3)
+    modulation = params["flow_head"]["layers"]["modulation"]["linear"]["kernel"].size
+    # Forward and twice as much backward, of 2 steps of 2 rows of 16 tokens, and a little more than these layers.
+    floor = 3 * 2 * (kernels - modulation) * 2 * 2 * 16
+    assert floor < ours["flops"] < 2 * floor
+    assert ("train_step", [2, 16], 8) in _calls(peer)
+
+
+@pytest.mark.slow
+def test_the_vae_is_measured(tmp_path, capsys) -> None:
+    flags = ["--preset=tiny", "--batch=1", "--size=32", "--frames=5"]
+    _, groups = _measured("vae", flags, tmp_path, capsys)
+    assert [group["name"].split()[0] for group in groups] == ["encoding", "decoding"]
+    for group in groups:
+        whole, chunked = group["sides"]
+        assert whole["name"] == "tuna_jax whole"
+        assert chunked["flops"] == pytest.approx(whole["flops"], rel=0.2)
+    _, groups = _measured("vae", [*flags[:-1], "--frames=1"], tmp_path, capsys)
+    assert [len(group["sides"]) for group in groups] == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_new_process_draws_its_first_picture(tmp_path, capsys) -> None:
+    file = tmp_path / "startup.json"
+    assert benchmark.main(["startup", "--rounds=1", f"--json={file}"]) == 0
+    shown, told = capsys.readouterr().out, json.loads(file.read_text())
+    cold, warm = told["started"]
+    for one in (cold, warm):
+        assert f"{one['total']:.2f} s" in shown
+        stages = [one["stages"][stage] for stage in speed_startup.STAGES]
+        assert min(stages) > 0
+        assert one["total"] == pytest.approx(sum(stages[:-1]))
+    assert (cold["cache"], warm["cache"]) == ("cold", "warm")
+
+
+def test_a_peer_without_build_is_refused(tmp_path, capsys) -> None:
+    file = tmp_path / "empty.py"
+    file.write_text("def sample(model, request): pass")
+    assert benchmark.main(["sample", *_SMALL, "--lengths=0", f"--peer={file}"]) == 1
+    assert "has no function build(config, weights)" in capsys.readouterr().err
+
+
 def test_help_and_wrong_numbers(capsys) -> None:
-    shown = {"data": "--threads", "checkpoints": "--every"}
+    shown = {"data": "--threads", "checkpoints": "--every", "sample": "train_step(model, batch"}
+    shown |= {"edit": "--lengths", "video": "--frames", "decode": "--new", "train": "--remat"}
+    shown |= {"vae": "--size", "startup": "--model"}
     for flags, words in (
         (["--help"], "data"),
         *(([kind, "--help"], flag) for kind, flag in shown.items()),
@@ -87,5 +268,16 @@ def test_help_and_wrong_numbers(capsys) -> None:
         assert words in capsys.readouterr().out
     assert benchmark.main(["data", "--rounds=0"]) == 1
     assert "rounds is 0" in capsys.readouterr().err
-    assert benchmark.main(["checkpoints", "--steps=2", "--every=3"]) == 1
-    assert "no window would have a save" in capsys.readouterr().err
+    wrong = {
+        "no window would have a save": ["checkpoints", "--steps=2", "--every=3"],
+        "lengths has 300; these sequences have 325 tokens": ["sample", "--lengths=300"],
+        "lengths is 'many'": ["sample", "--lengths=many"],
+        "batches is '0'": ["decode", "--batches=0"],
+        "tokens is 10; it is at least 325": ["train", "--tokens=10"],
+        "no peer at nobody.py": ["train", "--preset=tiny", "--peer=nobody.py"],
+        "image height 70 is not divisible by 16": ["vae", "--size=70"],
+        "no model at nowhere": ["startup", "--model=nowhere"],
+    }
+    for words, flags in wrong.items():
+        assert benchmark.main(flags) == 1
+        assert words in capsys.readouterr().err

@@ -1,22 +1,36 @@
-"""Measures how fast parts of tuna_jax are on this machine.
+"""Measures how fast parts of tuna_jax are on this machine. Leave the machine alone meanwhile.
 
 Examples:
-  python -m tuna_jax.benchmark data                            leave the machine alone meanwhile
-  python -m tuna_jax.benchmark data --rounds 7 --json data.json
+  python -m tuna_jax.benchmark sample                          pictures, on the prefix cache and without
+  python -m tuna_jax.benchmark sample --peer=peer.py           beside somebody's PyTorch code
+  python -m tuna_jax.benchmark train --json train.json
+  python -m tuna_jax.benchmark decode --batches=1,32 --new=256
+  python -m tuna_jax.benchmark startup                         a new process draws its first picture
   python -m tuna_jax.benchmark data --workers 0 --threads 4    as a run makes batches without worker processes
-  python -m tuna_jax.benchmark checkpoints                     what saving and going on cost
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuna_jax.recipes import checkpoint_speed, data_speed
+from tuna_jax.recipes import (
+    checkpoint_speed,
+    data_speed,
+    speed_decoding,
+    speed_peer,
+    speed_sampling,
+    speed_startup,
+    speed_training,
+    speed_vae,
+)
 
 _DATA = """Rows a second and core of every source of rows, at 512 pixels, beside a plain loop that does the same work:
 JPEG files by a JSONL manifest and by TFDS, an MP4, and latents that were computed in advance. Both sides work on as
@@ -26,42 +40,125 @@ The files are made for it: JPEGs (quality 90) of coloured 1/f noise, 640x480 and
 640x480, of which a row takes 17. The goals are ratios: 0.9 of the plain loop for files, 20 times it for latents.
 """
 
-
 _CHECKPOINTS = """What checkpoints cost: a training step with saves among the steps, as a ratio to one without,
 in the background and waiting for each; how long a save holds the loop; and how long going on from a checkpoint takes,
 beside making a fresh state. Random batches, one device. Windows of each kind take turns.
 """
 
+_SIDES = """
+Each round multiplies two matrices for a moment, to know what the machine can, and runs every side once; medians are
+told. `of rate` is the FLOPs of a side's matrix products a second by that rate. MB: for ours, arguments, results and
+temporaries of the compiled program; for a peer, the most that the whole process held. Random weights.
+"""
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuna_jax.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+_PEER = f"""
+A peer (--peer=FILE):
 
-    def kind(name: str, text: str, described: str, settings: Any, helps: dict[str, str]) -> Any:
-        options = kinds.add_parser(
-            name,
-            help=text,
-            description=described,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for key, told in helps.items():
-            default = getattr(settings, key)
-            shown = f"{told} (%(default)s)"
-            options.add_argument(f"--{key}", type=type(default), default=default, help=shown)
-        options.add_argument(
-            "--json", type=Path, metavar="FILE", help="write all numbers and the settings there"
-        )
-        return options
+{(speed_peer.__doc__ or "").partition(chr(10))[2].strip()}
+"""
 
-    kind(
-        "data",
+_DRAWING = {
+    "batch": "pictures at once",
+    "prompt": "words of a prompt",
+    "negative": "words of the negative prompt",
+    "side": "of the latent",
+    "points": "of the time grid",
+    "guidance": "scale",
+    "solver": "'euler' or 'heun'",
+    "lengths": "tokens that sequences are padded to without the cache; 0: as few as will do",
+    "longest": "ours without the cache runs up to this length: its attention holds length^2 scores a head",
+    "whole": "of a longer one a peer takes one step, and its time is scaled",
+}
+_MODEL = {"preset": "the model", "dtype": "of activations; empty: the preset's"}
+_ROUNDS = {"rounds": "of each side"}
+_BESIDE = {"peer": "a Python file with the same model, see below"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What can be measured: the module that does, its settings, and what its flags say."""
+
+    part: Any
+    text: str
+    described: str
+    helps: dict[str, str]
+    settings: Callable[..., Any]
+
+
+def _drawing(task: str, text: str, **defaults: Any) -> _Kind:
+    described = f"How fast {text}.\n{_SIDES}{_PEER}"
+    helps = _MODEL | _DRAWING | ({"frames": "latent frames"} if task == "video" else {})
+    settings = functools.partial(speed_sampling.Settings, task=task, **defaults)
+    return _Kind(speed_sampling, text, described, helps | _ROUNDS | _BESIDE, settings)
+
+
+_KINDS = {
+    "sample": _drawing("sample", "pictures are drawn, with guidance"),
+    "edit": _drawing("edit", "pictures are edited, with guidance", lengths="0,3072"),
+    "video": _drawing("video", "clips are drawn, with guidance", frames=3, lengths="0"),
+    "decode": _Kind(
+        speed_decoding,
+        "text is written, token by token",
+        f"How fast text is written, greedily.\n{_SIDES}{_PEER}",
+        _MODEL
+        | {
+            "batches": "rows at once, with commas",
+            "prompt": "tokens of a row",
+            "new": "tokens that it gets",
+        }
+        | _ROUNDS
+        | _BESIDE,
+        speed_decoding.Settings,
+    ),
+    "train": _Kind(
+        speed_training,
+        "a training step: loss, gradients, update",
+        f"How fast a training step is: the joint loss of pictures and words, AdamW.\n{_SIDES}{_PEER}",
+        _MODEL
+        | {
+            "remat": "what the backward pass recomputes; empty: the preset's",
+            "attention": "backend; empty: the preset's",
+            "batch": "rows of a step",
+            "tokens": "of a row, padded",
+            "words": "of its prompt",
+            "side": "of the latent",
+            "frames": "latent frames",
+            "ema": "decay of the parameters' average; 0: none",
+            "steps": "of a round",
+        }
+        | _ROUNDS
+        | _BESIDE,
+        speed_training.Settings,
+    ),
+    "vae": _Kind(
+        speed_vae,
+        "the VAE: whole clips and in chunks of time",
+        f"How fast the VAE encodes and decodes.\n{_SIDES}",
+        {
+            "preset": "whose VAE",
+            "dtype": "that it computes in",
+            "batch": "clips at once",
+            "size": "of a frame, in pixels",
+            "frames": "1 + 4k",
+        }
+        | _ROUNDS,
+        speed_vae.Settings,
+    ),
+    "startup": _Kind(
+        speed_startup,
+        "a new process draws its first picture",
+        (speed_startup.__doc__ or ""),
+        {
+            "model": "what `tuna_jax.generate --model` takes; empty: an emoji model with random weights",
+            "prompt": "what is drawn",
+            "rounds": "processes with a warm compile cache, after one with a cold one",
+        },
+        speed_startup.Settings,
+    ),
+    "data": _Kind(
+        data_speed,
         "the input path: rows a second and core of every source",
         _DATA,
-        data_speed.Settings(),
         {
             "workers": "processes that make batches of files; 0: threads of this one do",
             "latent_workers": "the same for latents",
@@ -71,12 +168,12 @@ def _arguments() -> argparse.ArgumentParser:
             "count": "files of each kind",
             "seconds": "a window",
         },
-    )
-    kind(
-        "checkpoints",
+        lambda **given: data_speed.Settings(**given),
+    ),
+    "checkpoints": _Kind(
+        checkpoint_speed,
         "saving and going on: step time with saves beside step time without",
         _CHECKPOINTS,
-        checkpoint_speed.Settings(),
         {
             "preset": "the model",
             "rows": "a batch",
@@ -85,25 +182,48 @@ def _arguments() -> argparse.ArgumentParser:
             "every": "steps between two saves",
             "rounds": "windows of each kind",
         },
+        checkpoint_speed.Settings,
+    ),
+}
+
+
+def _arguments() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m tuna_jax.benchmark", description=__doc__, formatter_class=layout
     )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for name, kind in _KINDS.items():
+        described = kind.described.replace("%", "%%")
+        options = kinds.add_parser(
+            name, help=kind.text, description=described, formatter_class=layout
+        )
+        settings = kind.settings()
+        for key, told in kind.helps.items():
+            default = getattr(settings, key)
+            shown = f"{told} ({default!r})" if default != "" else told
+            options.add_argument(f"--{key}", type=type(default), default=default, help=shown)
+        options.add_argument(
+            "--json", type=Path, metavar="FILE", help="write all numbers and the settings there"
+        )
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = vars(_arguments().parse_args(arguments))
-    part: Any = {"data": data_speed, "checkpoints": checkpoint_speed}[given.pop("kind")]
+    kind = _KINDS[given.pop("kind")]
     file: Path | None = given.pop("json")
     try:
-        settings = part.Settings(**given)
-    except ValueError as error:
+        settings = kind.settings(**given)
+        with tempfile.TemporaryDirectory(prefix="tuna_jax-benchmark-") as folder:
+            measured = kind.part.measure(settings, Path(folder))
+    except (ValueError, FileNotFoundError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="tuna_jax-benchmark-") as folder:
-        measured = part.measure(settings, Path(folder))
-    print(part.table(measured))
+    print(kind.part.table(measured))
     if file is not None:
-        text = json.dumps(part.record(measured, settings), indent=1)
+        text = json.dumps(kind.part.record(measured, settings), indent=1)
         file.write_text(text + "\n", encoding="utf-8")
     return 0
 

@@ -305,6 +305,19 @@ def _tiny() -> TunaConfig:
     )
 
 
+def _mid() -> TunaConfig:
+    """What speed is measured with on a machine without an accelerator (docs/performance.md); nobody trains it."""
+    return TunaConfig(
+        representation=RepresentationConfig(width=384, layers=5, heads=6, mlp=1536, grid=16),
+        language=LanguageConfig(
+            vocabulary=8192, width=512, layers=8, heads=8, kv_heads=2, head_dim=64, mlp=2048
+        ),
+        flow_head=FlowHeadConfig(layers=8, heads=8, kv_heads=2, mlp=2048),
+        compute_dtype="float32",
+        remat="none",
+    )
+
+
 def _emoji() -> TunaConfig:
     """The demo's model: 64 px pictures as 4x4 latents of 16 channels, small enough to learn on a laptop."""
     return TunaConfig(
@@ -335,6 +348,7 @@ def emoji_vae() -> VAEConfig:
 
 PRESETS = {
     "tiny": _tiny,
+    "mid": _mid,
     "emoji": _emoji,
     "tuna_smol": _tuna_smol,
     "tuna_1p5b": _tuna_1p5b,
