@@ -12,6 +12,14 @@ Examples:
     # Scores over steps, of all checkpoints that were kept, and of another run beside them; writes learning.png:
     python -m tuna_jax.evaluate --workdir=runs/emoji_all --curve --beside=runs/emoji_generation --drawings=64
 
+    # A sweep: checkpoints x tasks x settings on all devices, as the file says. Killed, it goes on where it was;
+    # repeated, it is instant. Writes results.jsonl and report.html to runs/emoji_all/sweeps/emoji:
+    python -m tuna_jax.evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all
+
+    # The same of two runs, compared item by item:
+    python -m tuna_jax.evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all --beside=runs/other \\
+        --sweep.checkpoints=4000,8000
+
 All that is asked for was held out of training. Every score comes with its chance level, its count
 and a 95 % interval; judges were never trained by us.
 """
@@ -27,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
     from tuna_jax.evaluation.measure import Evaluation
@@ -47,7 +56,14 @@ _CURVE = flags.DEFINE_bool(
     False,
     "Measure every checkpoint that was kept (once: learning.jsonl in the workdir), and draw scores over steps.",
 )
-_BESIDE = flags.DEFINE_list("beside", [], "With --curve: workdirs of other runs to show beside it.")
+_BESIDE = flags.DEFINE_list(
+    "beside", [], "With --curve and --sweep: workdirs of other runs to show beside it."
+)
+_SWEEP = config_flags.DEFINE_config_file(
+    "sweep",
+    None,
+    "A sweep's file, such as experiments/sweeps/emoji.py; --sweep.KEY=VALUE overrides a key.",
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -57,7 +73,10 @@ def main(arguments: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
     try:
-        _learning() if _CURVE.value else _evaluate()
+        if _SWEEP.value is not None:
+            _sweep()
+        else:
+            _learning() if _CURVE.value else _evaluate()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
@@ -156,6 +175,18 @@ def _learning() -> None:
     picture.write_bytes(learning.plot(runs))
     print(learning.table(runs))
     print(picture)
+
+
+def _sweep() -> None:
+    """Measures all cells of a sweep; the status is 1 if one of them failed."""
+    from tuna_jax.recipes import sweep
+
+    failed = sweep.command(
+        _SWEEP.value.to_dict(),
+        [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)],
+        Path(_OUTPUT.value) if _OUTPUT.value else None,
+    )
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

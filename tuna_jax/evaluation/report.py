@@ -90,7 +90,11 @@ HEADLINE = (
     "dialogue_accuracy",
 )
 
-_STYLE = """
+ATTRIBUTION = (
+    "Emoji art: Twemoji, © Twitter, Inc and other contributors, CC BY 4.0 "
+    "(https://creativecommons.org/licenses/by/4.0/)."
+)
+STYLE = """
 :root { --ink:#1d2129; --soft:#626875; --line:#e3e6eb; --card:#fff; --page:#f6f7f9;
   --good:#188050; --bad:#c43030; --accent:#2f5fd0; }
 * { box-sizing: border-box; }
@@ -123,23 +127,38 @@ figcaption { font-size:12px; line-height:1.35; margin-top:7px; color:var(--soft)
 .wrong figcaption::before { content:"✗ "; color:var(--bad); font-weight:700; }
 td img { width:auto; height:48px; display:block; border-radius:4px; image-rendering:pixelated; }
 td.yes { color:var(--good); font-weight:600; } td.no { color:var(--bad); font-weight:600; }
+td figure img { height:72px; } td.asked { min-width:180px; max-width:240px; font-size:13px; }
+.beside td { font-size:13px; padding:6px 8px; }
 .wide { width:100%; background:var(--card); border:1px solid var(--line); border-radius:10px; padding:10px; }
+.curves { display:block; max-width:100%; margin:14px 0; border:1px solid var(--line); border-radius:10px; }
 .scroll { overflow-x:auto; }
 footer { margin-top:56px; font-size:12px; color:var(--soft); border-top:1px solid var(--line); padding-top:14px; }
 """
 
 
-def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _inline(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def inline(data: bytes) -> str:
+    """A PNG file as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def _percent(value: float) -> str:
+def whole_page(title: str, body: str) -> str:
+    """A page that needs nothing beside it."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def percent(value: float) -> str:
     """A share for people: 98.4 %, 0.02 %."""
     share = 100 * value
     return f"{share:.1f} %" if share >= 1 or share == 0 else f"{share:.2g} %"
@@ -151,8 +170,8 @@ def _tiles(scores: Mapping[str, Score], vae_psnr_db: float | None, minutes: floa
         if name in scores:
             score = scores[name]
             tiles.append(
-                f'<div class="tile"><b>{_percent(score.value)}</b><span>{MEANING[name][0]}</span>'
-                f"<small>chance {_percent(score.chance)} · {score.count} cases</small></div>"
+                f'<div class="tile"><b>{percent(score.value)}</b><span>{MEANING[name][0]}</span>'
+                f"<small>chance {percent(score.chance)} · {score.count} cases</small></div>"
             )
     if vae_psnr_db is not None:
         tiles.append(
@@ -170,8 +189,8 @@ def _score_rows(scores: Mapping[str, Score], ceilings: Mapping[str, Score]) -> s
         score = scores[name]
         title, meaning = MEANING.get(name, (name, ""))
         low, high = (100 * bound for bound in score.ci95)
-        by = ", ".join(f"{part} {_percent(value)}" for part, value in score.by.items())
-        ceiling = _percent(ceilings[name].value) if name in ceilings else ""
+        by = ", ".join(f"{part} {percent(value)}" for part, value in score.by.items())
+        ceiling = percent(ceilings[name].value) if name in ceilings else ""
         bar = (
             f'<div class="bar"><i style="width:{100 * score.value:.1f}%"></i>'
             f'<u style="left:{low:.1f}%;width:{max(high - low, 0.5):.1f}%"></u>'
@@ -179,8 +198,8 @@ def _score_rows(scores: Mapping[str, Score], ceilings: Mapping[str, Score]) -> s
         )
         rows.append(
             f'<tr><td><b>{html.escape(title)}</b><br><span class="soft">{html.escape(meaning)}</span></td>'
-            f'<td class="number"><b>{_percent(score.value)}</b></td><td>{bar}</td>'
-            f'<td class="number">{low:.1f} to {high:.1f}</td><td class="number">{_percent(score.chance)}</td>'
+            f'<td class="number"><b>{percent(score.value)}</b></td><td>{bar}</td>'
+            f'<td class="number">{low:.1f} to {high:.1f}</td><td class="number">{percent(score.chance)}</td>'
             f'<td class="number">{score.count}</td><td>{html.escape(by)}</td><td class="number">{ceiling}</td></tr>'
         )
     head = "".join(
@@ -205,7 +224,7 @@ def _figures(sheet: Sheet) -> str:
         kind = {True: "right", False: "wrong", None: "plain"}[verdict]
         text = html.escape(label)
         figures.append(
-            f'<figure class="{kind}"><img alt="{text}" src="{_inline(_png(image))}">'
+            f'<figure class="{kind}"><img alt="{text}" src="{inline(png(image))}">'
             f"<figcaption>{text}</figcaption></figure>"
         )
     judged = [verdict for verdict in sheet.right if verdict is not None]
@@ -256,7 +275,7 @@ def _answer_rows(answered: Sequence[Answered], each: int) -> str:
         for item in right + wrong:
             verdict, word = ("yes", "right") if item.right else ("no", "wrong")
             rows.append(
-                f'<tr><td><img alt="" src="{_inline(_png(item.image))}"></td>'
+                f'<tr><td><img alt="" src="{inline(png(item.image))}"></td>'
                 f"<td>{html.escape(item.question)}</td><td>{html.escape(item.answer)}</td>"
                 f'<td>{html.escape(item.expected)}</td><td class="{verdict}">{word}</td></tr>'
             )
@@ -345,7 +364,7 @@ def write(
     drawn = curves.plot(metrics) if metrics is not None else None
     if drawn is not None:
         parts.append(
-            f'<h2>Training</h2><img class="wide" alt="training curves" src="{_inline(drawn)}">'
+            f'<h2>Training</h2><img class="wide" alt="training curves" src="{inline(drawn)}">'
         )
     if facts:
         rows = "".join(
@@ -353,21 +372,12 @@ def write(
             for key, value in facts.items()
         )
         parts.append(f"<h2>The run</h2><table>{rows}</table>")
-    parts.append(
-        "<footer>Emoji art: Twemoji, © Twitter, Inc and other contributors, CC BY 4.0 "
-        "(https://creativecommons.org/licenses/by/4.0/).</footer>"
-    )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    parts.append(f"<footer>{ATTRIBUTION}</footer>")
     with atomic_file(folder / "summary.json") as scratch:
         values = summary(evaluation, minutes, {"facts": dict(facts)} if facts else None)
         scratch.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
     with atomic_file(folder / "report.html") as scratch:
-        scratch.write_text(page, encoding="utf-8")
+        scratch.write_text(whole_page(title, "".join(parts)), encoding="utf-8")
     return folder / "report.html"
 
 

@@ -18,6 +18,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.generation import images, text
 from tuna_jax.generation.prefix import Prefix
+from tuna_jax.models.placement import Placement
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.conversations import Conversation, ask
 from tuna_jax.recipes.shown import Shown, as_clip, as_list
@@ -101,6 +102,8 @@ class Model:
       size: (height, width) of a picture in pixels, where a call names none.
       samples: how to draw, where a call names nothing else.
       template: how a question is put: 'plain' if the model was trained so, else 'chat'; see `conversations.ask`.
+      placement: how rows lie over the devices, `Activations(mesh, generation=True)` where the parameters lie on a mesh
+        of several; None: nobody says.
     """
 
     config: TunaConfig
@@ -110,6 +113,7 @@ class Model:
     size: tuple[int, int]
     samples: SampleSettings = SampleSettings(points=50, guidance=3.0)
     template: str = "chat"
+    placement: Placement | None = None
 
     def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
         """A picture of each prompt, uint8 [n, height, width, 3].
@@ -268,6 +272,7 @@ class Model:
                 prefix,
                 keys[0] if greedy else keys[part],  # Greedy decoding draws nothing.
                 eos=self.tokenizer.special.eos,
+                placement=self.placement,
                 **decoding,
             )
             return np.asarray(decoded.tokens)
@@ -291,7 +296,7 @@ class Model:
         latents = None
         if shown and shown[0]:
             clips = np.stack([clip for row in shown for clip in row])
-            mean = rows.encode(self.config, self.vae_params, clips)[0]
+            mean = self._encode(clips)
             latents = mean.reshape(len(shown), -1, *mean.shape[1:])
         return rows.prefix_of(asked, self.tokenizer.special, latents, width)
 
@@ -335,7 +340,7 @@ class Model:
         def some(part: np.ndarray) -> np.ndarray:
             latents = None
             if sources is not None:
-                latents = rows.encode(self.config, self.vae_params, sources[part])[0][:, None]
+                latents = self._encode(sources[part])[:, None]
             special = self.tokenizer.special
             drawn = images.sample(
                 self.config,
@@ -347,12 +352,17 @@ class Model:
                 points=chosen.points,
                 shift=chosen.shift,
                 solver=chosen.solver,
+                placement=self.placement,
             )
-            return np.asarray(rows.decode(self.config, self.vae_params, drawn))
+            return np.asarray(rows.decode(self.config, self.vae_params, drawn, self.placement))
 
         tokens = grid.tokens * (1 if sources is None else 2)
         most = options.get("batch_size") or rows.rows_a_chunk(tokens)
         return rows.in_chunks(some, np.arange(len(prompts)), most)
+
+    def _encode(self, clips: Clips) -> Array:
+        """The normalised latents of clips."""
+        return rows.encode(self.config, self.vae_params, clips, self.placement)[0]
 
     def _until_end(self, row: np.ndarray) -> str:
         ids, eos = row.tolist(), self.tokenizer.special.eos

@@ -25,6 +25,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.abilities import Abilities
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.evaluation.tasks import Answer, Draw
+from tuna_jax.recipes.in_training import evaluator
 from tuna_jax.recipes.weights import open_parameters
 from tuna_jax.recipes.world import SampleSettings, World
 from tuna_jax.training import loop
@@ -366,6 +367,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         tasks=pipeline.STREAMS if settings.data.pictures_alone else emoji_streams.TASKS,
         record=dict(values),
         draw=draw,
+        evaluate=evaluator(settings.evaluate, world.model, workdir),
         heads=functools.partial(heads, settings.data),
         ahead=[(group.first, heads(settings.data, group.first)) for group in shapes],
     )

@@ -76,9 +76,9 @@ class Tuna(Model):
         config, state = weights.open_parameters(source)
         params = _tree(state, transfer.parameter_shapes(config), dtype, path)
         found = params.pop("vae", None)
-        settings = _settings(source, state)
+        settings = settings_of(source, state)
         if settings is not None:
-            own = _of_run(settings, params, vae, tokenizer)
+            own = of_run(settings, params, vae, tokenizer)
             return cls(
                 **{field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
             )
@@ -92,7 +92,7 @@ class Tuna(Model):
         return cls(config, params, found, words, (side, side))
 
 
-def _of_run(
+def of_run(
     values: Mapping[str, Any],
     params: Any,
     vae: PathLike | None,
@@ -115,7 +115,7 @@ def _of_run(
     return dataclasses.replace(world, vae_params=on_device(world.vae_params)).model(params)
 
 
-def _settings(source: Path, state: StateDict) -> Mapping[str, Any] | None:
+def settings_of(source: Path, state: StateDict) -> Mapping[str, Any] | None:
     """The settings of the training run that this model came from; None: it came from no run."""
     if "settings" in state.metadata:
         return json.loads(state.metadata["settings"])

@@ -24,6 +24,7 @@ from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.recipes.abilities import Model, SampleSettings
+from tuna_jax.recipes.in_training import evaluator
 from tuna_jax.recipes.streams import (
     MixtureData,
     abstract_batch,
@@ -166,13 +167,14 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     def heads(batch: Mapping[str, np.ndarray]) -> Heads:
         return streams[names[int(batch["task"][0])]].heads
 
-    def draw(step: int, params: Any) -> None:
+    def model(params: Any) -> Model:
         size = picture_size(settings.samples.size, "config.samples.size")
         shape = (size.height, size.width)
-        model = Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
-        sheet = contact_sheet(
-            model.generate_image(settings.samples.prompts), settings.samples.prompts
-        )
+        return Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
+
+    def draw(step: int, params: Any) -> None:
+        prompts = settings.samples.prompts
+        sheet = contact_sheet(model(params).generate_image(prompts), prompts)
         folder = workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / f"{step:06d}.png")
@@ -200,6 +202,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
             ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
             vae_params=vae_params,
             parameters=parameters if settings.start_from else None,
+            evaluate=evaluator(settings.evaluate, model, workdir),
             draw=draw if settings.samples.prompts else None,
             counters=counters,
         )

@@ -19,6 +19,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.generation.images import to_uint8
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models import vae
+from tuna_jax.models.placement import Placement, placed, placing
 from tuna_jax.sequence import Special, TokenSequence, stack
 
 Seed = int | Sequence[int | tuple[int, int]]
@@ -110,19 +111,29 @@ def noise(seed: Seed, count: int, shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("config", "placement"))
 def encode(
-    config: TunaConfig, vae_params: Any, clips: UInt8[Any, "n frames height width 3"]
+    config: TunaConfig,
+    vae_params: Any,
+    clips: UInt8[Any, "n frames height width 3"],
+    placement: Placement | None = None,
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
     """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame."""
-    return vae.posterior(config.vae, vae_params, clips)
+    with placing(placement):
+        clips = placed(jnp.asarray(clips), "batch", None, None, None, None)
+        return vae.posterior(config.vae, vae_params, clips)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("config", "placement"))
 def decode(
-    config: TunaConfig, vae_params: Any, latents: Float[Any, "n t h w c"]
+    config: TunaConfig,
+    vae_params: Any,
+    latents: Float[Any, "n t h w c"],
+    placement: Placement | None = None,
 ) -> UInt8[Array, "n frames height width 3"]:
     """Normalised latents -> clips."""
     params = vae.for_frames(config.vae, vae_params, latents.shape[1])
     chunked = latents.shape[1] > _WHOLE
-    return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked))
+    with placing(placement):
+        latents = placed(jnp.asarray(latents), "batch", None, None, None, None)
+        return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked))

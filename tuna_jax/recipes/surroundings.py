@@ -112,13 +112,13 @@ def read_tokenizer(given: Tokenizer | PathLike | None, config: TunaConfig) -> To
     return tokenizer
 
 
-def read_parameters(path: PathLike, shapes: Any, shardings: Any) -> Any:
-    """A network's parameters to begin training with, each read alone and laid out over the mesh.
+def read_parameters(path: PathLike, shapes: Any, shardings: Any, *, averaged: bool = True) -> Any:
+    """A network's parameters, to begin training with or to measure, each read alone and laid out over the mesh.
 
     Args:
-      path: a run's workdir or checkpoint (its averaged parameters are taken), `model.safetensors`, or what `convert
-        from_torch` wrote.
+      path: a run's workdir or checkpoint, `model.safetensors`, or what `convert from_torch` wrote.
       shapes, shardings: trees of what is wanted.
+      averaged: of a run's checkpoint, take the averaged parameters if it has them.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -129,7 +129,7 @@ def read_parameters(path: PathLike, shapes: Any, shardings: Any) -> Any:
         raise FileNotFoundError(
             f"no parameters at {path}; name a run's workdir, or what `python -m tuna_jax.convert from_torch` wrote"
         )
-    state = weights.open_parameters(path)[1]
+    state = weights.open_parameters(path, averaged=averaged)[1]
     wanted, places = flatten(shapes), flatten(shardings)
     found = {name: entry for name, entry in state.entries.items() if not name.startswith("vae.")}
     check_whole(f"the model in {path}", wanted, found)

@@ -105,12 +105,12 @@ def open_any(path: str | Path) -> tuple[TunaConfig | None, StateDict]:
     return transfer.config_in(state.metadata), state
 
 
-def open_parameters(path: str | Path) -> tuple[TunaConfig, StateDict]:
+def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaConfig, StateDict]:
     """Our parameters by dotted name, lazily, with their config: safetensors or Orbax.
 
     Args:
-      path: what `convert from_torch` wrote; a training run's workdir, checkpoint or `model.safetensors`. Of a run, the
-        averaged parameters are taken if it has them.
+      path: what `convert from_torch` wrote; a training run's workdir, checkpoint or `model.safetensors`.
+      averaged: of a run's checkpoint, take the averaged parameters if it has them.
 
     Raises:
       SourceError: neither of them, or without a config.
@@ -125,7 +125,7 @@ def open_parameters(path: str | Path) -> tuple[TunaConfig, StateDict]:
         config = from_dict(record["model"])
     else:
         raise SourceError(f"{arrays.folder} carries no config: it is not a checkpoint of tuna_jax")
-    averaged = any(leaf.startswith("ema.") for leaf in arrays.leaves)
+    averaged = averaged and any(leaf.startswith("ema.") for leaf in arrays.leaves)
     prefix = "ema." if averaged else "params."
     entries = {
         name.removeprefix(prefix): Entry(

@@ -30,6 +30,7 @@ from tuna_jax.training.throughput import Throughput, peak_of
 from tuna_jax.training.workdir import locked
 
 Draw = Callable[[int, Any], None]
+Evaluate = Callable[[int, Any], Mapping[str, float]]
 
 
 def train(
@@ -45,6 +46,7 @@ def train(
     vae_params: Any = None,
     parameters: Callable[[Any, Any], Any] | None = None,
     draw: Draw | None = None,
+    evaluate: Evaluate | None = None,
     counters: Callable[[], Mapping[str, float]] = dict,
 ) -> bool:
     """Trains, or goes on training, until `settings.steps` or a SIGTERM.
@@ -66,6 +68,8 @@ def train(
       parameters: `(shapes, shardings) -> parameters` that a new run begins with; None: fresh ones.
       draw: `(step, params)`, called every `sample_every` steps and at the end with the averaged
         parameters; by the first process alone.
+      evaluate: `(step, params) -> numbers` for the log, called every `evaluate.every` steps and at the end with the
+        averaged parameters as they lie on the devices.
       counters: numbers to log beside the losses, asked at every line.
 
     Returns:
@@ -175,6 +179,11 @@ def train(
                         if whole is not None:
                             draw(number, whole)
                         del whole
+                every = settings.evaluate.every
+                if evaluate and every and (last or number % every == 0):
+                    report()  # Lines are in the order of their steps.
+                    with speed.aside():
+                        log.write(number, evaluate(number, current.averaged))
                 stopping = stop.agreed(number) and not last
                 if stopping:
                     log.say(

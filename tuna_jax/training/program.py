@@ -40,6 +40,23 @@ class TimeSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Evaluation in training; recipes/sweep_tasks.py knows the tasks.
+
+    Attributes:
+      every: steps; 0: never.
+      tasks, settings, batch, seed, shown: as in a sweep's file.
+    """
+
+    every: int = 0
+    tasks: dict = dataclasses.field(default_factory=dict)
+    settings: dict = dataclasses.field(default_factory=dict)
+    batch: int = 32
+    seed: int = 7
+    shown: int = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """What the loop itself needs to know; models and data come ready-made.
 
@@ -53,6 +70,7 @@ class LoopSettings:
       mesh: sizes of the mesh axes.
       vae_dtype: what the frozen VAE computes in, where the step encodes pixels.
       log_every, checkpoint_every, sample_every: in steps; 0 draws no samples.
+      evaluate: tasks that the run is measured on while it goes on.
       keep: checkpoints that are kept.
       asynchronous: write checkpoints in the background.
       stop_after_skipped: the run ends with an error when so many updates in a row were skipped, because the loss or a
@@ -72,6 +90,7 @@ class LoopSettings:
     log_every: int = 20
     checkpoint_every: int = 500
     sample_every: int = 0
+    evaluate: EvaluationSettings = EvaluationSettings()
     keep: int = 3
     asynchronous: bool = True
     stop_after_skipped: int = 100

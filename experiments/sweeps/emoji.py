@@ -1,0 +1,38 @@
+"""Every checkpoint of an emoji_all run, drawing and answering, at two scales of guidance.
+
+python -m tuna_jax.evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all
+
+`--sweep.checkpoints=4000,8000` takes some of them; `--sweep.follow=True` waits for those of a run that still trains.
+On two cores a checkpoint takes about a minute.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    del arg
+    config = ConfigDict()
+    config.name = "emoji"
+    config.checkpoints = ()  # All that the run has kept.
+    config.follow = False
+    config.until = 0
+    config.patience = 30.0  # minutes
+
+    config.tasks = ConfigDict()
+    config.tasks.draw_pairs = ConfigDict({"count": 32})
+    config.tasks.edit = ConfigDict({"count": 32})
+    config.tasks.naming = ConfigDict({"kind": "answer", "question": "name", "count": 64})
+    config.tasks.where = ConfigDict({"kind": "answer", "question": "where", "count": 64})
+
+    config.settings = ConfigDict()
+    config.settings.guidance = (1.0, 2.0)
+
+    config.batch = 32
+    config.seed = 7
+    config.shown = 8
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config

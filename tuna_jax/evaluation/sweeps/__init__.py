@@ -1,0 +1,1 @@
+"""Sweeps: checkpoints times tasks times settings, every result kept by what determined it."""

@@ -1,0 +1,108 @@
+"""Evaluation of a run by itself, every n steps: the tasks of sweeps, on the parameters as they lie on the devices."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tuna_jax.evaluation.sweeps import cells, page, results
+from tuna_jax.evaluation.sweeps.cells import Cell
+from tuna_jax.parallel import rules
+from tuna_jax.recipes import sweep_tasks
+from tuna_jax.recipes.abilities import Model
+from tuna_jax.training.loop import Evaluate
+from tuna_jax.training.program import EvaluationSettings
+
+FOLDER = "evaluation"
+
+
+def evaluator(
+    settings: EvaluationSettings, model: Callable[[Any], Model], workdir: str | Path
+) -> Evaluate | None:
+    """What the loop calls every `settings.every` steps; None where that is 0.
+
+    Results go to `evaluation/` in the workdir, as those of a sweep do: results.jsonl, report.html, and the items of
+    every cell. The numbers are returned, for the log. No parameter is copied.
+
+    Args:
+      settings: the experiment's `evaluate`.
+      model: the run's model with these parameters.
+      workdir: the run's.
+
+    Raises:
+      ValueError: a task or setting that there is not; several processes.
+      Exception: what a task raises that cannot be made.
+    """
+    if not settings.every:
+        return None
+    if jax.process_count() > 1:
+        raise ValueError(
+            "config.evaluate works within one process; beside a run of several, `python -m tuna_jax.evaluate "
+            "--sweep=... --sweep.follow=True` measures its checkpoints as they appear"
+        )
+    sweep_tasks.check(settings.tasks, settings.settings)
+    if "ema" in settings.settings:
+        raise ValueError("config.evaluate measures the averaged parameters; a sweep can vary 'ema'")
+    tasks = {name: sweep_tasks.make_task(name, given) for name, given in settings.tasks.items()}
+    folder = Path(workdir) / FOLDER
+
+    def evaluate(step: int, params: Any) -> dict[str, float]:
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        rules.check_batch(settings.batch, mesh)
+        whole = sweep_tasks.on_mesh(model(params), mesh)
+        rows = []
+        for chosen, (name, task) in itertools.product(
+            sweep_tasks.choices(settings.settings), tasks.items()
+        ):
+            identity = {"run": str(workdir), "step": step}
+            determined_by = cells.determining(task, identity, chosen, settings.seed)
+            key = cells.key_of(determined_by)
+            cell = Cell(folder / "cells" / key)
+            if key not in {row["key"] for row in rows}:
+                # What a run found here that went on from an earlier step is not this one's.
+                shutil.rmtree(cell.folder, ignore_errors=True)
+                cells.fill(
+                    task,
+                    cell,
+                    sweep_tasks.configured(whole, chosen),
+                    determined_by,
+                    seed=settings.seed,
+                    batch=settings.batch,
+                    parts=rules.batch_parts(mesh),
+                    shown=settings.shown,
+                )
+            rows.append(
+                {
+                    "run": Path(workdir).name,
+                    "step": step,
+                    "task": name,
+                    "settings": chosen,
+                    "applied": {name: chosen[name] for name in chosen if name in task.uses},
+                    "key": key,
+                    "verdict": task.verdict,
+                    "scores": results.scores(cell.records(), task.chance),
+                }
+            )
+        before = [row for row in results.read(folder / results.FILE) if row["step"] < step]
+        known = results.merged(before, rows)
+        results.write(folder / results.FILE, known)
+        page.write(folder / "report.html", "Evaluation in training", known, folder / "cells")
+        return _numbers(rows)
+
+    return evaluate
+
+
+def _numbers(rows: list[results.Row]) -> dict[str, float]:
+    """Names and values for the log."""
+    numbers = {}
+    for row in page.unique(rows):
+        choice = results.label(row)
+        for metric, score in row["scores"].items():
+            name = f"evaluate/{row['task']}/{metric}"
+            numbers[f"{name}, {choice}" if choice else name] = score["value"]
+    return numbers
