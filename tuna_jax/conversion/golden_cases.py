@@ -285,12 +285,12 @@ def t2i_generate(golden: GoldenSet, case: Case) -> Computed:
     x, config = case.tensors, golden.config
     out = _sampled(golden, case, None)
     both = prefix.join(*_prefixes(x, None))
-    noise = jnp.concatenate([golden_parts.last(x["z"])] * 2)
+    noise = golden_parts.last(x["z"])
     span = 1 + noise[0, ..., 0].size
     capacity = both.tokens.shape[1] + span
     cache, _ = prefix.prefill(config, golden.params, both, capacity, with_flow_head=True)
-    zero = jnp.zeros(len(noise))
-    velocity = prefix.span_velocity(config, golden.params, cache, both.lengths, noise, zero)
+    start = both.lengths
+    velocity = prefix.span_velocity(config, golden.params, cache, start, noise, jnp.zeros(()))
     return out | {"v_t0": golden_parts.first(velocity)}
 
 

@@ -56,9 +56,7 @@ def _traced_sample(
     cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)
 
     def velocity(x: Latent, t: Array) -> Latent:
-        both = x if negative is None else jnp.concatenate([x, x])
-        times = jnp.broadcast_to(t, both.shape[:1])
-        v = span_velocity(config, params, cache, prefix.lengths, both, times)
+        v = span_velocity(config, params, cache, prefix.lengths, x, t)
         return v if negative is None else flow.guided(v[: len(x)], v[len(x) :], guidance)
 
     final, states = flow.integrate(

@@ -87,8 +87,8 @@ def span_velocity(
     params: Params,
     cache: Cache,
     start: Int[Array, " b"],
-    x: Float[Array, "b t h w c"],
-    t: Float[Array, " b"],
+    x: Float[Array, "l t h w c"],
+    t: Float[Array, ""],
 ) -> Float[Array, "b t h w c"]:
     """Velocity of the noisy span alone, against a cached prefix; the cache is left as it is.
 
@@ -96,18 +96,20 @@ def span_velocity(
       config, params: the model.
       cache: of the prefix, with room for the span behind it.
       start: where each row's span begins: its prefix's length.
-      x: noisy latents.
-      t: their flow times.
+      x: noisy latents; one for each row, or, where both sides of guidance look at the same ones, half as many: rows i
+        and i + L then have the latents i, which the representation encoder sees once.
+      t: their flow time.
     """
     model = tuna.bind(config, params)
-    time = model.time_embedding(t[:, None])
     visual = model.visual_tokens(x[:, None])[:, 0]
+    visual = jnp.concatenate([visual] * (len(start) // len(x)))
+    time = model.time_embedding(jnp.broadcast_to(t, (len(start), 1)))
     tokens = jnp.concatenate([time.astype(visual.dtype), visual], axis=1)
     tokens = placed(tokens, "batch", "sequence", "width")
     layout = span_layout(start, tokens.shape[1])
     hidden, _ = model.language(tokens, layout, cache.language)
     velocity, _ = model.flow_head(hidden, time, layout, (x.shape[2], x.shape[3]), cache.flow_head)
-    return velocity[:, 1:].reshape(x.shape)
+    return velocity[:, 1:].reshape(len(start), *x.shape[1:])
 
 
 def next_logits(

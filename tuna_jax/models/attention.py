@@ -144,15 +144,23 @@ def attention(
     batch, queries, heads, head_dim = query.shape
     keys, groups = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, queries, groups, heads // groups, head_dim)
-    scores = jnp.einsum("bqgrd,bkgd->bgrqk", grouped, key, preferred_element_type=jnp.float32)
-    scores = scores * head_dim**-0.5
+    grouped = grouped.transpose(0, 2, 1, 3, 4)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    # As products and not as `einsum`, which may swap its operands: the scores, far larger than all else here, would be
+    # transposed before the softmax and again after it.
+    across = ((0, 1), (0, 1))
+    scores = jax.lax.dot_general(
+        grouped, key, (((4,), (3,)), across), preferred_element_type=jnp.float32
+    )
+    scores = scores * head_dim**-0.5  # [b, g, q, r, k]
     visible = _visible(keys, visible_end, visible_start)
     if visible is not None:
         # A finite floor: a row that sees nothing becomes uniform, never NaN.
         floor = jnp.finfo(jnp.float32).min
-        scores = jnp.where(visible[:, None, None], scores, floor)
+        scores = jnp.where(visible[:, None, :, None], scores, floor)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    seen = jnp.einsum("bgrqk,bkgd->bqgrd", weights, value).reshape(query.shape)
+    seen = jax.lax.dot_general(weights, value, (((4,), (2,)), across))
+    seen = seen.transpose(0, 2, 1, 3, 4).reshape(query.shape)
     return checkpoint_name(seen, ATTENTION)
 
 

@@ -53,8 +53,12 @@ class Modulation(nnx.Module):
     ) -> list[Float[Array, "b s d"]]:
         """Every chunk on every token, float32; text gets 0."""
         vectors = self.linear(jax.nn.silu(time.astype(jnp.float32)))
-        # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
-        laid = jnp.einsum("bsn,bnd->bsd", one_hot, vectors, precision="highest")
+        if vectors.shape[1] == 1:
+            # Of one slot nothing has to be gathered, so nothing is written down: what uses it computes it.
+            laid = one_hot * vectors
+        else:
+            # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
+            laid = jnp.einsum("bsn,bnd->bsd", one_hot, vectors, precision="highest")
         return jnp.split(placed(laid, "batch", "sequence", "width"), self.chunks, axis=-1)
 
 
