@@ -87,7 +87,9 @@ def test_pictures_of_the_first_items_are_kept_to_the_bit(tmp_path):
 
 def test_a_metric_that_does_not_apply_is_no_number(tmp_path):
     def run(model, items, seed):
-        return Outcome({"x": [float("nan")] * len(items)}, ["?"] * len(items), None, ["yes"] * len(items))
+        return Outcome(
+            {"x": [float("nan")] * len(items)}, ["?"] * len(items), None, ["yes"] * len(items)
+        )
 
     one = dataclasses.replace(task(2), run=run)
     record = fill(one, tmp_path, batch=2)[0]

@@ -75,7 +75,9 @@ def test_results_are_read_without_a_torn_line_and_later_ones_replace_earlier(tmp
 
 def test_table_tells_results_and_failures():
     score = {"exact": {"value": 0.5, "count": 8, "ci95": [0.2, 0.8]}}
-    told = results.table([row(scores=score, settings={"guidance": 2.0}), row(step=5, error="no file")])
+    told = results.table(
+        [row(scores=score, settings={"guidance": 2.0}), row(step=5, error="no file")]
+    )
     first, second = told.splitlines()
     assert "guidance=2.0" in first and "exact" in first and "0.5000 [0.2000, 0.8000] n=8" in first
     assert second.endswith("FAILED: no file") and " 5 " in second
