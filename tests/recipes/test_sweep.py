@@ -55,6 +55,8 @@ def test_a_repeated_sweep_reads_no_checkpoint(measured, run, monkeypatch):
     output, rows = measured
     monkeypatch.setattr(run_checkpoints, "load", lambda *args, **more: 1 / 0)
     assert sweep.Sweep(settings(), output).run([run]) == rows
+    followed = sweep.Sweep(settings(follow=True, until=20), output).run([run])
+    assert followed == rows, "a run that has ended is not waited for"
     other = sweep.Sweep(settings(seed=8), output).run([run])
     assert all("ZeroDivisionError" in row["error"] for row in other), (
         "another seed is to be measured"
