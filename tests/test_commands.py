@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+SWEEP = ["tuna_jax.evaluate", "--sweep=experiments/sweeps/emoji.py"]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
@@ -16,9 +19,9 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
     [
         ("tuna_jax.train", ["Examples", "--config=experiments/emoji.py", "--workdir"]),
         ("tuna_jax.generate", ["Examples", "--prompt", "--question", "--guidance"]),
-        ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings"]),
         ("tuna_jax.evaluate_generation", ["Examples", "--check", "--shard", "geneval"]),
         ("tuna_jax.evaluate_pictures", ["Examples", "alignment", "--extractor", "CKNNA"]),
+        ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings", "--sweep="]),
         ("tuna_jax.benchmark", ["Examples", "data", "--workers"]),
         ("tuna_jax.data.encode_latents", ["Examples", "--manifest", "--process_count", "goes on"]),
         ("tuna_jax.convert", ["Examples", "verify", "--manifest", "from_torch", "inspect"]),
@@ -37,12 +40,18 @@ def test_help_teaches(module: str, words: list[str]) -> None:
         (["tuna_jax.generate", "--model=nowhere"], "give --prompt= or --prompts=FILE"),
         (["tuna_jax.generate", "--model=m", "--image=p.png"], "--image and --question go together"),
         (["tuna_jax.evaluate", "--workdir=nowhere"], "no trained model at nowhere"),
+        ([*SWEEP, "--workdir=nowhere", "--output={tmp}"], "no run at nowhere"),
+        ([*SWEEP, "--workdir=w", "--sweep.bach=3"], "unknown config key sweep.bach; did you mean"),
+        (
+            [*SWEEP, "--workdir=w", "--output={tmp}", "--sweep.settings.guidance=()"],
+            "values to try",
+        ),
         (["tuna_jax.convert", "inspect", "nowhere"], "nowhere does not exist"),
         (["tuna_jax.convert", "verify"], "give either a golden set's folder DIR or --manifest"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: list[str], words: str) -> None:
-    done = _run(*arguments)
+def test_a_wrong_argument_is_named(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = _run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert done.returncode != 0
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -37,6 +37,8 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from tuna_jax.experiment_flags import parse_flags
+
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
     from tuna_jax.evaluation.measure import Evaluation
 
@@ -190,4 +192,4 @@ def _sweep() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,5 @@
-"""Flags of commands that take an experiment file: an override of a key that the file does not set is named clearly."""
+"""Flags of commands that take an experiment's or a sweep's file: an override of a key that the file does not set is
+named clearly."""
 
 from __future__ import annotations
 
@@ -13,20 +14,22 @@ from tuna_jax.training.settings import unknown_key
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Absl's own parsing, with a clear word for a `--config.KEY` that the config file does not set."""
+    """Absl's own parsing, with a clear word for a `--config.KEY` or `--sweep.KEY` that the file does not set."""
     try:
         return app.parse_flags_with_usage(arguments)
     except (AttributeError, KeyError):
         # config_flags raises these for an unknown key, without its path. Read the file, and look.
         given = " ".join(arguments).replace("=", " ").split()
-        file = next(
-            (value for name, value in itertools.pairwise(given) if name.endswith("-config")), ""
-        )
-        path, _, argument = file.partition(":")
-        config = runpy.run_path(path)["get_config"](argument)
-        for override in arguments:
-            if override.lstrip("-").startswith("config."):
-                _check_key(config, override.lstrip("-").split("=")[0])
+        for flag in ("config", "sweep"):
+            file = next(
+                (value for name, value in itertools.pairwise(given) if name.endswith(f"-{flag}")),
+                "",
+            )
+            path, _, argument = file.partition(":")
+            config = runpy.run_path(path)["get_config"](argument) if path else {}
+            for override in arguments if path else ():
+                if override.lstrip("-").startswith(f"{flag}."):
+                    _check_key(config, override.lstrip("-").split("=")[0])
         raise
 
 

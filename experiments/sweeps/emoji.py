@@ -31,6 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 7
     config.shown = 8
 
+    config.vae = ""  # The run's own, as the tokenizer.
+    config.tokenizer = ""
+
     config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1

@@ -189,13 +189,16 @@ def vae_of(path: Path) -> Path | None:
     return None if record is None else Path(record.get("vae") or shipped_image_vae())
 
 
-def load(path: Path, mesh: Mesh, *, averaged: bool = True) -> Model:
+def load(
+    path: Path, mesh: Mesh, *, averaged: bool = True, vae: str = "", tokenizer: str = ""
+) -> Model:
     """The model of a checkpoint, its parameters laid over a mesh, and all it does split over it.
 
     Args:
-      path: a checkpoint's folder, `model.safetensors`, or a converted model with a VAE in it.
+      path: a checkpoint's folder, `model.safetensors`, or a converted model.
       mesh: the devices.
       averaged: take the averaged parameters if there are any.
+      vae, tokenizer: as `Tuna.load` takes them; empty: a run's own, or the VAE in the model and the full tokenizer.
 
     Raises:
       FileNotFoundError, ValueError, RuntimeError: it is not there, or not whole.
@@ -205,10 +208,11 @@ def load(path: Path, mesh: Mesh, *, averaged: bool = True) -> Model:
     params = read_parameters(path, shapes, rules.shardings(shapes, mesh), averaged=averaged)
     record = inference.settings_of(path, state)
     if record is not None:
-        model = inference.of_run(record, params, None, None)
+        model = inference.of_run(record, params, vae or None, tokenizer or None)
     else:
-        vae_config, vae_params = read_vae(path, config)
+        vae_config, vae_params = read_vae(Path(vae) if vae else path, config)
         config = dataclasses.replace(config, vae=vae_config)
         side = config.representation.grid * config.vae.spatial_factor
-        model = Model(config, params, vae_params, read_tokenizer(None, config), (side, side))
+        words = read_tokenizer(tokenizer or None, config)
+        model = Model(config, params, vae_params, words, (side, side))
     return on_mesh(model, mesh)

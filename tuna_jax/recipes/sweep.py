@@ -48,6 +48,8 @@ class SweepSettings:
       batch: rows a call.
       seed: of the noise.
       shown: of how many items pictures are kept.
+      vae, tokenizer: as `Tuna.load` takes them, for models that are converted and lack one, or to try another; empty:
+        the run's own.
       mesh: sizes of the mesh axes.
     """
 
@@ -61,6 +63,8 @@ class SweepSettings:
     batch: int = 32
     seed: int = 7
     shown: int = 8
+    vae: str = ""
+    tokenizer: str = ""
     mesh: MeshSettings = MeshSettings()
 
     def __post_init__(self) -> None:
@@ -147,7 +151,11 @@ class Sweep:
                     if loaded is None or loaded[0] != one.averaged:
                         loaded = None  # Never two of them in memory.
                         read = run_checkpoints.load(
-                            checkpoint.path, self._mesh, averaged=one.averaged
+                            checkpoint.path,
+                            self._mesh,
+                            averaged=one.averaged,
+                            vae=self._settings.vae,
+                            tokenizer=self._settings.tokenizer,
                         )
                         loaded = one.averaged, read
                         del read
@@ -183,11 +191,16 @@ class Sweep:
     def _identity(self, checkpoint: Checkpoint, averaged: bool) -> dict[str, Any]:
         """What tells the model's numbers from all others."""
         parameters = self._hashes(checkpoint.path)
-        vae = self._hashes.once(
+        vae = self._settings.vae or self._hashes.once(
             f"the VAE of {parameters}", lambda: str(run_checkpoints.vae_of(checkpoint.path) or "")
         )
-        beside = {"vae": self._hashes(Path(vae))} if vae else {}
-        return {"parameters": parameters, "averaged": averaged, **beside}
+        identity = {"parameters": parameters, "averaged": averaged}
+        if vae:
+            identity["vae"] = self._hashes(Path(vae))
+        words = self._settings.tokenizer
+        if words:
+            identity["tokenizer"] = self._hashes(Path(words)) if Path(words).exists() else words
+        return identity
 
     def _fill(self, one: _Planned, model: Model) -> None:
         self._bar.set_description(f"{one.row['run']} {one.row['step']} {one.row['task']}")

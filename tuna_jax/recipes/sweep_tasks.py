@@ -50,7 +50,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """The task of an entry of `tasks`.
 
     Raises:
-      ValueError: no such kind, or an option that it does not have.
+      ValueError: no such kind, an option that it does not have, or no items.
       Exception: what its function raises: a prompt file that is not there, or is none.
     """
     given = {key: value for key, value in options.items() if key != "kind"}
@@ -58,9 +58,12 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     if kind not in TASKS:
         raise ValueError(f"config.tasks.{name}: {kind!r} is no task; there are {', '.join(TASKS)}")
     try:
-        return TASKS[kind](**given)
+        task = TASKS[kind](**given)
     except TypeError as error:
         raise ValueError(f"config.tasks.{name}: {error}") from error
+    if task.count < 1:
+        raise ValueError(f"config.tasks.{name} has no items")
+    return task
 
 
 def configured(model: Model, settings: Mapping[str, Any]) -> Model:

@@ -1,0 +1,153 @@
+"""Sweeps from end to end on a tiny run: what they measure and keep, how they fail, and that they are repeatable."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tuna_jax.evaluation.sweeps import results
+from tuna_jax.recipes import run_checkpoints, sweep
+from tuna_jax.training.settings import parse
+
+TASKS = {
+    "draw_single": {"count": 5},
+    "name": {"kind": "answer", "question": "name", "count": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_run):
+    folder = tmp_path_factory.mktemp("made")
+    tiny_run.save(folder / "run", tiny_run.experiment(folder), (10, 20))
+    return folder / "run"
+
+
+def settings(**changes):
+    values = {"name": "try", "tasks": TASKS, "batch": 8, "shown": 2, "mesh": {"data": 1}}
+    values |= {"settings": {"guidance": (1.0, 2.0)}, **changes}
+    return parse(sweep.SweepSettings, values)
+
+
+def told(rows):
+    return {results.identity(row): row.get("scores") or row["error"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("output")
+    return output, sweep.Sweep(settings(), output).run([run])
+
+
+def test_every_cell_has_its_row(measured):
+    output, rows = measured
+    assert len(rows) == 2 * 2 * 2 and not any("error" in row for row in rows)
+    assert results.read(output / results.FILE) == results.merged([], rows)
+    assert {row["scores"]["exact"]["count"] for row in rows if row["task"] == "name"} == {6}
+    # Answers do not depend on guidance: one cell for both.
+    assert len(list((output / "cells").iterdir())) == 2 * (2 + 1)
+    cell = json.loads((output / "cells" / rows[0]["key"] / "cell.json").read_text())
+    assert cell["settings"] == {"guidance": 1.0} and cell["model"]["averaged"] is True
+    assert "Sweep: try" in (output / "report.html").read_text()
+
+
+def test_a_repeated_sweep_reads_no_checkpoint(measured, run, monkeypatch):
+    output, rows = measured
+    monkeypatch.setattr(run_checkpoints, "load", lambda *args, **more: 1 / 0)
+    assert sweep.Sweep(settings(), output).run([run]) == rows
+    followed = sweep.Sweep(settings(follow=True, until=20), output).run([run])
+    assert followed == rows, "a run that has ended is not waited for"
+    other = sweep.Sweep(settings(seed=8), output).run([run])
+    assert all("ZeroDivisionError" in row["error"] for row in other), (
+        "another seed is to be measured"
+    )
+    sweep.Sweep(settings(), output).run([run])
+
+
+def test_the_batch_changes_nothing(measured, run, tmp_path):
+    output, rows = measured
+    again = told(sweep.Sweep(settings(batch=2), tmp_path).run([run]))
+    for row in rows:
+        assert again[results.identity(row)] == row["scores"]
+        a, b = (sweep.Cell(at / "cells" / row["key"]).pictures() for at in (output, tmp_path))
+        for item in a:
+            assert np.abs(a[item].astype(int) - b[item]).max() <= 1, "rounding, and no more"
+    lines = [line for path in tmp_path.glob("cells/*/items.jsonl") for line in path.open()]
+    assert len(lines) == 2 * (2 * 5 + 6)
+
+
+def test_parameters_averaged_or_not_and_other_settings_are_other_models(run, tmp_path):
+    choices = {"ema": (False, True), "points": (3, 4)}
+    one = {"draw_single": {"count": 2}}
+    found = sweep.Sweep(settings(tasks=one, settings=choices, checkpoints=(20,)), tmp_path).run(
+        [run]
+    )
+    assert len({row["key"] for row in found}) == 4
+    pictures = {
+        row["key"]: sweep.Cell(tmp_path / "cells" / row["key"]).pictures()[0] for row in found
+    }
+    assert len({picture.tobytes() for picture in pictures.values()}) == 4
+
+
+def test_failing_cells_say_why_and_the_others_finish(run, tmp_path, capsys, monkeypatch):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    tasks = {
+        **TASKS,
+        "prompts": {"kind": "answer", "question": "colour"},
+        "empty": {"kind": "draw_pairs", "count": 0},
+        "unknown": {},
+        "misspelt": {"kind": "draw_pairs", "counts": 3},
+    }
+    load = run_checkpoints.load
+
+    def vanishing(path, *args, **more):
+        if path.name == "00000010":
+            shutil.rmtree(path)
+        return load(path, *args, **more)
+
+    monkeypatch.setattr(run_checkpoints, "load", vanishing)
+    values = {"name": "try", "tasks": tasks, "batch": 8, "mesh": {"data": 1}}
+    values["checkpoints"] = (10, 15, 20)
+    assert sweep.command(values, [workdir], tmp_path / "out") > 0
+    rows = results.read(tmp_path / "out" / results.FILE)
+    reasons = {(row["step"], row["task"]): row.get("error") for row in rows}
+    for step in (10, 15):
+        for task in TASKS:
+            assert "is not there (any more)" in reasons[step, task]
+    assert reasons[20, "draw_single"] is None and reasons[20, "name"] is None
+    assert "'colour' is no kind of question" in reasons[20, "prompts"]
+    assert "has no items" in reasons[20, "empty"]
+    assert "'unknown' is no task; there are draw_single" in reasons[20, "unknown"]
+    assert "counts" in reasons[20, "misspelt"]
+    assert "FAILED: config.tasks.empty has no items" in capsys.readouterr().out
+    assert "is not there (any more)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_results_outlive_their_checkpoint(run, tmp_path):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    first = sweep.Sweep(settings(), tmp_path / "out").run([workdir])
+    shutil.rmtree(workdir / "checkpoints" / "00000010")
+    sweep.Sweep(settings(), tmp_path / "out").run([workdir])
+    assert results.read(tmp_path / "out" / results.FILE) == results.merged([], first)
+    asked = sweep.Sweep(settings(checkpoints=(10,)), tmp_path / "out").run([workdir])
+    assert told(asked) == {k: v for k, v in told(first).items() if k[1] == 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": {}}, "no tasks are named; there are draw_single"),
+        ({"settings": {"steps": (3,)}}, "unknown setting 'steps'; guidance, points"),
+        ({"settings": {"guidance": 2.0}}, "give the values to try"),
+        ({"taks": {}}, r"unknown config key config.taks; did you mean 'tasks'\?"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**changes)
+
+
+def test_a_run_without_checkpoints_is_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="has no checkpoints yet; config.follow waits"):
+        sweep.Sweep(settings(), tmp_path / "out").run([tmp_path / "run"])
