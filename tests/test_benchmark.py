@@ -134,7 +134,7 @@ def _measured(kind, flags, tmp_path, capsys):
             assert side["seconds"] == np.median(side["rounds"])
             ratios = np.divide(side["rounds"], first["rounds"])
             assert side["ratio"] == pytest.approx(np.median(ratios))
-            assert side["memory"] > 0
+            assert side["memory"] > 0 and side["processor"] > 0
             shares = side["flops"] / np.multiply(side["rounds"], group["rates"])
             assert side["share"] == pytest.approx(np.median(shares))
         assert first["ratio"] == 1.0 and first["flops"] > 0

@@ -47,8 +47,9 @@ beside making a fresh state. Random batches, one device. Windows of each kind ta
 
 _SIDES = """
 Each round multiplies two matrices for a moment, to know what the machine can, and runs every side once; medians are
-told. `of rate` is the FLOPs of a side's matrix products a second by that rate. MB: for ours, arguments, results and
-temporaries of the compiled program; for a peer, the most that the whole process held. Random weights.
+told. `of cores`: seconds of all cores that the process spent, which a busy machine changes less. `of rate` is the
+FLOPs of a side's matrix products a second by that rate. MB: for ours, arguments, results and temporaries of the
+compiled program; for a peer, the most that the whole process held. `ratio`: seconds by ours. Random weights.
 """
 
 _PEER = f"""

@@ -208,10 +208,12 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
 
     from absl import logging
 
+    from tuna_jax import compile_cache
     from tuna_jax.recipes import outputs
     from tuna_jax.recipes.inference import Tuna
 
     logging.set_verbosity(logging.WARNING)
+    compile_cache.enable()
     history = outputs.read_history(chosen.history) if chosen.history else None
     model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
     options: dict[str, Any] = {

@@ -28,6 +28,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from tuna_jax import compile_cache
 from tuna_jax.experiment_flags import parse_flags
 from tuna_jax.parallel import processes
 from tuna_jax.training.checkpoints import DamagedCheckpointError
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         raise app.UsageError(f"config.kind is {kind!r}; train knows {', '.join(_KINDS)}")
     try:
         check_folder(str(_WORKDIR.value))
+        compile_cache.enable()
         processes.initialize()
         _KINDS[kind](values, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, DamagedCheckpointError, NotFiniteError) as error:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Measured:
     Attributes:
       name: of the side.
       seconds: for the whole thing, scaled if only a part was run.
+      processor: seconds of all cores together that this process spent on it: on a busy machine the better measure.
       rate: units of work a second.
       flops, memory, part: as `Side` has them.
       share: of the machine's matmul rate; 0 where FLOPs are not counted.
@@ -68,6 +69,7 @@ class Measured:
 
     name: str
     seconds: float
+    processor: float
     rate: float
     flops: int
     memory: int
@@ -104,10 +106,13 @@ def measure(
     for side in sides:
         side.run()
     seconds: list[list[float]] = []
+    processor: list[list[float]] = []
     rates = []
     for _ in tqdm(range(rounds), desc=name, unit="round", disable=None):
         rates.append(multiply())
-        seconds.append([_seconds(side.run) / side.part for side in sides])
+        spent = [_seconds(side.run) for side in sides]
+        seconds.append([s.wall / side.part for s, side in zip(spent, sides, strict=True)])
+        processor.append([s.processor / side.part for s, side in zip(spent, sides, strict=True)])
     measured = []
     for index, side in enumerate(sides):
         own = [taken[index] for taken in seconds]
@@ -118,6 +123,7 @@ def measure(
             Measured(
                 side.name,
                 middle,
+                statistics.median(spent[index] for spent in processor),
                 side.work / middle,
                 side.flops,
                 side.memory,
@@ -198,15 +204,16 @@ def table(groups: Sequence[Group]) -> str:
     for group in groups:
         lines += [
             f"{group.name}   (the machine multiplies at {group.matmul / 1e9:.0f} GFLOP/s)",
-            f"  {'':<38}{'seconds':>10}{group.unit + '/s':>12}{'GFLOP':>9}{'of rate':>9}{'MB':>8}{'ratio':>8}",
+            f"  {'':<30}{'seconds':>9}{'of cores':>10}{group.unit + '/s':>10}"
+            f"{'GFLOP':>9}{'of rate':>9}{'MB':>8}{'ratio':>8}",
         ]
         for side in group.sides:
             counted = (f"{side.flops / 1e9:.0f}", f"{side.share:.0%}") if side.flops else ("", "")
             held = f"{side.memory / 1e6:.0f}" if side.memory else ""
             name = side.name if side.part == 1 else f"{side.name} (scaled)"
             lines.append(
-                f"  {name:<38}{side.seconds:>10.3f}{side.rate:>12.2f}{counted[0]:>9}{counted[1]:>9}"
-                f"{held:>8}{side.ratio:>8.2f}"
+                f"  {name:<30}{side.seconds:>9.3f}{side.processor:>10.3f}{side.rate:>10.2f}"
+                f"{counted[0]:>9}{counted[1]:>9}{held:>8}{side.ratio:>8.2f}"
             )
         lines.append("")
     return "\n".join(lines[:-1])
@@ -243,10 +250,17 @@ def numbers(text: str, key: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+class _Spent(NamedTuple):
+    """Seconds by the clock, and of this process on all cores."""
+
+    wall: float
+    processor: float
+
+
+def _seconds(run: Callable[[], Any]) -> _Spent:
+    begin, spent = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - begin
+    return _Spent(time.perf_counter() - begin, time.process_time() - spent)
 
 
 def _matmul() -> Callable[[], float]:

@@ -89,8 +89,10 @@ def draw_first(model: str, prompt: str, folder: str, begun: float) -> None:
     marks = [begun, time.time()]
     from PIL import Image
 
+    from tuna_jax import compile_cache
     from tuna_jax.recipes.inference import Tuna
 
+    compile_cache.enable()
     marks.append(time.time())
     loaded = Tuna.load(model)
     marks.append(time.time())
