@@ -22,6 +22,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
         ("tuna_jax.evaluate_generation", ["Examples", "--check", "--shard", "geneval"]),
         ("tuna_jax.evaluate_pictures", ["Examples", "alignment", "--extractor", "CKNNA"]),
         ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings", "--sweep="]),
+        ("tuna_jax.evaluate_questions", ["Examples", "multiple_choice", "--tfds", "--fields"]),
         ("tuna_jax.benchmark", ["Examples", "data", "--workers"]),
         ("tuna_jax.data.encode_latents", ["Examples", "--manifest", "--process_count", "goes on"]),
         ("tuna_jax.convert", ["Examples", "verify", "--manifest", "from_torch", "inspect"]),
