@@ -183,11 +183,14 @@ def _sweep() -> None:
     """Measures all cells of a sweep; the status is 1 if one of them failed."""
     from tuna_jax.recipes import sweep
 
-    failed = sweep.command(
-        _SWEEP.value.to_dict(),
-        [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)],
-        Path(_OUTPUT.value) if _OUTPUT.value else None,
-    )
+    logging.set_verbosity(logging.ERROR)  # Orbax warns at every checkpoint that is opened.
+    runs = [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]
+    try:
+        failed = sweep.command(
+            _SWEEP.value.to_dict(), runs, Path(_OUTPUT.value) if _OUTPUT.value else None
+        )
+    except KeyboardInterrupt:
+        sys.exit("stopped as asked; the same command goes on from here")
     sys.exit(1 if failed else 0)
 
 

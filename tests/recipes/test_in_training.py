@@ -77,9 +77,10 @@ def watched(monkeypatch):
 
 
 def evaluator(values, workdir, **changes):
+    run = parse(emoji.EmojiExperiment, values)
     settings = EvaluationSettings(every=1, tasks={"watched": {}}, **changes)
-    world = emoji.load_world(parse(emoji.EmojiExperiment, values))
-    return in_training.evaluator(settings, world.model, workdir)
+    model = emoji.load_world(run).model
+    return in_training.evaluator(dataclasses.replace(run, evaluate=settings), model, workdir)
 
 
 def on_mesh(values, tiny_run, seed):
@@ -117,16 +118,23 @@ def test_results_of_steps_that_are_taken_again_are_measured_again(
 
 
 def test_what_cannot_be_evaluated_is_told_before_training(values, tmp_path, monkeypatch):
-    world = emoji.load_world(parse(emoji.EmojiExperiment, values))
+    run = parse(emoji.EmojiExperiment, values)
+    world = emoji.load_world(run)
+
+    def made(**changes):
+        settings = dataclasses.replace(EvaluationSettings(every=1, tasks=TASKS), **changes)
+        whole = dataclasses.replace(run, evaluate=settings)
+        return in_training.evaluator(whole, world.model, tmp_path)
 
     def refused(words, **changes):
-        settings = dataclasses.replace(EvaluationSettings(every=1, tasks=TASKS), **changes)
         with pytest.raises(ValueError, match=words):
-            in_training.evaluator(settings, world.model, tmp_path)
+            made(**changes)
 
     refused("'nothing' is no task", tasks={"nothing": {}})
     refused("no tasks are named", tasks={})
     refused("a sweep can vary 'ema'", settings={"ema": (False,)})
+    monkeypatch.setattr(rules, "batch_parts", lambda *args: 2)
+    refused("a batch of 3 does not divide by 2", batch=3)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     refused("within one process.*--sweep.follow=True")
-    assert in_training.evaluator(EvaluationSettings(), world.model, tmp_path) is None
+    assert made(every=0) is None

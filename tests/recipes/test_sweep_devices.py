@@ -19,9 +19,12 @@ from ml_collections import ConfigDict
 
 def get_config(arg=""):
     return ConfigDict({
-        "name": "try", "batch": 8, "shown": 16, "settings": {"guidance": (1.0, 2.0)}, "mesh": {"data": -1, "fsdp": 1},
+        "name": "try", "batch": 8, "shown": 16, "settings": {"guidance": (1.0, 2.0)},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "tasks": {"edit": {"count": 12}, "name": {"kind": "answer", "question": "name", "count": 20}}})
 """
+
+WHOLE = ("--sweep.mesh.data=1", "--sweep.mesh.fsdp=1", "--sweep.mesh.tensor=1")
 
 
 def start(folder, output, devices, *more):
@@ -55,7 +58,7 @@ def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny
         assert known(eight) < 2 * 12 + 20, "it was killed too late"
     before = known(eight)
     assert start(tmp_path, eight, 8).wait(timeout=300) == 0
-    assert start(tmp_path, one, 1, "--sweep.batch=5").wait(timeout=300) == 0
+    assert start(tmp_path, one, 1, "--sweep.batch=5", *WHOLE).wait(timeout=300) == 0
     assert before >= 30 and known(eight) == known(one) == 2 * 12 + 20, "nothing was asked twice"
     tables = [results.read(folder / results.FILE) for folder in (eight, one)]
     assert len(tables[0]) == len(tables[1]) == 4

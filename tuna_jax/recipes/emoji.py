@@ -367,7 +367,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         tasks=pipeline.STREAMS if settings.data.pictures_alone else emoji_streams.TASKS,
         record=dict(values),
         draw=draw,
-        evaluate=evaluator(settings.evaluate, world.model, workdir),
+        evaluate=evaluator(settings, world.model, workdir),
         heads=functools.partial(heads, settings.data),
         ahead=[(group.first, heads(settings.data, group.first)) for group in shapes],
     )

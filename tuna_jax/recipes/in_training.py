@@ -13,31 +13,33 @@ import jax
 from tuna_jax.evaluation.sweeps import cells, page, results
 from tuna_jax.evaluation.sweeps.cells import Cell
 from tuna_jax.parallel import rules
+from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.recipes import sweep_tasks
 from tuna_jax.recipes.abilities import Model
 from tuna_jax.training.loop import Evaluate
-from tuna_jax.training.program import EvaluationSettings
+from tuna_jax.training.program import LoopSettings
 
 FOLDER = "evaluation"
 
 
 def evaluator(
-    settings: EvaluationSettings, model: Callable[[Any], Model], workdir: str | Path
+    run: LoopSettings, model: Callable[[Any], Model], workdir: str | Path
 ) -> Evaluate | None:
-    """What the loop calls every `settings.every` steps; None where that is 0.
+    """What the loop calls every `run.evaluate.every` steps; None where that is 0.
 
     Results go to `evaluation/` in the workdir, as those of a sweep do: results.jsonl, report.html, and the items of
     every cell. The numbers are returned, for the log. No parameter is copied.
 
     Args:
-      settings: the experiment's `evaluate`.
+      run: the experiment.
       model: the run's model with these parameters.
       workdir: the run's.
 
     Raises:
-      ValueError: a task or setting that there is not; several processes.
+      ValueError: a task or setting that there is not, a batch that does not divide over the mesh, several processes.
       Exception: what a task raises that cannot be made.
     """
+    settings = run.evaluate
     if not settings.every:
         return None
     if jax.process_count() > 1:
@@ -48,12 +50,12 @@ def evaluator(
     sweep_tasks.check(settings.tasks, settings.settings)
     if "ema" in settings.settings:
         raise ValueError("config.evaluate measures the averaged parameters; a sweep can vary 'ema'")
+    mesh = make_mesh(run.mesh)
+    rules.check_batch(settings.batch, mesh)
     tasks = {name: sweep_tasks.make_task(name, given) for name, given in settings.tasks.items()}
     folder = Path(workdir) / FOLDER
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
-        mesh = jax.tree.leaves(params)[0].sharding.mesh
-        rules.check_batch(settings.batch, mesh)
         whole = sweep_tasks.on_mesh(model(params), mesh)
         rows = []
         for chosen, (name, task) in itertools.product(

@@ -202,7 +202,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
             ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
             vae_params=vae_params,
             parameters=parameters if settings.start_from else None,
-            evaluate=evaluator(settings.evaluate, model, workdir),
+            evaluate=evaluator(settings, model, workdir),
             draw=draw if settings.samples.prompts else None,
             counters=counters,
         )

@@ -112,8 +112,8 @@ class Sweep:
         with locked(self._output):
             for workdir in workdirs:
                 for checkpoint in self._checkpoints(workdir):
-                    self._measure(checkpoint)
-                    self._write()
+                    if self._measure(checkpoint):
+                        self._write()
             self._write()
         self._bar.close()
         return self._rows
@@ -130,8 +130,11 @@ class Sweep:
             )
         return iter(found)
 
-    def _measure(self, checkpoint: Checkpoint) -> None:
-        """All cells of a checkpoint; it is read once for averaged parameters and once for those that are not."""
+    def _measure(self, checkpoint: Checkpoint) -> bool:
+        """All cells of a checkpoint; it is read once for averaged parameters and once for those that are not.
+
+        Returns whether it was read.
+        """
         combinations = sorted(
             sweep_tasks.choices(self._settings.settings), key=lambda one: not one.get("ema", True)
         )
@@ -142,6 +145,7 @@ class Sweep:
         left = {one.key: one.missing for one in planned if isinstance(one, _Planned)}
         self._bar.total += sum(left.values())
         loaded: tuple[bool, Model] | None = None
+        was_read = False
         for one in planned:
             if not isinstance(one, _Planned):
                 self._rows.append(one)
@@ -157,7 +161,7 @@ class Sweep:
                             vae=self._settings.vae,
                             tokenizer=self._settings.tokenizer,
                         )
-                        loaded = one.averaged, read
+                        loaded, was_read = (one.averaged, read), True
                         del read
                     self._fill(one, loaded[1])
                 scores = results.scores(one.cell.records(), one.task.chance)
@@ -166,16 +170,17 @@ class Sweep:
             except Exception as error:  # A cell that fails does so alone, and says why.
                 logging.debug("where it was raised:", exc_info=True)
                 self._rows.append(one.row | {"error": _reason(error, checkpoint)})
+        return was_read
 
     def _plan(self, checkpoint: Checkpoint, name: str, chosen: Mapping[str, Any]) -> _Planned | Row:
         """A cell with what is missing of it; or a row that says why there is none."""
         row: Row = {"run": checkpoint.run, "step": checkpoint.step, "task": name}
         row["settings"] = dict(chosen)
         averaged = bool(chosen.get("ema", True))
+        task = self._tasks[name]
+        if isinstance(task, Exception):
+            return row | {"error": _reason(task)}
         try:
-            task = self._tasks[name]
-            if isinstance(task, Exception):
-                raise task
             determined_by = cells.determining(
                 task, self._identity(checkpoint, averaged), chosen, self._settings.seed
             )
@@ -245,9 +250,9 @@ def command(values: Mapping[str, Any], workdirs: Sequence[Path], output: Path | 
     return sum("error" in row for row in rows)
 
 
-def _reason(error: Exception, checkpoint: Checkpoint) -> str:
+def _reason(error: Exception, checkpoint: Checkpoint | None = None) -> str:
     """Why a cell failed, in a line."""
-    if not checkpoint.path.exists():
+    if checkpoint is not None and not checkpoint.path.exists():
         return f"the checkpoint {checkpoint.path} is not there (any more)"
     text = " ".join(str(error).split())[:400]
     plain = isinstance(error, (ValueError, FileNotFoundError))

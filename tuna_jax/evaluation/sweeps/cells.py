@@ -74,8 +74,12 @@ class Cell:
 
     def pictures(self) -> dict[int, np.ndarray]:
         """What was drawn for the first items, uint8 [height, width, 3]."""
-        paths = sorted(self.folder.glob("[0-9]*.png"))
-        return {int(path.stem): np.asarray(Image.open(path).convert("RGB")) for path in paths}
+        files = self.files()
+        return {item: np.asarray(Image.open(file).convert("RGB")) for item, file in files.items()}
+
+    def files(self) -> dict[int, Path]:
+        """The files of the pictures."""
+        return {int(path.stem): path for path in sorted(self.folder.glob("[0-9]*.png"))}
 
     def append(self, items: Sequence[int], outcome: Outcome, shown: int) -> None:
         """Adds what the first `len(items)` rows of an outcome tell; pictures of items below `shown` are kept."""

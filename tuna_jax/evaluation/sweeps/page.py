@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuna_jax.data.cache import atomic_file
-from tuna_jax.evaluation.report import inline, png, whole_page
+from tuna_jax.evaluation.report import inline, whole_page
 from tuna_jax.evaluation.sweeps import plots, results
 from tuna_jax.evaluation.sweeps.cells import Cell
 from tuna_jax.evaluation.sweeps.results import Row
@@ -126,7 +126,7 @@ def _beside(rows: Sequence[Row], cells: Path) -> str:
         ordered = [ordered[i] for i in wanted]
     opened = [Cell(cells / row["key"]) for row in ordered]
     records = [cell.records() for cell in opened]
-    pictures = [cell.pictures() for cell in opened]
+    pictures = [cell.files() for cell in opened]
     items = sorted(set().union(*map(set, pictures)))[:_ITEMS]
     if not items:
         return ""
@@ -137,7 +137,7 @@ def _beside(rows: Sequence[Row], cells: Path) -> str:
         asked = html.escape(first["asked"])
         if said:
             shown = next(some[item] for some in pictures if item in some)
-            asked = f"<img alt='' src='{inline(png(shown))}'>{asked}"
+            asked = f"<img alt='' src='{inline(shown.read_bytes())}'>{asked}"
             asked += f"<br><b>{html.escape(first.get('expected', ''))}</b>"
         columns = "".join(
             _item(row, some.get(item), None if said else seen.get(item))
@@ -150,14 +150,14 @@ def _beside(rows: Sequence[Row], cells: Path) -> str:
     return f"<div class='scroll'><table class='beside'><tr><th>asked</th>{names}</tr>{''.join(lines)}</table></div>"
 
 
-def _item(row: Row, record: Mapping[str, Any] | None, picture: Any) -> str:
+def _item(row: Row, record: Mapping[str, Any] | None, picture: Path | None) -> str:
     if record is None:
         return "<td></td>"
     right = record["values"].get(row["verdict"])
     word = "" if right is None else "right" if right == 1 else "wrong"
     if picture is not None:
         alt = html.escape(record["asked"])
-        return f"<td><figure class='{word}'><img alt='{alt}' src='{inline(png(picture))}'></figure></td>"
+        return f"<td><figure class='{word}'><img alt='{alt}' src='{inline(picture.read_bytes())}'></figure></td>"
     kind = {"right": "yes", "wrong": "no", "": ""}[word]
     return f"<td class='{kind}'>{html.escape(record.get('text', ''))}</td>"
 
