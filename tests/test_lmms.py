@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
     from tuna_jax.evaluation import emoji_questions
 
     folder = tmp_path_factory.mktemp("lmms")
-    emoji_questions.write(folder / "runs/questions", 4)
+    emoji_questions.write(folder / "runs/questions", 6)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_pictures_and_clips_are_answered_as_the_model_answers(folder, tiny_model
     ):
         lines = (folder / "runs/questions" / file).read_text().splitlines()
         (found,) = (rows for name, rows in samples.items() if task in name)
-        assert len(found) == 4
+        assert len(found) == 6
         for row in found:
             line = json.loads(lines[row["doc_id"]])
             shown = folder / "runs/questions" / line[key]
@@ -68,13 +68,17 @@ def test_the_likeliest_choice_is_taken(folder, tiny_model):
     from tuna_jax.recipes.conversations import Conversation
     from tuna_jax.recipes.likelihood import likelihoods
 
-    results, _ = _evaluate(folder, tiny_model, "emoji_choice", "--force_simple")
+    results, samples = _evaluate(folder, tiny_model, "emoji_choice", "--force_simple")
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
-    right = []
+    right, unlikeliest = [], []
     for text in (folder / "runs/questions/pictures.jsonl").read_text().splitlines():
         line = json.loads(text)
         seen = model.see([folder / "runs/questions" / line["image"]])
         asked = [Conversation.of(seen, line["question"])] * 4
         found = likelihoods(model, asked, line["choices"], ended=False, template="chat")
-        right.append(line["choices"][int(np.argmax(found.log_probability))] == line["answer"])
+        for verdicts, best in ((right, np.argmax), (unlikeliest, np.argmin)):
+            verdicts.append(line["choices"][int(best(found.log_probability))] == line["answer"])
+    assert right != unlikeliest, "these questions tell the one from the other"
+    (rows,) = samples.values()
+    assert [bool(row["acc"]) for row in sorted(rows, key=lambda row: row["doc_id"])] == right
     assert results["emoji_choice"]["acc,none"] == sum(right) / len(right)
