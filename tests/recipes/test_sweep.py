@@ -133,6 +133,18 @@ def test_results_outlive_their_checkpoint(run, tmp_path):
     assert told(asked) == {k: v for k, v in told(first).items() if k[1] == 10}
 
 
+def test_two_runs_are_compared(measured, run, tmp_path):
+    output = shutil.copytree(measured[0], tmp_path / "out")
+    other = shutil.copytree(run, tmp_path / "other")
+    rows = sweep.Sweep(settings(), output).run([run, other])
+    halves = [[row["key"] for row in rows if row["run"] == name] for name in ("run", "other")]
+    assert halves[0] == halves[1], "the same content is the same model, wherever it lies"
+    text = (output / "report.html").read_text()
+    assert "other against run" in text and "0.0 % to 0.0 %" in text
+    with pytest.raises(ValueError, match="called run, run; results go by the name"):
+        sweep.Sweep(settings(), output).run([run, tmp_path / "elsewhere" / "run"])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -108,7 +108,17 @@ class Sweep:
         self._bar = tqdm(total=0, unit="item", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
 
     def run(self, workdirs: Sequence[Path]) -> list[Row]:
-        """Measures everything; returns a row a cell of this sweep, failed ones among them."""
+        """Measures everything; returns a row a cell of this sweep, failed ones among them.
+
+        Raises:
+          ValueError: two runs of one name, or another sweep in this folder.
+          FileNotFoundError: a run that is not there.
+        """
+        names = [workdir.name for workdir in workdirs]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"the runs are called {', '.join(names)}; results go by the name of the workdir, so rename one"
+            )
         with locked(self._output):
             for workdir in workdirs:
                 for checkpoint in self._checkpoints(workdir):

@@ -71,6 +71,8 @@ def test_results_are_read_without_a_torn_line_and_later_ones_replace_earlier(tmp
     known = results.merged(before, now)
     assert [one["step"] for one in known] == [2, 2, 30, 1000]
     assert known[-1]["error"] == "gone" and known[0]["scores"] == {}
+    runs = results.merged([row("a"), row("b")], [row("z"), row("b")])
+    assert [one["run"] for one in runs] == ["z", "b", "a"], "as they were asked for"
 
 
 def test_table_tells_results_and_failures():

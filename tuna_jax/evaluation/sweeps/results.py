@@ -110,11 +110,10 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
-    """Rows of both, in the order of run, step, task; a row of now replaces one about the same."""
+    """Rows of both by run and step, runs of now first; a row of now replaces one about the same."""
     known = {identity(row): row for row in [*before, *now]}
-    return sorted(
-        known.values(), key=lambda row: tuple(map(str, (row["run"], f"{row['step']:09d}")))
-    )
+    runs = list(dict.fromkeys(row["run"] for row in [*now, *before]))
+    return sorted(known.values(), key=lambda row: (runs.index(row["run"]), row["step"]))
 
 
 def table(rows: Sequence[Row]) -> str:
