@@ -25,7 +25,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_help_teaches():
     done = plan("--help")
-    for words in ("Examples", "--topology=v5e:4x4", "--rows_a_device", "pip install libtpu"):
+    for words in ("Examples", "--topology=v5e:8x8", "--rows_a_device", "pip install libtpu"):
         assert words in done.stdout
 
 
