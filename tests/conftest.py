@@ -1,6 +1,7 @@
 """For all tests: CPU, full matmul precision, a shared compile cache, and array shapes checked at run time."""
 
 import os
+import warnings
 from pathlib import Path
 
 _CACHE = Path(__file__).parents[1] / ".cache"
@@ -36,6 +37,22 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="session")
+def tuna(tiny_model: Path):
+    """`tiny_model`, read, with the emoji world's words."""
+    import tuna_jax
+
+    return tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
+
+
+@pytest.fixture
+def any_words():
+    """Lets the emoji world's vocabulary take words that it has not, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,17 @@
 """The command on files and on a TFDS data set: what the model is asked, and what is refused."""
 
 import json
-import warnings
 
 import numpy as np
 import pytest
 
-import tuna_jax
 from tuna_jax import evaluate_questions
 from tuna_jax.evaluation import emoji_questions
 from tuna_jax.recipes import questions
 from tuna_jax.recipes.conversations import Conversation
 from tuna_jax.recipes.likelihood import likelihoods
 
-
-@pytest.fixture(autouse=True)
-def _words_outside_the_compact_vocabulary():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("any_words")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +19,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
     emoji_questions.write(folder, 4)
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
 
 
 def _run(tiny_model, output, *arguments):
@@ -52,17 +40,17 @@ def test_files_of_the_emoji_world_are_the_same_again_and_have_their_answers(fold
 
 
 @pytest.mark.parametrize(("name", "key"), [("pictures.jsonl", "image"), ("clips.jsonl", "video")])
-def test_replies_are_the_models_answers(folder, tmp_path, tiny_model, model, name, key):
+def test_replies_are_the_models_answers(folder, tmp_path, tiny_model, tuna, name, key):
     rows = _run(tiny_model, tmp_path / "a.jsonl", f"--questions={folder / name}", "--count=2")
     assert len(rows) == 2
     lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     for row, line in zip(rows, lines, strict=False):
-        said = model.answer(folder / line[key], line["question"], max_new_tokens=32)
+        said = tuna.answer(folder / line[key], line["question"], max_new_tokens=32)
         assert row == {**row, "question": line["question"], "reply": said, "right": False}
 
 
 def test_choices_and_answers_are_judged_by_their_likelihood(
-    folder, tmp_path, tiny_model, model, capsys
+    folder, tmp_path, tiny_model, tuna, capsys
 ):
     file = f"--questions={folder / 'pictures.jsonl'}"
     chosen = _run(tiny_model, tmp_path / "a.jsonl", file, "--task=multiple_choice")
@@ -72,8 +60,8 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
     for row, other, item in zip(
         chosen, scored, questions.read_lines(folder / "pictures.jsonl"), strict=True
     ):
-        asked = [Conversation.of(model.see(item.shown), item.question)] * 4
-        found = likelihoods(model, asked, item.choices)
+        asked = [Conversation.of(tuna.see(item.shown), item.question)] * 4
+        found = likelihoods(tuna, asked, item.choices)
         np.testing.assert_allclose(row["log_probabilities"], found.log_probability, atol=2e-3)
         assert row["reply"] == item.choices[int(np.argmax(found.log_probability))]
         place = item.choices.index(item.answers[0])

@@ -1,31 +1,19 @@
 """A model draws benchmarks: what a sample depends on, and what the folder's description says."""
 
 import json
-import warnings
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-import tuna_jax
 from tuna_jax.data.clips import read_clip
 from tuna_jax.evaluation.benchmarks import checking, table
 from tuna_jax.recipes import benchmarks
 
+pytestmark = pytest.mark.usefixtures("any_words")
+
 QUICK = {"points": 3, "sizes": [(32, 32)], "progress": False}
-
-
-@pytest.fixture(scope="module")
-def tuna(tiny_model):
-    return tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
-
-
-@pytest.fixture(autouse=True)
-def _words_outside_the_compact_vocabulary():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture(scope="module")

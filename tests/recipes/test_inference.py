@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +20,10 @@ from tuna_jax.recipes.conversations import Conversation
 from tuna_jax.sequence import Grid, build, drawing_prompt, editing_prompt
 from tuna_jax.training import image_vae
 
+pytestmark = pytest.mark.usefixtures("any_words")
+
 QUICK = {"points": 3, "size": (32, 32)}
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
-
-
-@pytest.fixture(scope="module")
-def tuna(tiny_model):
-    return tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
-
-
-@pytest.fixture(autouse=True)
-def _words_outside_the_compact_vocabulary():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:

@@ -1,27 +1,14 @@
 """Log-likelihoods of answers: against decoding token by token, and independent of the batch."""
 
-import warnings
-
 import jax
 import numpy as np
 import pytest
 
-import tuna_jax
 from tuna_jax.generation import text
 from tuna_jax.recipes.conversations import Conversation
 from tuna_jax.recipes.likelihood import likelihoods
 
-
-@pytest.fixture(scope="module")
-def tuna(tiny_model):
-    return tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
-
-
-@pytest.fixture(autouse=True)
-def _words_outside_the_compact_vocabulary():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("any_words")
 
 
 def _picture(seed):

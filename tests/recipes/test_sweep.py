@@ -91,8 +91,14 @@ def test_parameters_averaged_or_not_and_other_settings_are_other_models(run, tmp
 
 def test_failing_cells_say_why_and_the_others_finish(run, tmp_path, capsys, monkeypatch):
     workdir = shutil.copytree(run, tmp_path / "run")
+    wrong = tmp_path / "evaluation_metadata.jsonl"
+    wrong.write_text('{"tag": "colors", "include": [], "prompt": "a dog"}\n{"tag": "colors"}\n')
+    draws = {"kind": "benchmark", "benchmark": "geneval"}
     tasks = {
         **TASKS,
+        "wrong_prompts": {**draws, "prompts": str(wrong)},
+        "no_prompts": {**draws, "prompts": str(tmp_path / "nowhere")},
+        "no_questions": {"kind": "questions", "file": str(tmp_path / "none.jsonl")},
         "prompts": {"kind": "answer", "question": "colour"},
         "empty": {"kind": "draw_pairs", "count": 0},
         "unknown": {},
@@ -115,6 +121,9 @@ def test_failing_cells_say_why_and_the_others_finish(run, tmp_path, capsys, monk
         for task in TASKS:
             assert "is not there (any more)" in reasons[step, task]
     assert reasons[20, "draw_single"] is None and reasons[20, "name"] is None
+    assert f"{wrong}:2: 'prompt' must be a text" in reasons[20, "wrong_prompts"]
+    assert f"{tmp_path / 'nowhere'} has no evaluation_metadata.jsonl" in reasons[20, "no_prompts"]
+    assert f"no file of questions at {tmp_path / 'none.jsonl'}" == reasons[20, "no_questions"]
     assert "'colour' is no kind of question" in reasons[20, "prompts"]
     assert "has no items" in reasons[20, "empty"]
     assert "'unknown' is no task; there are draw_single" in reasons[20, "unknown"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tuna_jax.evaluation import emoji_questions
 from tuna_jax.evaluation.sweeps import results
 from tuna_jax.evaluation.sweeps.cells import Cell
 
@@ -21,8 +22,10 @@ def get_config(arg=""):
     return ConfigDict({
         "name": "try", "batch": 8, "shown": 16, "settings": {"guidance": (1.0, 2.0)},
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
-        "tasks": {"edit": {"count": 12}, "name": {"kind": "answer", "question": "name", "count": 20}}})
+        "tasks": {"edit": {"count": 12}, "name": {"kind": "answer", "question": "name", "count": 20},
+            "choose": {"kind": "questions", "file": "QUESTIONS", "style": "multiple_choice", "count": 9}}})
 """
+ITEMS = 2 * 12 + 20 + 9
 
 WHOLE = ("--sweep.mesh.data=1", "--sweep.mesh.fsdp=1", "--sweep.mesh.tensor=1")
 
@@ -43,7 +46,8 @@ def known(output):
 
 @pytest.mark.slow
 def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny_run):
-    (tmp_path / "sweep.py").write_text(FILE)
+    (tmp_path / "sweep.py").write_text(FILE.replace("QUESTIONS", str(tmp_path / "pictures.jsonl")))
+    emoji_questions.write(tmp_path, 12)
     tiny_run.save(tmp_path / "run", tiny_run.experiment(tmp_path), (10,))
     eight, one = tmp_path / "eight", tmp_path / "one"
     for items in (8, 30):
@@ -55,17 +59,17 @@ def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert known(eight) < 2 * 12 + 20, "it was killed too late"
+        assert known(eight) < ITEMS, "it was killed too late"
     before = known(eight)
     assert start(tmp_path, eight, 8).wait(timeout=300) == 0
     assert start(tmp_path, one, 1, "--sweep.batch=5", *WHOLE).wait(timeout=300) == 0
-    assert before >= 30 and known(eight) == known(one) == 2 * 12 + 20, "nothing was asked twice"
+    assert before >= 30 and known(eight) == known(one) == ITEMS, "nothing was asked twice"
     tables = [results.read(folder / results.FILE) for folder in (eight, one)]
-    assert len(tables[0]) == len(tables[1]) == 4
+    assert len(tables[0]) == len(tables[1]) == 6
     for a, b in zip(*tables, strict=True):
         assert results.identity(a) == results.identity(b) and a["key"] == b["key"]
         left, right = (Cell(folder / "cells" / a["key"]) for folder in (eight, one))
-        if a["task"] == "name":
+        if a["task"] in ("name", "choose"):
             assert a["scores"] == b["scores"] and left.records() == right.records()
             continue
         for metric, score in a["scores"].items():

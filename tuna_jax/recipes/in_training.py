@@ -88,6 +88,7 @@ def evaluator(
                     "key": key,
                     "verdict": task.verdict,
                     "scores": results.scores(cell.records(), task.chance),
+                    **cell.told(),
                 }
             )
         before = [row for row in results.read(folder / results.FILE) if row["step"] < step]

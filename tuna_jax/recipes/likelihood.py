@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation.prefix import Prefix, prefill
 from tuna_jax.models import tuna
+from tuna_jax.models.placement import Placement, placing
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.abilities import Model
 from tuna_jax.recipes.conversations import Conversation
@@ -97,7 +98,9 @@ def _of_alike(
 
     def some(part: Int[np.ndarray, " rows"]) -> np.ndarray:
         prefix = model.prefix([whole[i] for i in part], [shown[i] for i in part], width)
-        scores = _scores(model.config, model.params, prefix, starts[part], targets[part])
+        scores = _scores(
+            model.config, model.params, prefix, starts[part], targets[part], model.placement
+        )
         return np.stack([np.asarray(score) for score in scores], axis=-1)
 
     visual = int(asked[0].spans[:, 1].sum())
@@ -110,21 +113,23 @@ def _joined(asked: TokenSequence, answer: Sequence[int]) -> TokenSequence:
     return dataclasses.replace(asked, tokens=tokens, labels=np.concatenate([asked.labels, ids]))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("config", "placement"))
 def _scores(
     config: TunaConfig,
     params: Any,
     prefix: Prefix,
     starts: Int[Any, " b"],
     targets: Int[Any, "b a"],
+    placement: Placement | None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Of the tokens that begin at `starts`; logits are made at those alone."""
     length = prefix.tokens.shape[1]
-    _, hidden = prefill(config, params, prefix, length, with_flow_head=False)
-    before = jnp.asarray(starts)[:, None] - 1 + jnp.arange(targets.shape[1])
-    before = jnp.minimum(before, length - 1)
-    states = jnp.take_along_axis(hidden, before[..., None], axis=1)
-    logits = tuna.logits(config, params, states).astype(jnp.float32)
+    with placing(placement):
+        _, hidden = prefill(config, params, prefix, length, with_flow_head=False)
+        before = jnp.asarray(starts)[:, None] - 1 + jnp.arange(targets.shape[1])
+        before = jnp.minimum(before, length - 1)
+        states = jnp.take_along_axis(hidden, before[..., None], axis=1)
+        logits = tuna.logits(config, params, states).astype(jnp.float32)
     counts = jnp.asarray(targets) != _NONE
     chosen = jnp.take_along_axis(
         jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[..., None], axis=-1

@@ -176,7 +176,7 @@ class Sweep:
                     self._fill(one, loaded[1])
                 scores = results.scores(one.cell.records(), one.task.chance)
                 told = {"key": one.key, "verdict": one.task.verdict, "scores": scores}
-                self._rows.append(one.row | told)
+                self._rows.append(one.row | told | one.cell.told())
             except Exception as error:  # A cell that fails does so alone, and says why.
                 logging.debug("where it was raised:", exc_info=True)
                 self._rows.append(one.row | {"error": _reason(error, checkpoint)})

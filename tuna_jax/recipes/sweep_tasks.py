@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from tuna_jax.evaluation.sweeps.tasks import Task
 from tuna_jax.parallel import rules
 from tuna_jax.parallel.activations import Activations
-from tuna_jax.recipes import emoji_tasks
+from tuna_jax.recipes import emoji_tasks, file_tasks
 from tuna_jax.recipes.abilities import Model
 
-TASKS: dict[str, Callable[..., Task]] = {**emoji_tasks.TASKS}
+TASKS: dict[str, Callable[..., Task]] = {**emoji_tasks.TASKS, **file_tasks.TASKS}
 """By name: functions that make a task of its options. More tasks are more entries."""
 
 SETTINGS = ("guidance", "points", "solver", "shift", "size", "ema")

@@ -98,6 +98,13 @@ class Benchmark:
         prompts = min(count, self.prompts)
         return dataclasses.replace(self, pieces=pieces, companions=companions, prompts=prompts)
 
+    def some(self, numbers: Iterable[int]) -> Benchmark:
+        """These pieces alone, by their place among the pieces, each once, with what belongs beside them."""
+        pieces = tuple(self.pieces[number] for number in sorted(set(numbers)))
+        places = {piece.place for piece in pieces}
+        companions = tuple(one for one in self.companions if one.place in places)
+        return dataclasses.replace(self, pieces=pieces, companions=companions, prompts=len(places))
+
     def digest(self) -> str:
         """A hash of what is to be drawn and where."""
         entries = [[p.path, p.prompt, p.place, p.samples] for p in self.pieces]

@@ -3,6 +3,7 @@
     KEY/cell.json     what determines it, for people
     KEY/items.jsonl   a line an item, appended batch by batch: {"item", "asked", "expected", "text", "values"}
     KEY/0003.png      what was drawn for item 3, for the first items
+    KEY/files/        what a scorer outside reads, for tasks that make such files
 
 A killed sweep loses the batch that it was at. A line that a kill cut short is dropped, and its item asked again.
 """
@@ -25,6 +26,7 @@ from tuna_jax.data.cache import atomic_file
 from tuna_jax.evaluation.sweeps.tasks import Outcome, Task
 
 FORMAT = 1
+FILES = "files"
 Record = dict[str, Any]
 """A line of items.jsonl."""
 
@@ -81,12 +83,20 @@ class Cell:
         """The files of the pictures."""
         return {int(path.stem): path for path in sorted(self.folder.glob("[0-9]*.png"))}
 
+    def told(self) -> dict[str, str]:
+        """What a row of results says of its files: where they are, if there are any."""
+        folder = self.folder / FILES
+        return {"files": str(folder)} if folder.is_dir() else {}
+
     def append(self, items: Sequence[int], outcome: Outcome, shown: int) -> None:
         """Adds what the first `len(items)` rows of an outcome tell; pictures of items below `shown` are kept."""
         for row, item in enumerate(items):
             if outcome.pictures is not None and item < shown:
                 with atomic_file(self.folder / f"{item:04d}.png") as scratch:
                     Image.fromarray(outcome.pictures[row]).save(scratch, format="PNG")
+            for path, content in (outcome.files[row] if outcome.files else {}).items():
+                with atomic_file(self.folder / FILES / path) as scratch:
+                    scratch.write_bytes(content)
         lines = [
             json.dumps(_record(item, row, outcome), ensure_ascii=False) + "\n"
             for row, item in enumerate(items)

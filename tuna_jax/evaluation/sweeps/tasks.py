@@ -30,6 +30,7 @@ class Outcome:
         expected: the right answer to each, for tasks that have one.
         texts: what the model said, for tasks of understanding.
         pictures: what it drew, all of one size; a clip as its frames side by side.
+        files: of each item, by path, what a scorer outside wants to read; kept in the cell's folder `files`.
     """
 
     values: Mapping[str, Sequence[float]]
@@ -37,11 +38,12 @@ class Outcome:
     expected: Sequence[str] | None = None
     texts: Sequence[str] | None = None
     pictures: UInt8[np.ndarray, "n height width 3"] | None = None
+    files: Sequence[Mapping[str, bytes]] | None = None
 
     def check(self, count: int) -> None:
         """Raises ValueError unless there is as much of everything as there are items."""
         told: dict[str, Any] = {"asked": self.asked, **self.values}
-        for name in ("expected", "texts", "pictures"):
+        for name in ("expected", "texts", "pictures", "files"):
             if getattr(self, name) is not None:
                 told[name] = getattr(self, name)
         for name, rows in told.items():
