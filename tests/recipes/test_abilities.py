@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tuna_jax.recipes import emoji
+from tuna_jax.recipes.conversations import Conversation
+from tuna_jax.recipes.likelihood import likelihoods
 from tuna_jax.training.settings import parse
 
 
@@ -39,8 +41,13 @@ NETWORK, VAE = ("batch", "sequence", "width"), ("batch", None, None, None, None)
         lambda model: model.answer(
             np.zeros((64, 64, 3), np.uint8), "what is this?", max_new_tokens=2
         ),
+        lambda model: likelihoods(
+            model,
+            [Conversation.of([np.zeros((1, 64, 64, 3), np.uint8)], "what is this?")],
+            ["a cat"],
+        ),
     ],
-    ids=["draws", "edits", "answers"],
+    ids=["draws", "edits", "answers", "judges"],
 )
 def test_what_is_computed_is_laid_out_as_the_placement_says(tmp_path, tiny_run, call):
     values = tiny_run.experiment(tmp_path)
