@@ -59,6 +59,7 @@ A peer (--peer=FILE):
 """
 
 _DRAWING = {
+    "weights": "dtype that matrices are held in; empty: float32",
     "batch": "pictures at once",
     "prompt": "words of a prompt",
     "negative": "words of the negative prompt",
@@ -125,6 +126,7 @@ _KINDS = {
             "side": "of the latent",
             "frames": "latent frames",
             "ema": "decay of the parameters' average; 0: none",
+            "frozen": "parts that are not trained, with commas, such as language",
             "steps": "of a round",
         }
         | _ROUNDS

@@ -100,9 +100,9 @@ def attention(
       visible_end: keys at or after it are hidden; None shows all keys.
       visible_start: keys before it are hidden (packing); None hides none.
       backend: 'xla': a dense mask. 'splash': a kernel for TPUs that never builds one; interpreted, slowly, elsewhere.
-        'cudnn': a kernel for NVIDIA's GPUs, with the dense mask as a bias. 'auto': 'splash' on TPUs where it can be
-        had, else 'xla'. Dense is what the representation encoder (everybody sees everybody, 72 channels a head) and
-        cached decoding (more keys than queries) use whatever the setting.
+        'cudnn': a kernel for NVIDIA's GPUs in bfloat16, with the dense mask as a bias. 'auto': 'splash' on TPUs and
+        'cudnn' on NVIDIA's GPUs where they can be had, else 'xla'. Dense is what the representation encoder (everybody
+        sees everybody, 72 channels a head) uses whatever the setting, and cached decoding but for 'cudnn'.
 
     Returns:
       Per-head outputs in the dtype of query; scores and softmax are float32.
@@ -111,8 +111,7 @@ def attention(
       ValueError: an unknown backend, or one that cannot do what is asked.
     """
     if backend == "auto":
-        fits = visible_end is not None and 256 <= query.shape[1] == key.shape[1] < 65_536
-        backend = "splash" if fits and platform() == "tpu" else "xla"
+        backend = _fastest(query, key, masked=visible_end is not None)
     if backend == "splash":
         # Imports Pallas, which others need not wait for.
         from tuna_jax.models import splash
@@ -128,15 +127,11 @@ def attention(
             raise ValueError(
                 f"attention_backend 'cudnn' runs on NVIDIA's GPUs, and this is {platform()}; choose 'auto' or 'xla'"
             )
-        visible = _visible(key.shape[1], visible_end, visible_start)
-        seen = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=None if visible is None else visible[:, None],
-            implementation="cudnn",
-        )
-        return checkpoint_name(seen, ATTENTION)
+        if query.dtype == jnp.float32:
+            raise ValueError(
+                "attention_backend 'cudnn' wants compute_dtype 'bfloat16'; choose 'auto' or 'xla' for float32"
+            )
+        return checkpoint_name(_cudnn(query, key, value, visible_end, visible_start), ATTENTION)
     if backend != "xla":
         raise ValueError(
             f"unknown attention backend {backend!r}; choose 'xla', 'auto', 'splash' or 'cudnn'"
@@ -164,6 +159,43 @@ def attention(
     return checkpoint_name(seen, ATTENTION)
 
 
+def _fastest(query: Array, key: Array, *, masked: bool) -> str:
+    """The backend for this call where it is traced for."""
+    queries, keys = query.shape[1], key.shape[1]
+    if not masked or queries < 256:
+        return "xla"
+    if platform() == "tpu":
+        return "splash" if queries == keys < 65_536 else "xla"
+    halves = query.dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if platform() in ("gpu", "cuda") and halves else "xla"
+
+
+def _cudnn(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k g d"],
+    value: Float[Array, "b k g d"],
+    visible_end: Int[Array, "b q"] | None,
+    visible_start: Int[Array, "b q"] | None,
+) -> Float[Array, "b q h d"]:
+    """cuDNN's kernel, which with a mask wants even lengths to differentiate and multiples of 8 to read whole words."""
+    queries, keys = query.shape[1], key.shape[1]
+    visible = _visible(keys, visible_end, visible_start)
+    more = (-queries % 8, -keys % 8)
+    if any(more):
+        if visible is None:
+            visible = jnp.ones((query.shape[0], queries, keys), bool)
+        # A query that is too many sees every real key, and what it sees is thrown away.
+        visible = jnp.pad(visible, ((0, 0), (0, more[0]), (0, 0)), constant_values=True)
+        visible = jnp.pad(visible, ((0, 0), (0, 0), (0, more[1])))
+        query, key, value = (
+            jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0)))
+            for x, extra in ((query, more[0]), (key, more[1]), (value, more[1]))
+        )
+    mask = None if visible is None else visible[:, None]
+    seen = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    return seen[:, :queries]
+
+
 def _visible(
     keys: int, visible_end: Int[Array, "b q"] | None, visible_start: Int[Array, "b q"] | None
 ) -> Bool[Array, "b q k"] | None:
@@ -189,7 +221,7 @@ def attend(
     """Omni attention of a call's tokens over themselves, or, with a cache, over all that was written before too.
 
     With a cache the new keys and values are written at the rows' first positions, and the cache with them is returned;
-    the attention is then dense, whatever the backend.
+    the attention is then dense, unless cuDNN does it.
     """
     query = placed(query, "batch", "sequence", "heads", None)
     if cache is not None:
@@ -200,7 +232,8 @@ def attend(
         }
         cache = {name: placed(x, "batch", "keys", "kv_heads", None) for name, x in cache.items()}
         key, value = cache["key"].astype(key.dtype), cache["value"].astype(value.dtype)
-        backend = "xla"
+        if platform() not in ("gpu", "cuda"):
+            backend = "xla"
     key = placed(key, "batch", "keys", "kv_heads", None)
     value = placed(value, "batch", "keys", "kv_heads", None)
     seen = attention(query, key, value, layout.visible_end, backend=backend)

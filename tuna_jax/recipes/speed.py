@@ -174,12 +174,13 @@ def process_memory(run: Callable[[], Any]) -> int:
     return 1024 * int(line.split()[1])
 
 
-def random_model(name: str, dtype: str = "") -> tuple[TunaConfig, Params]:
+def random_model(name: str, dtype: str = "", weights: str = "") -> tuple[TunaConfig, Params]:
     """A preset with random parameters, in which nothing is zero that a trained model has not zero.
 
     Args:
       name: the preset.
       dtype: of activations and matrix products; empty: the preset's.
+      weights: dtype that matrices are held in; empty: float32. Vectors are float32 always.
     """
     config = preset(name)
     if dtype:
@@ -193,7 +194,8 @@ def random_model(name: str, dtype: str = "") -> tuple[TunaConfig, Params]:
             leaf + 0.02 * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
             for number, leaf in enumerate(leaves)
         ]
-        return jax.tree.unflatten(tree, moved)
+        held = [leaf.astype(weights) if weights and leaf.ndim > 1 else leaf for leaf in moved]
+        return jax.tree.unflatten(tree, held)
 
     return config, make(jax.random.key(0))
 

@@ -29,7 +29,8 @@ class Settings:
 
     Attributes:
       task: one of TASKS.
-      preset: the model, with random weights. dtype: of its activations; empty: the preset's.
+      preset: the model, with random weights. dtype: of its activations; empty: the preset's. weights: 'bfloat16' holds
+        matrices so, as a server may; empty: all is float32.
       batch: pictures at once. prompt, negative: words of each. side: of the latent. frames: latent frames.
       points: of the time grid. guidance: scale. solver: 'euler' or 'heun'; a peer only does Euler.
       lengths: that sequences are padded to without the cache, with commas; 0: as few tokens as will do.
@@ -41,6 +42,7 @@ class Settings:
     task: str = "sample"
     preset: str = "mid"
     dtype: str = ""
+    weights: str = ""
     batch: int = 1
     prompt: int = 64
     negative: int = 20
@@ -58,6 +60,8 @@ class Settings:
     def __post_init__(self) -> None:
         least = {"batch": 1, "prompt": 1, "negative": 0, "side": 1, "frames": 1}
         speed.at_least(self, **least, points=2, rounds=1)
+        if self.weights not in ("", "float32", "bfloat16"):
+            raise ValueError(f"weights is {self.weights!r}; give 'float32' or 'bfloat16'")
         if self.task == "edit" and self.batch > 1 and self.peer:
             raise ValueError(f"batch is {self.batch}; the released code edits one picture at once")
         for length in speed.numbers(self.lengths, "lengths"):
@@ -81,7 +85,7 @@ class Settings:
 def measure(settings: Settings, folder: Path) -> list[speed.Group]:
     """One group: ours, ours without the cache at each length, the peer at each length."""
     del folder
-    config, params = speed.random_model(settings.preset, settings.dtype)
+    config, params = speed.random_model(settings.preset, settings.dtype, settings.weights)
     peer = speed_peer.load(settings.peer, config, params, "sample")
     random = np.random.default_rng(0)
     shape = (settings.batch, settings.frames, settings.side, settings.side)

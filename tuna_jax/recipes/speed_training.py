@@ -27,6 +27,7 @@ class Settings:
       batch: rows of a step. tokens: of a row, padded. words: of its prompt, which the text loss is about.
       side: of the picture's latent. frames: latent frames.
       ema: decay of the average of the parameters; 0: none, as a peer keeps none.
+      frozen: what is not trained, as `OptimizerSettings.frozen` has it, with commas.
       steps: of a round. rounds: of each side. peer: a Python file, see speed_peer.py.
     """
 
@@ -40,6 +41,7 @@ class Settings:
     side: int = 16
     frames: int = 1
     ema: float = 0.0
+    frozen: str = ""
     steps: int = 2
     rounds: int = 5
     peer: str = ""
@@ -59,6 +61,7 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
     config = dataclasses.replace(config, **changes)
     batch, work = _batch(config, settings), settings.steps * settings.batch * settings.tokens
     peer = speed_peer.load(settings.peer, config, params, "train_step")
+    # The step gives its state away, and a peer has only a copy of these parameters in a file: nobody wants them again.
     sides = [_ours(config, params, batch, settings, work)]
     if peer is not None:
         step = functools.partial(peer.call, "train_step", batch)
@@ -80,11 +83,11 @@ def _ours(
     config: TunaConfig, params: Any, batch: dict[str, np.ndarray], settings: Settings, work: int
 ) -> speed.Side:
     mesh = make_mesh(MeshSettings(data=1), jax.devices()[:1])
-    optimizer = OptimizerSettings(warmup=1, ema=settings.ema)
+    frozen = tuple(name for name in settings.frozen.split(",") if name)
+    optimizer = OptimizerSettings(warmup=1, ema=settings.ema, frozen=frozen)
     program = Program(LoopSettings(steps=10**6, optimizer=optimizer), config, ("t2i",), mesh)
     step, placed = program.compile(batch, None), program.place(batch)
-    # The step gives its state away, and a peer may want these parameters still.
-    state = program.initial(jax.tree.map(lambda x: x.copy(), params))
+    state = program.initial(params)
 
     def run() -> None:
         nonlocal state
