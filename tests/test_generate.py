@@ -52,6 +52,11 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
     assert f"prompt_1.png: {CAT}" in capsys.readouterr().out
     assert run(f"--prompt={DOG}", "--output=other", f"--negative={CAT}", "--seed=3", *QUICK) == 0
     assert (_read("other/prompt_0.png") != drawn[0]).any(), "the negative prompt changes it"
+    flags = [f"--prompt={DOG}", "--guidance=5", "--guidance_interval=0.2,1", "--output=late"]
+    assert run(*flags, *QUICK) == 0
+    late = {"guidance": 5.0, "guidance_interval": (0.2, 1.0), "points": 3, "size": (32, 32)}
+    model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
+    np.testing.assert_array_equal(_read("late/prompt_0.png"), model.generate_image(DOG, **late)[0])
 
 
 def test_lines_of_json_have_their_own_seed_and_negative(run, tmp_path):
@@ -148,6 +153,9 @@ def test_text_alone_is_a_chat(run, tmp_path):
         (["--task=t2i", "--prompt=a", "--frames=5"], "--frames has no effect with --task=t2i"),
         (["--question=a", "--size=32"], "--size has no effect with --task=chat"),
         (["--prompt=a", "--size=32by4"], "give HEIGHTxWIDTH"),
+        (["--prompt=a", "--guidance_interval=early"], "'early' is no interval; give LOW,HIGH"),
+        (["--prompt=a", "--guidance_interval=0.5"], "'0.5' is no interval"),
+        (["--question=a", "--guidance_interval=0,1"], "has no effect with --task=chat"),
         (["--prompt=a", "--batch_size=0"], "at least 1"),
         (["--image=a.png", "--video=b.mp4", "--question=a"], "cannot be shown together"),
     ],
@@ -163,6 +171,7 @@ def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
     ("arguments", "words"),
     [
         (["--prompt=a", "--size=40x32"], "image height 40 is not divisible by 16"),
+        (["--prompt=a", "--guidance_interval=0.9,0.5"], "guidance_interval is (0.9, 0.5)"),
         (["--task=t2v", "--prompt=a", "--frames=4"], "4 frames is not 1 + 4k"),
         (["--prompts=none.txt"], "no file of requests at none.txt"),
         (["--prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),

@@ -9,6 +9,9 @@ Examples:
     # A prompt a line from a file, another seed, more guidance, away from a negative prompt:
     python -m tuna_jax.generate --model=runs/demo --prompts=prompts.txt --seed=3 --guidance=3 --negative="a dog"
 
+    # Guidance in the middle of the way alone, which is faster:
+    python -m tuna_jax.generate --model=runs/demo --prompt="a dog" --guidance=3 --guidance_interval=0.1,0.9
+
     # Text about a picture (any size; it is scaled to the model's), about several, about a video:
     python -m tuna_jax.generate --model=runs/demo --image=picture.png --question="what is this?"
     python -m tuna_jax.generate --model=model/ --image=a.png --image=b.png --question="what differs?"
@@ -41,7 +44,8 @@ from typing import Any
 
 from tuna_jax.recipes.requests import DRAWN, TASKS, Request, read_requests
 
-_DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "points", "shift", "solver")
+_DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "points")
+_DRAWING = (*_DRAWING, "shift", "solver")
 _WRITING = ("question", "prompts", "image", "video", "frames", "max_new_tokens", "temperature")
 _WRITING = (*_WRITING, "top_k", "top_p", "template")
 # The flags that each task reads, beside those that all do.
@@ -115,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         help="height x width, multiples of 16, such as 320x512, or a square's side; by default the model's",
     )
     add("--guidance", type=float, metavar="SCALE", help="1 samples without guidance")
+    add(
+        "--guidance_interval",
+        type=_interval,
+        metavar="LOW,HIGH",
+        help="guide only at times of the grid within it, 0 is noise and 1 is clean, such as 0.1,0.9; faster",
+    )
     add("--points", type=int, metavar="N", help="points of the time grid: one step fewer")
     add("--shift", type=float, help="of the time grid toward noise")
     add("--solver", choices=("euler", "heun"), help="how the flow is followed")
@@ -162,6 +172,16 @@ def _size(text: str) -> tuple[int, int]:
             f"{text!r} is no size; give HEIGHTxWIDTH in pixels, such as 320x512, or one side"
         )
     return int(sides[0]), int(sides[-1])
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+        return low, high
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no interval; give LOW,HIGH, such as 0.1,0.9"
+        ) from None
 
 
 def _infer(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> str:

@@ -79,6 +79,21 @@ def test_a_picture_depends_on_its_seed_place_prompt_and_negative(tuna):
     assert _differ(first[1], against[1])
 
 
+def test_a_picture_depends_on_the_guidance_interval(tuna):
+    """Of three points the middle one is 0.25: guidance in the first step alone, in the second, in both."""
+    how = {"guidance": 5.0, "negative": CAT, **QUICK}
+    first, second, both, none = (
+        tuna.generate_image(DOG, guidance_interval=interval, **how)
+        for interval in ((0.0, 0.2), (0.2, 1.0), (0.0, 1.0), (0.1, 0.2))
+    )
+    np.testing.assert_array_equal(both, tuna.generate_image(DOG, **how))
+    assert not _differ(none, tuna.generate_image(DOG, guidance=1.0, **QUICK))
+    assert _differ(first, second) and _differ(first, both) and _differ(second, both)
+    usual = dataclasses.replace(tuna.samples, guidance_interval=(0.2, 1.0))
+    drawn = dataclasses.replace(tuna, samples=usual).generate_image(DOG, **how)
+    np.testing.assert_array_equal(second, drawn)
+
+
 def test_chunks_change_nothing(tuna):
     prompts = [DOG, CAT, DOG, CAT, DOG]
     whole = tuna.generate_image(prompts, seed=1, **QUICK)
@@ -244,6 +259,11 @@ def test_files_and_pillow_pictures_are_shown_as_arrays_are(tuna, tmp_path):
         (lambda t: t.generate_image(DOG, seed=[1, 2]), "2 seeds for 1 rows"),
         (lambda t: t.generate_image(DOG, negative=["a", "b"]), "2 negative prompts for 1 prompts"),
         (lambda t: t.generate_image(DOG, negative=CAT, guidance=1.0), "no effect at guidance 1"),
+        (lambda t: t.generate_image(DOG, guidance_interval=(0.9, 0.1)), "must be two times"),
+        (
+            lambda t: t.generate_image(DOG, guidance_interval=(0.1, 0.9), guidance=1.0),
+            "interval has no effect at guidance 1",
+        ),
         (lambda t: t.generate_image(DOG, points=1, size=(32, 32)), "at least 2 points"),
         (lambda t: t.edit_image([_picture(0)] * 2, [DOG] * 3), "2 pictures and 3 instructions"),
         (

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, UInt8
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.flow import EVERYWHERE
 from tuna_jax.generation import images, text
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models.placement import Placement
@@ -34,11 +35,13 @@ class SampleSettings:
 
     Attributes:
       count: pictures on the contact sheet that training draws.
+      guidance_interval: (low, high), the times of the grid at which guidance is applied; see `images.sample`.
     """
 
     count: int = 24
     points: int = 16
     guidance: float = 2.0
+    guidance_interval: tuple[float, float] = EVERYWHERE
     shift: float = 3.0
     solver: str = "euler"
 
@@ -52,6 +55,8 @@ class Sampling(TypedDict, total=False):
       negative: what not to draw, for all rows or one a row; the other side of guidance. Default: nothing.
       size: (height, width), multiples of 16.
       guidance: scale; 0 and 1 sample without.
+      guidance_interval: (low, high), 0 is noise and 1 is clean: guidance is applied at times of the grid within it
+        alone, and the others take half the work.
       points: points of the time grid, one step fewer.
       shift: of the time grid.
       solver: 'euler' or 'heun'.
@@ -62,6 +67,7 @@ class Sampling(TypedDict, total=False):
     negative: str | Sequence[str] | None
     size: tuple[int, int] | None
     guidance: float | None
+    guidance_interval: tuple[float, float] | None
     points: int | None
     shift: float | None
     solver: str | None
@@ -123,8 +129,8 @@ class Model:
           **options: see `Sampling`.
 
         Raises:
-          ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, no prompt, another
-            number of negatives or seeds than prompts.
+          ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, a guidance interval
+            that is none, no prompt, another number of negatives or seeds than prompts.
         """
         listed = _listed(prompts)
         return self._draw(self._drawing, listed, None, 1, options)[:, 0]
@@ -327,6 +333,10 @@ class Model:
             raise ValueError(
                 f"a negative prompt has no effect at guidance {chosen.guidance:g}; raise the guidance"
             )
+        if options.get("guidance_interval") and chosen.guidance in (0.0, 1.0):
+            raise ValueError(
+                f"a guidance interval has no effect at guidance {chosen.guidance:g}; raise the guidance"
+            )
         against = [given] * len(prompts) if isinstance(given, str) else list(given)
         if len(against) != len(prompts):
             raise ValueError(
@@ -349,6 +359,7 @@ class Model:
                 jnp.asarray(noise[part]),
                 negative=rows.prefix_of([negative[i] for i in part], special, latents, width),
                 guidance=chosen.guidance,
+                guidance_interval=chosen.guidance_interval,
                 points=chosen.points,
                 shift=chosen.shift,
                 solver=chosen.solver,
