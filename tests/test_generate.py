@@ -135,6 +135,39 @@ def test_a_chat_goes_on(run, tmp_path, tiny_model):
     assert json.loads(answered)["answer"] == later["messages"][5]["content"]
 
 
+def test_streamed_answers_are_the_answers(run, tmp_path, capsys, monkeypatch):
+    flags = ["--image=a.png", "--question=what is this?", "--question=why?", "--temperature=1"]
+    flags += ["--max_new_tokens=12"]
+    written = []
+    monkeypatch.setattr(generate, "_print_part", written.append)
+    for task, name in (("understand", "answers.jsonl"), ("chat", "conversation.json")):
+        written.clear()
+        assert run(f"--task={task}", *flags, "--output=whole") == 0
+        assert not written, "no terminal"
+        said = capsys.readouterr().out
+        assert run(f"--task={task}", *flags, "--stream", "--output=parts") == 0
+        assert not capsys.readouterr().out
+        assert len(written) > 4 and "".join(written) == said
+        whole, parts = ((tmp_path / folder / name).read_text() for folder in ("whole", "parts"))
+        assert parts == whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "streams"),
+    [([], True), (["--no-stream"], False), (["--task=chat", "--question=why?"], True)],
+)
+def test_a_terminal_gets_words_as_they_come(run, monkeypatch, flags, streams):
+    written = []
+    monkeypatch.setattr(generate, "_print_part", written.append)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run("--image=a.png", "--question=what is this?", "--max_new_tokens=12", *flags) == 0
+    assert bool(written) == streams
+    written.clear()
+    both = ["--question=what is this?", "--question=why?"]
+    assert run("--image=a.png", *both, "--max_new_tokens=2") == 0
+    assert not written, "answers that can be made at once are"
+
+
 def test_text_alone_is_a_chat(run, tmp_path):
     assert run("--question=hello", "--max_new_tokens=2", "--temperature=0.8", "--top_k=5") == 0
     assert json.loads((tmp_path / "answers/conversation.json").read_text())["shown"] == []
@@ -156,6 +189,7 @@ def test_text_alone_is_a_chat(run, tmp_path):
         (["--prompt=a", "--guidance_interval=early"], "'early' is no interval; give LOW,HIGH"),
         (["--prompt=a", "--guidance_interval=0.5"], "'0.5' is no interval"),
         (["--question=a", "--guidance_interval=0,1"], "has no effect with --task=chat"),
+        (["--prompt=a", "--stream"], "--stream has no effect with --task=t2i"),
         (["--prompt=a", "--batch_size=0"], "at least 1"),
         (["--image=a.png", "--video=b.mp4", "--question=a"], "cannot be shown together"),
     ],

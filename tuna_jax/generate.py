@@ -25,6 +25,9 @@ Examples:
     python -m tuna_jax.generate --model=model/ --task=chat --image=a.png --question="what is this?" --question="why?"
     python -m tuna_jax.generate --model=model/ --task=chat --history=answers/conversation.json --question="and then?"
 
+    # Words as they come, where the output is no terminal too:
+    python -m tuna_jax.generate --model=model/ --image=a.png --question="what is this?" --stream
+
     # Many at once, with JSON lines such as {"prompt": "a dog", "negative": "a cat", "seed": 7},
     # {"prompt": "make it blue", "image": "a.png"} or {"question": "what is this?", "image": ["a.png"]}:
     python -m tuna_jax.generate --model=model/ --task=edit --prompts=edits.jsonl
@@ -47,7 +50,7 @@ from tuna_jax.recipes.requests import DRAWN, TASKS, Request, read_requests
 _DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "points")
 _DRAWING = (*_DRAWING, "shift", "solver")
 _WRITING = ("question", "prompts", "image", "video", "frames", "max_new_tokens", "temperature")
-_WRITING = (*_WRITING, "top_k", "top_p", "template")
+_WRITING = (*_WRITING, "top_k", "top_p", "template", "stream")
 # The flags that each task reads, beside those that all do.
 _READS = {
     "t2i": _DRAWING,
@@ -156,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("chat", "plain"),
         help="how a question is put; by default as in the model's training",
     )
+    add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print words as they come, one answer after another; by default in a terminal, unless there are several "
+        "answers that can be made at once",
+    )
     return parser
 
 
@@ -239,7 +248,7 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
     options: dict[str, Any] = {
         name: getattr(chosen, name)
         for name in (*_READS[task], "batch_size")
-        if name not in ("prompt", "prompts", "question", "image", "video", "history")
+        if name not in ("prompt", "prompts", "question", "image", "video", "history", "stream")
         and getattr(chosen, name) is not None
     }
     common = (model, requests, chosen.output or _OUTPUTS.get(task, "answers"))
@@ -248,10 +257,20 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
         outputs.draw_pictures(*common, edit=task == "edit", **options)
     elif task == "t2v":
         outputs.draw_clips(*common, **options)
-    elif task == "chat" and not chosen.prompts:
-        outputs.converse(*common, history=history, **options)
     else:
-        outputs.write_answers(*common, **options)
+        talks = task == "chat" and not chosen.prompts
+        streams = chosen.stream
+        if streams is None:
+            streams = sys.stdout.isatty() and (talks or len(requests) == 1)
+        options["write"] = _print_part if streams else None
+        if talks:
+            outputs.converse(*common, history=history, **options)
+        else:
+            outputs.write_answers(*common, **options)
+
+
+def _print_part(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _requests(chosen: argparse.Namespace, task: str) -> list[Request]:

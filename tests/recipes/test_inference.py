@@ -225,6 +225,25 @@ def test_sampled_answers_depend_on_their_seed_and_place_alone(tuna):
     assert len(set(tuna.reply(asked, seed=2, max_new_tokens=8, temperature=1.0, top_k=1))) == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}], ids=["greedy", "sampled"]
+)
+def test_a_streamed_answer_is_the_answer_in_parts(tuna, options):
+    picture, few = _picture(0), {"max_new_tokens": 20, **options}
+    parts = list(tuna.stream_answer(picture, "what is this?", **few))
+    said = tuna.answer(picture, "what is this?", **few)
+    assert len(parts) > 1 and "".join(parts) == said
+    messages = [{"role": "user", "content": "what is this?"}]
+    assert "".join(tuna.stream_chat(messages, **few)) == tuna.chat(messages, **few)
+
+
+def test_what_is_wrong_is_said_before_the_first_part(tuna):
+    with pytest.raises(ValueError, match="temperature is -1"):
+        tuna.stream_answer(None, "hello", temperature=-1.0)
+    with pytest.raises(ValueError, match="unknown template 'odd'"):
+        tuna.stream_answer(None, "hello", template="odd")
+
+
 def test_the_plain_template_has_one_picture_and_one_question(tuna):
     trained = dataclasses.replace(tuna, template="plain")
     picture, special = _picture(0)[None], tuna.tokenizer.special

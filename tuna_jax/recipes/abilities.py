@@ -7,8 +7,8 @@ alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,84 +16,17 @@ from jaxtyping import Array, Int, UInt8
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.flow import EVERYWHERE
 from tuna_jax.generation import images, text
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models.placement import Placement
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.conversations import Conversation, ask
+from tuna_jax.recipes.options import Decoding, SampleSettings, Sampling, check
 from tuna_jax.recipes.shown import Shown, as_clip, as_list
 from tuna_jax.sequence import Grid, TokenSequence, drawing_prompt, editing_prompt
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Clips = UInt8[np.ndarray, "n frames height width 3"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """How pictures are drawn: `points` of the time grid (one step fewer), guidance, shift of the grid, solver.
-
-    Attributes:
-      count: pictures on the contact sheet that training draws.
-      guidance_interval: (low, high), the times of the grid at which guidance is applied; see `images.sample`.
-    """
-
-    count: int = 24
-    points: int = 16
-    guidance: float = 2.0
-    guidance_interval: tuple[float, float] = EVERYWHERE
-    shift: float = 3.0
-    solver: str = "euler"
-
-
-class Sampling(TypedDict, total=False):
-    """Options of every call that draws. One that is absent or None takes the model's own.
-
-    Attributes:
-      seed: of the noise: row i depends on (seed, i). A list has a seed a row,
-        which is then drawn as if it were alone; see `rows.keys`.
-      negative: what not to draw, for all rows or one a row; the other side of guidance. Default: nothing.
-      size: (height, width), multiples of 16.
-      guidance: scale; 0 and 1 sample without.
-      guidance_interval: (low, high), 0 is noise and 1 is clean: guidance is applied at times of the grid within it
-        alone, and the others take half the work.
-      points: points of the time grid, one step fewer.
-      shift: of the time grid.
-      solver: 'euler' or 'heun'.
-      batch_size: most rows at once.
-    """
-
-    seed: rows.Seed | None
-    negative: str | Sequence[str] | None
-    size: tuple[int, int] | None
-    guidance: float | None
-    guidance_interval: tuple[float, float] | None
-    points: int | None
-    shift: float | None
-    solver: str | None
-    batch_size: int | None
-
-
-class Decoding(TypedDict, total=False):
-    """Options of every call that writes text. One that is absent or None takes the default.
-
-    Attributes:
-      max_new_tokens: most tokens of an answer (128).
-      temperature: 0 is greedy (0).
-      top_k: sample among this many likeliest tokens; 0 among all (0).
-      top_p: sample within this much probability; 1 within all (1).
-      seed: of sampling; answer i depends on (seed, i), or on a list's (seed[i], 0).
-      template: 'chat' (Qwen2.5's) or 'plain' (one picture, one question); default: what the model was trained with.
-      batch_size: most rows at once.
-    """
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: rows.Seed | None
-    template: str | None
-    batch_size: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +139,25 @@ class Model:
           FileNotFoundError: no such file.
         """
         seen = self.see(as_list(shown), frames)
-        conversation = Conversation.of(seen, question, history)
-        return self.reply([conversation], **options)[0]
+        return self.reply([Conversation.of(seen, question, history)], **options)[0]
+
+    def stream_answer(
+        self,
+        shown: Shown | Sequence[Shown] | None,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        frames: int = 17,
+        **options: Unpack[Decoding],
+    ) -> Iterator[str]:
+        """What `answer` returns, in parts, as they are decoded; arguments and errors as there.
+
+        Example:
+            for part in tuna.stream_answer("a.png", "what is this?"):
+                print(part, end="", flush=True)
+        """
+        seen = self.see(as_list(shown), frames)
+        return self.stream(Conversation.of(seen, question, history), **options)
 
     def chat(
         self,
@@ -230,8 +180,19 @@ class Model:
           ValueError: as `answer`, and another number of `<image>` than of what is shown.
         """
         seen = self.see(as_list(shown), frames)
-        conversation = Conversation(tuple(messages), tuple(seen))
-        return self.reply([conversation], **options)[0]
+        return self.reply([Conversation(tuple(messages), tuple(seen))], **options)[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        shown: Shown | Sequence[Shown] | None = None,
+        *,
+        frames: int = 17,
+        **options: Unpack[Decoding],
+    ) -> Iterator[str]:
+        """What `chat` returns, in parts, as they are decoded; arguments and errors as there."""
+        seen = self.see(as_list(shown), frames)
+        return self.stream(Conversation(tuple(messages), tuple(seen)), **options)
 
     def reply(
         self, conversations: Sequence[Conversation], **options: Unpack[Decoding]
@@ -243,20 +204,41 @@ class Model:
         Raises:
           ValueError: as `answer`, and a temperature, `top_k` or `top_p` out of its range.
         """
-        chosen: dict[str, Any] = {"max_new_tokens": 128}
-        chosen |= {name: value for name, value in options.items() if value is not None}
-        seed, most = chosen.pop("seed", 0), chosen.pop("batch_size", None)
-        template = chosen.pop("template", None)
-        _check(chosen)
-        keys = rows.keys(seed, len(conversations))
+        chosen = _decoding(options)
+        most, template = chosen.pop("batch_size"), chosen.pop("template")
+        keys = rows.keys(chosen.pop("seed"), len(conversations))
         replies = [""] * len(conversations)
         for group in _alike(conversations):
             asked = [self.ask(conversations[i], template) for i in group]
             shown = [conversations[i].shown for i in group]
             words = self._continue(asked, shown, keys[np.asarray(group)], most, chosen)
             for place, row in zip(group, words, strict=True):
-                replies[place] = self._until_end(row)
+                replies[place] = self.tokenizer.decode(self._said(row))
         return replies
+
+    def stream(self, conversation: Conversation, **options: Unpack[Decoding]) -> Iterator[str]:
+        """The assistant's next message in parts, as they are decoded; together they are what `reply` returns.
+
+        Each part is text that stays as it is: a character of several tokens comes when it is whole. Two programs are
+        compiled, other than those of `reply`: one for the prompt, one for every `text.CHUNK` tokens.
+
+        Raises:
+          ValueError: as `reply`; by the call itself, not when the first part is asked for.
+        """
+        chosen = _decoding(options)
+        asked = self.ask(conversation, chosen.pop("template"))
+        keys = rows.keys(chosen.pop("seed"), 1)
+        chosen.pop("batch_size")
+        parts = text.stream(
+            self.config,
+            self.params,
+            self.prefix([asked], [conversation.shown]),
+            keys if chosen.get("temperature") else keys[0],
+            eos=self.tokenizer.special.eos,
+            placement=self.placement,
+            **chosen,
+        )
+        return self.tokenizer.decode_parts(self._said(part[0]) for part in parts)
 
     def _continue(
         self,
@@ -375,11 +357,12 @@ class Model:
         """The normalised latents of clips."""
         return rows.encode(self.config, self.vae_params, clips, self.placement)[0]
 
-    def _until_end(self, row: np.ndarray) -> str:
+    def _said(self, row: Int[np.ndarray, " n"]) -> list[int]:
+        """The ids before the end that can be read."""
         ids, eos = row.tolist(), self.tokenizer.special.eos
         said = ids[: ids.index(eos)] if eos in ids else ids
         # The table may have rows beyond the tokenizer's ids; an untrained model can choose one.
-        return self.tokenizer.decode([i for i in said if i < self.tokenizer.size])
+        return [i for i in said if i < self.tokenizer.size]
 
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:
@@ -389,13 +372,12 @@ def _listed(prompts: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def _check(decoding: Mapping[str, Any]) -> None:
-    for name, low, high in (("temperature", 0, np.inf), ("top_k", 0, np.inf), ("top_p", 0, 1)):
-        value = decoding.get(name, low)
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
-    if decoding.get("max_new_tokens", 1) < 1:
-        raise ValueError(f"max_new_tokens is {decoding['max_new_tokens']}; it must be at least 1")
+def _decoding(options: Decoding) -> dict[str, Any]:
+    """Options with their defaults, checked; what only the decoder knows is left to it."""
+    chosen: dict[str, Any] = {"max_new_tokens": 128, "seed": 0}
+    chosen |= {name: value for name, value in options.items() if value is not None}
+    check(chosen)
+    return {"batch_size": None, "template": None} | chosen
 
 
 def _alike(conversations: Sequence[Conversation]) -> list[list[int]]:

@@ -15,7 +15,8 @@ from tuna_jax.evaluation.benchmarks.drawing import Draw, Plan, fill
 from tuna_jax.evaluation.benchmarks.layout import Benchmark
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.recipes import rows
-from tuna_jax.recipes.abilities import Model, Sampling
+from tuna_jax.recipes.abilities import Model
+from tuna_jax.recipes.options import Sampling
 from tuna_jax.trees import flatten
 
 _LOOKED_AT = 64  # numbers of each parameter that the fingerprint is made of

@@ -24,8 +24,9 @@ from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.flow import EVERYWHERE
-from tuna_jax.recipes.abilities import Model, SampleSettings
+from tuna_jax.recipes.abilities import Model
 from tuna_jax.recipes.in_training import evaluator
+from tuna_jax.recipes.options import SampleSettings
 from tuna_jax.recipes.streams import (
     MixtureData,
     abstract_batch,
@@ -49,7 +50,7 @@ class SheetSettings:
     Attributes:
       prompts: what is drawn.
       size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
-      points, guidance, guidance_interval, shift, solver: see `recipes.abilities.SampleSettings`.
+      points, guidance, guidance_interval, shift, solver: see `recipes.options.SampleSettings`.
     """
 
     prompts: tuple[str, ...] = ()
