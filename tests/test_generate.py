@@ -10,6 +10,7 @@ from PIL import Image
 import tuna_jax
 from tuna_jax import generate
 from tuna_jax.data import clips
+from tuna_jax.recipes import rows
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
 QUICK = ["--points=3", "--size=32"]
@@ -57,6 +58,18 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
     late = {"guidance": 5.0, "guidance_interval": (0.2, 1.0), "points": 3, "size": (32, 32)}
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
     np.testing.assert_array_equal(_read("late/prompt_0.png"), model.generate_image(DOG, **late)[0])
+
+
+def test_large_pictures_go_in_tiles(run, monkeypatch):
+    seen = []
+    decode = rows.decode
+    monkeypatch.setattr(rows, "decode", lambda *args: seen.append(args[4]) or decode(*args))
+    flags = [f"--prompt={DOG}", "--points=2", "--size=32x736"]
+    assert run(*flags) == 0
+    assert run(*flags, "--tile_above=20000", "--output=tiles") == 0
+    assert seen == [1024 * 1024, 20000]
+    whole, tiles = (_read(f"{name}/prompt_0.png").astype(int) for name in ("pictures", "tiles"))
+    assert (whole != tiles).any() and np.abs(whole - tiles).mean() < 4
 
 
 def test_lines_of_json_have_their_own_seed_and_negative(run, tmp_path):

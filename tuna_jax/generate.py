@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="result i depends on (seed, i) (default 0)")
     add("--batch_size", type=_positive, metavar="N", help="most requests at once")
     add(
+        "--tile_above",
+        type=_positive,
+        metavar="PIXELS",
+        help="frames of more pixels go through the VAE in overlapping tiles, to save memory (default 1048576)",
+    )
+    add(
         "--prompts",
         metavar="FILE",
         help="requests, a line each: text, or JSON in a .jsonl file (pictures lie beside it)",
@@ -212,7 +218,7 @@ def _infer(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
 
 def _check(chosen: argparse.Namespace, task: str, parser: argparse.ArgumentParser) -> None:
     """Ends the program with a message if the flags do not fit the task or each other."""
-    everywhere = {"model", "vae", "tokenizer", "task", "output", "seed", "batch_size"}
+    everywhere = {"model", "vae", "tokenizer", "task", "output", "seed", "batch_size", "tile_above"}
     for name, value in vars(chosen).items():
         if value is not None and name not in everywhere and name not in _READS[task]:
             parser.error(f"--{name} has no effect with --task={task}")
@@ -245,6 +251,8 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
     compile_cache.enable()
     history = outputs.read_history(chosen.history) if chosen.history else None
     model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
+    if chosen.tile_above:
+        model = dataclasses.replace(model, tile_above=chosen.tile_above)
     options: dict[str, Any] = {
         name: getattr(chosen, name)
         for name in (*_READS[task], "batch_size")

@@ -19,6 +19,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.generation import images, text
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models.placement import Placement
+from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.conversations import Conversation, ask
 from tuna_jax.recipes.options import Decoding, SampleSettings, Sampling, check
@@ -43,6 +44,7 @@ class Model:
       template: how a question is put: 'plain' if the model was trained so, else 'chat'; see `conversations.ask`.
       placement: how rows lie over the devices, `Activations(mesh, generation=True)` where the parameters lie on a mesh
         of several; None: nobody says.
+      tile_above: pixels of a frame above which the VAE takes it in overlapping tiles, to save memory.
     """
 
     config: TunaConfig
@@ -53,6 +55,7 @@ class Model:
     samples: SampleSettings = SampleSettings(points=50, guidance=3.0)
     template: str = "chat"
     placement: Placement | None = None
+    tile_above: int = TILE_ABOVE
 
     def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
         """A picture of each prompt, uint8 [n, height, width, 3].
@@ -347,7 +350,8 @@ class Model:
                 solver=chosen.solver,
                 placement=self.placement,
             )
-            return np.asarray(rows.decode(self.config, self.vae_params, drawn, self.placement))
+            made = rows.decode(self.config, self.vae_params, drawn, self.placement, self.tile_above)
+            return np.asarray(made)
 
         tokens = grid.tokens * (1 if sources is None else 2)
         most = options.get("batch_size") or rows.rows_a_chunk(tokens)
@@ -355,7 +359,7 @@ class Model:
 
     def _encode(self, clips: Clips) -> Array:
         """The normalised latents of clips."""
-        return rows.encode(self.config, self.vae_params, clips, self.placement)[0]
+        return rows.encode(self.config, self.vae_params, clips, self.placement, self.tile_above)[0]
 
     def _said(self, row: Int[np.ndarray, " n"]) -> list[int]:
         """The ids before the end that can be read."""
