@@ -106,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="result i depends on (seed, i) (default 0)")
     add("--batch_size", type=_positive, metavar="N", help="most requests at once")
     add(
+        "--programs",
+        metavar="DIR",
+        help="programs that `python -m tuna_jax.export` wrote for this model, so that nothing is traced",
+    )
+    add(
         "--tile_above",
         type=_positive,
         metavar="PIXELS",
@@ -218,7 +223,8 @@ def _infer(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
 
 def _check(chosen: argparse.Namespace, task: str, parser: argparse.ArgumentParser) -> None:
     """Ends the program with a message if the flags do not fit the task or each other."""
-    everywhere = {"model", "vae", "tokenizer", "task", "output", "seed", "batch_size", "tile_above"}
+    everywhere = {"model", "vae", "tokenizer", "task", "output", "seed", "batch_size"}
+    everywhere |= {"tile_above", "programs"}
     for name, value in vars(chosen).items():
         if value is not None and name not in everywhere and name not in _READS[task]:
             parser.error(f"--{name} has no effect with --task={task}")
@@ -250,7 +256,9 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
     logging.set_verbosity(logging.WARNING)
     compile_cache.enable()
     history = outputs.read_history(chosen.history) if chosen.history else None
-    model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
+    model = Tuna.load(
+        chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer, programs=chosen.programs
+    )
     if chosen.tile_above:
         model = dataclasses.replace(model, tile_above=chosen.tile_above)
     options: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +129,25 @@ def sample(
         trajectory,
         placement,
     )
+
+
+def sampler(
+    config: TunaConfig, *, points: int, shift: float, solver: str
+) -> Callable[[Params, Prefix, Prefix | None, Latent, Array], Latent]:
+    """`sample` as a function of arrays alone, `(params, positive, negative, noise, guidance) -> latents`, to be
+    exported; without a negative side guidance has no effect."""
+
+    def run(
+        params: Params,
+        positive: Prefix,
+        negative: Prefix | None,
+        noise: Latent,
+        guidance: Float[Array, ""],
+    ) -> Latent:
+        how = (points, shift, solver, False, None)
+        return _sample(config, params, positive, negative, noise, guidance, None, *how)
+
+    return run
 
 
 def to_uint8(pixels: Float[Array, "*b 3"]) -> Array:

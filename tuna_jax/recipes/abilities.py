@@ -23,6 +23,7 @@ from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.conversations import Conversation, ask
 from tuna_jax.recipes.options import Decoding, SampleSettings, Sampling, check
+from tuna_jax.recipes.programs import Programs
 from tuna_jax.recipes.shown import Shown, as_clip, as_list
 from tuna_jax.sequence import Grid, TokenSequence, drawing_prompt, editing_prompt
 
@@ -45,6 +46,7 @@ class Model:
       placement: how rows lie over the devices, `Activations(mesh, generation=True)` where the parameters lie on a mesh
         of several; None: nobody says.
       tile_above: pixels of a frame above which the VAE takes it in overlapping tiles, to save memory.
+      programs: exported ones, which are called instead of tracing where one fits.
     """
 
     config: TunaConfig
@@ -56,6 +58,7 @@ class Model:
     template: str = "chat"
     placement: Placement | None = None
     tile_above: int = TILE_ABOVE
+    programs: Programs | None = dataclasses.field(default=None, repr=False)
 
     def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
         """A picture of each prompt, uint8 [n, height, width, 3].
@@ -333,10 +336,16 @@ class Model:
         noise = rows.noise(options.get("seed") or 0, len(prompts), shape)
 
         def some(part: np.ndarray) -> np.ndarray:
+            special = self.tokenizer.special
+            if sources is None and self.programs is not None and self.placement is None:
+                sides = [[side[i] for i in part] for side in (positive, negative)]
+                held = (self.params, self.vae_params)
+                made = self.programs.draw(*held, sides, special, noise[part], frames, chosen)
+                if made is not None:
+                    return made
             latents = None
             if sources is not None:
                 latents = self._encode(sources[part])[:, None]
-            special = self.tokenizer.special
             drawn = images.sample(
                 self.config,
                 self.params,
