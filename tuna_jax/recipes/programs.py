@@ -2,7 +2,8 @@
 
 A folder holds `programs.json` and a file a program, as `jax.export` serialises one: StableHLO, a few hundred kilobytes,
 without parameters. It is not machine code: each machine compiles it when it is first called, and keeps that in the
-compile cache like everything else. What is saved is the tracing in Python.
+compile cache like everything else. What is saved is the tracing in Python: with a warm compile cache the emoji
+model's first picture takes about 1.0 s after loading and not 1.4, on two busy cores.
 
 A program draws pictures or clips of prompts, one device's rows of one size. What none is for (edits, a guidance
 interval, text, parameters on a mesh, another size) is traced as if there were no programs.
