@@ -19,6 +19,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
     [
         ("tuna_jax.train", ["Examples", "--config=experiments/emoji.py", "--workdir"]),
         ("tuna_jax.generate", ["Examples", "--prompt", "--question", "--guidance"]),
+        ("tuna_jax.export", ["Examples", "--rows=1,4", "--platforms", "Tuna.load"]),
         ("tuna_jax.evaluate_generation", ["Examples", "--check", "--shard", "geneval"]),
         ("tuna_jax.evaluate_pictures", ["Examples", "alignment", "--extractor", "CKNNA"]),
         ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings", "--sweep="]),

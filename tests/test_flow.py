@@ -39,3 +39,19 @@ def test_guidance_one_is_the_positive_side() -> None:
     positive, negative = jnp.asarray([2.0]), jnp.asarray([1.0])
     assert flow.guided(positive, negative, 1.0) == positive
     assert flow.guided(positive, negative, 3.0) == 4.0
+
+
+@pytest.mark.parametrize("interval", [(0.9, 0.1), (-0.1, 1.0), (0.0, 1.1), (0.5,), (0.1, 0.5, 0.9)])
+def test_an_interval_that_is_none_is_refused(interval: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"guidance_interval is .*; it must be two times"):
+        flow.guidance_bounds(interval)
+
+
+def test_both_ends_belong_to_a_guidance_interval() -> None:
+    assert flow.guidance_bounds((0.0, 1.0)) is None
+    # A time that Heun's method comes to by adding may lie a rounding beside the grid's.
+    times = jnp.asarray([0.0, 0.19, 0.2, 0.2 + 6e-8, 0.4, 0.40000004, 0.41, 1.0])
+    bounds = flow.guidance_bounds((0.2 + 6e-8, 0.4))
+    assert bounds is not None
+    inside = [bool(flow.guides(t, jnp.asarray(bounds))) for t in times]
+    assert inside == [False, False, True, True, True, True, False, False]

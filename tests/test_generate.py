@@ -10,6 +10,7 @@ from PIL import Image
 import tuna_jax
 from tuna_jax import generate
 from tuna_jax.data import clips
+from tuna_jax.recipes import rows
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
 QUICK = ["--points=3", "--size=32"]
@@ -52,6 +53,23 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
     assert f"prompt_1.png: {CAT}" in capsys.readouterr().out
     assert run(f"--prompt={DOG}", "--output=other", f"--negative={CAT}", "--seed=3", *QUICK) == 0
     assert (_read("other/prompt_0.png") != drawn[0]).any(), "the negative prompt changes it"
+    flags = [f"--prompt={DOG}", "--guidance=5", "--guidance_interval=0.2,1", "--output=late"]
+    assert run(*flags, *QUICK) == 0
+    late = {"guidance": 5.0, "guidance_interval": (0.2, 1.0), "points": 3, "size": (32, 32)}
+    model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
+    np.testing.assert_array_equal(_read("late/prompt_0.png"), model.generate_image(DOG, **late)[0])
+
+
+def test_large_pictures_go_in_tiles(run, monkeypatch):
+    seen = []
+    decode = rows.decode
+    monkeypatch.setattr(rows, "decode", lambda *args: seen.append(args[4]) or decode(*args))
+    flags = [f"--prompt={DOG}", "--points=2", "--size=32x736"]
+    assert run(*flags) == 0
+    assert run(*flags, "--tile_above=20000", "--output=tiles") == 0
+    assert seen == [1024 * 1024, 20000]
+    whole, tiles = (_read(f"{name}/prompt_0.png").astype(int) for name in ("pictures", "tiles"))
+    assert (whole != tiles).any() and np.abs(whole - tiles).mean() < 4
 
 
 def test_lines_of_json_have_their_own_seed_and_negative(run, tmp_path):
@@ -130,6 +148,39 @@ def test_a_chat_goes_on(run, tmp_path, tiny_model):
     assert json.loads(answered)["answer"] == later["messages"][5]["content"]
 
 
+def test_streamed_answers_are_the_answers(run, tmp_path, capsys, monkeypatch):
+    flags = ["--image=a.png", "--question=what is this?", "--question=why?", "--temperature=1"]
+    flags += ["--max_new_tokens=12"]
+    written = []
+    monkeypatch.setattr(generate, "_print_part", written.append)
+    for task, name in (("understand", "answers.jsonl"), ("chat", "conversation.json")):
+        written.clear()
+        assert run(f"--task={task}", *flags, "--output=whole") == 0
+        assert not written, "no terminal"
+        said = capsys.readouterr().out
+        assert run(f"--task={task}", *flags, "--stream", "--output=parts") == 0
+        assert not capsys.readouterr().out
+        assert len(written) > 4 and "".join(written) == said
+        whole, parts = ((tmp_path / folder / name).read_text() for folder in ("whole", "parts"))
+        assert parts == whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "streams"),
+    [([], True), (["--no-stream"], False), (["--task=chat", "--question=why?"], True)],
+)
+def test_a_terminal_gets_words_as_they_come(run, monkeypatch, flags, streams):
+    written = []
+    monkeypatch.setattr(generate, "_print_part", written.append)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run("--image=a.png", "--question=what is this?", "--max_new_tokens=12", *flags) == 0
+    assert bool(written) == streams
+    written.clear()
+    both = ["--question=what is this?", "--question=why?"]
+    assert run("--image=a.png", *both, "--max_new_tokens=2") == 0
+    assert not written, "answers that can be made at once are"
+
+
 def test_text_alone_is_a_chat(run, tmp_path):
     assert run("--question=hello", "--max_new_tokens=2", "--temperature=0.8", "--top_k=5") == 0
     assert json.loads((tmp_path / "answers/conversation.json").read_text())["shown"] == []
@@ -148,6 +199,10 @@ def test_text_alone_is_a_chat(run, tmp_path):
         (["--task=t2i", "--prompt=a", "--frames=5"], "--frames has no effect with --task=t2i"),
         (["--question=a", "--size=32"], "--size has no effect with --task=chat"),
         (["--prompt=a", "--size=32by4"], "give HEIGHTxWIDTH"),
+        (["--prompt=a", "--guidance_interval=early"], "'early' is no interval; give LOW,HIGH"),
+        (["--prompt=a", "--guidance_interval=0.5"], "'0.5' is no interval"),
+        (["--question=a", "--guidance_interval=0,1"], "has no effect with --task=chat"),
+        (["--prompt=a", "--stream"], "--stream has no effect with --task=t2i"),
         (["--prompt=a", "--batch_size=0"], "at least 1"),
         (["--image=a.png", "--video=b.mp4", "--question=a"], "cannot be shown together"),
     ],
@@ -163,6 +218,7 @@ def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
     ("arguments", "words"),
     [
         (["--prompt=a", "--size=40x32"], "image height 40 is not divisible by 16"),
+        (["--prompt=a", "--guidance_interval=0.9,0.5"], "guidance_interval is (0.9, 0.5)"),
         (["--task=t2v", "--prompt=a", "--frames=4"], "4 frames is not 1 + 4k"),
         (["--prompts=none.txt"], "no file of requests at none.txt"),
         (["--prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),

@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Velocity = Callable[[Array, Array], Array]
 
 # mu is linear in the number of image tokens through these two points; the released code always evaluates it at 1024.
 _SHIFT_LOW, _SHIFT_HIGH = (256, 0.5), (4096, 1.15)
 SHIFT_TOKENS = 1024
+
+EVERYWHERE = (0.0, 1.0)
+"""The guidance interval that leaves out no time."""
+_ROUNDING = (
+    1e-6  # float32 may put a time of the grid so far beside the end of an interval that names it.
+)
 
 
 def shift_mu(tokens: int = SHIFT_TOKENS) -> float:
@@ -84,6 +90,25 @@ def guided(
 ) -> Float[Array, "*b"]:
     """Classifier-free guidance: `v_neg + scale (v_pos - v_neg)`."""
     return negative + scale * (positive - negative)
+
+
+def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None:
+    """(low, high) of a guidance interval, float32; None where it leaves out no time.
+
+    Raises:
+      ValueError: not two numbers with 0 <= low <= high <= 1.
+    """
+    if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
+        raise ValueError(
+            f"guidance_interval is {tuple(interval)}; it must be two times, low and high, with "
+            "0 (noise) <= low <= high <= 1 (clean)"
+        )
+    return None if tuple(interval) == EVERYWHERE else np.asarray(interval, np.float32)
+
+
+def guides(t: Float[Array, ""], bounds: Float[Array, " 2"]) -> Bool[Array, ""]:
+    """Whether time t lies within the bounds of a guidance interval; both ends belong to it."""
+    return (t >= bounds[0] - _ROUNDING) & (t <= bounds[1] + _ROUNDING)
 
 
 def euler_step(velocity: Velocity, x: Array, t: Array, dt: Array) -> Array:

@@ -9,6 +9,9 @@ Examples:
     # A prompt a line from a file, another seed, more guidance, away from a negative prompt:
     python -m tuna_jax.generate --model=runs/demo --prompts=prompts.txt --seed=3 --guidance=3 --negative="a dog"
 
+    # Guidance in the middle of the way alone, which is faster:
+    python -m tuna_jax.generate --model=runs/demo --prompt="a dog" --guidance=3 --guidance_interval=0.1,0.9
+
     # Text about a picture (any size; it is scaled to the model's), about several, about a video:
     python -m tuna_jax.generate --model=runs/demo --image=picture.png --question="what is this?"
     python -m tuna_jax.generate --model=model/ --image=a.png --image=b.png --question="what differs?"
@@ -21,6 +24,9 @@ Examples:
     # A conversation: each --question in turn; its file lets a later call go on:
     python -m tuna_jax.generate --model=model/ --task=chat --image=a.png --question="what is this?" --question="why?"
     python -m tuna_jax.generate --model=model/ --task=chat --history=answers/conversation.json --question="and then?"
+
+    # Words as they come, where the output is no terminal too:
+    python -m tuna_jax.generate --model=model/ --image=a.png --question="what is this?" --stream
 
     # Many at once, with JSON lines such as {"prompt": "a dog", "negative": "a cat", "seed": 7},
     # {"prompt": "make it blue", "image": "a.png"} or {"question": "what is this?", "image": ["a.png"]}:
@@ -41,9 +47,10 @@ from typing import Any
 
 from tuna_jax.recipes.requests import DRAWN, TASKS, Request, read_requests
 
-_DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "points", "shift", "solver")
+_DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "points")
+_DRAWING = (*_DRAWING, "shift", "solver")
 _WRITING = ("question", "prompts", "image", "video", "frames", "max_new_tokens", "temperature")
-_WRITING = (*_WRITING, "top_k", "top_p", "template")
+_WRITING = (*_WRITING, "top_k", "top_p", "template", "stream")
 # The flags that each task reads, beside those that all do.
 _READS = {
     "t2i": _DRAWING,
@@ -99,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="result i depends on (seed, i) (default 0)")
     add("--batch_size", type=_positive, metavar="N", help="most requests at once")
     add(
+        "--programs",
+        metavar="DIR",
+        help="programs that `python -m tuna_jax.export` wrote for this model, so that nothing is traced",
+    )
+    add(
+        "--tile_above",
+        type=_positive,
+        metavar="PIXELS",
+        help="frames of more pixels go through the VAE in overlapping tiles, to save memory (default 1048576)",
+    )
+    add(
         "--prompts",
         metavar="FILE",
         help="requests, a line each: text, or JSON in a .jsonl file (pictures lie beside it)",
@@ -115,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         help="height x width, multiples of 16, such as 320x512, or a square's side; by default the model's",
     )
     add("--guidance", type=float, metavar="SCALE", help="1 samples without guidance")
+    add(
+        "--guidance_interval",
+        type=_interval,
+        metavar="LOW,HIGH",
+        help="guide only at times of the grid within it, 0 is noise and 1 is clean, such as 0.1,0.9; faster",
+    )
     add("--points", type=int, metavar="N", help="points of the time grid: one step fewer")
     add("--shift", type=float, help="of the time grid toward noise")
     add("--solver", choices=("euler", "heun"), help="how the flow is followed")
@@ -146,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("chat", "plain"),
         help="how a question is put; by default as in the model's training",
     )
+    add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print words as they come, one answer after another; by default in a terminal, unless there are several "
+        "answers that can be made at once",
+    )
     return parser
 
 
@@ -162,6 +192,16 @@ def _size(text: str) -> tuple[int, int]:
             f"{text!r} is no size; give HEIGHTxWIDTH in pixels, such as 320x512, or one side"
         )
     return int(sides[0]), int(sides[-1])
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+        return low, high
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no interval; give LOW,HIGH, such as 0.1,0.9"
+        ) from None
 
 
 def _infer(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
@@ -184,6 +224,7 @@ def _infer(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
 def _check(chosen: argparse.Namespace, task: str, parser: argparse.ArgumentParser) -> None:
     """Ends the program with a message if the flags do not fit the task or each other."""
     everywhere = {"model", "vae", "tokenizer", "task", "output", "seed", "batch_size"}
+    everywhere |= {"tile_above", "programs"}
     for name, value in vars(chosen).items():
         if value is not None and name not in everywhere and name not in _READS[task]:
             parser.error(f"--{name} has no effect with --task={task}")
@@ -215,11 +256,15 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
     logging.set_verbosity(logging.WARNING)
     compile_cache.enable()
     history = outputs.read_history(chosen.history) if chosen.history else None
-    model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
+    model = Tuna.load(
+        chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer, programs=chosen.programs
+    )
+    if chosen.tile_above:
+        model = dataclasses.replace(model, tile_above=chosen.tile_above)
     options: dict[str, Any] = {
         name: getattr(chosen, name)
         for name in (*_READS[task], "batch_size")
-        if name not in ("prompt", "prompts", "question", "image", "video", "history")
+        if name not in ("prompt", "prompts", "question", "image", "video", "history", "stream")
         and getattr(chosen, name) is not None
     }
     common = (model, requests, chosen.output or _OUTPUTS.get(task, "answers"))
@@ -228,10 +273,20 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
         outputs.draw_pictures(*common, edit=task == "edit", **options)
     elif task == "t2v":
         outputs.draw_clips(*common, **options)
-    elif task == "chat" and not chosen.prompts:
-        outputs.converse(*common, history=history, **options)
     else:
-        outputs.write_answers(*common, **options)
+        talks = task == "chat" and not chosen.prompts
+        streams = chosen.stream
+        if streams is None:
+            streams = sys.stdout.isatty() and (talks or len(requests) == 1)
+        options["write"] = _print_part if streams else None
+        if talks:
+            outputs.converse(*common, history=history, **options)
+        else:
+            outputs.write_answers(*common, **options)
+
+
+def _print_part(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _requests(chosen: argparse.Namespace, task: str) -> list[Request]:

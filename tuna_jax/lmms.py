@@ -25,10 +25,10 @@ from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[report
 from tqdm import tqdm
 
 from tuna_jax.data.tokenizer import IMAGE_TAG
-from tuna_jax.recipes.abilities import Decoding
 from tuna_jax.recipes.conversations import Conversation
 from tuna_jax.recipes.inference import Tuna
 from tuna_jax.recipes.likelihood import likelihoods
+from tuna_jax.recipes.options import Decoding
 
 _AT_ONCE = 256  # requests whose pictures are held in memory together
 

@@ -94,6 +94,34 @@ def test_decode_leaves_special_tokens_out(full):
         full.decode([151_669])
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("text", TEXTS)
+def test_parts_of_a_text_are_never_broken_characters(full, compact, text, size):
+    """The compact vocabulary spells most of these in bytes, several tokens a character."""
+    for tokenizer in (full, compact):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ids = tokenizer.encode(text)
+        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
+        pieces = list(tokenizer.decode_parts(parts))
+        assert "".join(pieces) == text
+        assert all(pieces) and "\ufffd" not in "".join(pieces)
+        assert len(pieces) > 1 or len(ids) <= size * 4
+
+
+def test_broken_characters_come_when_it_is_known_that_they_are(compact):
+    """Half an apple, then a word; and half an apple at the end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        apple, word = compact.encode("🍎"), compact.encode("ab")
+    half = apple[:2]
+    assert len(apple) == 4
+    assert list(compact.decode_parts([word, half, word])) == ["ab", "\ufffdab"]
+    assert list(compact.decode_parts([word, half, apple])) == ["ab", "\ufffd🍎"]
+    assert list(compact.decode_parts([word, half, []])) == ["ab", "\ufffd"]
+    assert list(compact.decode_parts([[], []])) == []
+
+
 def test_shipped_vocabulary_is_current():
     """If this fails, run: python -m tuna_jax.data.vocabulary"""
     shipped = json.loads(vocabulary.EMOJI.read_text())

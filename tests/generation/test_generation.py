@@ -1,6 +1,7 @@
 """The prefix cache against rerunning everything, and what sampling options do."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +121,46 @@ def test_a_row_ends_at_eos_and_the_other_goes_on() -> None:
     stop = free[1].tolist().index(eos) if eos in free[1] else 5
     assert int(ended.lengths[1]) == stop
     assert ended.tokens[1, :stop].tolist() == free[1, :stop].tolist()
+
+
+SAMPLED = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
+
+
+@pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_a_stream_is_the_whole_in_parts(how: dict[str, Any], chunk: int) -> None:
+    keys = jax.random.split(jax.random.key(3), 2)
+    common: dict[str, Any] = {"eos": -1, "max_new_tokens": 8, **how}
+    whole = text.generate(CONFIG, PARAMS, POSITIVE, keys, **common)
+    parts = list(text.stream(CONFIG, PARAMS, POSITIVE, keys, chunk=chunk, **common))
+    assert [part.shape[1] for part in parts] == {1: [1] * 8, 3: [3, 3, 2], 8: [8]}[chunk]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole.tokens)
+
+
+def test_a_stream_ends_with_its_last_row() -> None:
+    free = np.asarray(_greedy().tokens)
+    eos = int(free[0, 0])
+    how: dict[str, Any] = {"eos": eos, "max_new_tokens": 5}
+    whole = np.asarray(text.generate(CONFIG, PARAMS, POSITIVE, jax.random.key(0), **how).tokens)
+    found = list(text.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=1, **how))
+    np.testing.assert_array_equal(np.concatenate(found, axis=1), whole[:, : len(found)])
+    alone = prefix.text_prefix(TOKENS[:1], LENGTHS[:1])
+    (only,) = text.stream(CONFIG, PARAMS, alone, jax.random.key(0), chunk=2, **how)
+    assert only.tolist() == [[eos, eos]]
+
+
+def test_a_streams_cache_is_handed_on_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    begun = text._prefilled
+
+    def kept(*arguments: Any) -> Any:
+        states.append(begun(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr(text, "_prefilled", kept)
+    how: dict[str, Any] = {"eos": -1, "max_new_tokens": 8}
+    next(text.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=2, **how))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states[0].cache))
 
 
 def test_sampling_keeps_to_top_k_and_to_the_nucleus() -> None:

@@ -79,6 +79,21 @@ def test_a_picture_depends_on_its_seed_place_prompt_and_negative(tuna):
     assert _differ(first[1], against[1])
 
 
+def test_a_picture_depends_on_the_guidance_interval(tuna):
+    """Of three points the middle one is 0.25: guidance in the first step alone, in the second, in both."""
+    how = {"guidance": 5.0, "negative": CAT, **QUICK}
+    first, second, both, none = (
+        tuna.generate_image(DOG, guidance_interval=interval, **how)
+        for interval in ((0.0, 0.2), (0.2, 1.0), (0.0, 1.0), (0.1, 0.2))
+    )
+    np.testing.assert_array_equal(both, tuna.generate_image(DOG, **how))
+    assert not _differ(none, tuna.generate_image(DOG, guidance=1.0, **QUICK))
+    assert _differ(first, second) and _differ(first, both) and _differ(second, both)
+    usual = dataclasses.replace(tuna.samples, guidance_interval=(0.2, 1.0))
+    drawn = dataclasses.replace(tuna, samples=usual).generate_image(DOG, **how)
+    np.testing.assert_array_equal(second, drawn)
+
+
 def test_chunks_change_nothing(tuna):
     prompts = [DOG, CAT, DOG, CAT, DOG]
     whole = tuna.generate_image(prompts, seed=1, **QUICK)
@@ -210,6 +225,25 @@ def test_sampled_answers_depend_on_their_seed_and_place_alone(tuna):
     assert len(set(tuna.reply(asked, seed=2, max_new_tokens=8, temperature=1.0, top_k=1))) == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}], ids=["greedy", "sampled"]
+)
+def test_a_streamed_answer_is_the_answer_in_parts(tuna, options):
+    picture, few = _picture(0), {"max_new_tokens": 20, **options}
+    parts = list(tuna.stream_answer(picture, "what is this?", **few))
+    said = tuna.answer(picture, "what is this?", **few)
+    assert len(parts) > 1 and "".join(parts) == said
+    messages = [{"role": "user", "content": "what is this?"}]
+    assert "".join(tuna.stream_chat(messages, **few)) == tuna.chat(messages, **few)
+
+
+def test_what_is_wrong_is_said_before_the_first_part(tuna):
+    with pytest.raises(ValueError, match="temperature is -1"):
+        tuna.stream_answer(None, "hello", temperature=-1.0)
+    with pytest.raises(ValueError, match="unknown template 'odd'"):
+        tuna.stream_answer(None, "hello", template="odd")
+
+
 def test_the_plain_template_has_one_picture_and_one_question(tuna):
     trained = dataclasses.replace(tuna, template="plain")
     picture, special = _picture(0)[None], tuna.tokenizer.special
@@ -244,6 +278,11 @@ def test_files_and_pillow_pictures_are_shown_as_arrays_are(tuna, tmp_path):
         (lambda t: t.generate_image(DOG, seed=[1, 2]), "2 seeds for 1 rows"),
         (lambda t: t.generate_image(DOG, negative=["a", "b"]), "2 negative prompts for 1 prompts"),
         (lambda t: t.generate_image(DOG, negative=CAT, guidance=1.0), "no effect at guidance 1"),
+        (lambda t: t.generate_image(DOG, guidance_interval=(0.9, 0.1)), "must be two times"),
+        (
+            lambda t: t.generate_image(DOG, guidance_interval=(0.1, 0.9), guidance=1.0),
+            "interval has no effect at guidance 1",
+        ),
         (lambda t: t.generate_image(DOG, points=1, size=(32, 32)), "at least 2 points"),
         (lambda t: t.edit_image([_picture(0)] * 2, [DOG] * 3), "2 pictures and 3 instructions"),
         (

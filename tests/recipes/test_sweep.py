@@ -158,7 +158,10 @@ def test_two_runs_are_compared(measured, run, tmp_path):
     ("changes", "words"),
     [
         ({"tasks": {}}, "no tasks are named; there are draw_single"),
-        ({"settings": {"steps": (3,)}}, "unknown setting 'steps'; guidance, points"),
+        (
+            {"settings": {"steps": (3,)}},
+            "unknown setting 'steps'; guidance, guidance_interval, points",
+        ),
         ({"settings": {"guidance": 2.0}}, "give the values to try"),
         ({"taks": {}}, r"unknown config key config.taks; did you mean 'tasks'\?"),
     ],

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsInt
 
@@ -164,6 +164,25 @@ class Tokenizer:
             raise ValueError(f"ids {wrong[:5]} are outside the vocabulary of {self.size}")
         full = kept if self._full is None else [self._full[i] for i in kept]
         return self._base.decode(full, skip_special_tokens=False)
+
+    def decode_parts(self, parts: Iterable[Iterable[SupportsInt]]) -> Iterator[str]:
+        """The text of ids that come a part at a time, a piece of it for every part that completes one.
+
+        What was given stays as it is: bytes that do not make a character yet wait for the next part, or for the end.
+        Together the pieces are `decode` of all ids.
+        """
+        ids: list[SupportsInt] = []
+        whole, given = "", 0
+        for part in parts:
+            ids += part
+            whole = self.decode(ids)
+            # An unfinished character looks like a broken one, and both stand at the end until something follows.
+            ready = len(whole.rstrip("\ufffd"))
+            if ready > given:
+                yield whole[given:ready]
+                given = ready
+        if whole[given:]:
+            yield whole[given:]
 
     def chat(
         self,

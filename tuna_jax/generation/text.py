@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation.prefix import Cache, Prefix, last_hidden, next_logits, prefill
 from tuna_jax.models import tuna
 from tuna_jax.models.layers import Params
 from tuna_jax.models.placement import Placement, placing
+
+Choose = Callable[[Array, Array], Array]  # (logits, key) -> the next token of each row
+
+CHUNK = 8
+"""Tokens that a stream hands over at once."""
 
 
 class Decoded(NamedTuple):
@@ -116,14 +122,30 @@ def _continue(
     key: Array,
     eos: int | Array,
     max_new_tokens: int,
-    choose: Callable[[Array, Array], Array],
+    choose: Choose,
     keep_logits: bool,
 ) -> Decoded:
+    start = _begin(config, params, prefix, eos, max_new_tokens, keep_logits)
+    end = _go_on(config, params, prefix.lengths, key, eos, choose, start, max_new_tokens)
+    ended = end.tokens == eos
+    lengths = jnp.where(ended.any(1), jnp.argmax(ended, 1), max_new_tokens)
+    return Decoded(end.tokens, lengths, end.kept)
+
+
+def _begin(
+    config: TunaConfig,
+    params: Params,
+    prefix: Prefix,
+    eos: int | Array,
+    max_new_tokens: int,
+    keep_logits: bool,
+) -> _State:
+    """The state after the prefix, before the first token."""
     batch, length = prefix.tokens.shape
     cache, hidden = prefill(config, params, prefix, length + max_new_tokens, with_flow_head=False)
     logits = tuna.logits(config, params, last_hidden(hidden, prefix.lengths))[:, 0]
     kept = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
-    start = _State(
+    return _State(
         jnp.int32(0),
         cache,
         logits,
@@ -132,10 +154,22 @@ def _continue(
         kept,
     )
 
+
+def _go_on(
+    config: TunaConfig,
+    params: Params,
+    lengths: Int[Array, " b"],
+    key: Array,
+    eos: int | Array,
+    choose: Choose,
+    start: _State,
+    until: int | Array,
+) -> _State:
+    """The state after `until` tokens, or after all rows have ended."""
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
     def unfinished(state: _State) -> Array:
-        return (state.step < max_new_tokens) & ~state.done.all()
+        return (state.step < until) & ~state.done.all()
 
     def advance(state: _State) -> _State:
         token = choose(state.logits, fold_in(key, state.step))
@@ -143,11 +177,89 @@ def _continue(
         kept = state.kept
         if kept is not None:
             kept = jax.lax.dynamic_update_index_in_dim(kept, state.logits, state.step, 1)
-        logits, cache = next_logits(config, params, state.cache, prefix.lengths + state.step, token)
+        logits, cache = next_logits(config, params, state.cache, lengths + state.step, token)
         tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, 1)
         return _State(state.step + 1, cache, logits, state.done | (token == eos), tokens, kept)
 
-    end = jax.lax.while_loop(unfinished, advance, start)
-    ended = end.tokens == eos
-    lengths = jnp.where(ended.any(1), jnp.argmax(ended, 1), max_new_tokens)
-    return Decoded(end.tokens, lengths, end.kept)
+    return jax.lax.while_loop(unfinished, advance, start)
+
+
+def stream(
+    config: TunaConfig,
+    params: Params,
+    prefix: Prefix,
+    key: Array,
+    *,
+    eos: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    chunk: int = CHUNK,
+    placement: Placement | None = None,
+) -> Iterator[Int[np.ndarray, "b n"]]:
+    """What `generate` returns as `tokens`, a part at a time; a row that ended has `eos` from then on.
+
+    One program runs the prefix and another `chunk` tokens, on a cache that is handed from call to call and never
+    copied. While the caller has one part the device makes the next, so the host waits once a part and not once a token.
+
+    Args:
+      config, params, prefix, key, eos, max_new_tokens, temperature, top_k, top_p, placement: as there.
+      chunk: tokens of a part; the last one may have fewer.
+    """
+    chosen = (temperature, top_k, top_p)
+    state = _prefilled(config, params, prefix, eos, max_new_tokens, placement)
+
+    def further(state: _State) -> tuple[_State, Array, Array]:
+        return _further(config, params, prefix.lengths, key, eos, state, chunk, chosen, placement)
+
+    state, tokens, ended = further(state)
+    for begin in range(0, max_new_tokens, chunk):
+        part, last = tokens, ended
+        if begin + chunk < max_new_tokens:
+            state, tokens, ended = further(state)
+        yield np.asarray(part)[:, : max_new_tokens - begin]
+        if last:
+            return
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "placement"))
+def _prefilled(
+    config: TunaConfig,
+    params: Params,
+    prefix: Prefix,
+    eos: int | Array,
+    max_new_tokens: int,
+    placement: Placement | None,
+) -> _State:
+    with placing(placement):
+        return _begin(config, params, prefix, eos, max_new_tokens, keep_logits=False)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "chunk", "chosen", "placement"),
+    donate_argnames="state",
+)
+def _further(
+    config: TunaConfig,
+    params: Params,
+    lengths: Int[Array, " b"],
+    key: Array,
+    eos: int | Array,
+    state: _State,
+    chunk: int,
+    chosen: tuple[float, int, float],
+    placement: Placement | None,
+) -> tuple[_State, Int[Array, "b n"], Bool[Array, ""]]:
+    """The state after `chunk` more tokens, those tokens, and whether all rows have ended."""
+    temperature, top_k, top_p = chosen
+    how = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
+    room = state.tokens.shape[1]
+    with placing(placement):
+        until = jnp.minimum(state.step + chunk, room)
+        end = _go_on(config, params, lengths, key, eos, how, state, until)
+    # Padded, for a slice that reaches beyond the end would begin earlier.
+    padded = jnp.pad(end.tokens, ((0, 0), (0, chunk)))
+    part = jax.lax.dynamic_slice_in_dim(padded, state.step, chunk, 1)
+    return end, part, end.done.all()

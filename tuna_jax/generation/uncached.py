@@ -22,7 +22,16 @@ Latent = Float[Array, "b t h w c"]
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "points", "shift", "solver", "trajectory", "length")
+    jax.jit,
+    static_argnames=(
+        "config",
+        "guidance_interval",
+        "points",
+        "shift",
+        "solver",
+        "trajectory",
+        "length",
+    ),
 )
 def sample(
     config: TunaConfig,
@@ -32,6 +41,7 @@ def sample(
     *,
     negative: Prefix | None = None,
     guidance: float | Array = 3.0,
+    guidance_interval: tuple[float, float] = flow.EVERYWHERE,
     points: int = 50,
     shift: float = 3.0,
     solver: str = "euler",
@@ -44,13 +54,15 @@ def sample(
       config, params, positive, noise, points, shift, solver, trajectory: as there.
       negative: the other side of guidance; None samples from the positive side alone.
       guidance: scale; of no effect without a negative prefix.
+      guidance_interval: as there; here both sides are run at every time.
       length: tokens that a sequence is padded to; 0: the longest prefix, the span and two tokens behind it.
 
     Raises:
-      ValueError: a length that the sequences do not fit in.
+      ValueError: a length that the sequences do not fit in, or an interval that is none.
     """
     prefix = positive if negative is None else join(positive, negative)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
+    bounds = flow.guidance_bounds(guidance_interval)
     least = prefix.tokens.shape[1] + span + 2
     if length and length < least:
         raise ValueError(f"length is {length}; these sequences have up to {least} tokens")
@@ -58,7 +70,12 @@ def sample(
     def velocity(x: Latent, t: Array) -> Latent:
         both = x if negative is None else jnp.concatenate([x, x])
         v = _velocity(config, params, prefix, both, t, length or least)
-        return v if negative is None else flow.guided(v[: len(x)], v[len(x) :], guidance)
+        if negative is None:
+            return v
+        guided = flow.guided(v[: len(x)], v[len(x) :], guidance)
+        if bounds is None:
+            return guided
+        return jnp.where(flow.guides(t, jnp.asarray(bounds)), guided, v[: len(x)])
 
     final, states = flow.integrate(
         velocity, noise.astype(jnp.float32), jnp.asarray(flow.time_grid(points, shift)), solver

@@ -5,7 +5,7 @@
 
 Everything is causal in time, so one code path serves a whole clip at once (fast) and a clip in
 chunks (low memory): every layer takes and returns a history (`vae_layers.py`). Whoever runs a whole clip drops the
-returned one, and XLA removes its computation.
+returned one, and XLA removes its computation. Large frames are cut in space too (`vae_tiles.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ from tuna_jax.models.vae_layers import (
     Video,
     run_stack,
 )
+from tuna_jax.models.vae_tiles import TILE_ABOVE, Tiling, in_tiles, tiling
+
+# Which parts of a stack are run: all; in tiles, those that see a tile, and those that see the frame.
+_ALL = slice(None)
 
 # Latent frames up to which a clip is taken at once; a longer one goes in chunks of time, to save memory.
 _WHOLE = 5
@@ -38,6 +42,8 @@ _WHOLE = 5
 
 class Encoder(nnx.Module):
     """Space-to-depth pixels `[B, F, H/2, W/2, 12]` -> features `[B, T, H/16, W/16, 2 C]`."""
+
+    TILED, WHOLE = slice(None, -2), slice(-2, None)
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = [config.encoder_width * m for m in (1, *config.multipliers)]
@@ -52,14 +58,18 @@ class Encoder(nnx.Module):
         self.middle = Middle(widths[-1], rngs=rngs)
         self.head = Head(widths[-1], 2 * config.latent_channels, rngs=rngs)
 
-    def __call__(self, x: Video, history: History = None) -> tuple[Video, History]:
+    def __call__(
+        self, x: Video, history: History = None, some: slice = _ALL
+    ) -> tuple[Video, History]:
         levels = [(f"level{i}", level) for i, level in enumerate(self.levels)]
         parts = [("conv_in", self.conv_in), *levels, ("middle", self.middle), ("head", self.head)]
-        return run_stack(parts, x, history)
+        return run_stack(parts[some], x, history)
 
 
 class Decoder(nnx.Module):
     """Latents `[B, T, h, w, C]` -> space-to-depth pixels `[B, F, 8h, 8w, 12]`."""
+
+    WHOLE, TILED = slice(None, 2), slice(2, None)
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         multipliers = config.multipliers[::-1]
@@ -76,10 +86,12 @@ class Decoder(nnx.Module):
             )
         self.head = Head(widths[-1], 12, rngs=rngs)
 
-    def __call__(self, x: Video, history: History = None) -> tuple[Video, History]:
+    def __call__(
+        self, x: Video, history: History = None, some: slice = _ALL
+    ) -> tuple[Video, History]:
         levels = [(f"level{i}", level) for i, level in enumerate(self.levels)]
         parts = [("conv_in", self.conv_in), ("middle", self.middle), *levels, ("head", self.head)]
-        return run_stack(parts, x, history)
+        return run_stack(parts[some], x, history)
 
 
 def space_to_depth(pixels: Video) -> Video:
@@ -160,7 +172,12 @@ def for_frames(config: VAEConfig, params: Params, frames: int) -> Params:
 
 
 def encode_moments(
-    config: VAEConfig, params: Params, pixels: Video, *, chunked: bool = False
+    config: VAEConfig,
+    params: Params,
+    pixels: Video,
+    *,
+    chunked: bool = False,
+    tiles: Tiling | None = None,
 ) -> tuple[Video, Video]:
     """Pixels -> (mu, log_var) before normalisation.
 
@@ -170,21 +187,25 @@ def encode_moments(
       pixels: `[B, F, H, W, 3]` in [-1, 1]; F = 1 + 4k, H and W multiples of 16 (else ValueError).
       chunked: scan over chunks of four frames with constant memory instead of running the whole
         clip at once; same numbers.
+      tiles: how frames are cut in space; None: they are not.
 
     Returns:
       mu and log_var, each `[B, 1+k, H/16, W/16, C]`.
     """
     config.latent_shape(*pixels.shape[1:4])
     if config.by_frame and pixels.shape[1] > 1:
-        moments = encode_moments(config, params, _as_pictures(pixels))
+        moments = encode_moments(config, params, _as_pictures(pixels), tiles=tiles)
         mu, log_var = (_as_clips(x, pixels.shape[1]) for x in moments)
         return mu, log_var
     model = layers.merge(_graphdef(config), params)
     x = space_to_depth(pixels)
-    if chunked and x.shape[1] > 1:
-        features = _in_chunks(model.encoder, x, config.temporal_factor)
+    size = config.temporal_factor
+    if tiles is not None:
+        run = functools.partial(_run, model.encoder, size=size, chunked=chunked, some=Encoder.TILED)
+        features = in_tiles(run, x, tiles, config.spatial_factor // 2, 1)
+        features = _run(model.encoder, features, 1, True, Encoder.WHOLE)
     else:
-        features = model.encoder(x)[0]
+        features = _run(model.encoder, x, size, chunked)
     mu, log_var = jnp.split(model.moments(features)[0], 2, axis=-1)
     return mu, log_var
 
@@ -199,14 +220,21 @@ def _as_clips(x: Video, frames: int) -> Video:
     return x.reshape(-1, frames, *x.shape[2:])
 
 
-def _in_chunks(part: Any, x: Video, size: int) -> Video:
+def _run(part: Any, x: Video, size: int, chunked: bool, some: slice = _ALL) -> Video:
+    """Some parts of a causal stack on a whole clip, or on chunks of `size` frames one after another."""
+    if chunked and x.shape[1] > 1:
+        return _in_chunks(part, x, size, some)
+    return part(x, None, some)[0]
+
+
+def _in_chunks(part: Any, x: Video, size: int, some: slice) -> Video:
     """Runs a causal stack on the first frame, then scans over chunks of `size` frames with its history."""
-    first, history = part(x[:, :1])
+    first, history = part(x[:, :1], None, some)
     graphdef, state = nnx.split(part)
     rest = x[:, 1:].reshape(x.shape[0], -1, size, *x.shape[2:])
 
     def step(history: History, chunk: Video) -> tuple[History, Video]:
-        y, history = nnx.merge(graphdef, state)(chunk, history)
+        y, history = nnx.merge(graphdef, state)(chunk, history, some)
         return history, y
 
     _, outputs = jax.lax.scan(step, history, jnp.moveaxis(rest, 1, 0))
@@ -221,10 +249,15 @@ def _statistics(config: VAEConfig) -> tuple[Array, Array]:
 
 
 def encode(
-    config: VAEConfig, params: Params, pixels: Video, *, chunked: bool = False
+    config: VAEConfig,
+    params: Params,
+    pixels: Video,
+    *,
+    chunked: bool = False,
+    tiles: Tiling | None = None,
 ) -> tuple[Video, Video]:
     """Pixels -> (normalised mu, raw log_var); arguments as `encode_moments`."""
-    mu, log_var = encode_moments(config, params, pixels, chunked=chunked)
+    mu, log_var = encode_moments(config, params, pixels, chunked=chunked, tiles=tiles)
     mean, std = _statistics(config)
     return (mu - mean) / std, log_var
 
@@ -237,7 +270,11 @@ def posterior_std(config: VAEConfig, log_var: Video) -> Video:
 
 
 def posterior(
-    config: VAEConfig, params: Params, clips: UInt8[Any, "n f h w 3"], dtype: Any = jnp.float32
+    config: VAEConfig,
+    params: Params,
+    clips: UInt8[Any, "n f h w 3"],
+    dtype: Any = jnp.float32,
+    tile_above: int = TILE_ABOVE,
 ) -> tuple[Video, Video]:
     """Bytes -> the posterior's (mean, standard deviation) in normalised latents, float32.
 
@@ -246,11 +283,13 @@ def posterior(
       params: as from `init`; image-only ones do: of a clip, they take the earlier time taps for zero.
       clips: F = 1 + 4k; a picture is a clip of one frame. A long clip goes in chunks of time.
       dtype: what the convolutions compute in.
+      tile_above: pixels of a frame above which it goes in tiles.
     """
     params = for_frames(config, params, clips.shape[1])
     pixels = (jnp.asarray(clips, jnp.float32) / 127.5 - 1.0).astype(dtype)
     chunked = clips.shape[1] > config.temporal_factor * _WHOLE
-    mu, log_var = encode_moments(config, params, pixels, chunked=chunked)
+    tiles = tiling(clips.shape[2], clips.shape[3], tile_above)
+    mu, log_var = encode_moments(config, params, pixels, chunked=chunked, tiles=tiles)
     mean, std = _statistics(config)
     mu, log_var = mu.astype(jnp.float32), log_var.astype(jnp.float32)
     return (mu - mean) / std, posterior_std(config, log_var)
@@ -261,13 +300,26 @@ def sample_posterior(config: VAEConfig, mu: Video, log_var: Video, noise: Video)
     return mu + posterior_std(config, log_var) * noise
 
 
-def decode(config: VAEConfig, params: Params, latents: Video, *, chunked: bool = False) -> Video:
-    """Normalised latents `[B, T, h, w, C]` -> pixels `[B, 1 + 4 (T - 1), 16 h, 16 w, 3]`, not clamped."""
+def decode(
+    config: VAEConfig,
+    params: Params,
+    latents: Video,
+    *,
+    chunked: bool = False,
+    tiles: Tiling | None = None,
+) -> Video:
+    """Normalised latents `[B, T, h, w, C]` -> pixels `[B, 1 + 4 (T - 1), 16 h, 16 w, 3]`, not clamped.
+
+    Arguments as `encode_moments`; `chunked` takes a latent frame at a time.
+    """
     if config.by_frame and latents.shape[1] > 1:
-        return _as_clips(decode(config, params, _as_pictures(latents)), latents.shape[1])
+        pictures = decode(config, params, _as_pictures(latents), tiles=tiles)
+        return _as_clips(pictures, latents.shape[1])
     mean, std = _statistics(config)
     model = layers.merge(_graphdef(config), params)
     x = model.latent_in(latents * std + mean)[0]
-    if chunked and x.shape[1] > 1:
-        return depth_to_space(_in_chunks(model.decoder, x, 1))
-    return depth_to_space(model.decoder(x)[0])
+    if tiles is not None:
+        x = _run(model.decoder, x, 1, True, Decoder.WHOLE)
+        run = functools.partial(_run, model.decoder, size=1, chunked=chunked, some=Decoder.TILED)
+        return depth_to_space(in_tiles(run, x, tiles, 1, config.spatial_factor // 2))
+    return depth_to_space(_run(model.decoder, x, 1, chunked))

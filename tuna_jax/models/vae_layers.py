@@ -18,6 +18,7 @@ from tuna_jax.models.layers import fan_in_init, zeros_init
 
 # [batch, time, height, width, channels]; a level changes all but the batch, so the axes bear no names.
 Video = Float[Array, "_ _ _ _ _"]
+_AT_ONCE = 4096  # Positions of a frame whose attention is taken at once: 1024x1024 pixels.
 History = Any  # pytree of arrays, or None: nothing came before
 
 
@@ -112,7 +113,10 @@ class ResidualBlock(nnx.Module):
 
 
 class FrameAttention(nnx.Module):
-    """Single-head attention over the positions of each frame, in float32 softmax."""
+    """Single-head attention over the positions of each frame, in float32 softmax.
+
+    Queries of a large frame go row by row: all at once they would have (height x width)^2 scores.
+    """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.norm = ChannelNorm(channels)
@@ -123,9 +127,17 @@ class FrameAttention(nnx.Module):
         batch, time, height, width, channels = x.shape
         flat = self.norm(x).reshape(batch * time, height * width, channels)
         query, key, value = jnp.split(self.qkv(flat), 3, axis=-1)
-        scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * channels**-0.5, axis=-1).astype(x.dtype)
-        return x + self.out(jnp.einsum("bqk,bkc->bqc", weights, value)).reshape(x.shape)
+
+        def attend(query: Float[Array, "b q c"]) -> Float[Array, "b q c"]:
+            scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores * channels**-0.5, axis=-1).astype(x.dtype)
+            return jnp.einsum("bqk,bkc->bqc", weights, value)
+
+        if height * width <= _AT_ONCE:
+            return x + self.out(attend(query)).reshape(x.shape)
+        rows = jnp.moveaxis(query.reshape(batch * time, height, width, channels), 1, 0)
+        attended = jnp.moveaxis(jax.lax.map(attend, rows), 0, 1)
+        return x + self.out(attended.reshape(query.shape)).reshape(x.shape)
 
 
 class Middle(nnx.Module):

@@ -162,6 +162,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
             noise,
             negative=Prefix(other, lengths, none),
             guidance=settings.guidance,
+            guidance_interval=settings.guidance_interval,
             points=settings.points,
             shift=settings.shift,
             solver=settings.solver,

@@ -7,8 +7,8 @@ alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,75 +19,16 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.generation import images, text
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models.placement import Placement
+from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.conversations import Conversation, ask
+from tuna_jax.recipes.options import Decoding, SampleSettings, Sampling, check
+from tuna_jax.recipes.programs import Programs
 from tuna_jax.recipes.shown import Shown, as_clip, as_list
 from tuna_jax.sequence import Grid, TokenSequence, drawing_prompt, editing_prompt
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Clips = UInt8[np.ndarray, "n frames height width 3"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """How pictures are drawn: `points` of the time grid (one step fewer), guidance, shift of the grid, solver.
-
-    Attributes:
-      count: pictures on the contact sheet that training draws.
-    """
-
-    count: int = 24
-    points: int = 16
-    guidance: float = 2.0
-    shift: float = 3.0
-    solver: str = "euler"
-
-
-class Sampling(TypedDict, total=False):
-    """Options of every call that draws. One that is absent or None takes the model's own.
-
-    Attributes:
-      seed: of the noise: row i depends on (seed, i). A list has a seed a row,
-        which is then drawn as if it were alone; see `rows.keys`.
-      negative: what not to draw, for all rows or one a row; the other side of guidance. Default: nothing.
-      size: (height, width), multiples of 16.
-      guidance: scale; 0 and 1 sample without.
-      points: points of the time grid, one step fewer.
-      shift: of the time grid.
-      solver: 'euler' or 'heun'.
-      batch_size: most rows at once.
-    """
-
-    seed: rows.Seed | None
-    negative: str | Sequence[str] | None
-    size: tuple[int, int] | None
-    guidance: float | None
-    points: int | None
-    shift: float | None
-    solver: str | None
-    batch_size: int | None
-
-
-class Decoding(TypedDict, total=False):
-    """Options of every call that writes text. One that is absent or None takes the default.
-
-    Attributes:
-      max_new_tokens: most tokens of an answer (128).
-      temperature: 0 is greedy (0).
-      top_k: sample among this many likeliest tokens; 0 among all (0).
-      top_p: sample within this much probability; 1 within all (1).
-      seed: of sampling; answer i depends on (seed, i), or on a list's (seed[i], 0).
-      template: 'chat' (Qwen2.5's) or 'plain' (one picture, one question); default: what the model was trained with.
-      batch_size: most rows at once.
-    """
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: rows.Seed | None
-    template: str | None
-    batch_size: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +45,8 @@ class Model:
       template: how a question is put: 'plain' if the model was trained so, else 'chat'; see `conversations.ask`.
       placement: how rows lie over the devices, `Activations(mesh, generation=True)` where the parameters lie on a mesh
         of several; None: nobody says.
+      tile_above: pixels of a frame above which the VAE takes it in overlapping tiles, to save memory.
+      programs: exported ones, which are called instead of tracing where one fits.
     """
 
     config: TunaConfig
@@ -114,6 +57,8 @@ class Model:
     samples: SampleSettings = SampleSettings(points=50, guidance=3.0)
     template: str = "chat"
     placement: Placement | None = None
+    tile_above: int = TILE_ABOVE
+    programs: Programs | None = dataclasses.field(default=None, repr=False)
 
     def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
         """A picture of each prompt, uint8 [n, height, width, 3].
@@ -123,8 +68,8 @@ class Model:
           **options: see `Sampling`.
 
         Raises:
-          ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, no prompt, another
-            number of negatives or seeds than prompts.
+          ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, a guidance interval
+            that is none, no prompt, another number of negatives or seeds than prompts.
         """
         listed = _listed(prompts)
         return self._draw(self._drawing, listed, None, 1, options)[:, 0]
@@ -200,8 +145,25 @@ class Model:
           FileNotFoundError: no such file.
         """
         seen = self.see(as_list(shown), frames)
-        conversation = Conversation.of(seen, question, history)
-        return self.reply([conversation], **options)[0]
+        return self.reply([Conversation.of(seen, question, history)], **options)[0]
+
+    def stream_answer(
+        self,
+        shown: Shown | Sequence[Shown] | None,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        frames: int = 17,
+        **options: Unpack[Decoding],
+    ) -> Iterator[str]:
+        """What `answer` returns, in parts, as they are decoded; arguments and errors as there.
+
+        Example:
+            for part in tuna.stream_answer("a.png", "what is this?"):
+                print(part, end="", flush=True)
+        """
+        seen = self.see(as_list(shown), frames)
+        return self.stream(Conversation.of(seen, question, history), **options)
 
     def chat(
         self,
@@ -224,8 +186,19 @@ class Model:
           ValueError: as `answer`, and another number of `<image>` than of what is shown.
         """
         seen = self.see(as_list(shown), frames)
-        conversation = Conversation(tuple(messages), tuple(seen))
-        return self.reply([conversation], **options)[0]
+        return self.reply([Conversation(tuple(messages), tuple(seen))], **options)[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        shown: Shown | Sequence[Shown] | None = None,
+        *,
+        frames: int = 17,
+        **options: Unpack[Decoding],
+    ) -> Iterator[str]:
+        """What `chat` returns, in parts, as they are decoded; arguments and errors as there."""
+        seen = self.see(as_list(shown), frames)
+        return self.stream(Conversation(tuple(messages), tuple(seen)), **options)
 
     def reply(
         self, conversations: Sequence[Conversation], **options: Unpack[Decoding]
@@ -237,20 +210,41 @@ class Model:
         Raises:
           ValueError: as `answer`, and a temperature, `top_k` or `top_p` out of its range.
         """
-        chosen: dict[str, Any] = {"max_new_tokens": 128}
-        chosen |= {name: value for name, value in options.items() if value is not None}
-        seed, most = chosen.pop("seed", 0), chosen.pop("batch_size", None)
-        template = chosen.pop("template", None)
-        _check(chosen)
-        keys = rows.keys(seed, len(conversations))
+        chosen = _decoding(options)
+        most, template = chosen.pop("batch_size"), chosen.pop("template")
+        keys = rows.keys(chosen.pop("seed"), len(conversations))
         replies = [""] * len(conversations)
         for group in _alike(conversations):
             asked = [self.ask(conversations[i], template) for i in group]
             shown = [conversations[i].shown for i in group]
             words = self._continue(asked, shown, keys[np.asarray(group)], most, chosen)
             for place, row in zip(group, words, strict=True):
-                replies[place] = self._until_end(row)
+                replies[place] = self.tokenizer.decode(self._said(row))
         return replies
+
+    def stream(self, conversation: Conversation, **options: Unpack[Decoding]) -> Iterator[str]:
+        """The assistant's next message in parts, as they are decoded; together they are what `reply` returns.
+
+        Each part is text that stays as it is: a character of several tokens comes when it is whole. Two programs are
+        compiled, other than those of `reply`: one for the prompt, one for every `text.CHUNK` tokens.
+
+        Raises:
+          ValueError: as `reply`; by the call itself, not when the first part is asked for.
+        """
+        chosen = _decoding(options)
+        asked = self.ask(conversation, chosen.pop("template"))
+        keys = rows.keys(chosen.pop("seed"), 1)
+        chosen.pop("batch_size")
+        parts = text.stream(
+            self.config,
+            self.params,
+            self.prefix([asked], [conversation.shown]),
+            keys if chosen.get("temperature") else keys[0],
+            eos=self.tokenizer.special.eos,
+            placement=self.placement,
+            **chosen,
+        )
+        return self.tokenizer.decode_parts(self._said(part[0]) for part in parts)
 
     def _continue(
         self,
@@ -327,6 +321,10 @@ class Model:
             raise ValueError(
                 f"a negative prompt has no effect at guidance {chosen.guidance:g}; raise the guidance"
             )
+        if options.get("guidance_interval") and chosen.guidance in (0.0, 1.0):
+            raise ValueError(
+                f"a guidance interval has no effect at guidance {chosen.guidance:g}; raise the guidance"
+            )
         against = [given] * len(prompts) if isinstance(given, str) else list(given)
         if len(against) != len(prompts):
             raise ValueError(
@@ -338,10 +336,16 @@ class Model:
         noise = rows.noise(options.get("seed") or 0, len(prompts), shape)
 
         def some(part: np.ndarray) -> np.ndarray:
+            special = self.tokenizer.special
+            if sources is None and self.programs is not None and self.placement is None:
+                sides = [[side[i] for i in part] for side in (positive, negative)]
+                held = (self.params, self.vae_params)
+                made = self.programs.draw(*held, sides, special, noise[part], frames, chosen)
+                if made is not None:
+                    return made
             latents = None
             if sources is not None:
                 latents = self._encode(sources[part])[:, None]
-            special = self.tokenizer.special
             drawn = images.sample(
                 self.config,
                 self.params,
@@ -349,12 +353,14 @@ class Model:
                 jnp.asarray(noise[part]),
                 negative=rows.prefix_of([negative[i] for i in part], special, latents, width),
                 guidance=chosen.guidance,
+                guidance_interval=chosen.guidance_interval,
                 points=chosen.points,
                 shift=chosen.shift,
                 solver=chosen.solver,
                 placement=self.placement,
             )
-            return np.asarray(rows.decode(self.config, self.vae_params, drawn, self.placement))
+            made = rows.decode(self.config, self.vae_params, drawn, self.placement, self.tile_above)
+            return np.asarray(made)
 
         tokens = grid.tokens * (1 if sources is None else 2)
         most = options.get("batch_size") or rows.rows_a_chunk(tokens)
@@ -362,13 +368,14 @@ class Model:
 
     def _encode(self, clips: Clips) -> Array:
         """The normalised latents of clips."""
-        return rows.encode(self.config, self.vae_params, clips, self.placement)[0]
+        return rows.encode(self.config, self.vae_params, clips, self.placement, self.tile_above)[0]
 
-    def _until_end(self, row: np.ndarray) -> str:
+    def _said(self, row: Int[np.ndarray, " n"]) -> list[int]:
+        """The ids before the end that can be read."""
         ids, eos = row.tolist(), self.tokenizer.special.eos
         said = ids[: ids.index(eos)] if eos in ids else ids
         # The table may have rows beyond the tokenizer's ids; an untrained model can choose one.
-        return self.tokenizer.decode([i for i in said if i < self.tokenizer.size])
+        return [i for i in said if i < self.tokenizer.size]
 
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:
@@ -378,13 +385,12 @@ def _listed(prompts: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def _check(decoding: Mapping[str, Any]) -> None:
-    for name, low, high in (("temperature", 0, np.inf), ("top_k", 0, np.inf), ("top_p", 0, 1)):
-        value = decoding.get(name, low)
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
-    if decoding.get("max_new_tokens", 1) < 1:
-        raise ValueError(f"max_new_tokens is {decoding['max_new_tokens']}; it must be at least 1")
+def _decoding(options: Decoding) -> dict[str, Any]:
+    """Options with their defaults, checked; what only the decoder knows is left to it."""
+    chosen: dict[str, Any] = {"max_new_tokens": 128, "seed": 0}
+    chosen |= {name: value for name, value in options.items() if value is not None}
+    check(chosen)
+    return {"batch_size": None, "template": None} | chosen
 
 
 def _alike(conversations: Sequence[Conversation]) -> list[list[int]]:

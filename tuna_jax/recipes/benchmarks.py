@@ -13,8 +13,10 @@ import numpy as np
 from tuna_jax.evaluation.benchmarks.checking import Size
 from tuna_jax.evaluation.benchmarks.drawing import Draw, Plan, fill
 from tuna_jax.evaluation.benchmarks.layout import Benchmark
+from tuna_jax.flow import EVERYWHERE
 from tuna_jax.recipes import rows
-from tuna_jax.recipes.abilities import Model, Sampling
+from tuna_jax.recipes.abilities import Model
+from tuna_jax.recipes.options import Sampling
 from tuna_jax.trees import flatten
 
 _LOOKED_AT = 64  # numbers of each parameter that the fingerprint is made of
@@ -49,7 +51,7 @@ def run(
       shard: this process's number and how many there are.
       first: only so many of the first prompts.
       progress: whether to show a bar.
-      **sampling: `guidance`, `points`, `shift`, `solver` and `negative` of `Sampling`.
+      **sampling: `guidance`, `guidance_interval`, `points`, `shift`, `solver` and `negative` of `Sampling`.
 
     Returns:
       How many files were drawn, and how many were there already.
@@ -99,6 +101,9 @@ def described(model: Model, sampling: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: getattr(usual, name) for name in ("guidance", "points", "shift", "solver")} | {
         "negative": ""
     }
+    # Said only where it matters: folders that were begun before there were intervals go on.
+    if usual.guidance_interval != EVERYWHERE:
+        values["guidance_interval"] = list(usual.guidance_interval)
     values |= {name: value for name, value in sampling.items() if value is not None}
     return {"model": fingerprint(model.params), **values}
 

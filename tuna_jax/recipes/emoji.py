@@ -26,8 +26,9 @@ from tuna_jax.evaluation.abilities import Abilities
 from tuna_jax.evaluation.sheets import contact_sheet
 from tuna_jax.evaluation.tasks import Answer, Draw
 from tuna_jax.recipes.in_training import evaluator
+from tuna_jax.recipes.options import SampleSettings
 from tuna_jax.recipes.weights import open_parameters
-from tuna_jax.recipes.world import SampleSettings, World
+from tuna_jax.recipes.world import World
 from tuna_jax.training import loop
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.export import load_model

@@ -16,6 +16,7 @@ from tuna_jax.conversion.state_dicts import StateDict
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.recipes import emoji, mixture, weights
 from tuna_jax.recipes.abilities import Model
+from tuna_jax.recipes.programs import read as read_programs
 from tuna_jax.recipes.surroundings import (
     PathLike,
     check_whole,
@@ -47,6 +48,7 @@ class Tuna(Model):
         vae: PathLike | None = None,
         tokenizer: Tokenizer | PathLike | None = None,
         dtype: str = "",
+        programs: PathLike | None = None,
     ) -> Tuna:
         """Reads a model.
 
@@ -58,11 +60,26 @@ class Tuna(Model):
           tokenizer: a tokenizer; or the folder of a Hugging Face one; or the name or file of a compact vocabulary. A
             run names its own; else the full Qwen2.5 tokenizer is taken.
           dtype: 'float32' or 'bfloat16' to hold parameters in; empty keeps each as it is stored.
+          programs: a folder that `python -m tuna_jax.export` wrote for this model; see `recipes/programs.py`.
 
         Raises:
           FileNotFoundError: nothing there.
-          ValueError: not a model, no VAE in it and none given, a VAE or tokenizer that does not fit.
+          ValueError: not a model, no VAE in it and none given, a VAE, tokenizer or programs that do not fit.
         """
+        found = cls._load(path, vae, tokenizer, dtype)
+        if programs is None:
+            return found
+        known = read_programs(programs, found.config, found.params, found.vae_params)
+        return dataclasses.replace(found, programs=known)
+
+    @classmethod
+    def _load(
+        cls,
+        path: PathLike,
+        vae: PathLike | None,
+        tokenizer: Tokenizer | PathLike | None,
+        dtype: str,
+    ) -> Tuna:
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(

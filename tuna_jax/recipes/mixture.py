@@ -23,8 +23,10 @@ from tuna_jax.data.bad_rows import BadRows
 from tuna_jax.data.latent_records import vae_fingerprint
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evaluation.sheets import contact_sheet
-from tuna_jax.recipes.abilities import Model, SampleSettings
+from tuna_jax.flow import EVERYWHERE
+from tuna_jax.recipes.abilities import Model
 from tuna_jax.recipes.in_training import evaluator
+from tuna_jax.recipes.options import SampleSettings
 from tuna_jax.recipes.streams import (
     MixtureData,
     abstract_batch,
@@ -48,13 +50,14 @@ class SheetSettings:
     Attributes:
       prompts: what is drawn.
       size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
-      points, guidance, shift, solver: see `recipes.abilities.SampleSettings`.
+      points, guidance, guidance_interval, shift, solver: see `recipes.options.SampleSettings`.
     """
 
     prompts: tuple[str, ...] = ()
     size: str = "512x512"
     points: int = 50
     guidance: float = 3.0
+    guidance_interval: tuple[float, float] = EVERYWHERE
     shift: float = 3.0
     solver: str = "euler"
 
@@ -62,7 +65,11 @@ class SheetSettings:
     def drawing(self) -> SampleSettings:
         """How to draw."""
         return SampleSettings(
-            points=self.points, guidance=self.guidance, shift=self.shift, solver=self.solver
+            points=self.points,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            shift=self.shift,
+            solver=self.solver,
         )
 
 

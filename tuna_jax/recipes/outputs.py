@@ -12,12 +12,14 @@ from PIL import Image
 from tuna_jax.data import clips
 from tuna_jax.data.tokenizer import IMAGE_TAG
 from tuna_jax.evaluation.sheets import contact_sheet
-from tuna_jax.recipes.abilities import Decoding, Model, Sampling
+from tuna_jax.recipes.abilities import Model
 from tuna_jax.recipes.conversations import Conversation
+from tuna_jax.recipes.options import Decoding, Sampling
 from tuna_jax.recipes.requests import Request
 from tuna_jax.recipes.rows import Seed
 
 Say = Callable[[str], None]
+Write = Callable[[str], object]
 
 
 def draw_pictures(
@@ -101,6 +103,7 @@ def write_answers(
     frames: int = 17,
     seed: int = 0,
     say: Say = print,
+    write: Write | None = None,
     **options: Any,
 ) -> Path:
     """Answers to questions, or the next message of conversations, all in one batch.
@@ -112,6 +115,7 @@ def write_answers(
       frames: at most so many of a video.
       seed: of requests without their own.
       say: gets the answers.
+      write: gets them in parts instead, as they come, and a line's end after each; they are then made one by one.
       **options: see `Decoding`.
 
     Returns:
@@ -119,13 +123,21 @@ def write_answers(
     """
     asked = [_conversation(model, request, frames) for request in requests]
     chosen: Decoding = {**options, "seed": _seeds(requests, seed)}  # pyright: ignore[reportAssignmentType]
-    answers = model.reply(asked, **chosen)
+    if write is None:
+        answers = model.reply(asked, **chosen)
+    else:
+        seeds = [(seed, i) if one.seed is None else one.seed for i, one in enumerate(requests)]
+        answers = [
+            _written(model, one, write, {**chosen, "seed": [own]})
+            for one, own in zip(asked, seeds, strict=True)
+        ]
     path = _made(folder) / "answers.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for request, conversation, answer in zip(requests, asked, answers, strict=True):
             line = {"shown": request.shown, "messages": conversation.messages, "answer": answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            say(answer)
+            if write is None:
+                say(answer)
     return path
 
 
@@ -138,6 +150,7 @@ def converse(
     frames: int = 17,
     seed: int = 0,
     say: Say = print,
+    write: Write | None = None,
     **options: Any,
 ) -> Path:
     """One conversation: the requests are said in turn, and the model sees all that was said before.
@@ -147,7 +160,7 @@ def converse(
       requests: the user's messages; what the first one shows stands before it.
       folder: made if absent; gets `conversation.json`, which `read_history` reads to go on.
       history: a conversation to go on with.
-      frames, seed, say, **options: as `write_answers`.
+      frames, seed, say, write, **options: as `write_answers`.
 
     Returns:
       The file.
@@ -162,9 +175,13 @@ def converse(
         tags = f"{IMAGE_TAG}\n" * len(request.shown) if place == 0 else ""
         messages.append({"role": "user", "content": tags + request.text})
         chosen: Decoding = {**options, "seed": [(seed, len(messages))]}  # pyright: ignore[reportAssignmentType]
-        answer = model.reply([Conversation(tuple(messages), seen)], **chosen)[0]
+        conversation = Conversation(tuple(messages), seen)
+        if write is None:
+            answer = model.reply([conversation], **chosen)[0]
+            say(answer)
+        else:
+            answer = _written(model, conversation, write, chosen)
         messages.append({"role": "assistant", "content": answer})
-        say(answer)
     path = _made(folder) / "conversation.json"
     values = {"shown": shown, "messages": messages}
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -183,6 +200,16 @@ def read_history(path: str | Path) -> Request:
         return Request(shown=tuple(values["shown"]), messages=tuple(values["messages"]))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no conversation that --task=chat wrote: {error!r}") from error
+
+
+def _written(model: Model, conversation: Conversation, write: Write, options: Decoding) -> str:
+    """The answer, which was written in parts as they came."""
+    parts = []
+    for part in model.stream(conversation, **options):
+        write(part)
+        parts.append(part)
+    write("\n")
+    return "".join(parts)
 
 
 def _conversation(model: Model, request: Request, frames: int) -> Conversation:

@@ -20,6 +20,7 @@ from tuna_jax.generation.images import to_uint8
 from tuna_jax.generation.prefix import Prefix
 from tuna_jax.models import vae
 from tuna_jax.models.placement import Placement, placed, placing
+from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
 from tuna_jax.sequence import Special, TokenSequence, stack
 
 Seed = int | Sequence[int | tuple[int, int]]
@@ -111,29 +112,36 @@ def noise(seed: Seed, count: int, shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "placement"))
+@functools.partial(jax.jit, static_argnames=("config", "placement", "tile_above"))
 def encode(
     config: TunaConfig,
     vae_params: Any,
     clips: UInt8[Any, "n frames height width 3"],
     placement: Placement | None = None,
+    tile_above: int = TILE_ABOVE,
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
-    """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame."""
+    """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame.
+
+    Frames of more than `tile_above` pixels go in tiles.
+    """
     with placing(placement):
         clips = placed(jnp.asarray(clips), "batch", None, None, None, None)
-        return vae.posterior(config.vae, vae_params, clips)
+        return vae.posterior(config.vae, vae_params, clips, tile_above=tile_above)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "placement"))
+@functools.partial(jax.jit, static_argnames=("config", "placement", "tile_above"))
 def decode(
     config: TunaConfig,
     vae_params: Any,
     latents: Float[Any, "n t h w c"],
     placement: Placement | None = None,
+    tile_above: int = TILE_ABOVE,
 ) -> UInt8[Array, "n frames height width 3"]:
-    """Normalised latents -> clips."""
+    """Normalised latents -> clips; frames of more than `tile_above` pixels go in tiles."""
     params = vae.for_frames(config.vae, vae_params, latents.shape[1])
     chunked = latents.shape[1] > _WHOLE
+    height, width = (side * config.vae.spatial_factor for side in latents.shape[2:4])
+    tiles = tiling(height, width, tile_above)
     with placing(placement):
         latents = placed(jnp.asarray(latents), "batch", None, None, None, None)
-        return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked))
+        return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked, tiles=tiles))

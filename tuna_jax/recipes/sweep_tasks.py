@@ -19,7 +19,7 @@ from tuna_jax.recipes.abilities import Model
 TASKS: dict[str, Callable[..., Task]] = {**emoji_tasks.TASKS, **file_tasks.TASKS}
 """By name: functions that make a task of its options. More tasks are more entries."""
 
-SETTINGS = ("guidance", "points", "solver", "shift", "size", "ema")
+SETTINGS = ("guidance", "guidance_interval", "points", "solver", "shift", "size", "ema")
 """What a sweep can vary."""
 
 

@@ -16,8 +16,9 @@ from jaxtyping import Float, UInt8
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.recipes import rows
-from tuna_jax.recipes.abilities import Model, SampleSettings
+from tuna_jax.recipes.abilities import Model
 from tuna_jax.recipes.conversations import Conversation
+from tuna_jax.recipes.options import SampleSettings
 from tuna_jax.sequence import Grid
 
 Pictures = UInt8[np.ndarray, "n height width 3"]

@@ -1,0 +1,46 @@
+"""The command `export`: from a model to programs that `generate` draws with."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tuna_jax import export, generate
+from tuna_jax.generation import images
+
+pytestmark = pytest.mark.usefixtures("any_words")
+
+
+def test_what_is_exported_draws_without_tracing(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = [f"--model={tiny_model}", "--tokenizer=emoji"]
+    flags = ["--size=32,32x48", "--points=3", "--prompt=32", "--output=programs"]
+    assert export.main([*model, *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("programs/draw_1_of_1x32x48_prompt_32_3_3_euler")
+    draw = [*model, "--prompt=a dog", "--size=32x48", "--points=3"]
+    assert generate.main([*draw, "--output=traced"]) == 0
+    monkeypatch.setattr(images, "_sample", None)
+    assert generate.main([*draw, "--programs=programs", "--output=called"]) == 0
+    pictures = [
+        np.asarray(Image.open(f"{name}/prompt_0.png"), int) for name in ("traced", "called")
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        (["--rows=0"], 2, "'0' is no list of whole numbers"),
+        (["--size=32by4"], 2, "'32by4' is no list of sizes"),
+        (["--size=40"], 1, "image height 40 is not divisible by 16"),
+        (["--platforms=cpu,gpu"], 1, "choose some of cpu, tpu, cuda"),
+    ],
+)
+def test_what_is_wrong_is_named(tiny_model, tmp_path, capsys, flags, status, words):
+    given = [f"--model={tiny_model}", "--tokenizer=emoji", f"--output={tmp_path}", *flags]
+    try:
+        found = export.main(given)
+    except SystemExit as stopped:
+        found = stopped.code
+    assert found == status
+    assert words in capsys.readouterr().err
