@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.edits.share = 0.3
     # An earlier run had recolouring and moving right (94, 97 %) after 3,400 steps.
     config.data.edits.kinds = ConfigDict(
-        {"replace": 0.35, "recolour": 0.2, "move": 0.12, "remove": 0.33}
+        {"replace": 0.4, "recolour": 0.1, "move": 0.15, "remove": 0.35}
     )
 
     config.data.clips = ConfigDict()
