@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tuna_jax.models import placement, splash
-from tuna_jax.models.attention import attention, sequence_layout
+from tuna_jax.models.attention import _fastest, attention, sequence_layout
 
 
 def arrays(batch, length, heads, groups, head_dim):
@@ -143,6 +143,26 @@ def test_auto_takes_the_kernel_on_tpus_where_it_can_be_had():
         assert kernels(*shapes(65_536)) == 0, "longer than the kernel carries"
         assert kernels(*shapes(512, keys=700)) == 0, "cached"
         assert kernels(*shapes(512)[:3]) == 0, "no mask"
+
+
+class OnGpu(OnTpu):
+    platform = "gpu"
+
+
+def test_auto_takes_cudnn_on_gpus_for_halves_alone():
+    def chosen(tokens, dtype, keys=None, masked=True):
+        query, key = (jnp.zeros((1, n, 2, 64), dtype) for n in (tokens, keys or tokens))
+        return _fastest(query, key, masked=masked)
+
+    with placement.placing(OnGpu()):
+        assert chosen(512, jnp.bfloat16) == "cudnn"
+        assert chosen(512, jnp.bfloat16, keys=700) == "cudnn", "cached"
+        assert chosen(512, jnp.float32) == "xla"
+        assert chosen(8, jnp.bfloat16) == "xla", "short"
+        assert chosen(512, jnp.bfloat16, masked=False) == "xla", "no mask"
+        with pytest.raises(ValueError, match="wants compute_dtype 'bfloat16'"):
+            whole = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in shapes(512)[:3]]
+            jax.eval_shape(functools.partial(attention, backend="cudnn"), *whole, shapes(512)[3])
 
 
 def test_what_a_backend_cannot_do_is_told():
