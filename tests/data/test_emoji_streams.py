@@ -46,6 +46,8 @@ def test_an_edit_has_its_source_clean_and_its_target_to_draw(words):
         said = texts(row, words)[1].lower()
         assert any(text in said for text in made.source[item].instructions)
         assert (row.sequence.labels == -100).all()
+    plain = emoji_streams.editing_stream(made, words, rows=4, spread=0.0, source_spread=0.0)
+    assert all(plain.samples[i].latents.std((1, 2, 3, 4)).max() == 0 for i in range(8))
     empty = emoji_streams.editing_stream(made, words, rows=4, instruction_dropout=1.0).samples[0]
     assert len(empty.sequence.tokens) == 2 * 17 + 6
     with pytest.raises(ValueError, match="2 frames an item"):

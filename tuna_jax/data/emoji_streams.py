@@ -64,6 +64,7 @@ def editing_stream(
     instruction_dropout: float = 0.1,
     sentences: float = 0.1,
     spread: float = 1.0,
+    source_spread: float = 1.0,
 ) -> Stream:
     """Picture and instruction -> picture.
 
@@ -74,7 +75,8 @@ def editing_stream(
         seed: another seed gives another order, other phrasings and other draws of the posterior.
         instruction_dropout: the share of rows without an instruction, for guidance.
         sentences: the share of instructions written with a capital and a full stop.
-        spread: of the drawn latents of the target around the posterior's mean; the source's is 1.
+        spread: of the drawn latents of the target around the posterior's mean.
+        source_spread: of the source's.
     """
     two = grid_of(pool)
     if two.frames != 2:
@@ -87,7 +89,7 @@ def editing_stream(
     def draw(index: int, random: np.random.Generator) -> Sample:
         text = phrased(pool.source[index].instructions, random, sentences)
         ids = [] if random.random() < instruction_dropout else encode(text)
-        latents = pool.sample(index, random, (1.0, spread))[:, None]
+        latents = pool.sample(index, random, (source_spread, spread))[:, None]
         return Sample(sequence.editing(special, ids, grid), latents, TASKS.index("edit"))
 
     return Stream("edit", endless(pool, seed, draw), rows)

@@ -41,12 +41,16 @@ from tuna_jax.trees import unflatten
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditData:
     """Edits: how many are encoded beforehand, rows and tokens of a batch, how many of the batches, and the relative
-    frequency of each kind (empty: the source's own)."""
+    frequency of each kind (empty: the source's own).
+
+    `source_spread` is how far the latents of the source are spread around the posterior's mean, relative to its
+    standard deviation. An edit that is asked for shows the mean, so 0 is what it will see."""
 
     count: int = 16_000
     rows: int = 0
     length: int = 52
     share: float = 1.0
+    source_spread: float = 1.0
     kinds: dict = dataclasses.field(default_factory=dict)
 
 
@@ -266,6 +270,7 @@ def groups(world: World, data: EmojiData, progress: bool = True) -> list[emoji_s
             seed=2 * data.seed + 3,
             instruction_dropout=data.caption_dropout,
             spread=data.draw_spread,
+            source_spread=data.edits.source_spread,
         )
         batched([change], data.edits.share, data.edits.length, slots=2)
     if data.clips.rows:
