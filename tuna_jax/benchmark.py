@@ -49,7 +49,7 @@ _SIDES = """
 Each round multiplies two matrices for a moment, to know what the machine can, and runs every side once; medians are
 told. `of cores`: seconds of all cores that the process spent, which a busy machine changes less. `of rate` is the
 FLOPs of a side's matrix products a second by that rate. MB: for ours, arguments, results and temporaries of the
-compiled program; for a peer, the most that the whole process held. `ratio`: seconds by ours. Random weights.
+compiled program; for a peer, the most that its process held. `ratio`: seconds by ours. Random weights.
 """
 
 _PEER = f"""

@@ -214,7 +214,8 @@ class TunaConfig:
         softmax and losses are float32 whatever it is.
       remat: what a scanned layer recomputes in the backward pass: 'none'; 'full': everything; 'dots': keeps the
         outputs of matmuls with parameters; 'attention': keeps attention's outputs; 'dots_attention': keeps both.
-      unroll: write scanned layers out in the compiled program: faster for few small layers on CPU.
+      unroll: write scanned layers out in the compiled program: faster for few small layers on CPU. Loops over steps and
+        tokens then read each layer where it lies.
       attention_backend: 'xla', 'auto', 'splash' or 'cudnn', see `models/attention.attention`.
       text_chunk: tokens of each row whose scores over the vocabulary the text loss holds at a time; 0: all of them.
     """
@@ -315,6 +316,7 @@ def _mid() -> TunaConfig:
         flow_head=FlowHeadConfig(layers=8, heads=8, kv_heads=2, mlp=2048),
         compute_dtype="float32",
         remat="none",
+        unroll=True,
     )
 
 

@@ -1,5 +1,6 @@
 """The prefix cache against rerunning everything, and what sampling options do."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -161,6 +162,33 @@ def test_a_streams_cache_is_handed_on_and_not_copied(monkeypatch: pytest.MonkeyP
     how: dict[str, Any] = {"eos": -1, "max_new_tokens": 8}
     next(text.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=2, **how))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states[0].cache))
+
+
+def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
+    """`unroll` cuts the stacks of layers before the loops, and no loop copies a layer out of a stack."""
+    out = dataclasses.replace(CONFIG, unroll=True)
+    how: dict[str, Any] = {"eos": -1, "max_new_tokens": 5, "keep_logits": True}
+    said = text.generate(out, PARAMS, POSITIVE, jax.random.key(0), **how)
+    np.testing.assert_allclose(said.logits, _greedy().logits, atol=1e-5)
+    drawing: dict[str, Any] = {"negative": NEGATIVE, "guidance": 2.0, "points": 3}
+    drawn = images.sample(out, PARAMS, POSITIVE, NOISE, **drawing)
+    expected = images.sample(CONFIG, PARAMS, POSITIVE, NOISE, **drawing)
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+    def write(params: Any) -> Any:
+        return text.generate(out, params, POSITIVE, jax.random.key(0), **how).tokens
+
+    def loops(jaxpr: Any) -> Any:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "while":
+                yield equation
+            elif "jaxpr" in equation.params:
+                yield from loops(equation.params["jaxpr"].jaxpr)
+
+    (loop,) = loops(jax.make_jaxpr(write)(PARAMS).jaxpr)
+    shapes = {variable.aval.shape for variable in loop.invars}
+    layer = PARAMS["language"]["layers"]["mlp"]["up"]["kernel"].shape
+    assert layer[1:] in shapes and layer not in shapes
 
 
 def test_sampling_keeps_to_top_k_and_to_the_nucleus() -> None:

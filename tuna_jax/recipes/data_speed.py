@@ -81,8 +81,8 @@ class Settings:
     clip_frames: int = 100
     frames: int = 17
     rows: int = 8
-    seconds: float = 4.0
-    rounds: int = 5
+    seconds: float = 2.0
+    rounds: int = 11
     workers: int = dataclasses.field(default_factory=cores)
     latent_workers: int = 0
     threads: int = 1

@@ -12,10 +12,8 @@ import dataclasses
 import math
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +40,7 @@ class Side:
       memory: bytes that it needs at once, parameters included; 0: not known.
       part: how much of the thing `run` does; its seconds are divided by that.
       work: units of `unit` that the thing makes.
+      processor: seconds that the process which runs it has spent on all cores so far.
     """
 
     name: str
@@ -50,6 +49,7 @@ class Side:
     memory: int = 0
     part: float = 1.0
     work: int = 1
+    processor: Callable[[], float] = time.process_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Measured:
     Attributes:
       name: of the side.
       seconds: for the whole thing, scaled if only a part was run.
-      processor: seconds of all cores together that this process spent on it: on a busy machine the better measure.
+      processor: seconds of all cores together that its process spent on it: on a busy machine the better measure.
       rate: units of work a second.
       flops, memory, part: as `Side` has them.
       share: of the machine's matmul rate; 0 where FLOPs are not counted.
@@ -110,7 +110,7 @@ def measure(
     rates = []
     for _ in tqdm(range(rounds), desc=name, unit="round", disable=None):
         rates.append(multiply())
-        spent = [_seconds(side.run) for side in sides]
+        spent = [_seconds(side) for side in sides]
         seconds.append([s.wall / side.part for s, side in zip(spent, sides, strict=True)])
         processor.append([s.processor / side.part for s, side in zip(spent, sides, strict=True)])
     measured = []
@@ -158,20 +158,6 @@ def program_memory(program: Any) -> int:
         return 0
     fields = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     return sum(getattr(told, field) for field in fields) - told.alias_size_in_bytes
-
-
-def process_memory(run: Callable[[], Any]) -> int:
-    """Bytes that this process holds at most while `run` runs; 0 where the system does not tell."""
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if sys.platform != "linux":
-        return 0
-    try:
-        reset.write_text("5")
-    except OSError:
-        return 0
-    run()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
 
 
 def random_model(name: str, dtype: str = "", weights: str = "") -> tuple[TunaConfig, Params]:
@@ -253,16 +239,16 @@ def numbers(text: str, key: str) -> tuple[int, ...]:
 
 
 class _Spent(NamedTuple):
-    """Seconds by the clock, and of this process on all cores."""
+    """Seconds by the clock, and of a side's process on all cores."""
 
     wall: float
     processor: float
 
 
-def _seconds(run: Callable[[], Any]) -> _Spent:
-    begin, spent = time.perf_counter(), time.process_time()
-    run()
-    return _Spent(time.perf_counter() - begin, time.process_time() - spent)
+def _seconds(side: Side) -> _Spent:
+    spent, begin = side.processor(), time.perf_counter()
+    side.run()
+    return _Spent(time.perf_counter() - begin, side.processor() - spent)
 
 
 def _matmul() -> Callable[[], float]:

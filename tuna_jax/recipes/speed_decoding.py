@@ -68,12 +68,12 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
         said, notes = np.asarray(ours.run()), {}
         if peer is not None:
             request = {"tokens": tokens.tolist(), "new": settings.new}
-            run, theirs = functools.partial(peer.call, "decode", request), []
-            memory = speed.process_memory(lambda run=run, to=theirs: to.append(run()))
-            sides.append(speed.Side(peer.name, run, memory=memory, **work))
-            if theirs:
-                same = np.asarray(theirs[0]) == said[: len(theirs[0])]
-                notes["tokens that the peer says too"] = float(np.mean(same))
+            told = peer.watched("decode", request)
+            run = functools.partial(peer.call, "decode", request)
+            more = {"memory": told.memory, "processor": peer.processor}
+            sides.append(speed.Side(peer.name, run, **more, **work))
+            same = np.asarray(told.result) == said[: len(told.result)]
+            notes["tokens that the peer says too"] = float(np.mean(same))
         name = f"{settings.new} tokens behind {settings.prompt}, {batch} rows; {settings.preset}"
         groups.append(speed.measure(name, "token", sides, settings.rounds, notes))
     return groups

@@ -1,7 +1,7 @@
 """The other side of a comparison: somebody's PyTorch implementation, named by a path, kept outside this repository.
 
 A peer is a Python file with `build` and any of the other functions; what it lacks is not measured. Arrays are NumPy's,
-channels last; token ids are lists. Each function returns when it is done.
+channels last; token ids are lists. Each function returns when it is done. It runs in a process of its own.
 
     build(config: dict, weights: str | None) -> model
         `TunaConfig.to_dict()`, and a safetensors file under the released code's names (without a VAE).
@@ -18,11 +18,11 @@ channels last; token ids are lists. Each function returns when it is done.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import multiprocessing
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,12 @@ from safetensors.numpy import save_file
 from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import table
 from tuna_jax.models.layers import Params
+from tuna_jax.recipes import peer_process
 from tuna_jax.trees import flatten
 
 
 class Peer:
-    """A peer's module with its model built.
+    """A peer's module with its model built, in a process of its own that lives as long as this one.
 
     Args:
       path: of the Python file.
@@ -50,20 +51,33 @@ class Peer:
     """
 
     def __init__(self, path: str, config: TunaConfig, params: Params):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no peer at {path}; --peer names a Python file, see --help")
         self.name = Path(path).stem
-        self._module = _imported(path)
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         with tempfile.TemporaryDirectory(prefix="tuna_jax-peer-") as folder:
             weights = Path(folder) / "model.safetensors"
             save_file(_released(config, params), weights)
-            self._model = self._module.build(config.to_dict(), str(weights))
+            self._ask(peer_process.start, path, config.to_dict(), str(weights))
 
     def has(self, function: str) -> bool:
         """Whether the peer can do it."""
-        return hasattr(self._module, function)
+        return self._ask(peer_process.has, function)
 
     def call(self, function: str, argument: Any) -> Any:
         """`function(model, argument)` of the peer's."""
-        return getattr(self._module, function)(self._model, argument)
+        return self._ask(peer_process.call, function, argument).result
+
+    def watched(self, function: str, argument: Any) -> peer_process.Told:
+        """The same, with the bytes that its process held at most meanwhile."""
+        return self._ask(peer_process.call, function, argument, True)
+
+    def processor(self) -> float:
+        """Seconds that its process has spent on all cores."""
+        return self._ask(peer_process.processor)
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._process.submit(function, *arguments).result()
 
 
 def load(path: str, config: TunaConfig, params: Params, function: str) -> Peer | None:
@@ -78,20 +92,6 @@ def difference(ours: Any, theirs: Any) -> float:
     """Relative L2."""
     ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-
-
-def _imported(path: str) -> ModuleType:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no peer at {path}; --peer names a Python file, see --help")
-    name = f"tuna_jax_peer_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, "build"):
-        raise ValueError(f"the peer {path} has no function build(config, weights)")
-    return module
 
 
 def _released(config: TunaConfig, params: Params) -> dict[str, np.ndarray]:

@@ -179,9 +179,9 @@ def _peer_side(
     peer: speed_peer.Peer, request: dict[str, Any], settings: Settings
 ) -> tuple[speed.Side, Any]:
     """A peer's side at one length, and what it drew."""
-    drawn: list[Any] = []
-    run = functools.partial(peer.call, "sample", request)
-    memory = speed.process_memory(lambda: drawn.append(run()))
+    told = peer.watched("sample", request)
     part = request["steps"] / (settings.points - 1)
     name = f"{peer.name}, {request['length']} tokens"
-    return speed.Side(name, run, memory=memory, part=part, work=settings.batch), drawn[0]
+    run = functools.partial(peer.call, "sample", request)
+    more = {"memory": told.memory, "processor": peer.processor}
+    return speed.Side(name, run, part=part, work=settings.batch, **more), told.result

@@ -70,7 +70,9 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
             for _ in range(settings.steps):
                 step()
 
-        sides.append(speed.Side(peer.name, run, memory=speed.process_memory(run), work=work))
+        memory = peer.watched("train_step", batch).memory
+        more = {"memory": memory, "processor": peer.processor}
+        sides.append(speed.Side(peer.name, run, work=work, **more))
     name = f"a step of {settings.batch} rows of {settings.tokens} tokens; {settings.preset}, {config.compute_dtype}"
     group = speed.measure(f"{name}; {settings.steps} steps", "token", sides, settings.rounds)
     return [group]

@@ -59,6 +59,10 @@ Encode = Callable[[Any, Array, jax.Array], Float[Array, "b n t h w c"]]
 SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
 
 
+# Fewer copies of the state that is given away (docs/performance.md).
+_ON_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+
 def empty_window(tasks: int) -> Window:
     """Sums over no steps at all, for `tasks` kinds of sample."""
     zeros = {name: jnp.zeros((tasks,), jnp.float32) for pair in _TERMS.values() for name in pair}
@@ -204,12 +208,14 @@ def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
     """`jax.jit` of a step, called as `(state, batch, frozen, heads)`: state sharded as given and donated, batches
     split over the mesh, the frozen VAE and the metrics replicated; a program for every `heads` and shape of batch."""
     whole = rules.replicated(mesh)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         step,
         in_shardings=(shardings, rules.batch_sharding(mesh), whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
         static_argnums=3,
+        compiler_options=_ON_CPU if on_cpu else None,
     )
 
 
