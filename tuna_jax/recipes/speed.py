@@ -147,7 +147,7 @@ def compiled(name: str, function: Callable[..., Any], *arguments: Any, **more: A
     """
     program = jax.jit(function).lower(*arguments).compile()
     counted = flops.count(jax.make_jaxpr(function)(*arguments))
-    given = {"flops": counted, "memory": program_memory(program)} | more
+    given: dict[str, Any] = {"flops": counted, "memory": program_memory(program)} | more
     return Side(name, lambda: jax.block_until_ready(program(*arguments)), **given)
 
 

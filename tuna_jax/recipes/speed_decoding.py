@@ -70,8 +70,8 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
             request = {"tokens": tokens.tolist(), "new": settings.new}
             told = peer.watched("decode", request)
             run = functools.partial(peer.call, "decode", request)
-            more = {"memory": told.memory, "processor": peer.processor}
-            sides.append(speed.Side(peer.name, run, **more, **work))
+            side = speed.Side(peer.name, run, memory=told.memory, processor=peer.processor)
+            sides.append(dataclasses.replace(side, **work))
             same = np.asarray(told.result) == said[: len(told.result)]
             notes["tokens that the peer says too"] = float(np.mean(same))
         name = f"{settings.new} tokens behind {settings.prompt}, {batch} rows; {settings.preset}"

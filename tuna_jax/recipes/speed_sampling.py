@@ -183,5 +183,5 @@ def _peer_side(
     part = request["steps"] / (settings.points - 1)
     name = f"{peer.name}, {request['length']} tokens"
     run = functools.partial(peer.call, "sample", request)
-    more = {"memory": told.memory, "processor": peer.processor}
-    return speed.Side(name, run, part=part, work=settings.batch, **more), told.result
+    side = speed.Side(name, run, memory=told.memory, part=part, work=settings.batch)
+    return dataclasses.replace(side, processor=peer.processor), told.result

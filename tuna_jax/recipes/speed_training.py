@@ -71,8 +71,8 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
                 step()
 
         memory = peer.watched("train_step", batch).memory
-        more = {"memory": memory, "processor": peer.processor}
-        sides.append(speed.Side(peer.name, run, work=work, **more))
+        side = speed.Side(peer.name, run, memory=memory, work=work, processor=peer.processor)
+        sides.append(side)
     name = f"a step of {settings.batch} rows of {settings.tokens} tokens; {settings.preset}, {config.compute_dtype}"
     group = speed.measure(f"{name}; {settings.steps} steps", "token", sides, settings.rounds)
     return [group]
