@@ -1,6 +1,7 @@
 """The benchmark's table and file have the right shape; how fast anything is, is no test's business."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -219,6 +220,7 @@ def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
     floor = 3 * 2 * (kernels - modulation) * 2 * 2 * 16
     assert floor < ours["flops"] < 2 * floor
     assert ("train_step", [2, 16], 8) in _calls(peer)
+    assert "tuna_jax_peer_fake" not in sys.modules, "the peer has a process of its own"
 
 
 @pytest.mark.slow
