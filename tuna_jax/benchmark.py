@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tuna_jax import host_memory
 from tuna_jax.recipes import (
     checkpoint_speed,
     data_speed,
@@ -232,4 +233,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    host_memory.keep()  # As train and generate do.
     sys.exit(main())

@@ -45,6 +45,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tuna_jax import host_memory
 from tuna_jax.recipes.requests import DRAWN, TASKS, Request, read_requests
 
 _DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "points")
@@ -303,4 +304,5 @@ def _requests(chosen: argparse.Namespace, task: str) -> list[Request]:
 
 
 if __name__ == "__main__":
+    host_memory.keep()
     sys.exit(main())

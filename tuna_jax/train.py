@@ -28,7 +28,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tuna_jax import compile_cache
+from tuna_jax import compile_cache, host_memory
 from tuna_jax.experiment_flags import parse_flags
 from tuna_jax.parallel import processes
 from tuna_jax.training.checkpoints import DamagedCheckpointError
@@ -105,4 +105,5 @@ _KINDS = {"tuna": _train_tuna, "vae": _train_vae, "mixture": _train_mixture}
 
 
 if __name__ == "__main__":
+    host_memory.keep()
     app.run(main, flags_parser=parse_flags)

@@ -91,6 +91,21 @@ def test_clipping_limits_the_step():
     assert float(free["norm"]["scale"][0]) < 0.1
 
 
+@pytest.mark.parametrize("size", [0.01, 3.0])
+def test_clipping_is_that_of_optax(size):
+    """One factor for all, and none where the norm is small."""
+    settings = OptimizerSettings(learning_rate=0.1, warmup=0, clip_norm=1.0)
+    grads = jax.tree.map(
+        lambda leaf: size * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params()
+    )
+    clipped, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
+    _, state = updated(settings, grads)
+    _, expected = updated(OptimizerSettings(learning_rate=0.1, warmup=0, clip_norm=0.0), clipped)
+    found, wanted = (jax.tree.leaves(s) for s in (state, expected))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_muon_treats_every_stacked_layer_as_a_matrix_of_its_own():
     params = {
         "layers": {"up": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}},

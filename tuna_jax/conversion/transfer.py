@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import ml_dtypes
 import numpy as np
 from tqdm import tqdm
@@ -44,9 +43,7 @@ class Sink(Protocol):
 
 def parameter_shapes(config: TunaConfig) -> dict[str, Any]:
     """Shapes of all parameters, the VAE's under 'vae'; nothing is allocated."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: tuna.init(config, key))
-    return shapes | {"vae": jax.eval_shape(lambda: vae.init(config.vae, key))}
+    return tuna.shapes(config) | {"vae": vae.shapes(config.vae)}
 
 
 def without_buffers(state: StateDict) -> StateDict:

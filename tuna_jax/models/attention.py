@@ -141,22 +141,75 @@ def attention(
     grouped = query.reshape(batch, queries, groups, heads // groups, head_dim)
     grouped = grouped.transpose(0, 2, 1, 3, 4)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    # As products and not as `einsum`, which may swap its operands: the scores, far larger than all else here, would be
-    # transposed before the softmax and again after it.
-    across = ((0, 1), (0, 1))
-    scores = jax.lax.dot_general(
-        grouped, key, (((4,), (3,)), across), preferred_element_type=jnp.float32
-    )
-    scores = scores * head_dim**-0.5  # [b, g, q, r, k]
     visible = _visible(keys, visible_end, visible_start)
+    seen = _dense(grouped, key, value, visible)
+    return seen.transpose(0, 2, 1, 3, 4).reshape(query.shape)
+
+
+@jax.custom_vjp
+def _dense(
+    query: Float[Array, "b g q r d"],
+    key: Float[Array, "b g k d"],
+    value: Float[Array, "b g k d"],
+    visible: Bool[Array, "b q k"] | None,
+) -> Float[Array, "b g q r d"]:
+    """Softmax attention, every score held at once, with gradients written out.
+
+    Scores are far larger than all else here. So nothing transposes them, forward or backward (`einsum` may swap the
+    operands of a product, and JAX's own gradients of keys and values are products that XLA on CPU wants transposed
+    scores for), and no pass goes over them that may go over outputs instead: the division by the softmax's sum, and
+    the sum in the softmax's gradient, which is `sum(gradient * output)` (Dao et al. 2022, FlashAttention).
+    """
+    return _dense_forward(query, key, value, visible)[0]
+
+
+_HEADS = ((0, 1), (0, 1))  # Axes that every product here goes along: rows, and groups of heads.
+
+
+def _dense_forward(
+    query: Array, key: Array, value: Array, visible: Array | None
+) -> tuple[Array, tuple[Any, ...]]:
+    scores = jax.lax.dot_general(
+        query, key, (((4,), (3,)), _HEADS), preferred_element_type=jnp.float32
+    )
+    scores = scores * query.shape[-1] ** -0.5  # [b, g, q, r, k]
     if visible is not None:
         # A finite floor: a row that sees nothing becomes uniform, never NaN.
         floor = jnp.finfo(jnp.float32).min
         scores = jnp.where(visible[:, None, :, None], scores, floor)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    seen = jax.lax.dot_general(weights, value, (((4,), (2,)), across))
-    seen = seen.transpose(0, 2, 1, 3, 4).reshape(query.shape)
-    return checkpoint_name(seen, ATTENTION)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    seen = jax.lax.dot_general(
+        weights, value, (((4,), (2,)), _HEADS), preferred_element_type=jnp.float32
+    )
+    # Named here, where the gradient takes it from: a policy that keeps it spares the second product.
+    seen = checkpoint_name((seen / total).astype(value.dtype), ATTENTION)
+    return seen, (query, key, value, visible, weights, total, seen)
+
+
+def _dense_backward(saved: tuple[Any, ...], gradient: Array) -> tuple[Any, ...]:
+    query, key, value, visible, weights, total, seen = saved
+    scale = query.shape[-1] ** -0.5
+
+    def for_keys(rows: Array, scores: Array) -> Array:
+        product = jax.lax.dot_general(rows, scores, (((2, 3), (2, 3)), _HEADS))
+        return product.transpose(0, 1, 3, 2)  # [b, g, k, d]
+
+    to_weights = jax.lax.dot_general(
+        gradient, value, (((4,), (3,)), _HEADS), preferred_element_type=jnp.float32
+    )
+    share = jnp.sum(gradient.astype(jnp.float32) * seen.astype(jnp.float32), -1, keepdims=True)
+    to_scores = weights.astype(jnp.float32) * ((to_weights - share) * (scale / total))
+    if visible is not None:
+        to_scores = jnp.where(visible[:, None, :, None], to_scores, 0.0)
+    to_scores = to_scores.astype(query.dtype)
+    to_query = jax.lax.dot_general(to_scores, key, (((4,), (2,)), _HEADS))
+    own = (gradient.astype(jnp.float32) / total).astype(value.dtype)
+    return to_query, for_keys(query, to_scores), for_keys(own, weights), None
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _fastest(query: Array, key: Array, *, masked: bool) -> str:

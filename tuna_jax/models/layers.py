@@ -108,6 +108,28 @@ def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@jax.custom_vjp
+def silu_product(
+    gate: Float[Array, "*extent"], up: Float[Array, "*extent"]
+) -> Float[Array, "*extent"]:
+    """`silu(gate) * up` with its gradients written out: they want `gate` and `up` alone, so nothing else is kept."""
+    return jax.nn.silu(gate) * up
+
+
+def _silu_product_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jax.nn.silu(gate) * up, (gate, up)
+
+
+def _silu_product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    sigmoid = jax.nn.sigmoid(gate)
+    slope = sigmoid * (1 + gate * (1 - sigmoid))
+    return gradient * up * slope, gradient * gate * sigmoid
+
+
+silu_product.defvjp(_silu_product_forward, _silu_product_backward)
+
+
 ATTENTION = "attention"
 """The name under which attention's outputs are known to the policies below (`jax.ad_checkpoint.checkpoint_name`)."""
 
@@ -229,5 +251,5 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, width, bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        hidden = placed(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "sequence", "mlp")
+        hidden = placed(silu_product(self.gate(x), self.up(x)), "batch", "sequence", "mlp")
         return placed(self.down(hidden), "batch", "sequence", "width")

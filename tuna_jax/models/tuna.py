@@ -90,9 +90,18 @@ class Outputs(NamedTuple):
 
 
 @functools.cache
+def _template(config: TunaConfig) -> tuple[Any, Params]:
+    return layers.split(nnx.eval_shape(lambda: Tuna(config, rngs=nnx.Rngs(0))))
+
+
 def graphdef(config: TunaConfig) -> Any:
     """The structure that `layers.merge` joins with params; traced once a config."""
-    return layers.split(nnx.eval_shape(lambda: Tuna(config, rngs=nnx.Rngs(0))))[0]
+    return _template(config)[0]
+
+
+def shapes(config: TunaConfig) -> Params:
+    """Shapes and dtypes of what `init` returns, as `jax.ShapeDtypeStruct`; traced once a config, with `graphdef`."""
+    return jax.tree.map(lambda leaf: leaf, _template(config)[1])
 
 
 def bind(config: TunaConfig, params: Params) -> Tuna:
@@ -102,7 +111,7 @@ def bind(config: TunaConfig, params: Params) -> Tuna:
 
 def init(config: TunaConfig, key: Array) -> Params:
     """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `representation, connector, time_embedding, language,
-    flow_head`; layers are stacked on axis 0. Trace it with `jax.eval_shape` for shapes alone."""
+    flow_head`; layers are stacked on axis 0. `shapes` tells their shapes alone."""
     return layers.split(Tuna(config, rngs=nnx.Rngs(key)))[1]
 
 

@@ -10,6 +10,7 @@ returned one, and XLA removes its computation. Large frames are cut in space too
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -124,8 +125,33 @@ class WanVAE(nnx.Module):
 
 
 @functools.cache
+def _template(config: VAEConfig) -> tuple[Any, Params]:
+    return layers.split(nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0))))
+
+
+def _structure(config: VAEConfig) -> tuple[Any, Params]:
+    """Graphdef and shapes, traced once for all VAEs of one size: statistics and the like change nothing there."""
+    some = (0.0,) * config.latent_channels
+    sizes = dataclasses.replace(
+        config,
+        latent_stats="custom",
+        latent_mean=some,
+        latent_std=some,
+        consistent_posterior=False,
+        by_frame=False,
+    )
+    return _template(sizes)
+
+
 def _graphdef(config: VAEConfig) -> Any:
-    return layers.split(nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0))))[0]
+    return _structure(config)[0]
+
+
+def shapes(config: VAEConfig, image_only: bool = False) -> Params:
+    """Shapes and dtypes of what `init` returns, as `jax.ShapeDtypeStruct`."""
+    whole = _structure(config)[1]
+    only = jax.tree_util.tree_map_with_path
+    return jax.eval_shape(lambda tree: only(_last_tap, tree) if image_only else tree, whole)
 
 
 def init(config: VAEConfig, key: Array, image_only: bool = False) -> Params:
@@ -157,13 +183,12 @@ def _last_tap(path: Any, x: Array) -> Array:
 def inflate(config: VAEConfig, image_params: Params) -> Params:
     """Image-only parameters -> full ones: every missing earlier time tap is zero, so images keep
     their numbers to the bit."""
-    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
     def place(want: jax.ShapeDtypeStruct, have: Array) -> Array:
         missing = want.shape[0] - have.shape[0]
         return jnp.pad(have, [(missing, 0)] + [(0, 0)] * (have.ndim - 1)) if missing else have
 
-    return jax.tree.map(place, shapes, image_params)
+    return jax.tree.map(place, shapes(config), image_params)
 
 
 def for_frames(config: VAEConfig, params: Params, frames: int) -> Params:

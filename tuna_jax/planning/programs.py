@@ -169,7 +169,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
             placement=Activations(mesh, generation=True),
         )
 
-    shapes = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
+    shapes = tuna.shapes(config)
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -212,7 +212,7 @@ def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
 
 def _vae_shapes(experiment: Experiment) -> Any:
     config = experiment.config.vae
-    return jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
+    return vae.shapes(config)
 
 
 def _encoder(frozen: Any) -> Any:

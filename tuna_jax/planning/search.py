@@ -126,7 +126,7 @@ def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Cand
 
 @functools.cache
 def _sizes(config: TunaConfig, frozen: tuple[str, ...]) -> _Sizes:
-    shapes = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
+    shapes = tuna.shapes(config)
     chosen = trainable(shapes, frozen)
 
     def count(tree: Any) -> int:

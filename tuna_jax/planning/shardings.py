@@ -53,7 +53,7 @@ def describe(file: Path, topology: str) -> dict[str, Any]:
     read = experiment.read(file.stem, runpy.run_path(str(file))["get_config"]().to_dict())
     devices = chip_count(topology) * chip_of(topology).devices
     mesh = AbstractMesh(sizes(read.settings.mesh, devices), AXES)
-    shapes = jax.eval_shape(lambda: tuna.init(read.config, jax.random.key(0)))
+    shapes = tuna.shapes(read.config)
     placed = rules.shardings(shapes, mesh)
     split = dict(jax.tree_util.tree_leaves_with_path(placed))
     parameters = {

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from tuna_jax.data.cache import atomic_file
@@ -204,7 +202,7 @@ def load(
       FileNotFoundError, ValueError, RuntimeError: it is not there, or not whole.
     """
     config, state = weights.open_parameters(path, averaged=averaged)
-    shapes = jax.eval_shape(functools.partial(tuna.init, config), jax.random.key(0))
+    shapes = tuna.shapes(config)
     params = read_parameters(path, shapes, rules.shardings(shapes, mesh), averaged=averaged)
     record = inference.settings_of(path, state)
     if record is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
@@ -69,7 +68,7 @@ def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
             f"VAE in it, or the Wan 2.2 VAE"
         )
     params = unflatten(flat)["vae"]
-    shapes = jax.eval_shape(lambda: vae_model.init(found, jax.random.key(0)))
+    shapes = vae_model.shapes(found)
     check_whole(f"the VAE in {path}", flatten(shapes), flatten(params))
     return found, params
 
@@ -87,7 +86,7 @@ def check_whole(what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) 
 
 def on_device(tree: Any) -> Any:
     """Host arrays as arrays of the default device."""
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree)
 
 
 def read_tokenizer(given: Tokenizer | PathLike | None, config: TunaConfig) -> Tokenizer:

@@ -90,7 +90,7 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     config = VAEConfig(**arguments)
-    wanted = flatten(jax.eval_shape(lambda: vae.init(config, jax.random.key(0), image_only=True)))
+    wanted = flatten(vae.shapes(config, image_only=True))
     _check_same(
         path,
         {name: leaf.shape for name, leaf in wanted.items()},

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -59,13 +60,24 @@ def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.Gradien
         settings.learning_rate, steps, settings.warmup, settings.cosine_tail
     )
     chain = [
-        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        _clip(settings.clip_norm) if settings.clip_norm else optax.identity(),
         _algorithm(settings, schedule),
     ]
     labels = jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained)
     return optax.multi_transform(
         {"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels
     )
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` as one factor, which the update takes in; a division would be written down first."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        factor = norm / jnp.maximum(optax.global_norm(updates), norm)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def _algorithm(

@@ -1,0 +1,110 @@
+"""Gradients that are written out, beside those of the plain formula; and shapes without a trace of `init`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax.config import TunaConfig, preset
+from tuna_jax.models import attention, tuna, vae
+from tuna_jax.models.layers import silu_product
+
+
+def _random(number: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.fold_in(jax.random.key(0), number), shape)
+
+
+def _plain_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    end: jax.Array | None,
+    start: jax.Array | None,
+) -> jax.Array:
+    """Softmax attention as textbooks have it."""
+    heads = query.shape[2] // key.shape[2]
+    key, value = jnp.repeat(key, heads, 2), jnp.repeat(value, heads, 2)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    index = jnp.arange(key.shape[1])
+    if end is not None:
+        scores = jnp.where((index < end[:, :, None])[:, None], scores, -jnp.inf)
+    if start is not None:
+        scores = jnp.where((index >= start[:, :, None])[:, None], scores, -jnp.inf)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, -1), value)
+
+
+@pytest.mark.parametrize("masked", ["", "end", "both"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_has_the_gradients_of_the_formula(masked: str, groups: int) -> None:
+    query, wanted = _random(0, 2, 7, 4, 8), _random(3, 2, 7, 4, 8)
+    key, value = _random(1, 2, 7, groups, 8), _random(2, 2, 7, groups, 8)
+    end = jnp.asarray([[1, 2, 6, 6, 6, 6, 7], [1, 2, 3, 4, 5, 6, 7]]) if masked else None
+    start = (
+        jnp.asarray([[0, 0, 0, 0, 0, 3, 3], [0, 0, 2, 2, 2, 2, 2]]) if masked == "both" else None
+    )
+
+    def ours(*arrays: jax.Array) -> jax.Array:
+        return jnp.sum(wanted * attention.attention(*arrays, end, start))
+
+    def plain(*arrays: jax.Array) -> jax.Array:
+        return jnp.sum(wanted * _plain_attention(*arrays, end, start))
+
+    found = jax.value_and_grad(ours, (0, 1, 2))(query, key, value)
+    expected = jax.value_and_grad(plain, (0, 1, 2))(query, key, value)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_query_that_sees_nothing_is_uniform_and_moves_nothing() -> None:
+    """Packed padding: the outputs are finite, and neither queries nor keys have a gradient of them."""
+    query, key, value = (_random(i, 1, 3, 2, 8) for i in range(3))
+    nothing = jnp.zeros((1, 3), jnp.int32)
+
+    def total(query: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.sum(attention.attention(query, key, value, nothing) ** 2)
+
+    seen = attention.attention(query, key, value, nothing)
+    np.testing.assert_allclose(
+        seen[0], jnp.broadcast_to(value[0].mean(0), seen[0].shape), atol=1e-6
+    )
+    for gradient in jax.grad(total, (0, 1))(query, key):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_half_precision_gradients_stay_near_those_of_the_whole() -> None:
+    arrays = [_random(i, 2, 16, 4, 8) for i in range(3)]
+
+    def total(*arrays: jax.Array) -> jax.Array:
+        return jnp.sum(attention.attention(*arrays).astype(jnp.float32) ** 2)
+
+    halves = jax.grad(total, (0, 1, 2))(*(x.astype(jnp.bfloat16) for x in arrays))
+    for half, whole in zip(halves, jax.grad(total, (0, 1, 2))(*arrays), strict=True):
+        assert half.dtype == jnp.bfloat16
+        error = jnp.linalg.norm(half.astype(jnp.float32) - whole) / jnp.linalg.norm(whole)
+        assert error < 0.02
+
+
+def test_the_gated_product_has_the_gradients_of_the_formula() -> None:
+    gate, up, wanted = 3 * _random(0, 5, 6), _random(1, 5, 6), _random(2, 5, 6)
+    found = jax.grad(lambda g, u: jnp.sum(wanted * silu_product(g, u)), (0, 1))(gate, up)
+    plain = jax.grad(lambda g, u: jnp.sum(wanted * jax.nn.silu(g) * u), (0, 1))(gate, up)
+    np.testing.assert_allclose(silu_product(gate, up), jax.nn.silu(gate) * up)
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny", "emoji"])
+def test_shapes_are_those_of_what_init_makes(name: str) -> None:
+    config: TunaConfig = preset(name)
+    made = [
+        (tuna.shapes(config), jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))),
+        (vae.shapes(config.vae), jax.eval_shape(lambda: vae.init(config.vae, jax.random.key(0)))),
+        (
+            vae.shapes(config.vae, image_only=True),
+            jax.eval_shape(lambda: vae.init(config.vae, jax.random.key(0), image_only=True)),
+        ),
+    ]
+    for told, traced in made:
+        assert jax.tree.structure(told) == jax.tree.structure(traced)
+        for a, b in zip(jax.tree.leaves(told), jax.tree.leaves(traced), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
