@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from tuna_jax import host_memory
 from tuna_jax.experiment_flags import parse_flags
 
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
@@ -195,4 +196,5 @@ def _sweep() -> None:
 
 
 if __name__ == "__main__":
+    host_memory.keep()
     app.run(main, flags_parser=parse_flags)
