@@ -19,7 +19,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is for Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it tells glibc, which Linux has")
 def test_what_was_freed_is_used_again_and_not_asked_of_the_system() -> None:
     def faults(how: str) -> int:
         call = [sys.executable, "-c", _FAULTS, how]
