@@ -165,7 +165,7 @@ def test_a_streams_cache_is_handed_on_and_not_copied(monkeypatch: pytest.MonkeyP
 
 
 def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
-    """`unroll` cuts the stacks of layers before the loops, and no loop copies a layer out of a stack."""
+    """`unroll` cuts stacks of layers and of their caches before the loops, and no loop copies a layer out or in."""
     out = dataclasses.replace(CONFIG, unroll=True)
     how: dict[str, Any] = {"eos": -1, "max_new_tokens": 5, "keep_logits": True}
     said = text.generate(out, PARAMS, POSITIVE, jax.random.key(0), **how)
@@ -189,6 +189,9 @@ def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
     shapes = {variable.aval.shape for variable in loop.invars}
     layer = PARAMS["language"]["layers"]["mlp"]["up"]["kernel"].shape
     assert layer[1:] in shapes and layer not in shapes
+    sizes = out.language
+    cache = (sizes.layers, len(TOKENS), sizes.kv_heads, TOKENS.shape[1] + 5, sizes.head_dim)
+    assert cache[1:] in shapes and cache not in shapes
 
 
 def test_sampling_keeps_to_top_k_and_to_the_nucleus() -> None:

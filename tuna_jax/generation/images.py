@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation.prefix import Prefix, join, prefill, span_velocity
-from tuna_jax.models.layers import Params, apart
+from tuna_jax.models.layers import Params, apart, cut
 from tuna_jax.models.placement import Placement, placing
 
 Latent = Float[Array, "b t h w c"]
@@ -56,6 +56,9 @@ def _velocity(
     prefix = positive if negative is None else join(positive, negative)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
     cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)
+    # The rows of the positive side stand first. Cut out once, not at every step, and so are the layers.
+    kept = jax.tree.map(lambda leaf: leaf[:, : len(noise)], cache)
+    cache, kept = cut((cache, kept)) if config.unroll else (cache, kept)
 
     def everywhere(x: Latent, t: Array) -> Latent:
         v = span_velocity(config, params, cache, prefix.lengths, x, t)
@@ -63,8 +66,6 @@ def _velocity(
 
     if bounds is None:
         return everywhere
-    # The rows of the positive side stand first. Cut out once, not at every step.
-    kept = jax.tree.map(lambda leaf: leaf[:, : len(noise)], cache)
 
     def alone(x: Latent, t: Array) -> Latent:
         v = span_velocity(config, params, kept, positive.lengths, x, t)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import flow_head, language, tuna
-from tuna_jax.models.attention import KVCache, sequence_layout, span_layout, text_layout
+from tuna_jax.models.attention import KVCaches, sequence_layout, span_layout, text_layout
 from tuna_jax.models.layers import Params
 from tuna_jax.models.placement import placed
 
@@ -40,8 +40,8 @@ class Prefix(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of a prefix in the language transformer and, if asked for, in the flow head."""
 
-    language: KVCache
-    flow_head: KVCache | None
+    language: KVCaches
+    flow_head: KVCaches | None
 
 
 def text_prefix(tokens: Int[np.ndarray, "b p"], lengths: Int[np.ndarray, " b"]) -> Prefix:

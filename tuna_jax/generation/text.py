@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation.prefix import Cache, Prefix, last_hidden, next_logits, prefill
 from tuna_jax.models import tuna
-from tuna_jax.models.layers import Params, apart
+from tuna_jax.models.layers import Params, apart, cut
 from tuna_jax.models.placement import Placement, placing
 
 Choose = Callable[[Array, Array], Array]  # (logits, key) -> the next token of each row
@@ -147,7 +147,7 @@ def _begin(
     kept = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
     return _State(
         jnp.int32(0),
-        cache,
+        cut(cache) if config.unroll else cache,  # or every token would put the stack together again
         logits,
         jnp.zeros((batch,), bool),
         jnp.full((batch, max_new_tokens), eos, jnp.int32),

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from tuna_jax.models.layers import ATTENTION
+from tuna_jax.models.layers import ATTENTION, Apart
 from tuna_jax.models.placement import placed, platform
 
-KVCache = dict[str, Array]  # {'key', 'value'}: [B, capacity, kv heads, head_dim], of one layer
+KVCache = dict[str, Array]  # {'key', 'value'}: [B, kv heads, capacity, head_dim], of one layer
+KVCaches = dict[str, Array | Apart]  # of all layers: [layers, B, ...], or a layer's array each
 
 
 class Layout(NamedTuple):
@@ -283,8 +284,9 @@ def attend(
             "key": _write(cache["key"], key, start),
             "value": _write(cache["value"], value, start),
         }
-        cache = {name: placed(x, "batch", "keys", "kv_heads", None) for name, x in cache.items()}
-        key, value = cache["key"].astype(key.dtype), cache["value"].astype(value.dtype)
+        cache = {name: placed(x, *_CACHE_AXES) for name, x in cache.items()}
+        # Heads first, as the products want them: so nothing but what is new is transposed, token after token.
+        key, value = (cache[name].swapaxes(1, 2).astype(key.dtype) for name in ("key", "value"))
         if platform() not in ("gpu", "cuda"):
             backend = "xla"
     key = placed(key, "batch", "keys", "kv_heads", None)
@@ -293,17 +295,21 @@ def attend(
     return placed(seen, "batch", "sequence", "heads", None), cache
 
 
-def _write(cache: Array, new: Array, start: Int[Array, " b"]) -> Array:
-    def write_row(row: Array, update: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(row, update.astype(row.dtype), at, axis=0)
+_CACHE_AXES = ("batch", "kv_heads", "keys", None)
 
-    return jax.vmap(write_row)(cache, new, start)
+
+def _write(
+    cache: Float[Array, "b g k d"], new: Float[Array, "b q g d"], start: Int[Array, " b"]
+) -> Float[Array, "b g k d"]:
+    def write_row(row: Array, update: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(row, update.astype(row.dtype), at, axis=1)
+
+    return jax.vmap(write_row)(cache, new.swapaxes(1, 2), start)
 
 
 def empty_cache(
     layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
-) -> KVCache:
-    """A stacked cache of zeros, `[layers, batch, capacity, kv_heads, head_dim]` each."""
-    shape = (layers, batch, capacity, kv_heads, head_dim)
-    axes = (None, "batch", "keys", "kv_heads", None)
-    return {name: placed(jnp.zeros(shape, dtype), *axes) for name in ("key", "value")}
+) -> KVCaches:
+    """A stacked cache of zeros, `[layers, batch, kv_heads, capacity, head_dim]` each."""
+    shape = (layers, batch, kv_heads, capacity, head_dim)
+    return {name: placed(jnp.zeros(shape, dtype), None, *_CACHE_AXES) for name in ("key", "value")}

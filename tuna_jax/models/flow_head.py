@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tuna_jax.config import FlowHeadConfig, TunaConfig
-from tuna_jax.models.attention import KVCache, Layout, attend, empty_cache
+from tuna_jax.models.attention import KVCache, KVCaches, Layout, attend, empty_cache
 from tuna_jax.models.layers import (
     Linear,
     RMSNorm,
@@ -157,8 +157,8 @@ class FlowHead(nnx.Module):
         time: Float[Array, "b n d"],
         layout: Layout,
         grid: tuple[int, int],
-        cache: KVCache | None = None,
-    ) -> tuple[Float[Array, "b s c"], KVCache | None]:
+        cache: KVCaches | None = None,
+    ) -> tuple[Float[Array, "b s c"], KVCaches | None]:
         """Hidden states -> a velocity at every token (only image tokens' mean anything), float32.
 
         Args:
@@ -181,7 +181,7 @@ class FlowHead(nnx.Module):
         return self.final(x, time, layout), cache
 
 
-def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCache:
+def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCaches:
     """An empty cache of `capacity` positions in the compute dtype."""
     sizes = config.flow_head
     return empty_cache(

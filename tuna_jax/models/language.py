@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tuna_jax.config import LanguageConfig, TunaConfig
-from tuna_jax.models.attention import KVCache, Layout, attend, empty_cache
+from tuna_jax.models.attention import KVCache, KVCaches, Layout, attend, empty_cache
 from tuna_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stacked
 from tuna_jax.models.placement import placed
 from tuna_jax.models.rope import Rotation, inverse_frequencies, rotate, text_rotation
@@ -71,8 +71,8 @@ class LanguageModel(nnx.Module):
         return placed(x, "batch", "sequence", "width")
 
     def __call__(
-        self, x: Float[Array, "b s d"], layout: Layout, cache: KVCache | None = None
-    ) -> tuple[Float[Array, "b s d"], KVCache | None]:
+        self, x: Float[Array, "b s d"], layout: Layout, cache: KVCaches | None = None
+    ) -> tuple[Float[Array, "b s d"], KVCaches | None]:
         """Embeddings -> final hidden states (after the last norm), and the cache with this call's keys and values."""
         rotation = text_rotation(layout.position, jnp.asarray(self.frequencies, jnp.float32))
         x, cache = scan_layers(
@@ -87,13 +87,19 @@ class LanguageModel(nnx.Module):
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Hidden states -> float32 logits."""
+        if self.head is None and hidden.shape[:2] == (1, 1):
+            # For a single token XLA on CPU would write the table down transposed, every time.
+            axes = (((1,), (2,)), ((), ()))
+            table = self.embedding[...].astype(hidden.dtype)
+            scores = jax.lax.dot_general(table, hidden, axes, preferred_element_type=jnp.float32)
+            return placed(scores.reshape(1, 1, -1), "batch", "sequence", "vocabulary")
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
         kernel = kernel.astype(hidden.dtype)
         scores = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
         return placed(scores, "batch", "sequence", "vocabulary")
 
 
-def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCache:
+def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCaches:
     """An empty cache of `capacity` positions in the compute dtype."""
     sizes = config.language
     return empty_cache(

@@ -60,9 +60,16 @@ def stacked(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> M
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Apart:
-    """A parameter of stacked layers as an array for each of them."""
+    """What stacked layers hold, a parameter or a cache, as an array for each of them."""
 
     layers: tuple[Array, ...]
+
+
+def cut(stacks: Any) -> Any:
+    """A tree of arrays with a leading layer axis, each as `Apart`; what has been cut is returned as it is."""
+    return jax.tree.map(
+        lambda leaf: leaf if _is_apart(leaf) else Apart(tuple(leaf)), stacks, is_leaf=_is_apart
+    )
 
 
 def apart(params: Params) -> Params:
@@ -72,12 +79,6 @@ def apart(params: Params) -> Params:
     layer is copied once, and not every time round: most of a token's time goes into that. What has been cut is returned
     as it is.
     """
-
-    def cut(stack: Any) -> Any:
-        if isinstance(stack, dict):
-            return {key: cut(value) for key, value in stack.items()}
-        return stack if isinstance(stack, Apart) else Apart(tuple(stack))
-
     return {
         key: cut(value) if key == "layers" else apart(value) if isinstance(value, dict) else value
         for key, value in params.items()
@@ -165,12 +166,13 @@ def scan_layers(
       layers: a module made by `stacked`; its parameters may be `Apart`, which writes the layers out.
       body: `(layer, x, extra) -> (x, output)`.
       x: what flows through the layers.
-      extras: pytree with a leading layer axis, or None: one slice a layer (a cache, for example).
+      extras: pytree with a leading layer axis, or None: one slice a layer (a cache, for example). Where the
+        parameters are `Apart` it may be as well.
       remat: a key of `config.REMAT_POLICIES`.
       unroll: write the layers out in the compiled program: faster for few small layers on CPU.
 
     Returns:
-      The final x, and the outputs stacked over layers.
+      The final x, and the outputs stacked over layers; `Apart` where the extras are.
     """
     graphdef, state = nnx.split(layers)
 
@@ -182,12 +184,14 @@ def scan_layers(
     pieces = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_apart) if _is_apart(leaf)]
     if not pieces:
         return jax.lax.scan(run, x, (state, extras), unroll=unroll or 1)
-    outputs = []
+    whole = any(not _is_apart(leaf) for leaf in jax.tree.leaves(extras, is_leaf=_is_apart))
+    own, extras, outputs = cut(state), cut(extras), []
     for index in range(len(pieces[0].layers)):
-        own = jax.tree.map(lambda leaf, i=index: leaf.layers[i], state, is_leaf=_is_apart)
-        x, output = run(x, (own, jax.tree.map(lambda leaf, i=index: leaf[i], extras)))
+        layer = jax.tree.map(lambda leaf, i=index: leaf.layers[i], (own, extras), is_leaf=_is_apart)
+        x, output = run(x, layer)
         outputs.append(output)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    join = jnp.stack if whole or extras is None else lambda leaves: Apart(tuple(leaves))
+    return x, jax.tree.map(lambda *leaves: join(leaves), *outputs)
 
 
 def _is_apart(leaf: Any) -> bool:
