@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
-from tuna_jax.generation.prefix import Prefix, join, prefill, span_velocity
-from tuna_jax.models.layers import Params, apart, cut
+from tuna_jax.generation.prefix import Prefix, join, prefill, prepared, span_velocity
+from tuna_jax.models.layers import Params, cut
 from tuna_jax.models.placement import Placement, placing
 
 Latent = Float[Array, "b t h w c"]
@@ -52,7 +52,7 @@ def _velocity(
     bounds: Float[Array, " 2"] | None,
 ) -> flow.Velocity:
     """The velocity to follow, guided within `bounds` (None: everywhere), on the prefixes' cache."""
-    params = apart(params) if config.unroll else params
+    params = prepared(config, params)
     prefix = positive if negative is None else join(positive, negative)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
     cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.generation.prefix import Cache, Prefix, last_hidden, next_logits, prefill
+from tuna_jax.generation.prefix import Cache, Prefix, last_hidden, next_logits, prefill, prepared
 from tuna_jax.models import tuna
-from tuna_jax.models.layers import Params, apart, cut
+from tuna_jax.models.layers import Params, cut
 from tuna_jax.models.placement import Placement, placing
 
 Choose = Callable[[Array, Array], Array]  # (logits, key) -> the next token of each row
@@ -167,7 +167,7 @@ def _go_on(
 ) -> _State:
     """The state after `until` tokens, or after all rows have ended."""
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
-    params = apart(params) if config.unroll else params
+    params = prepared(config, params)
 
     def unfinished(state: _State) -> Array:
         return (state.step < until) & ~state.done.all()

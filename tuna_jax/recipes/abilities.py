@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Int, UInt8
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.generation import images, text
-from tuna_jax.generation.prefix import Prefix
+from tuna_jax.generation.prefix import Prefix, prepared
 from tuna_jax.models.placement import Placement
 from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.recipes import rows
@@ -59,6 +60,11 @@ class Model:
     placement: Placement | None = None
     tile_above: int = TILE_ABOVE
     programs: Programs | None = dataclasses.field(default=None, repr=False)
+
+    @functools.cached_property
+    def _prepared(self) -> Any:
+        """The network as text and pictures take it. On a mesh it stays as it was laid out."""
+        return prepared(self.config, self.params) if self.placement is None else self.params
 
     def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
         """A picture of each prompt, uint8 [n, height, width, 3].
@@ -237,7 +243,7 @@ class Model:
         chosen.pop("batch_size")
         parts = text.stream(
             self.config,
-            self.params,
+            self._prepared,
             self.prefix([asked], [conversation.shown]),
             keys if chosen.get("temperature") else keys[0],
             eos=self.tokenizer.special.eos,
@@ -262,7 +268,7 @@ class Model:
             prefix = self.prefix([asked[i] for i in part], [shown[i] for i in part], width)
             decoded = text.generate(
                 self.config,
-                self.params,
+                self._prepared,
                 prefix,
                 keys[0] if greedy else keys[part],  # Greedy decoding draws nothing.
                 eos=self.tokenizer.special.eos,
@@ -348,7 +354,7 @@ class Model:
                 latents = self._encode(sources[part])[:, None]
             drawn = images.sample(
                 self.config,
-                self.params,
+                self._prepared,
                 rows.prefix_of([positive[i] for i in part], special, latents, width),
                 jnp.asarray(noise[part]),
                 negative=rows.prefix_of([negative[i] for i in part], special, latents, width),

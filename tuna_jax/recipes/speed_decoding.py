@@ -12,7 +12,7 @@ import numpy as np
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation import text, uncached
-from tuna_jax.generation.prefix import Prefix, last_hidden, prefill, text_prefix
+from tuna_jax.generation.prefix import Prefix, last_hidden, prefill, prepared, text_prefix
 from tuna_jax.models import tuna
 from tuna_jax.planning import flops
 from tuna_jax.recipes import speed, speed_peer
@@ -47,6 +47,7 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
     del folder
     config, params = speed.random_model(settings.preset, settings.dtype)
     peer = speed_peer.load(settings.peer, config, params, "decode")
+    params = prepared(config, params)  # as a `Tuna` does when it is first asked
     random, groups = np.random.default_rng(0), []
     for batch in speed.numbers(settings.batches, "batches"):
         tokens = random.integers(8, config.language.vocabulary, (batch, settings.prompt))

@@ -16,7 +16,7 @@ import numpy as np
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.generation import images, uncached
-from tuna_jax.generation.prefix import Prefix
+from tuna_jax.generation.prefix import Prefix, prepared
 from tuna_jax.recipes import speed, speed_peer
 
 TASKS = ("sample", "edit", "video")
@@ -87,6 +87,7 @@ def measure(settings: Settings, folder: Path) -> list[speed.Group]:
     del folder
     config, params = speed.random_model(settings.preset, settings.dtype, settings.weights)
     peer = speed_peer.load(settings.peer, config, params, "sample")
+    params = prepared(config, params)  # as a `Tuna` does when it is first asked
     random = np.random.default_rng(0)
     shape = (settings.batch, settings.frames, settings.side, settings.side)
     shape = (*shape, config.vae.latent_channels)
