@@ -15,6 +15,7 @@ import tuna_jax
 from tuna_jax import convert
 from tuna_jax.generation import images, text
 from tuna_jax.models import vae
+from tuna_jax.models.layers import Apart
 from tuna_jax.recipes import rows
 from tuna_jax.recipes.conversations import Conversation
 from tuna_jax.sequence import Grid, build, drawing_prompt, editing_prompt
@@ -320,6 +321,25 @@ def test_orbax_and_safetensors_are_one_model(tuna, tiny_model, tmp_path):
     _same(tuna.params, again.params)
     _same(tuna.vae_params, again.vae_params)
     assert again.config == tuna.config
+
+
+def test_layers_are_cut_once_for_all_calls(tuna, monkeypatch):
+    """With `unroll` a model hands each call the same parameters, cut, and draws what it drew."""
+    given, sample = [], images.sample
+
+    def watched(config, params, *more, **how):
+        given.append(params)
+        return sample(config, params, *more, **how)
+
+    monkeypatch.setattr(images, "sample", watched)
+    out = dataclasses.replace(tuna, config=dataclasses.replace(tuna.config, unroll=True))
+    drawn = [out.generate_image(DOG, seed=1, **QUICK) for _ in range(2)]
+    assert given[0] is given[1]
+    kernel = given[0]["language"]["layers"]["mlp"]["up"]["kernel"]
+    assert isinstance(kernel, Apart) and len(kernel.layers) == tuna.config.language.layers
+    np.testing.assert_array_equal(*drawn)
+    expected = tuna.generate_image(DOG, seed=1, **QUICK)
+    assert not _differ(drawn[0], expected)
 
 
 def test_a_vae_may_lie_apart(tuna, tiny_model, tmp_path):
