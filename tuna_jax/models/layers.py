@@ -184,13 +184,12 @@ def scan_layers(
     pieces = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_apart) if _is_apart(leaf)]
     if not pieces:
         return jax.lax.scan(run, x, (state, extras), unroll=unroll or 1)
-    whole = any(not _is_apart(leaf) for leaf in jax.tree.leaves(extras, is_leaf=_is_apart))
+    join = Apart if any(map(_is_apart, jax.tree.leaves(extras, is_leaf=_is_apart))) else jnp.stack
     own, extras, outputs = cut(state), cut(extras), []
     for index in range(len(pieces[0].layers)):
         layer = jax.tree.map(lambda leaf, i=index: leaf.layers[i], (own, extras), is_leaf=_is_apart)
         x, output = run(x, layer)
         outputs.append(output)
-    join = jnp.stack if whole or extras is None else lambda leaves: Apart(tuple(leaves))
     return x, jax.tree.map(lambda *leaves: join(leaves), *outputs)
 
 
