@@ -217,7 +217,8 @@ class TunaConfig:
       unroll: write scanned layers out in the compiled program: faster for few small layers on CPU. Loops over steps and
         tokens then read each layer where it lies.
       attention_backend: 'xla', 'auto', 'splash' or 'cudnn', see `models/attention.attention`.
-      text_chunk: tokens of each row whose scores over the vocabulary the text loss holds at a time; 0: all of them.
+      text_chunk: tokens of each row whose scores over the vocabulary the text loss computes at a time, and those with
+        a label alone; 0: of all tokens at once.
     """
 
     vae: VAEConfig = VAEConfig()
@@ -317,6 +318,7 @@ def _mid() -> TunaConfig:
         compute_dtype="float32",
         remat="none",
         unroll=True,
+        text_chunk=64,
     )
 
 

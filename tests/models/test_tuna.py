@@ -135,13 +135,6 @@ def test_a_token_alone_has_the_logits_that_it_has_among_others() -> None:
     np.testing.assert_allclose(alone, among[1:, 2:], rtol=1e-5, atol=1e-6)
 
 
-def test_labels_name_their_own_position() -> None:
-    scores = jnp.zeros((1, 4, 5)).at[0, 1, 3].set(50.0)
-    labels = jnp.asarray([[-100, -100, 3, -100]])
-    total, count = tuna.text_loss(scores, labels)
-    assert float(total[0]) == pytest.approx(0.0, abs=1e-6) and float(count[0]) == 1
-
-
 def test_a_fresh_head_predicts_zero() -> None:
     fresh = tuna.init(CONFIG, jax.random.key(0))
     batch = _batch()

@@ -15,7 +15,7 @@ from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import optimizer, state, step
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.program import LoopSettings, Program, encode
-from tuna_jax.training.step import Heads
+from tuna_jax.training.step import NO_LIMITS, Heads
 
 TINY = preset("tiny")
 ADAM = OptimizerSettings(warmup=1, ema=0.0)
@@ -150,3 +150,24 @@ def test_model_flops_are_without_rematerialisation():
     tokens, params = 2 * 24, jax.eval_shape(lambda: tuna.init(TINY, jax.random.key(0)))
     kernels = [leaf.size for leaf in jax.tree.leaves((params["language"], params["flow_head"]))]
     assert 0.7 < counted["none"] / (6 * tokens * sum(kernels)) < 1.5
+
+
+def test_model_flops_of_a_text_loss_in_chunks_are_of_tokens_with_labels():
+    mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
+    given = {name: array for name, array in batch().items() if name != "pixels"}
+    given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+    labels = np.full_like(given["labels"], -100)
+    labels[0, 3:8] = labels[1, 11] = 7
+
+    def counted(chunk: int, batch, heads=NO_LIMITS) -> int:
+        config = dataclasses.replace(TINY, text_chunk=chunk)
+        return Program(settings, config, ("t2i",), mesh).model_flops(batch, None, heads)
+
+    few, none = given | {"labels": labels}, given | {"labels": np.full_like(labels, -100)}
+    silent, size = counted(0, given, Heads(None, 0)), TINY.language
+    a_token = 6 * size.width * size.vocabulary
+    assert counted(8, none) == silent
+    assert counted(8, few) == silent + 6 * a_token
+    assert counted(8, few, Heads(None, 1)) == silent + 6 * a_token
+    assert counted(0, few) == counted(8, shapes) == silent + 2 * 24 * a_token

@@ -19,6 +19,7 @@ from tuna_jax.conversion.golden_parts import Computed
 from tuna_jax.generation import images, prefix, text
 from tuna_jax.models import rope, tuna, vae
 from tuna_jax.models.attention import sequence_layout
+from tuna_jax.models.text_loss import text_loss
 
 
 def _batch(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dict[str, jax.Array]:
@@ -207,7 +208,7 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
     """Text without pictures, and a batch in which one row leaves a slot unused."""
     x, config, params = case.tensors, golden.config, golden.params
     forward = _forward(golden, x, None, None)
-    sums, counts = tuna.text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
+    sums, counts = text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
     loss = sums.sum() / counts.sum()
     out = {
         "input_embeds": forward["input_embeds"],

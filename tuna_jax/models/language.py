@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -85,18 +87,36 @@ class LanguageModel(nnx.Module):
         )
         return placed(self.norm(x), "batch", "sequence", "width"), cache
 
+    def text_head(self) -> TextHead:
+        """What `scores` multiplies with: the token table when tied."""
+        if self.head is None:
+            return TextHead(table=self.embedding[...])
+        return TextHead(kernel=self.head.kernel[...])
+
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Hidden states -> float32 logits."""
-        if self.head is None and hidden.shape[:2] == (1, 1):
-            # For a single token XLA on CPU would write the table down transposed, every time.
-            axes = (((1,), (2,)), ((), ()))
-            table = self.embedding[...].astype(hidden.dtype)
-            scores = jax.lax.dot_general(table, hidden, axes, preferred_element_type=jnp.float32)
-            return placed(scores.reshape(1, 1, -1), "batch", "sequence", "vocabulary")
-        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        kernel = kernel.astype(hidden.dtype)
-        scores = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-        return placed(scores, "batch", "sequence", "vocabulary")
+        return scores(self.text_head(), hidden)
+
+
+class TextHead(NamedTuple):
+    """One of them: the token table, or a kernel of its own."""
+
+    table: Float[Array, "v d"] | None = None
+    kernel: Float[Array, "d v"] | None = None
+
+
+def scores(head: TextHead, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+    """Hidden states -> float32 logits."""
+    if head.table is not None and hidden.shape[:2] == (1, 1):
+        # For a single token XLA on CPU would write the table down transposed, every time.
+        axes = (((1,), (2,)), ((), ()))
+        table = head.table.astype(hidden.dtype)
+        single = jax.lax.dot_general(table, hidden, axes, preferred_element_type=jnp.float32)
+        return placed(single.reshape(1, 1, -1), "batch", "sequence", "vocabulary")
+    kernel = head.kernel if head.table is None else head.table.T
+    assert kernel is not None
+    product = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return placed(product, "batch", "sequence", "vocabulary")
 
 
 def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCaches:

@@ -10,7 +10,7 @@ Functions here take `(config, params, ...)`; params is the plain dict of `init`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +20,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
-from tuna_jax.models import layers
+from tuna_jax.models import language, layers
 from tuna_jax.models.attention import Layout, sequence_layout
 from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
 from tuna_jax.models.placement import placed
 from tuna_jax.models.representation import Connector, RepresentationEncoder
+from tuna_jax.models.text_loss import chunked_text_loss, text_loss
 from tuna_jax.sequence import IGNORE
 
 Latents = Float[Array, "b n t h w c"]
@@ -181,56 +182,6 @@ def _put_back(
     return values if rows is None else jnp.zeros(length, values.dtype).at[rows].set(values)
 
 
-def text_loss(
-    scores: Float[Array, "b s v"], labels: Int[Array, "b s"], ignore: int = IGNORE
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Next-token cross-entropy: sums and token counts a row; `labels` name the token at their own position."""
-    target = labels[:, 1:]
-    learn = target != ignore
-    return _cross_entropy(scores[:, :-1], target, learn), learn.sum(1).astype(jnp.float32)
-
-
-def _cross_entropy(
-    scores: Float[Array, "b s v"], target: Int[Array, "b s"], learn: Bool[Array, "b s"]
-) -> Float[Array, " b"]:
-    """Sums over the tokens to learn; a score row is about the token `target` beside it."""
-    rows = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
-    chosen = jnp.take_along_axis(rows, jnp.where(learn, target, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.where(learn, chosen, 0.0).sum(1)
-
-
-def chunked_text_loss(
-    score: Callable[[Float[Array, "b c d"]], Float[Array, "b c v"]],
-    hidden: Float[Array, "b s d"],
-    labels: Int[Array, "b s"],
-    chunk: int,
-    ignore: int = IGNORE,
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """`text_loss` of `score(hidden)`, with the scores of `chunk` tokens a row in memory at a time.
-
-    The backward pass computes them again. A chunk is every n-th token of a row, not n neighbours: so all devices that
-    the sequence is split over have a part in every chunk.
-    """
-    count = -(-labels.shape[1] // chunk)
-    target = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], ignore)], 1)
-    learned = (target != ignore).sum(1).astype(jnp.float32)
-
-    def chunks(x: Array, fill: int) -> Array:
-        rest = ((0, 0), (0, count * chunk - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
-        x = jnp.pad(x, rest, constant_values=fill)
-        return jnp.moveaxis(x.reshape(x.shape[0], chunk, count, *x.shape[2:]), 2, 0)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        hidden, target = part
-        hidden = placed(hidden, "batch", "sequence", "width")
-        return total + _cross_entropy(score(hidden), target, target != ignore), None
-
-    start = jnp.zeros(len(labels), jnp.float32)
-    total, _ = jax.lax.scan(add, start, (chunks(hidden, 0), chunks(target, ignore)))
-    return total, learned
-
-
 def target_counts(batch: Mapping[str, Array]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """What the two losses of a batch are divided by: latent numbers to draw, tokens to say."""
     target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
@@ -277,6 +228,7 @@ def loss(
     rows = _rows_with(target.any(1), flow_rows)
     out = forward(config, params, batch["tokens"], batch["spans"], noisy, t, rows)
     flow_sum = flow_count = text_sum = text_count = jnp.zeros(len(clean), jnp.float32)
+    said_sum = jnp.float32(0)
     if out.velocity is not None:
         spans, mask, wanted = _take((batch["spans"], target, clean - noise), rows)
         predicted = span_velocities(out.velocity, spans, clean.shape[2:])
@@ -286,15 +238,18 @@ def loss(
     if text_rows != 0:
         rows = _rows_with((batch["labels"] != IGNORE).any(1), text_rows)
         hidden, labels = _take((out.hidden, batch["labels"]), rows)
-        score = functools.partial(logits, config, params)
-        if 0 < config.text_chunk < labels.shape[1]:
-            sums = chunked_text_loss(score, hidden, labels, config.text_chunk)
+        model, chunk = bind(config, params).language, config.text_chunk
+        if 0 < chunk < labels.shape[1]:
+            said_sum, *sums = chunked_text_loss(
+                language.scores, model.text_head(), hidden, labels, chunk
+            )
         else:
-            sums = text_loss(score(hidden), labels)
+            sums = text_loss(model.logits(hidden), labels)
+            said_sum = sums[0].sum()
         text_sum, text_count = (_put_back(values, rows, len(clean)) for values in sums)
     drawn, said = counts or (None, None)
     flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum() if drawn is None else drawn, 1.0)
-    ntp_loss = text_sum.sum() / jnp.maximum(text_count.sum() if said is None else said, 1.0)
+    ntp_loss = said_sum / jnp.maximum(text_count.sum() if said is None else said, 1.0)
     total = flow_weight * flow_loss + text_weight * ntp_loss
     return total, {
         "loss": total,

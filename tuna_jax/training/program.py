@@ -24,6 +24,7 @@ from tuna_jax.parallel import rules
 from tuna_jax.parallel.activations import Activations
 from tuna_jax.parallel.mesh import MeshSettings
 from tuna_jax.planning import flops
+from tuna_jax.sequence import IGNORE
 from tuna_jax.training import optimizer, state, step
 
 Arrays = Mapping[str, Any]
@@ -138,8 +139,9 @@ class Program:
         self._init = init
         self.shapes: state.TrainState = jax.eval_shape(lambda: self._make_state(init))
         self.shardings = state.state_shardings(self.shapes, mesh)
+        self._parts = rules.batch_parts(mesh)
         made = step.make_step(
-            _make_loss(config, settings, rules.batch_parts(mesh)),
+            _make_loss(config, settings, self._parts),
             update,
             functools.partial(_sample_time, settings.time),
             ema=settings.optimizer.ema,
@@ -153,7 +155,7 @@ class Program:
         self.step: step.Step = _laid_out(made, Activations(mesh))
         self._jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
-        self._flops: dict[Any, int] = {}
+        self._flops: dict[Any, tuple[int, int]] = {}  # without the text head, and of it
 
     @property
     def count(self) -> int:
@@ -223,16 +225,34 @@ class Program:
     def model_flops(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> int:
         """FLOPs of one step over all processes, without rematerialisation; planning/flops.py says what counts.
 
-        Traced once for every shape; `batch` is one process's part, arrays or shapes.
+        Traced once for every shape. A text loss in chunks (`config.text_chunk`) leaves out what has no label: its
+        FLOPs are those of the tokens with one.
+
+        Args:
+          batch: one process's part; of shapes, every token counts as one with a label.
+          frozen, heads: as in `compile`.
         """
         key = _kind(batch, heads)
+        chunk, length = self.config.text_chunk, batch["tokens"].shape[1]
+        chunked = 0 < chunk < length and heads.text_rows != 0
         if key not in self._flops:
             config = dataclasses.replace(self.config, remat="none")
             plain = Program(self._settings, config, self.tasks, self.mesh)
-            run = functools.partial(plain.step, heads=heads)
-            traced = jax.make_jaxpr(run)(self.shapes, self.batch_shapes(batch), frozen)
-            self._flops[key] = flops.count(traced)
-        return self._flops[key]
+
+            def counted(heads: step.Heads) -> int:
+                run = functools.partial(plain.step, heads=heads)
+                return flops.count(
+                    jax.make_jaxpr(run)(self.shapes, self.batch_shapes(batch), frozen)
+                )
+
+            silent = counted(heads._replace(text_rows=0)) if chunked else 0
+            self._flops[key] = silent, counted(heads) - silent
+        silent, said = self._flops[key]
+        if not chunked or not isinstance(batch["labels"], np.ndarray):
+            return silent + said
+        rows = _rounded(heads.text_rows, self._parts, len(batch["labels"]) * jax.process_count())
+        labels = (batch["labels"][:, 1:] != IGNORE).sum() * jax.process_count()
+        return silent + round(said * float(labels) / (rows * -(-length // chunk) * chunk))
 
     def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
         """Shapes of what the step returns, (state, window), traced without compiling anything."""
@@ -243,6 +263,11 @@ class Program:
 def _kind(batch: Arrays, heads: step.Heads) -> Any:
     """What batches have in common that one compiled program serves."""
     return heads, tuple((name, batch[name].shape) for name in sorted(batch))
+
+
+def _rounded(rows: int | None, parts: int, most: int) -> int:
+    """Rows that a head runs on: those that it is needed for, made to divide by `parts`; None: all."""
+    return most if rows is None else min(-(-rows // parts) * parts, most)
 
 
 def encode(
@@ -268,7 +293,7 @@ def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.L
         params: Any, batch: Arrays, noise: Any, t: Any, heads: step.Heads, *counts: Any
     ) -> Any:
         def up_to(rows: int | None) -> int | None:
-            return None if rows is None else min(-(-rows // parts) * parts, len(batch["tokens"]))
+            return None if rows is None else _rounded(rows, parts, len(batch["tokens"]))
 
         return tuna.loss(
             config,

@@ -1,0 +1,149 @@
+"""Next-token cross-entropy (model.md section 8), whole or with few tokens' scores in memory at a time.
+
+Scores over the vocabulary are the largest array of a training step, and most tokens need none: image tokens, padding
+and what a user says have no label. In chunks, a row's tokens with labels come first, a chunk that no row has a label
+in is not computed, and a chunk's gradient is computed with its loss, so that no score is computed twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+from tuna_jax.models.placement import placed
+from tuna_jax.sequence import IGNORE
+
+Score = Callable[[Any, Float[Array, "b s d"]], Float[Array, "b s v"]]
+"""`(weights, hidden states) -> scores over the vocabulary`."""
+
+
+def text_loss(
+    scores: Float[Array, "b s v"], labels: Int[Array, "b s"], ignore: int = IGNORE
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Next-token cross-entropy: sums and token counts a row; `labels` name the token at their own position."""
+    target = labels[:, 1:]
+    learn = target != ignore
+    return _cross_entropy(scores[:, :-1], target, learn), learn.sum(1).astype(jnp.float32)
+
+
+def chunked_text_loss(
+    score: Score,
+    weights: Any,
+    hidden: Float[Array, "b s d"],
+    labels: Int[Array, "b s"],
+    chunk: int,
+    ignore: int = IGNORE,
+) -> tuple[Float[Array, ""], Float[Array, " b"], Float[Array, " b"]]:
+    """`text_loss` of `score(weights, hidden)`, with the scores of `chunk` tokens a row in memory at a time.
+
+    Args:
+      score: what makes scores; it sees nothing that is learned but its arguments.
+      weights: any tree of arrays. hidden: of all tokens. labels: as `text_loss` has them.
+      chunk: tokens of a row.
+
+    Returns:
+      The sum over all rows, whose gradient is that of `text_loss`; sums and token counts a row, which have none.
+    """
+    target = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], ignore)], 1)
+    learn = target != ignore
+    total, rows = _chunked(score, chunk, weights, hidden, jnp.where(learn, target, 0), learn)
+    return total, jax.lax.stop_gradient(rows), learn.sum(1).astype(jnp.float32)
+
+
+def _cross_entropy(
+    scores: Float[Array, "b s v"], target: Int[Array, "b s"], learn: Bool[Array, "b s"]
+) -> Float[Array, " b"]:
+    """Sums over the tokens to learn; a score row is about the token `target` beside it."""
+    rows = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
+    chosen = jnp.take_along_axis(rows, jnp.where(learn, target, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.where(learn, chosen, 0.0).sum(1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(
+    score: Score, chunk: int, weights: Any, hidden: Array, target: Array, learn: Array
+) -> tuple[Array, Array]:
+    rows, _, _ = _run(score, chunk, weights, hidden, target, learn, False, False)
+    return rows.sum(), rows
+
+
+def _forward(
+    score: Score, chunk: int, weights: Any, hidden: Any, target: Any, learn: Any
+) -> tuple[tuple[Array, Array], Any]:
+    leaves, tree = jax.tree.flatten(weights)
+    values = jax.tree.unflatten(tree, [leaf.value for leaf in leaves])
+    learned = any(leaf.perturbed for leaf in leaves)
+    rows, *slopes = _run(
+        score, chunk, values, hidden.value, target.value, learn.value, learned, hidden.perturbed
+    )
+    return (rows.sum(), rows), slopes
+
+
+def _backward(score: Score, chunk: int, slopes: Any, given: tuple[Any, Any]) -> tuple[Any, ...]:
+    del score, chunk
+    total, _ = given
+    if isinstance(total, SymbolicZero):
+        total = jnp.zeros(total.shape, total.dtype)
+    scaled = (jax.tree.map(lambda x: (total * x).astype(x.dtype), slope) for slope in slopes)
+    return *scaled, None, None
+
+
+_chunked.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _run(
+    score: Score,
+    chunk: int,
+    weights: Any,
+    hidden: Float[Array, "b s d"],
+    target: Int[Array, "b s"],
+    learn: Bool[Array, "b s"],
+    weights_too: bool,
+    hidden_too: bool,
+) -> tuple[Float[Array, " b"], Any, Float[Array, "b s d"] | None]:
+    """Sums a row, and the gradients of their sum by weights and hidden states where they are wanted, else None."""
+    batch, length = target.shape
+    count = -(-length // chunk)
+    order = jnp.argsort(~learn, axis=1, stable=True)
+
+    def parts(x: Array) -> Array:
+        x = jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), 1)
+        x = jnp.pad(x, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
+
+    def one(carry: tuple[Array, Any], part: tuple[Array, Array, Array]) -> tuple[Any, Any]:
+        hidden, target, learn = part
+        hidden = placed(hidden, "batch", "sequence", "width")
+
+        def run(carry: tuple[Array, Any]) -> tuple[Any, Any]:
+            rows, slope = carry
+            given = ({"weights": weights} if weights_too else {}) | (
+                {"hidden": hidden} if hidden_too else {}
+            )
+            value = lambda given: _cross_entropy(
+                score(given.get("weights", weights), given.get("hidden", hidden)), target, learn
+            )
+            new, pull = jax.vjp(value, given)
+            (by,) = pull(jnp.ones_like(new))
+            slope = jax.tree.map(jnp.add, slope, by.get("weights"))
+            return (rows + new, slope), by.get("hidden")
+
+        def skip(carry: tuple[Array, Any]) -> tuple[Any, Any]:
+            return carry, jnp.zeros_like(hidden) if hidden_too else None
+
+        return jax.lax.cond(learn.any(), run, skip, carry)
+
+    slope = jax.tree.map(jnp.zeros_like, weights) if weights_too else None
+    start = jnp.zeros(batch, jnp.float32), slope
+    (rows, slope), by_hidden = jax.lax.scan(one, start, tuple(map(parts, (hidden, target, learn))))
+    if by_hidden is not None:
+        by_hidden = jnp.moveaxis(by_hidden, 0, 1).reshape(batch, count * chunk, -1)
+        back = jnp.argsort(order, axis=1)[..., None]
+        by_hidden = placed(jnp.take_along_axis(by_hidden, back, 1), "batch", "sequence", "width")
+    return rows, slope, by_hidden
