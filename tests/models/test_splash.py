@@ -31,16 +31,19 @@ def error(got, want):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sizes", "packed", "fused"),
+    ("sizes", "packed", "limits"),
     [
-        pytest.param((2, 256, 4, 2, 64), False, True, id="spans"),
-        pytest.param((1, 256, 2, 2, 128), True, False, id="packed, unfused backward pass"),
-        pytest.param((1, 200, 3, 1, 48), True, True, id="padded"),
+        pytest.param((2, 256, 4, 2, 64), False, {}, id="spans"),
+        pytest.param(
+            (1, 256, 2, 2, 128), True, {"_FUSED_TOKENS": 0}, id="packed, unfused backward pass"
+        ),
+        pytest.param((1, 200, 3, 1, 48), True, {}, id="padded"),
+        pytest.param((1, 512, 2, 1, 64), True, {"_KEYS_AT_ONCE": 256}, id="keys in two parts"),
     ],
 )
-def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, fused):
-    if not fused:
-        monkeypatch.setattr(splash, "_FUSED_TOKENS", 0)
+def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, limits):
+    for name, limit in limits.items():
+        monkeypatch.setattr(splash, name, limit)
     query, key, value, weight = arrays(*sizes)
     batch, length = sizes[:2]
     layout = sequence_layout(spans(batch, length), length)
@@ -75,20 +78,21 @@ def test_an_image_token_sees_a_later_one_and_text_does_not():
     assert changed[80:].all() and not changed[:20].any()
 
 
-def test_maps_hold_every_block_that_some_query_sees_and_lead_from_each_to_the_next():
-    block, count = 4, 6
+@pytest.mark.parametrize("size", [4, 8])
+def test_maps_hold_every_block_that_some_query_sees_and_lead_from_each_to_the_next(size):
+    block, count, keys = 4, 6, 24 // size
     random = np.random.default_rng(3)
     end = np.minimum(np.arange(1, 25) + random.integers(0, 9, 24), 24)
     start = np.maximum(np.arange(24) - random.integers(0, 14, 24), 0)
     maps = jax.tree.map(
-        np.asarray, splash.block_maps(jnp.asarray(start), jnp.asarray(end), block, count)
+        np.asarray, splash.block_maps(jnp.asarray(start), jnp.asarray(end), block, keys, size)
     )
     sees = (np.arange(24) >= start[:, None]) & (np.arange(24) < end[:, None])
-    blocks = sees.reshape(count, block, count, block).any((1, 3))
-    assert (maps.runs >= blocks).all() and maps.runs.sum() < count**2
+    blocks = sees.reshape(count, block, keys, size).any((1, 3))
+    assert (maps.runs >= blocks).all() and maps.runs.sum() < count * keys
     np.testing.assert_array_equal(maps.runs, blocks)
     rows, columns = np.nonzero(maps.runs)
-    for row, column in np.ndindex(count, count):
+    for row, column in np.ndindex(count, keys):
         later = (rows > row) | ((rows == row) & (columns >= column))
         following = columns[later][0] if later.any() else columns[0]
         assert maps.next_keys[row, column] == following
@@ -97,8 +101,14 @@ def test_maps_hold_every_block_that_some_query_sees_and_lead_from_each_to_the_ne
         assert maps.next_queries[row, column] == (later[0] if len(later) else mine[0])
 
 
-def test_blocks_pad_little():
-    assert [splash.block_size(n) for n in (4096, 1153, 1280, 200, 640)] == [512, 256, 256, 128, 128]
+def test_blocks_are_large_and_pad_little():
+    lengths = (4096, 2048, 1153, 1280, 200, 640)
+    assert [splash.block_size(n) for n in lengths] == [512, 512, 640, 640, 256, 640]
+
+
+def test_the_fewest_parts_of_keys_that_the_core_holds():
+    cases = [(1280, 640), (2048, 512), (2304, 384), (4096, 512), (1280, 256)]
+    assert [splash.keys_at_once(*case) for case in cases] == [1280, 2048, 1152, 2048, 1280]
 
 
 def test_ends_of_a_late_document_survive_the_packing():

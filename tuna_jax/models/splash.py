@@ -22,9 +22,12 @@ from tuna_jax.models.layers import ATTENTION
 from tuna_jax.models.placement import local, parts, platform
 
 MOST_TOKENS = 65_535
-# Above it the fused backward pass, which keeps a gradient of the queries for every block of keys, costs more memory
-# than it saves time.
+# Above it the fused backward pass, which keeps a gradient of the queries for every `_KEYS_AT_ONCE` keys, costs more
+# memory than it saves time.
 _FUSED_TOKENS = 4_096
+# Keys that the fused backward pass holds in the core's own memory. Gradients of the queries are sums over such parts,
+# each written to memory, so there should be one; inside a part nothing that is hidden is skipped.
+_KEYS_AT_ONCE = 2_048
 
 
 class BlockMaps(NamedTuple):
@@ -42,16 +45,19 @@ class BlockMaps(NamedTuple):
     next_queries: Int[Array, "q k"]
 
 
-def block_maps(start: Int[Array, " s"], end: Int[Array, " s"], block: int, keys: int) -> BlockMaps:
+def block_maps(
+    start: Int[Array, " s"], end: Int[Array, " s"], block: int, keys: int, size: int | None = None
+) -> BlockMaps:
     """The maps of one example.
 
     Args:
       start, end: each query's interval of keys; their length is a multiple of `block`.
-      block: queries, and keys, of a block.
-      keys: blocks of keys.
+      block: queries of a block.
+      keys: blocks of keys. size: keys of a block; None: as many as queries.
     """
-    low = start.reshape(-1, block).min(1)[:, None] // block
-    high = -(-end.reshape(-1, block).max(1)[:, None] // block)
+    size = size or block
+    low = start.reshape(-1, block).min(1)[:, None] // size
+    high = -(-end.reshape(-1, block).max(1)[:, None] // size)
     index = jnp.arange(keys)
     runs = (index >= low) & (index < high)
     # A row's blocks are one interval, so behind them comes the next row's first; behind the last the next head's.
@@ -64,9 +70,19 @@ def block_maps(start: Int[Array, " s"], end: Int[Array, " s"], block: int, keys:
 
 
 def block_size(length: int) -> int:
-    """The largest block of 512, 256 or 128 that pads `length` by at most an eighth; else 128."""
-    fitting = (size for size in (512, 256) if -length % size <= length // 8)
-    return next(fitting, 128)
+    """Queries, and keys, of a block: a multiple of 128 up to 640.
+
+    A block costs the kernel about what 128 of its rows do besides, and padding is computed; this is the least of both.
+    """
+    sizes = range(128, 641, 128)
+    return min(sizes, key=lambda size: (-(-length // size) * size) ** 2 * (1 + 128 / size))
+
+
+def keys_at_once(length: int, block: int) -> int:
+    """Keys of a part in the fused backward pass, of `length` padded ones: the fewest equal parts of whole blocks."""
+    blocks = length // block
+    fitting = (n for n in range(1, blocks + 1) if blocks % n == 0 and length // n <= _KEYS_AT_ONCE)
+    return length // next(fitting, blocks)
 
 
 def attention(
@@ -158,28 +174,31 @@ def _one_example(
     block: int,
     interpret: bool,
 ) -> Float[Array, "h q d"]:
-    maps = block_maps(start, end, block, key.shape[1] // block)
-    both = (start << 16) | end
+    length, both = key.shape[1], (start << 16) | end
 
-    def info(following: Array) -> MaskInfo:
+    def info(following: Array, runs: Array) -> MaskInfo:
         # JAX declares NumPy's arrays, since its own masks are known before tracing; any array will do.
         numbers: Any = both
-        return MaskInfo(following[None], None, maps.runs[None], None, numbers)
+        return MaskInfo(following[None], None, runs[None], None, numbers)
 
-    fused = key.shape[1] <= _FUSED_TOKENS
+    fused = length <= _FUSED_TOKENS
+    part = keys_at_once(length, block) if fused else block
+    maps = block_maps(start, end, block, length // block)
+    behind = block_maps(start, end, block, length // part, part)
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
         block_q_dkv=block,
-        block_kv_dkv=block,
+        block_kv_dkv=part,
+        block_kv_dkv_compute=block,
         block_q_dq=None if fused else block,
         block_kv_dq=None if fused else block,
         use_fused_bwd_kernel=fused,
     )
     kernel: Any = kernels.SplashAttentionKernel(
-        info(maps.next_keys),
-        None if fused else info(maps.next_keys),
-        info(maps.next_queries),
+        info(maps.next_keys, maps.runs),
+        None if fused else info(maps.next_keys, maps.runs),
+        info(behind.next_queries, behind.runs),
         block_sizes=sizes,
         is_mqa=False,
         save_residuals=False,

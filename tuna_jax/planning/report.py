@@ -16,7 +16,8 @@ temporaries. FLOPs are counted over the traced program, for one device; "again" 
 arithmetic on the collectives that the compiler planned, in GiB as all memory. The bound on the step is arithmetic on
 these and the chip's published figures: the time of what binds, if all the rest hides behind it, and in brackets the
 sum, if nothing does. The bound on MFU belongs to the first. Bytes to and from HBM are the least there can be:
-arguments, results, temporaries and what is gathered, each written or read once. Nothing here was measured on a TPU."""
+arguments, results, temporaries and what is gathered, each written or read once. A text loss is planned as if every
+token had a label; in training, chunks without one are not computed. Nothing here was measured on a TPU."""
 
 HEADINGS = (
     ("program", "rows a device", "fits", "HBM", "spare", "parameters", "optimizer", "VAE", "rest")
