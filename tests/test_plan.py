@@ -48,11 +48,13 @@ def test_a_wrong_argument_is_named(arguments, words):
 def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
     pytest.importorskip("libtpu")
     file = tmp_path / "plans" / "tiny.json"
-    done = plan(TINY, "--topology=v5e:2x4", "--stream=draw", "--rows_a_device=4", f"--json={file}")
+    where = (TINY, "--topology=v5e:2x4", "--stream=draw", "--rows_a_device=4")
+    done = plan(*where, "--profile", f"--json={file}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "train draw: fits" in done.stderr
     assert "tiny_stage on v5e:2x4 (8 chips), mesh data 2 x fsdp 4, remat none" in done.stdout
     assert "Nothing here was measured on a TPU" in done.stdout
+    assert "train draw: where the compiler thinks that cycles of a core go" in done.stdout
     held = json.loads(file.read_text())
     assert "--topology=v5e:2x4" in held["command"]
     (result,) = held["results"]
@@ -66,6 +68,9 @@ def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
     assert memory["arguments"] < memory["peak"] < 0.1 * memory["usable"]
     assert network["count"]["all-gather"] > 0
     assert result["flops"]["useful"] == result["flops"]["counted"]
+    shares = [cost["share"] for cost in result["profile"]]
+    assert len(shares) == 40 and sorted(shares, reverse=True) == shares and 0.2 < sum(shares) <= 1
+    assert {"forward", "backward"} <= {cost["direction"] for cost in result["profile"]}
     assert bound["step"] == max(bound[name] for name in ("compute", "memory", "network", "dcn"))
     peak = 8 * 197e12 * bound["step"]
     assert bound["mfu"] == pytest.approx(result["flops"]["useful"] / peak)

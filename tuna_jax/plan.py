@@ -15,6 +15,9 @@ Examples:
     # Which batch, mesh and rematerialisation are best for a stream: formulas first, then the compiler on the best few:
     python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit --search
 
+    # Where the compiler thinks that the time of a step goes, operation by operation:
+    python -m tuna_jax.plan --config=experiments/tuna_1p5b_stage2.py --topology=v5e:8x8 --stream=draw --profile
+
     # Two slices, which are joined by the data center's network:
     python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
 
@@ -61,6 +64,9 @@ _SEARCH = flags.DEFINE_boolean("search", False, "Look for the best batch, mesh a
 _TRIES = flags.DEFINE_integer(
     "tries", 3, "Candidates that --search compiles at most.", lower_bound=1
 )
+_PROFILE = flags.DEFINE_boolean(
+    "profile", False, "Also tell where the compiler thinks that time goes, operation by operation."
+)
 _ATTENTION = flags.DEFINE_boolean("attention", False, "Measure attention's memory by backend.")
 _COLLECT = flags.DEFINE_string("collect", None, "Folder of files of --json to make --page of.")
 _PAGE = flags.DEFINE_string("page", None, "The page that --collect writes.")
@@ -79,6 +85,10 @@ def main(arguments: Sequence[str]) -> None:
     if _COLLECT.value is None and None in wanted:
         raise app.UsageError(
             "give --config=EXPERIMENT and --topology=KIND:AxB; --help shows examples"
+        )
+    if _PROFILE.value and (_SEARCH.value or _ATTENTION.value or _COLLECT.value):
+        raise app.UsageError(
+            "--profile goes with programs alone, not with --search, --attention or --collect"
         )
     if logging.get_verbosity() == logging.INFO:
         logging.set_verbosity(logging.WARNING)
@@ -113,7 +123,8 @@ def _plan(name: str) -> None:
     else:
         results, notes = [], []
         rows = _ROWS.value and _ROWS.value * len(devices)
-        for result in tried.all_of(read, place, rows, _STREAM.value, _PROGRAM.value, _say):
+        wanted = _STREAM.value, _PROGRAM.value, _say, _PROFILE.value
+        for result in tried.all_of(read, place, rows, *wanted):
             results.append(result)
             _say(report.verdict(result))
             _write({"kind": "plan", "results": results})
@@ -123,6 +134,9 @@ def _plan(name: str) -> None:
     for line in filter(None, [*notes, report.stage_cost(results)]):
         print(f"{line}\n")
     print(report.LEGEND)
+    for result in results:
+        if "profile" in result:
+            print(f"\n{report.profile(result)}")
 
 
 def _measure_attention() -> None:

@@ -60,9 +60,7 @@ class Modulation(nnx.Module):
 _SLOTS_ADDED = 4
 
 
-def _laid(
-    one_hot: Float[Array, "b s n"], vectors: Float[Array, "b n d"]
-) -> Float[Array, "b s d"]:
+def _laid(one_hot: Float[Array, "b s n"], vectors: Float[Array, "b n d"]) -> Float[Array, "b s d"]:
     """A slot's vector on each of its tokens, 0 on text.
 
     One chunk at a time: six of them in one array, float32 on every token, would be written to memory and read again,

@@ -52,7 +52,8 @@ def chunked_text_loss(
     """
     target = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], ignore)], 1)
     learn = target != ignore
-    total, rows = _chunked(score, chunk, weights, hidden, jnp.where(learn, target, 0), learn)
+    summed: Any = _chunked(score, chunk, weights, hidden, jnp.where(learn, target, 0), learn)
+    total, rows = summed
     return total, jax.lax.stop_gradient(rows), learn.sum(1).astype(jnp.float32)
 
 
@@ -89,7 +90,7 @@ def _backward(score: Score, chunk: int, slopes: Any, given: tuple[Any, Any]) -> 
     del score, chunk
     total, _ = given
     if isinstance(total, SymbolicZero):
-        total = jnp.zeros(total.shape, total.dtype)
+        total = jnp.float32(0)
     scaled = (jax.tree.map(lambda x: (total * x).astype(x.dtype), slope) for slope in slopes)
     return *scaled, None, None
 
@@ -141,7 +142,9 @@ def _run(
 
     slope = jax.tree.map(jnp.zeros_like, weights) if weights_too else None
     start = jnp.zeros(batch, jnp.float32), slope
-    (rows, slope), by_hidden = jax.lax.scan(one, start, tuple(map(parts, (hidden, target, learn))))
+    (rows, slope), by_hidden = jax.lax.scan(
+        one, start, (parts(hidden), parts(target), parts(learn))
+    )
     if by_hidden is not None:
         by_hidden = jnp.moveaxis(by_hidden, 0, 1).reshape(batch, count * chunk, -1)
         back = jnp.argsort(order, axis=1)[..., None]

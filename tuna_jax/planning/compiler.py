@@ -35,6 +35,7 @@ class Compiled:
       arguments, outputs, aliased, temporaries, code: parts; what is aliased is in both arguments and outputs.
       seconds: that the compiler took here. host_memory: the most this process has used so far.
       text: of the optimised program; empty if it does not fit.
+      estimates: the same with the compiler's estimates of cycles, where it was asked for.
     """
 
     fits: bool
@@ -48,13 +49,18 @@ class Compiled:
     seconds: float = 0.0
     host_memory: float = 0.0
     text: str = dataclasses.field(default="", repr=False)
+    estimates: str = dataclasses.field(default="", repr=False)
 
 
-def compile_lowered(lowered: Any) -> Compiled:
+def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
     """Compiles what `jax.jit(f).lower(...)` gave.
 
+    Args:
+      lowered: a program. estimates: also ask for the compiler's estimates of cycles.
+
     Raises:
-      jax.errors.JaxRuntimeError: the compiler's own, of whatever is not a lack of device memory.
+      jax.errors.JaxRuntimeError: the compiler's own, of whatever is not a lack of device memory. Of some large programs
+        for v5p and v6e it cannot give estimates.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -88,6 +94,7 @@ def compile_lowered(lowered: Any) -> Compiled:
         seconds=seconds,
         host_memory=_host_memory(),
         text=text,
+        estimates=compiled.as_text() if estimates else "",
     )
 
 

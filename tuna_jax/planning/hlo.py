@@ -8,6 +8,8 @@ from collections.abc import Mapping
 Computations = dict[str, list[str]]
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)[ (].*\{\s*$")
+# Not every line that begins so: an instruction with a kernel's attributes goes over several, and one begins "}}, ".
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _CALL = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _WHILE = re.compile(r"\bcondition=%?([\w.\-]+), body=%?([\w.\-]+)")
@@ -29,7 +31,7 @@ def computations(text: str) -> tuple[Computations, str]:
         if head:
             current = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif current is not None and " = " in line:
             current.append(line.strip().removeprefix("ROOT "))

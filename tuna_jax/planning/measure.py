@@ -11,12 +11,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from tuna_jax.planning import collectives, compiler, flops, roofline
+from tuna_jax.planning import collectives, compiler, cycles, flops, roofline
 from tuna_jax.planning.chips import Chip
 from tuna_jax.planning.experiment import Experiment
 from tuna_jax.planning.programs import Planned
 
 Result = dict[str, Any]
+
+PROFILED = 40  # Lines of a profile.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,15 @@ def measure(
     planned: Planned,
     target: Target,
     say: Callable[[str], None] = lambda _: None,
+    profile: bool = False,
 ) -> Result:
     """Compiles a program and says all there is to know of it, as plain values for JSON.
 
     `memory`: `parts` is arithmetic on shapes and shardings; the rest is the compiler's estimate. `flops` is counted
     over the jaxpr. `network` is arithmetic on the compiler's collectives; `bound` is arithmetic on all of these and
     the chip's published figures. Only `compiler.seconds` and `compiler.host_memory` are measurements, of this machine.
-    Bytes and bounds are those of one device; FLOPs, rows, tokens and pictures of all.
+    Bytes and bounds are those of one device; FLOPs, rows, tokens and pictures of all. With `profile` the result has the
+    `PROFILED` costliest lines of `cycles.profile`, too.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler's own error, unless the program only does not fit.
@@ -63,7 +67,7 @@ def measure(
     traced = planned.jitted.trace(*planned.arguments)
     counted = flops.count(traced.jaxpr)
     say(f"{name_of(planned)}: traced in {time.monotonic() - start:.0f} s, compiling")
-    compiled = compiler.compile_lowered(traced.lower())
+    compiled = compiler.compile_lowered(traced.lower(), profile)
     useful = counted
     if planned.plain is not None:
         plain = planned.plain()
@@ -114,6 +118,9 @@ def measure(
             network=traffic.total,
             dcn=traffic.dcn,
         )
+        if profile:
+            costs = cycles.profile(compiled.estimates)[:PROFILED]
+            result["profile"] = [dataclasses.asdict(cost) for cost in costs]
         result["memory"]["traffic"] = work.memory
         result["bound"] = dataclasses.asdict(roofline.bound(work, target.chip))
     return result

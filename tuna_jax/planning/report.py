@@ -19,6 +19,10 @@ sum, if nothing does. The bound on MFU belongs to the first. Bytes to and from H
 arguments, results, temporaries and what is gathered, each written or read once. A text loss is planned as if every
 token had a label; in training, chunks without one are not computed. Nothing here was measured on a TPU."""
 
+PROFILE = """where the compiler thinks that cycles of a core go, what costs most first. Kernels of our own and the
+network are not in it, and nothing overlaps: it finds what costs beside the products, and compares two ways to write
+the same. An instruction that was made of several has the name of one of them; `again` is recomputed."""
+
 HEADINGS = (
     ("program", "rows a device", "fits", "HBM", "spare", "parameters", "optimizer", "VAE", "rest")
     + ("TFLOP", "again", "sent", "step", "binds", "MFU", "tokens/s", "pictures/s")
@@ -60,12 +64,26 @@ def row(result: Result) -> list[str]:
 
 def table(results: Sequence[Result]) -> str:
     """Lines of columns that stand under one another."""
-    lines = [list(HEADINGS), *(row(result) for result in results)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    return _columns([list(HEADINGS), *(row(result) for result in results)])
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def profile(result: Result) -> str:
+    """Where the cycles of a result's program go, a line each."""
+    title = f"{result['program']} {result['stream']}".strip()
+    lines = [["share", "cycles", "runs", "direction", "operation", "array"]] + [
+        [f"{cost['share']:.1%}", f"{cost['cycles']:,}", f"{cost['runs']:,}"]
+        + [cost["direction"], cost["operation"], cost["array"]]
+        for cost in result["profile"]
+    ]
+    return f"{title}: {PROFILE}\n\n{_columns(lines)}"
 
 
 def mesh(result: Result) -> str:

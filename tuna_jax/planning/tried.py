@@ -52,11 +52,12 @@ def all_of(
     streams: Sequence[str],
     kinds: Sequence[str],
     say: Say,
+    profile: bool = False,
 ) -> Iterator[Result]:
-    """Every wanted program as the experiment configures it; arguments as of `programs.all_of`."""
+    """Every wanted program as the experiment configures it; arguments as of `programs.all_of` and `measure.measure`."""
     target = place.target(experiment)
     for planned in programs.all_of(experiment, target.mesh, rows, streams, kinds):
-        yield measure.measure(experiment, planned, target, say)
+        yield measure.measure(experiment, planned, target, say, profile)
 
 
 def search_order(

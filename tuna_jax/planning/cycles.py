@@ -1,0 +1,88 @@
+"""Where a program's time would go by the TPU compiler's own estimate: cycles of its instructions, as often as they run.
+
+It is for finding what costs beside matrix products, and for comparing two ways to write the same thing; it is no
+forecast. Pallas kernels have no estimate, nor has the network, and nothing overlaps in it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+
+from tuna_jax.planning import hlo
+
+_CYCLES = re.compile(r'estimated_cycles\\?":\\?"(\d+)')
+_NAME = re.compile(r'op_name="([^"]*)"')
+_ARRAY = re.compile(r"= \(?([\w]+\[[\d,]*\])")
+# What JAX writes into an operation's path that says nothing of what it does.
+_WRAPPERS = re.compile(
+    r"(jit|jvp|transpose|vmap|pjit)\(.*\)|while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|\?"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One line of a profile.
+
+    Attributes:
+      operation: the end of JAX's path to it; an instruction that the compiler made of several has one of their names.
+      direction: 'forward', 'backward', or 'again' for what the backward pass recomputes.
+      array: type and shape of its first result.
+      runs: in one run of the program. cycles: of all of them on one core.
+      share: of the cycles of the program.
+    """
+
+    operation: str
+    direction: str
+    array: str
+    runs: int
+    cycles: int
+    share: float
+
+
+def profile(text: str) -> list[Cost]:
+    """What costs most first.
+
+    Args:
+      text: of a compiled program with the compiler's estimates (`compiled.as_text()`); of branches, each counts.
+
+    Raises:
+      ValueError: no program in the text, or no estimate.
+    """
+    found, entry = hlo.computations(text)
+    cycles: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    runs: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    for name, times in hlo.runs(found, entry).items():
+        for line in found.get(name, ()):
+            estimate = _CYCLES.search(line)
+            if estimate:
+                key = _described(line)
+                cycles[key] += times * int(estimate[1])
+                runs[key] += times
+    total = sum(cycles.values())
+    if not total:
+        raise ValueError("the compiler's text has no estimated cycles")
+    return [
+        Cost(
+            operation=key[0],
+            direction=key[1],
+            array=key[2],
+            runs=runs[key],
+            cycles=spent,
+            share=spent / total,
+        )
+        for key, spent in cycles.most_common()
+    ]
+
+
+def _described(line: str) -> tuple[str, str, str]:
+    """(operation, direction, array) of an instruction."""
+    named, array = _NAME.search(line), _ARRAY.search(line)
+    path = re.split(r"/(?![^()]*\))", named[1]) if named else []
+    direction = "forward"
+    if any(part.startswith("transpose(") for part in path):
+        direction = "again" if "rematted_computation" in path else "backward"
+    kept = [part for part in path if not _WRAPPERS.fullmatch(part)]
+    operation = re.sub(r"\.\d+$", "", "/".join(kept[-2:])) or "no name"
+    return operation, direction, array[1] if array else ""
