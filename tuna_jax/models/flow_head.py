@@ -19,7 +19,7 @@ from tuna_jax.models.layers import (
     zeros_init,
 )
 from tuna_jax.models.placement import placed
-from tuna_jax.models.rope import Rotation, flow_head_rotation, rotate
+from tuna_jax.models.rope import Rotation, flow_head_rotation, kept, rotate
 
 
 class TimeEmbedding(nnx.Module):
@@ -184,6 +184,7 @@ class FlowHead(nnx.Module):
           cache: keys and values of what came before, or None.
         """
         rotation = flow_head_rotation(layout, self.config, *grid)
+        rotation = kept(rotation) if self.unroll else rotation
         hidden = placed(hidden, "batch", "sequence", "width")
         x, cache = scan_layers(
             self.layers,
