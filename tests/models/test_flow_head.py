@@ -35,3 +35,13 @@ def test_every_token_has_its_own_slots_vectors_and_text_has_none(slots: int) -> 
         return jnp.einsum("bncw,bsn,cbsw->", vectors, one_hot, weight, precision="highest")
 
     np.testing.assert_allclose(got, jax.grad(summed)(time), rtol=1e-4, atol=1e-5)
+
+
+def test_one_row_of_times_serves_all_rows() -> None:
+    modulation = Modulation(8, 2, rngs=nnx.Rngs(0))
+    modulation.linear.bias[...] = jnp.arange(16.0)
+    one_hot = jax.nn.one_hot(jnp.asarray([[-1, 0, 0], [0, 0, -1]]), 1)
+    one = modulation(jnp.ones((1, 1, 8)), one_hot)
+    all_rows = modulation(jnp.ones((2, 1, 8)), one_hot)
+    np.testing.assert_array_equal(jnp.stack(one), jnp.stack(all_rows))
+    assert one[0].shape == (2, 3, 8)

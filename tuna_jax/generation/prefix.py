@@ -112,8 +112,10 @@ def span_velocity(
     model = tuna.bind(config, params)
     visual = model.visual_tokens(x[:, None])[:, 0]
     visual = jnp.concatenate([visual] * (len(start) // len(x)))
-    time = model.time_embedding(jnp.broadcast_to(t, (len(start), 1)))
-    tokens = jnp.concatenate([time.astype(visual.dtype), visual], axis=1)
+    # All rows have the same time: it is embedded, and modulates, once.
+    time = model.time_embedding(t.reshape(1, 1))
+    first = jnp.broadcast_to(time.astype(visual.dtype), (len(start), *time.shape[1:]))
+    tokens = jnp.concatenate([first, visual], axis=1)
     tokens = placed(tokens, "batch", "sequence", "width")
     layout = span_layout(start, tokens.shape[1])
     hidden, _ = model.language(tokens, layout, cache.language)

@@ -19,7 +19,7 @@ from tuna_jax.models.layers import (
     zeros_init,
 )
 from tuna_jax.models.placement import placed
-from tuna_jax.models.rope import Rotation, flow_head_rotation, kept, rotate
+from tuna_jax.models.rope import Rotation, flow_head_rotation, rotate
 
 
 class TimeEmbedding(nnx.Module):
@@ -49,7 +49,7 @@ class Modulation(nnx.Module):
         self.chunks = chunks
 
     def __call__(
-        self, time: Float[Array, "b n d"], one_hot: Float[Array, "b s n"]
+        self, time: Float[Array, "#b n d"], one_hot: Float[Array, "b s n"]
     ) -> list[Float[Array, "b s d"]]:
         """Every chunk on every token, float32; text gets 0."""
         vectors = self.linear(jax.nn.silu(time.astype(jnp.float32)))
@@ -60,7 +60,7 @@ class Modulation(nnx.Module):
 _SLOTS_ADDED = 4
 
 
-def _laid(one_hot: Float[Array, "b s n"], vectors: Float[Array, "b n d"]) -> Float[Array, "b s d"]:
+def _laid(one_hot: Float[Array, "b s n"], vectors: Float[Array, "#b n d"]) -> Float[Array, "b s d"]:
     """A slot's vector on each of its tokens, 0 on text.
 
     One chunk at a time: six of them in one array, float32 on every token, would be written to memory and read again,
@@ -73,7 +73,7 @@ def _laid(one_hot: Float[Array, "b s n"], vectors: Float[Array, "b n d"]) -> Flo
             laid = laid + one_hot[:, :, slot : slot + 1] * vectors[:, slot : slot + 1]
     else:
         # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
-        laid = jnp.einsum("bsn,bnd->bsd", one_hot, vectors, precision="highest")
+        laid = jnp.matmul(one_hot, vectors, precision="highest")
     return placed(laid, "batch", "sequence", "width")
 
 
@@ -118,7 +118,7 @@ class FlowLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        time: Float[Array, "b n d"],
+        time: Float[Array, "#b n d"],
         rotation: Rotation,
         layout: Layout,
         cache: KVCache | None = None,
@@ -147,7 +147,7 @@ class FinalLayer(nnx.Module):
         self.linear = Linear(width, channels, init=zeros_init, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b s d"], time: Float[Array, "b n d"], layout: Layout
+        self, x: Float[Array, "b s d"], time: Float[Array, "#b n d"], layout: Layout
     ) -> Float[Array, "b s c"]:
         shift, scale = self.modulation(time, layout.one_hot(time.shape[1]))
         velocity = self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
@@ -169,7 +169,7 @@ class FlowHead(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b s d"],
-        time: Float[Array, "b n d"],
+        time: Float[Array, "#b n d"],
         layout: Layout,
         grid: tuple[int, int],
         cache: KVCaches | None = None,
@@ -178,13 +178,12 @@ class FlowHead(nnx.Module):
 
         Args:
           hidden: the LLM's, after its last norm.
-          time: time embeddings, one a visual slot.
+          time: time embeddings, one a visual slot; a single row serves all rows.
           layout: where the tokens stand.
           grid: latent height and width of the slots.
           cache: keys and values of what came before, or None.
         """
         rotation = flow_head_rotation(layout, self.config, *grid)
-        rotation = kept(rotation) if self.unroll else rotation
         hidden = placed(hidden, "batch", "sequence", "width")
         x, cache = scan_layers(
             self.layers,

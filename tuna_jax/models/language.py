@@ -13,7 +13,7 @@ from tuna_jax.config import LanguageConfig, TunaConfig
 from tuna_jax.models.attention import KVCache, KVCaches, Layout, attend, empty_cache
 from tuna_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stacked
 from tuna_jax.models.placement import placed
-from tuna_jax.models.rope import Rotation, inverse_frequencies, kept, rotate, text_rotation
+from tuna_jax.models.rope import Rotation, inverse_frequencies, rotate, text_rotation
 
 
 class LanguageLayer(nnx.Module):
@@ -77,7 +77,6 @@ class LanguageModel(nnx.Module):
     ) -> tuple[Float[Array, "b s d"], KVCaches | None]:
         """Embeddings -> final hidden states (after the last norm), and the cache with this call's keys and values."""
         rotation = text_rotation(layout.position, jnp.asarray(self.frequencies, jnp.float32))
-        rotation = kept(rotation) if self.unroll else rotation
         x, cache = scan_layers(
             self.layers,
             lambda layer, x, layer_cache: layer(x, rotation, layout, layer_cache),

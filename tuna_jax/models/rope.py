@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -105,20 +104,6 @@ def flow_head_rotation(layout: Layout, config: FlowHeadConfig, height: int, widt
         jnp.where(text, text_half, 0.0),
         jnp.where(image, sin * signs, 0.0),
     )
-
-
-# Below so many tokens the loop costs more than the sines.
-_WORTH_KEEPING = 256
-
-
-def kept(rotation: Rotation) -> Rotation:
-    """The same tables, as arrays in memory, for layers that are written out.
-
-    XLA computes anew in each layer what it can fuse with it, sines too, and on CPU it drops optimization barriers before
-    it fuses; what a loop gives, here one over rows, it has to keep.
-    """
-    rows, tokens = rotation.cos.shape[:2]
-    return jax.lax.map(lambda row: row, rotation) if rows * tokens >= _WORTH_KEEPING else rotation
 
 
 def rotate(x: Float[Array, "b s h d"], rotation: Rotation) -> Float[Array, "b s h d"]:
