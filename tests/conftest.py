@@ -43,8 +43,8 @@ install_import_hook(
 def _programs_of_this_file_only():
     """Compiled programs go with the file that wanted them.
 
-    A process that had gathered those of half of all files, 4.5 GB in 15,000 mappings of memory, has died in jaxlib while
-    it read one more from the compile cache, or wrote one.
+    Processes that had gathered those of half of all files, 4.5 GB in 15,000 mappings of memory, have died in jaxlib
+    while they read one more from the compile cache, or wrote one.
     """
     yield
     import gc
