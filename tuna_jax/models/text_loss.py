@@ -52,7 +52,7 @@ def chunked_text_loss(
     """
     target = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], ignore)], 1)
     learn = target != ignore
-    summed: Any = _chunked(score, chunk, weights, hidden, jnp.where(learn, target, 0), learn)
+    summed: Any = _chunked(score, chunk, weights, hidden, target, learn)
     total, rows = summed
     return total, jax.lax.stop_gradient(rows), learn.sum(1).astype(jnp.float32)
 

@@ -35,7 +35,8 @@ class Compiled:
       arguments, outputs, aliased, temporaries, code: parts; what is aliased is in both arguments and outputs.
       seconds: that the compiler took here. host_memory: the most this process has used so far.
       text: of the optimised program; empty if it does not fit.
-      estimates: the same with the compiler's estimates of cycles, where it was asked for.
+      estimates: the same with the compiler's estimates of cycles, where it was asked for and gives them: of some large
+        programs for v5p and v6e it cannot.
     """
 
     fits: bool
@@ -59,8 +60,7 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
       lowered: a program. estimates: also ask for the compiler's estimates of cycles.
 
     Raises:
-      jax.errors.JaxRuntimeError: the compiler's own, of whatever is not a lack of device memory. Of some large programs
-        for v5p and v6e it cannot give estimates.
+      jax.errors.JaxRuntimeError: the compiler's own, of whatever is not a lack of device memory.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
         seconds=seconds,
         host_memory=_host_memory(),
         text=text,
-        estimates=compiled.as_text() if estimates else "",
+        estimates=_estimates(compiled) if estimates else "",
     )
 
 
@@ -116,6 +116,13 @@ def out_of_memory(message: str) -> tuple[float, float | None] | None:
 
 def _bytes(number: str, unit: str) -> float:
     return float(number) * _UNITS[unit]
+
+
+def _estimates(compiled: Any) -> str:
+    try:
+        return compiled.as_text()
+    except Exception:  # of whatever kind: the program did compile, and the rest is known of it
+        return ""
 
 
 def _largest(folder: Path) -> str:

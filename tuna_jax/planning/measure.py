@@ -118,7 +118,11 @@ def measure(
             network=traffic.total,
             dcn=traffic.dcn,
         )
-        if profile:
+        if profile and not compiled.estimates:
+            say(
+                f"{name_of(planned)}: the compiler gives no estimates of this program, so no profile"
+            )
+        elif profile:
             costs = cycles.profile(compiled.estimates)[:PROFILED]
             result["profile"] = [dataclasses.asdict(cost) for cost in costs]
         result["memory"]["traffic"] = work.memory

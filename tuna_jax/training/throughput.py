@@ -6,7 +6,8 @@
     goodput            = seconds of steps / wall clock, since the run was started
 
 Model FLOPs are those of the step without rematerialisation: matrix products and convolutions of the forward and the
-backward pass, the frozen VAE and the optimizer, counted over the jaxpr (planning/flops.py).
+backward pass, the frozen VAE and the optimizer, counted over the jaxpr (planning/flops.py); of a text
+loss in chunks, those of tokens with a label.
 """
 
 from __future__ import annotations
