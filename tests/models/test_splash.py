@@ -1,14 +1,18 @@
 """The kernel, interpreted, against the dense attention: what it computes, and that image tokens see later ones."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from tuna_jax.config import preset
 from tuna_jax.models import placement, splash
 from tuna_jax.models.attention import _fastest, attention, sequence_layout
+from tuna_jax.models.representation import RepresentationEncoder
 
 
 def arrays(batch, length, heads, groups, head_dim):
@@ -33,12 +37,14 @@ def error(got, want):
 @pytest.mark.parametrize(
     ("sizes", "packed", "limits"),
     [
-        pytest.param((2, 256, 4, 2, 64), False, {}, id="spans"),
+        pytest.param((2, 256, 4, 2, 64), 0, {}, id="spans"),
         pytest.param(
-            (1, 256, 2, 2, 128), True, {"_FUSED_TOKENS": 0}, id="packed, unfused backward pass"
+            (1, 256, 2, 2, 128), 85, {"_FUSED_TOKENS": 0}, id="packed, unfused backward pass"
         ),
-        pytest.param((1, 200, 3, 1, 48), True, {}, id="padded"),
-        pytest.param((1, 512, 2, 1, 64), True, {"_KEYS_AT_ONCE": 256}, id="keys in two parts"),
+        pytest.param((1, 200, 3, 1, 48), 66, {}, id="padded"),
+        pytest.param((1, 512, 2, 1, 64), 170, {"_KEYS_AT_ONCE": 256}, id="keys in two parts"),
+        pytest.param((2, 256, 4, 2, 64), 140, {}, id="packed, maps shared"),
+        pytest.param((2, 256, 2, 1, 64), 140, {"_SHARED_BLOCKS": 0}, id="packed, maps apart"),
     ],
 )
 def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, limits):
@@ -49,8 +55,9 @@ def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, limits):
     layout = sequence_layout(spans(batch, length), length)
     begin = None
     if packed:
-        # A second document, that begins where no span does.
-        cut = jnp.argmax((layout.slot[0] < 0) & (jnp.arange(length) > length // 3))
+        # A second document in every row, that begins where no span does.
+        later = (layout.slot < 0) & (jnp.arange(length) > packed)
+        cut = jnp.argmax(later, 1)[:, None]
         begin = jnp.where(layout.position >= cut, cut, 0)
 
     def run(compute, query, key, value):
@@ -65,6 +72,50 @@ def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, limits):
     assert error(got, want) <= 1e-5
     for mine, dense in zip(found, wanted, strict=True):
         assert error(mine, dense) <= 1e-3
+
+
+@pytest.mark.slow
+def test_without_a_mask_everybody_sees_everybody():
+    """Three rows of 200 tokens with 72 channels, as the representation encoder has: both are padded."""
+    query, key, value, weight = arrays(3, 200, 2, 2, 72)
+
+    def run(backend, *arguments):
+        out = attention(*arguments, backend=backend)
+        return jnp.sum(out * weight), out
+
+    def both(backend):
+        run_it = jax.value_and_grad(functools.partial(run, backend), (0, 1, 2), has_aux=True)
+        return jax.jit(run_it)(query, key, value)
+
+    (_, want), wanted = both("xla")
+    (_, got), found = both("splash")
+    assert error(got, want) <= 1e-5
+    for mine, dense in zip(found, wanted, strict=True):
+        assert error(mine, dense) <= 1e-3
+
+
+def test_rows_are_an_axis_of_the_grid_where_they_share_their_maps():
+    """Otherwise they are a loop, which copies each row in and out."""
+
+    def grid(length, masked=True):
+        several = [jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype) for x in shapes(length)]
+        run = lambda *a: attention(*a, backend="splash")
+        traced = str(jax.make_jaxpr(run)(*several[: 4 if masked else 3]))
+        return re.findall(r"grid=\(([^)]*)\)", traced)
+
+    assert grid(1_280) == ["4, 2, 2, 2"]
+    assert grid(4_096, masked=False) == ["4, 2, 8, 8"]
+    assert grid(4_096) == ["2, 8, 8"]
+
+
+@pytest.mark.parametrize(("backend", "used"), [("splash", 1), ("auto", 0), ("cudnn", 0)])
+def test_the_representation_encoder_follows_the_setting(backend, used):
+    config = preset("tiny").representation
+    encoder = nnx.eval_shape(lambda: RepresentationEncoder(config, 8, backend, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(encoder)
+    frames = jax.ShapeDtypeStruct((2, 1, 4, 4, 8), jnp.float32)
+    traced = jax.make_jaxpr(lambda p, x: nnx.merge(graphdef, p)(x))(params, frames)
+    assert str(traced).count("pallas_call") == used, "cuDNN is for what has a mask"
 
 
 def test_an_image_token_sees_a_later_one_and_text_does_not():
@@ -152,7 +203,7 @@ def test_auto_takes_the_kernel_on_tpus_where_it_can_be_had():
         assert kernels(*shapes(8)) == 0, "short sequences are dense"
         assert kernels(*shapes(65_536)) == 0, "longer than the kernel carries"
         assert kernels(*shapes(512, keys=700)) == 0, "cached"
-        assert kernels(*shapes(512)[:3]) == 0, "no mask"
+        assert kernels(*shapes(512)[:3]) == 1, "no mask"
 
 
 class OnGpu(OnTpu):

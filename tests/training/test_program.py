@@ -135,21 +135,22 @@ def test_moments_are_drawn_from_in_the_step():
     assert len(np.unique(noise)) > 0.99 * noise.size, "noise of its own for every slot and step"
 
 
-def test_model_flops_are_without_rematerialisation():
-    """Six for every parameter and token that meet, and attention; recomputation is not among them."""
+def test_model_flops_are_without_rematerialisation_and_what_a_kernel_pads():
+    """Six for every parameter and token that meet, and attention as if dense; recomputation is not among them."""
     mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
     given = {name: array for name, array in batch().items() if name != "pixels"}
     given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
     counted = {
-        remat: Program(
-            settings, dataclasses.replace(TINY, remat=remat), ("t2i",), mesh
+        changes: Program(
+            settings, dataclasses.replace(TINY, **dict([changes])), ("t2i",), mesh
         ).model_flops(given, None)
-        for remat in ("none", "full")
+        for changes in (("remat", "none"), ("remat", "full"), ("attention_backend", "splash"))
     }
-    assert counted["full"] == counted["none"]
+    plain = counted["remat", "none"]
+    assert set(counted.values()) == {plain}
     tokens, params = 2 * 24, jax.eval_shape(lambda: tuna.init(TINY, jax.random.key(0)))
     kernels = [leaf.size for leaf in jax.tree.leaves((params["language"], params["flow_head"]))]
-    assert 0.7 < counted["none"] / (6 * tokens * sum(kernels)) < 1.5
+    assert 0.7 < plain / (6 * tokens * sum(kernels)) < 1.5
 
 
 def test_model_flops_of_a_text_loss_in_chunks_are_of_tokens_with_labels():

@@ -102,8 +102,8 @@ def attention(
       visible_start: keys before it are hidden (packing); None hides none.
       backend: 'xla': a dense mask. 'splash': a kernel for TPUs that never builds one; interpreted, slowly, elsewhere.
         'cudnn': a kernel for NVIDIA's GPUs in bfloat16, with the dense mask as a bias. 'auto': 'splash' on TPUs and
-        'cudnn' on NVIDIA's GPUs where they can be had, else 'xla'. Dense is what the representation encoder (everybody
-        sees everybody, 72 channels a head) uses whatever the setting, and cached decoding but for 'cudnn'.
+        'cudnn' on NVIDIA's GPUs where they can be had, else 'xla'. Dense whatever the setting: what shows all keys
+        (the representation encoder, 72 channels a head) but for 'splash', and cached decoding but for 'cudnn'.
 
     Returns:
       Per-head outputs in the dtype of query; scores and softmax are float32.
@@ -117,12 +117,14 @@ def attention(
         # Imports Pallas, which others need not wait for.
         from tuna_jax.models import splash
 
-        if visible_end is None or query.shape[1] != key.shape[1]:
+        if query.shape[1] != key.shape[1]:
             raise ValueError(
-                f"attention_backend 'splash' is for a sequence over itself under a mask, not for {query.shape[1]} "
-                f"queries over {key.shape[1]} keys{' without one' if visible_end is None else ''}; choose 'xla'"
+                f"attention_backend 'splash' is for a sequence over itself, not for {query.shape[1]} queries over "
+                f"{key.shape[1]} keys; choose 'xla'"
             )
         return splash.attention(query, key, value, visible_end, visible_start)
+    if backend == "cudnn" and visible_end is None:
+        backend = "xla"
     if backend == "cudnn":
         if platform() not in ("gpu", "cuda"):
             raise ValueError(
@@ -216,12 +218,12 @@ _dense.defvjp(_dense_forward, _dense_backward)
 def _fastest(query: Array, key: Array, *, masked: bool) -> str:
     """The backend for this call where it is traced for."""
     queries, keys = query.shape[1], key.shape[1]
-    if not masked or queries < 256:
+    if queries < 256:
         return "xla"
     if platform() == "tpu":
         return "splash" if queries == keys < 65_536 else "xla"
     halves = query.dtype in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if platform() in ("gpu", "cuda") and halves else "xla"
+    return "cudnn" if platform() in ("gpu", "cuda") and halves and masked else "xla"
 
 
 def _cudnn(

@@ -51,7 +51,7 @@ def interpolate_positions(
 class EncoderLayer(nnx.Module):
     """Pre-LN ViT block: bidirectional attention and a tanh-GELU MLP, with biases."""
 
-    def __init__(self, config: RepresentationConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: RepresentationConfig, backend: str, *, rngs: nnx.Rngs):
         width = config.width
         self.norm1 = LayerNorm(width, config.norm_eps)
         self.query = Linear(width, width, rngs=rngs)
@@ -61,7 +61,7 @@ class EncoderLayer(nnx.Module):
         self.norm2 = LayerNorm(width, config.norm_eps)
         self.up = Linear(width, config.mlp, rngs=rngs)
         self.down = Linear(config.mlp, width, rngs=rngs)
-        self.heads = config.heads
+        self.heads, self.backend = config.heads, backend
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         y = self.norm1(x)
@@ -69,7 +69,8 @@ class EncoderLayer(nnx.Module):
         query = placed(self.query(y).reshape(split), "batch", "tokens", "heads", None)
         key = placed(self.key(y).reshape(split), "batch", "keys", "heads", None)
         value = placed(self.value(y).reshape(split), "batch", "keys", "heads", None)
-        seen = placed(attention(query, key, value), "batch", "tokens", "heads", None)
+        seen = attention(query, key, value, backend=self.backend)
+        seen = placed(seen, "batch", "tokens", "heads", None)
         x = placed(x + self.out(seen.reshape(x.shape)), "batch", "tokens", "width")
         hidden = placed(self.up(self.norm2(x)), "batch", "tokens", "mlp")
         out = x + self.down(jax.nn.gelu(hidden, approximate=True))
@@ -83,11 +84,18 @@ class RepresentationEncoder(nnx.Module):
     exchanged rows in programs without a backward pass (jax 0.10.2).
     """
 
-    def __init__(self, config: RepresentationConfig, latent_channels: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: RepresentationConfig,
+        latent_channels: int,
+        backend: str = "xla",
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.patch = Linear(latent_channels, config.width, rngs=rngs)
         position = 0.02 * jax.random.normal(rngs.params(), (config.grid**2, config.width))
         self.position = nnx.Param(position)
-        self.layers = stacked(lambda r: EncoderLayer(config, rngs=r), config.layers, rngs)
+        self.layers = stacked(lambda r: EncoderLayer(config, backend, rngs=r), config.layers, rngs)
         self.grid = config.grid
 
     def __call__(

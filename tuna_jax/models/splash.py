@@ -28,6 +28,8 @@ _FUSED_TOKENS = 4_096
 # Keys that the fused backward pass holds in the core's own memory. Gradients of the queries are sums over such parts,
 # each written to memory, so there should be one; inside a part nothing that is hidden is skipped.
 _KEYS_AT_ONCE = 2_048
+# Up to this many blocks of keys, rows of a batch share their maps.
+_SHARED_BLOCKS = 2
 
 
 class BlockMaps(NamedTuple):
@@ -89,7 +91,7 @@ def attention(
     query: Float[Array, "b s h d"],
     key: Float[Array, "b s g d"],
     value: Float[Array, "b s g d"],
-    visible_end: Int[Array, "b s"],
+    visible_end: Int[Array, "b s"] | None = None,
     visible_start: Int[Array, "b s"] | None = None,
     *,
     block: int | None = None,
@@ -101,7 +103,8 @@ def attention(
 
     Args:
       query, key, value: heads split; `h` is a multiple of `g`.
-      visible_end: keys at or after it are hidden. Every query must see at least one key.
+      visible_end: keys at or after it are hidden. Every query must see at least one key. None hides none: the tokens
+        of a frame in the representation encoder, and on a mesh they lie as those do.
       visible_start: keys before it are hidden (packing); None hides none.
       block: queries, and keys, that the kernel takes at a time, a multiple of 128; None: `block_size`.
 
@@ -114,7 +117,8 @@ def attention(
             f"attention_backend 'splash' carries at most {MOST_TOKENS} tokens a sequence, and there are {length}: "
             f"shorten the sequence (data lengths), or choose attention_backend 'xla'"
         )
-    if visible_start is None:
+    tokens = "tokens" if visible_end is None else "sequence"
+    if visible_end is not None and visible_start is None:
         visible_start = jnp.zeros_like(visible_end)
     # Heads may be split where the fewer heads of keys cannot: each part then gets a copy of those that it needs.
     copies = parts("heads", heads)
@@ -122,25 +126,24 @@ def attention(
     if copies > 1:
         key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
     run = functools.partial(_on_one_device, block=block, interpret=platform() != "tpu")
-    queries = ("batch", "sequence", "heads", None)
+    queries = ("batch", tokens, "heads", None)
     keys = ("batch", "keys", "kv_heads", None)
-    ends = ("batch", "sequence")
-    return local(run, (queries, keys, keys, ends, ends), queries)(
-        query, key, value, visible_start, visible_end
-    )
+    ends = [x for x in (visible_start, visible_end) if x is not None]
+    axes = (queries, keys, keys, *[("batch", tokens)] * len(ends))
+    return local(run, axes, queries)(query, key, value, *ends)
 
 
 def _on_one_device(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k g d"],
     value: Float[Array, "b k g d"],
-    start: Int[Array, "b q"],
-    end: Int[Array, "b q"],
+    start: Int[Array, "b q"] | None = None,
+    end: Int[Array, "b q"] | None = None,
     *,
     block: int | None,
     interpret: bool,
 ) -> Float[Array, "b q h d"]:
-    """The kernel on padded arrays, heads before tokens."""
+    """The kernel on padded arrays, heads before tokens; without an interval all queries see all keys."""
     queries, head_dim = query.shape[1], query.shape[3]
     block = block or block_size(queries)
     # The kernel does not scale. Padded channels are zero in queries and keys, and dropped from the values.
@@ -151,16 +154,33 @@ def _on_one_device(
         padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, channels)))
         return jnp.swapaxes(padded, 1, 2)
 
-    # Padded queries see what the last one sees: their block touches no other keys because of them.
-    tail = ((0, 0), (0, -queries % block))
-    start, end = (jnp.pad(x.astype(jnp.int32), tail, mode="edge") for x in (start, end))
-    run = functools.partial(_one_example, block=block, interpret=interpret)
-    arguments = ready(query), ready(key), ready(value), start, end
-    # `vmap` over what the kernel prefetches becomes a loop.
-    if len(query) == 1:
-        out = run(*(x[0] for x in arguments))[None]
-        return jnp.swapaxes(out, 1, 2)[:, :queries, :, :head_dim]
-    out = jax.vmap(run)(*arguments)
+    arguments = ready(query), ready(key), ready(value)
+    length = arguments[1].shape[2]
+    part = keys_at_once(length, block) if length <= _FUSED_TOKENS else block
+
+    def maps(start: Array, end: Array) -> tuple[BlockMaps, BlockMaps]:
+        forward = block_maps(start, end, block, length // block)
+        return forward, block_maps(start, end, block, length // part, part)
+
+    # Rows are an axis of the kernel's grid where all have the same maps. Where not, `vmap` makes a loop that copies
+    # each row in and out; of two blocks, where its own maps could spare a row one pair in four, all are computed.
+    nothing = jnp.zeros(arguments[0].shape[2], jnp.int32)
+    if start is None or end is None:
+        numbers, found = _packed(nothing, nothing + key.shape[1]), maps(nothing, nothing + length)
+        axes = (None, None)
+    else:
+        # Padded queries see what the last one sees: their block touches no other keys because of them.
+        tail = ((0, 0), (0, -queries % block))
+        start, end = (jnp.pad(x.astype(jnp.int32), tail, mode="edge") for x in (start, end))
+        numbers, axes = _packed(start, end), (0, None)
+        if len(query) == 1:
+            found = maps(start[0], end[0])
+        elif length // block <= _SHARED_BLOCKS:
+            found = maps(nothing, nothing + length)
+        else:
+            found, axes = jax.vmap(maps)(start, end), (0, 0)
+    run = functools.partial(_one_example, block=block, part=part, interpret=interpret)
+    out = jax.vmap(run, (0, 0, 0, *axes))(*arguments, numbers, found)
     return jnp.swapaxes(out, 1, 2)[:, :queries, :, :head_dim]
 
 
@@ -168,23 +188,22 @@ def _one_example(
     query: Float[Array, "h q d"],
     key: Float[Array, "g k d"],
     value: Float[Array, "g k d"],
-    start: Int[Array, " q"],
-    end: Int[Array, " q"],
+    numbers: Int[Array, " q"],
+    maps: tuple[BlockMaps, BlockMaps],
     *,
     block: int,
+    part: int,
     interpret: bool,
 ) -> Float[Array, "h q d"]:
-    length, both = key.shape[1], (start << 16) | end
+    """The kernel on one row; the second of the maps is for the gradients of keys and values, `part` keys at a time."""
+    forward, behind = maps
 
     def info(following: Array, runs: Array) -> MaskInfo:
         # JAX declares NumPy's arrays, since its own masks are known before tracing; any array will do.
-        numbers: Any = both
-        return MaskInfo(following[None], None, runs[None], None, numbers)
+        given: Any = numbers
+        return MaskInfo(following[None], None, runs[None], None, given)
 
-    fused = length <= _FUSED_TOKENS
-    part = keys_at_once(length, block) if fused else block
-    maps = block_maps(start, end, block, length // block)
-    behind = block_maps(start, end, block, length // part, part)
+    fused = key.shape[1] <= _FUSED_TOKENS
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -196,8 +215,8 @@ def _one_example(
         use_fused_bwd_kernel=fused,
     )
     kernel: Any = kernels.SplashAttentionKernel(
-        info(maps.next_keys, maps.runs),
-        None if fused else info(maps.next_keys, maps.runs),
+        info(forward.next_keys, forward.runs),
+        None if fused else info(forward.next_keys, forward.runs),
         info(behind.next_queries, behind.runs),
         block_sizes=sizes,
         is_mqa=False,
@@ -209,6 +228,11 @@ def _one_example(
         interpret=interpret,
     )
     return kernel(query, key, value)
+
+
+def _packed(start: Array, end: Array) -> Array:
+    """Both ends of every query's interval in the one number that the kernel hands to `_sees`."""
+    return (start << 16) | end
 
 
 def _sees(both: Array, key: Array) -> Array:

@@ -39,7 +39,7 @@ class Tuna(nnx.Module):
     def __init__(self, config: TunaConfig, *, rngs: nnx.Rngs):
         width = config.language.width
         self.representation = RepresentationEncoder(
-            config.representation, config.vae.latent_channels, rngs=rngs
+            config.representation, config.vae.latent_channels, config.attention_backend, rngs=rngs
         )
         self.connector = Connector(config.representation.width, width, rngs=rngs)
         self.time_embedding = TimeEmbedding(config.time_frequencies, width, rngs=rngs)

@@ -36,7 +36,8 @@ class Planned:
       rows, tokens, pictures: of one run, over all devices.
       jitted, arguments: what `jitted.trace(*arguments)` takes.
       parts: bytes on one device of the arguments' parts, by shapes and shardings.
-      plain: the same program without anything computed again, for counting; None: it is this one.
+      plain: the same program with dense attention and without anything computed again, for counting; None: it is this
+        one.
     """
 
     kind: str
@@ -121,7 +122,7 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     frozen = _on(rules.replicated(mesh), _vae_shapes(experiment)) if encodes else None
     carried = state.abstract(program.shapes, program.shardings)
     batch = program.batch_shapes(stream.batch)
-    recomputes = experiment.config.remat != "none"
+    counted = experiment.with_model(remat="none", attention_backend="xla")
     return Planned(
         kind="train",
         stream=stream.name,
@@ -139,9 +140,9 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
             # Of the frozen VAE the step needs the encoder alone; the compiler drops the rest.
             "frozen_vae": _bytes(_encoder(frozen)),
         },
-        plain=(lambda: train_step(experiment.with_model(remat="none"), stream, mesh))
-        if recomputes
-        else None,
+        plain=None
+        if counted.config == experiment.config
+        else lambda: train_step(counted, stream, mesh),
     )
 
 

@@ -225,6 +225,8 @@ class Program:
     def model_flops(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> int:
         """FLOPs of one step over all processes, without rematerialisation; planning/flops.py says what counts.
 
+        Attention is counted as the dense one, whatever computes it: a kernel pads, computes scores again, or is not
+        seen at all (cuDNN's).
         Traced once for every shape. A text loss in chunks (`config.text_chunk`) leaves out what has no label: its
         FLOPs are those of the tokens with one.
 
@@ -236,7 +238,7 @@ class Program:
         chunk, length = self.config.text_chunk, batch["tokens"].shape[1]
         chunked = 0 < chunk < length and heads.text_rows != 0
         if key not in self._flops:
-            config = dataclasses.replace(self.config, remat="none")
+            config = dataclasses.replace(self.config, remat="none", attention_backend="xla")
             plain = Program(self._settings, config, self.tasks, self.mesh)
 
             def counted(heads: step.Heads) -> int:
