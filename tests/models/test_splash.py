@@ -43,7 +43,7 @@ def error(got, want):
         ),
         pytest.param((1, 200, 3, 1, 48), 66, {}, id="padded"),
         pytest.param((1, 512, 2, 1, 64), 170, {"_KEYS_AT_ONCE": 256}, id="keys in two parts"),
-        pytest.param((2, 256, 4, 2, 64), 140, {}, id="packed, maps shared"),
+        pytest.param((2, 256, 4, 2, 128), 140, {}, id="packed, maps shared"),
         pytest.param((2, 256, 2, 1, 64), 140, {"_SHARED_BLOCKS": 0}, id="packed, maps apart"),
     ],
 )
@@ -97,15 +97,17 @@ def test_without_a_mask_everybody_sees_everybody():
 def test_rows_are_an_axis_of_the_grid_where_they_share_their_maps():
     """Otherwise they are a loop, which copies each row in and out."""
 
-    def grid(length, masked=True):
-        several = [jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype) for x in shapes(length)]
+    def grid(length, channels=128, masked=True):
+        heads = jax.ShapeDtypeStruct((4, length, 2, channels), jnp.bfloat16)
+        ends = [jax.ShapeDtypeStruct((4, length), jnp.int32)] if masked else []
         run = lambda *a: attention(*a, backend="splash")
-        traced = str(jax.make_jaxpr(run)(*several[: 4 if masked else 3]))
+        traced = str(jax.make_jaxpr(run)(heads, heads, heads, *ends))
         return re.findall(r"grid=\(([^)]*)\)", traced)
 
     assert grid(1_280) == ["4, 2, 2, 2"]
     assert grid(4_096, masked=False) == ["4, 2, 8, 8"]
     assert grid(4_096) == ["2, 8, 8"]
+    assert grid(1_280, channels=64) == ["2, 2, 2"]
 
 
 @pytest.mark.parametrize(("backend", "used"), [("splash", 1), ("auto", 0), ("cudnn", 0)])

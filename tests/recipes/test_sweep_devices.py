@@ -31,8 +31,7 @@ WHOLE = ("--sweep.mesh.data=1", "--sweep.mesh.fsdp=1", "--sweep.mesh.tensor=1")
 
 
 def start(folder, output, devices, *more):
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    flags += f" --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "64", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tuna_jax.evaluate", f"--sweep={folder / 'sweep.py'}"]
     command += [f"--workdir={folder / 'run'}", f"--output={output}", *more]
