@@ -57,7 +57,8 @@ def test_a_reloaded_program_gives_the_same_latent(tuna, folder):
     )
     given = [(one.tokens, one.lengths) for one in sides]
     latents, clips = known[DRAWING](tuna.params, tuna.vae_params, *given, noise, jnp.float32(2.5))
-    np.testing.assert_allclose(latents, wanted, atol=1e-6)
+    # Two compilations of one program: they round alike only as far as the compiler fuses alike.
+    assert np.linalg.norm(latents - wanted) <= 1e-5 * np.linalg.norm(wanted)
     decoded = rows.decode(tuna.config, tuna.vae_params, wanted)
     assert np.abs(np.asarray(clips, int) - np.asarray(decoded, int)).max() <= 1
 
