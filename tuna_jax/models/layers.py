@@ -60,9 +60,9 @@ def stacked(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> M
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Apart:
-    """What stacked layers hold, a parameter or a cache, as an array for each of them."""
+    """What stacked layers hold, a parameter or a cache, as an array (or what stands for one) for each of them."""
 
-    layers: tuple[Array, ...]
+    layers: tuple[Any, ...]
 
 
 def cut(stacks: Any) -> Any:
@@ -72,17 +72,31 @@ def cut(stacks: Any) -> Any:
     )
 
 
-def apart(params: Params) -> Params:
-    """Parameters with every stack of layers cut into its layers, for a program that goes through them many times.
+def apart(tree: Any) -> Any:
+    """Parameters, or what is kept beside each of them, with every stack of layers cut into its layers: for a program
+    that goes through them many times, or has them as its arguments.
 
     XLA on CPU copies a layer out of its stack before it multiplies with it. Cut before a loop over steps or tokens, a
     layer is copied once, and not every time round: most of a token's time goes into that. What has been cut is returned
     as it is.
     """
-    return {
-        key: cut(value) if key == "layers" else apart(value) if isinstance(value, dict) else value
-        for key, value in params.items()
-    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: cut(leaf) if _in_stack(path) else leaf, tree, is_leaf=_is_apart
+    )
+
+
+def together(tree: Any) -> Any:
+    """The inverse of `apart`; what has not been cut is returned as it is."""
+
+    def join(leaf: Any) -> Any:
+        # Layers need not be arrays: an optimizer keeps an empty node beside what it does not train.
+        return jax.tree.map(lambda *x: jnp.stack(x), *leaf.layers) if _is_apart(leaf) else leaf
+
+    return jax.tree.map(join, tree, is_leaf=_is_apart)
+
+
+def _in_stack(path: tuple[Any, ...]) -> bool:
+    return any(getattr(entry, "key", None) == "layers" for entry in path)
 
 
 @jax.custom_vjp

@@ -20,7 +20,6 @@ from tuna_jax.parallel.activations import Activations
 from tuna_jax.parallel.mesh import AXES, make_mesh
 from tuna_jax.planning.experiment import Experiment, Stream
 from tuna_jax.recipes.streams import picture_size
-from tuna_jax.training import state, step
 from tuna_jax.training.program import Program
 
 PROMPT = 128  # Tokens of a prompt that the sampler is planned for.
@@ -120,7 +119,7 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     program = Program(experiment.settings, experiment.config, experiment.tasks, mesh)
     encodes = stream.shape.visual == "pixels"
     frozen = _on(rules.replicated(mesh), _vae_shapes(experiment)) if encodes else None
-    carried = state.abstract(program.shapes, program.shardings)
+    carried = program.carried
     batch = program.batch_shapes(stream.batch)
     counted = experiment.with_model(remat="none", attention_backend="xla")
     return Planned(
@@ -130,7 +129,7 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
         rows=stream.shape.rows,
         tokens=stream.tokens,
         pictures=stream.pictures,
-        jitted=step.compile_step(program.step, program.shardings, mesh),
+        jitted=program.jitted,
         arguments=(carried, batch, frozen, stream.heads),
         parts={
             "parameters": _bytes(carried.params),
