@@ -121,6 +121,7 @@ class Program:
         its layers are apart, or every step would copy them out of their stacks and their gradients together; else it is
         that of `shapes`.
       step: the step as a function of the carried state, see `step.make_step`.
+      jitted: the same, to be compiled: see `step.compile_step`.
     """
 
     def __init__(
@@ -249,8 +250,7 @@ class Program:
         """FLOPs of one step over all processes, without rematerialisation; planning/flops.py says what counts.
 
         Attention is counted as the dense one, whatever computes it: a kernel pads, computes scores again, or is not
-        seen at all (cuDNN's).
-        Traced once for every shape. A text loss in chunks (`config.text_chunk`) leaves out what has no label: its
+        seen at all (cuDNN's). Traced once for every shape. A text loss in chunks (`config.text_chunk`) leaves out what has no label: its
         FLOPs are those of the tokens with one.
 
         Args:
