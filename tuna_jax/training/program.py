@@ -250,8 +250,8 @@ class Program:
         """FLOPs of one step over all processes, without rematerialisation; planning/flops.py says what counts.
 
         Attention is counted as the dense one, whatever computes it: a kernel pads, computes scores again, or is not
-        seen at all (cuDNN's). Traced once for every shape. A text loss in chunks (`config.text_chunk`) leaves out what has no label: its
-        FLOPs are those of the tokens with one.
+        seen at all (cuDNN's). A text loss in chunks (`config.text_chunk`) leaves out what has no label: its FLOPs are
+        those of the tokens with one. Traced once for every shape.
 
         Args:
           batch: one process's part; of shapes, every token counts as one with a label.
