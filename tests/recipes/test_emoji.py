@@ -87,6 +87,13 @@ def test_table_smaller_than_the_vocabulary_is_refused(values):
         emoji.load_world(parse(emoji.EmojiExperiment, small))
 
 
+def test_a_run_too_short_for_its_schedule_is_refused_before_its_data(values, tmp_path):
+    short = values | {"steps": 20}
+    with pytest.raises(ValueError, match=r"60 warm-up .*config\.optimizer\.warmup.*of 20 steps"):
+        emoji.train(short, parse(emoji.EmojiExperiment, short), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_vae_with_other_channels_is_refused(values):
     other = values | {"model": {"preset": "emoji"}}
     with pytest.raises(ValueError, match="8 latent channels and the model wants 16"):

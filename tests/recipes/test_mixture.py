@@ -335,6 +335,12 @@ def test_latents_in_advance_train_without_the_vae_in_the_step(folder, tmp_path):
         run(experiment(folder, streams), tmp_path / "other")
 
 
+def test_a_run_too_short_for_its_schedule_is_refused_before_its_data(folder, tmp_path):
+    values = experiment(folder, {"one": ("t2i", "nowhere", {})}, optimizer={"warmup": 60})
+    with pytest.raises(ValueError, match=r"60 warm-up .*config\.optimizer\.warmup.*of 20 steps"):
+        run(values, tmp_path)
+
+
 def test_start_from_nowhere_is_an_error(folder, tmp_path):
     values = experiment(folder, {"one": ("t2i", "captions", {})}, start_from="nowhere")
     with pytest.raises(FileNotFoundError, match="no parameters at nowhere"):

@@ -46,6 +46,8 @@ def test_schedule_that_does_not_fit_says_what_would():
         ValueError, match="70 warm-up steps and a cosine tail of 40 steps.*at most 60"
     ):
         warmup_plateau_cosine(1.0, 100, 70, 0.4)
+    with pytest.raises(ValueError, match="to at most 60, or train longer"):
+        warmup_plateau_cosine(1.0, 100, 120, 0.4)
 
 
 def test_frozen_prefix_is_left_alone_and_has_no_moments():

@@ -33,6 +33,7 @@ from tuna_jax.training import loop
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.export import load_model
 from tuna_jax.training.image_vae import load_image_vae
+from tuna_jax.training.optimizer import learning_rate
 from tuna_jax.training.settings import parse
 from tuna_jax.training.step import Heads
 from tuna_jax.trees import unflatten
@@ -353,6 +354,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
 
     Returns whether it reached its last step.
     """
+    learning_rate(settings.optimizer, settings.steps)  # Refused before minutes go into its data.
     world = load_world(settings)
     shapes = groups(world, settings.data)
     mixture = emoji_streams.alternate(shapes, settings.data.seed)

@@ -39,6 +39,7 @@ from tuna_jax.recipes.streams import (
 from tuna_jax.recipes.surroundings import PathLike, read_parameters, read_tokenizer, read_vae
 from tuna_jax.training import loop
 from tuna_jax.training.image_vae import shipped_image_vae
+from tuna_jax.training.optimizer import learning_rate
 from tuna_jax.training.settings import defaults, parse
 from tuna_jax.training.step import Heads
 
@@ -148,6 +149,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
 
     Returns whether it reached its last step.
     """
+    learning_rate(settings.optimizer, settings.steps)  # Refused before its data is looked at.
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_surroundings(settings)

@@ -46,6 +46,17 @@ class OptimizerSettings:
     ema: float = 0.9999
 
 
+def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
+    """The learning rate of every update in a run of `steps`.
+
+    Raises:
+      ValueError: warm-up and tail do not fit into it.
+    """
+    return warmup_plateau_cosine(
+        settings.learning_rate, steps, settings.warmup, settings.cosine_tail
+    )
+
+
 def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.GradientTransformation:
     """The optimizer for `params` (arrays or shapes) over a run of `steps` updates.
 
@@ -53,12 +64,10 @@ def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.Gradien
     trained parameters alone.
 
     Raises:
-      ValueError: a prefix in `settings.frozen` matches no parameter.
+      ValueError: a prefix in `settings.frozen` matches no parameter, or the schedule does not fit into the run.
     """
     trained = trainable(params, settings.frozen)
-    schedule = warmup_plateau_cosine(
-        settings.learning_rate, steps, settings.warmup, settings.cosine_tail
-    )
+    schedule = learning_rate(settings, steps)
     chain = [
         _clip(settings.clip_norm) if settings.clip_norm else optax.identity(),
         _algorithm(settings, schedule),

@@ -22,9 +22,11 @@ def warmup_plateau_cosine(peak: float, steps: int, warmup: int, tail: float) -> 
         raise ValueError(f"the cosine tail is a share of the run between 0 and 1, not {tail}")
     decay = round(steps * tail)
     if warmup + decay > steps:
+        room = f", or the tail to at most {(steps - warmup) / steps:.2f}" if warmup < steps else ""
         raise ValueError(
-            f"{warmup} warm-up steps and a cosine tail of {decay} steps do not fit into a run of {steps} steps; "
-            f"shorten the warm-up to at most {steps - decay} or the tail to at most {(steps - warmup) / steps:.2f}"
+            f"{warmup} warm-up steps and a cosine tail of {decay} steps (config.optimizer.warmup and cosine_tail) do "
+            f"not fit into a run of {steps} steps (config.steps); shorten the warm-up to at most {steps - decay}"
+            f"{room}, or train longer"
         )
     ramp = optax.linear_schedule(0.0, peak, max(warmup, 1))
     if decay == 0:
