@@ -12,12 +12,13 @@ Result = dict[str, Any]
 
 LEGEND = """HBM is the compiler's estimate for one device: the most in use at once, of what there is. Parameters,
 optimizer (with the moving average) and the frozen VAE are arithmetic on shapes; the rest is activations and
-temporaries. FLOPs are counted over the traced program, for one device; "again" is what of it is recomputed. Sent is
-arithmetic on the collectives that the compiler planned, in GiB as all memory. The bound on the step is arithmetic on
-these and the chip's published figures: the time of what binds, if all the rest hides behind it, and in brackets the
-sum, if nothing does. The bound on MFU belongs to the first. Bytes to and from HBM are the least there can be:
-arguments, results, temporaries and what is gathered, each written or read once. A text loss is planned as if every
-token had a label; in training, chunks without one are not computed. Nothing here was measured on a TPU."""
+temporaries. FLOPs are counted over the traced program, for one device; "again" is what of it is recomputed, or
+padding of the attention kernel, which MFU leaves out. Sent is arithmetic on the collectives that the compiler
+planned, in GiB as all memory. The bound on the step is arithmetic on these and the chip's published figures: the time
+of what binds, if all the rest hides behind it, and in brackets the sum, if nothing does. The bound on MFU belongs to
+the first. Bytes to and from HBM are the least there can be: arguments, results, temporaries and what is gathered,
+each written or read once. A text loss is planned as if every token had a label; in training, chunks without one are
+not computed. Nothing here was measured on a TPU."""
 
 PROFILE = """where the compiler thinks that cycles of a core go, what costs most first. Kernels of our own and the
 network are not in it, and nothing overlaps: it finds what costs beside the products, and compares two ways to write
