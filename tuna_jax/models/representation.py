@@ -78,7 +78,8 @@ class EncoderLayer(nnx.Module):
 
 
 class RepresentationEncoder(nnx.Module):
-    """Latents, one token a latent position; frames never see each other here.
+    """Latents, one token a latent position; frames never see each other here. `backend` is attention's
+    (`models/attention.attention`).
 
     Every step says how its result lies (`placement`): left to itself on a mesh with a tensor axis, XLA's partitioner
     exchanged rows in programs without a backward pass (jax 0.10.2).
