@@ -6,7 +6,7 @@ Examples:
     # Two slices of 16 chips of v5p, that is 2 x 4 hosts:
     python launchers/gke.py --name=tuna-7b --topology=v5p:2x2x4 --slices=2 \\
         --image=us-docker.pkg.dev/PROJECT/images/tuna:1 -- \\
-        python -m tuna_jax.train --config=experiments/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
+        python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
 
     # The manifest alone, for `kubectl apply -f -` or a repository of manifests:
     python launchers/gke.py --dry_run ...

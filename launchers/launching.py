@@ -18,7 +18,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What tuna_jax/parallel/processes.py reads.
+# What tuna_jax/parallel/distributed.py reads.
 COORDINATOR, PROCESSES, PROCESS = (
     "TUNA_JAX_COORDINATOR",
     "TUNA_JAX_PROCESSES",
@@ -26,7 +26,7 @@ COORDINATOR, PROCESSES, PROCESS = (
 )
 PORT = 8476
 
-EXAMPLE = "-- python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/emoji"
+EXAMPLE = "-- python -m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/emoji"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ Examples:
 
     # Two processes with four virtual devices each (CPU):
     python launchers/local.py --processes=2 --devices=4 -- \\
-        python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/emoji
+        python -m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/emoji
 
     # What that would start:
     python launchers/local.py --processes=2 --devices=4 --dry_run -- python -m tuna_jax.train ...

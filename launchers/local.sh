@@ -120,7 +120,7 @@ demo() {
   set_up run
   caches
   say "training (1 of 2): $workdir"
-  "$VENV/bin/python" -m tuna_jax.train --config=experiments/emoji.py --workdir="$workdir" \
+  "$VENV/bin/python" -m tuna_jax.train --config=experiments/emoji/demo.py --workdir="$workdir" \
     ${arguments[@]+"${arguments[@]}"}
   say "measuring (2 of 2)"
   "$VENV/bin/python" -m tuna_jax.evaluate --workdir="$workdir" --started="$started"

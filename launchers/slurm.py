@@ -5,7 +5,7 @@ Examples:
 
     # Four nodes with eight GPUs each, one process a node:
     python launchers/slurm.py --name=tuna-7b --nodes=4 --gpus_per_node=8 --time=24:00:00 --partition=gpu -- \\
-        python -m tuna_jax.train --config=experiments/tuna_7b_stage1.py --workdir=/shared/runs/tuna-7b
+        python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=/shared/runs/tuna-7b
 
     # The batch script alone:
     python launchers/slurm.py --dry_run ...

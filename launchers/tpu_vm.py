@@ -6,7 +6,7 @@ Examples:
 
     # 16 chips of v5e, queued until there is room, cheap and preemptible:
     python launchers/tpu_vm.py --name=tuna-7b --accelerator_type=v5litepod-16 --zone=us-west4-a --spot -- \\
-        python -m tuna_jax.train --config=experiments/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
+        python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
 
     # What that would do:
     python launchers/tpu_vm.py --dry_run ...

@@ -27,13 +27,15 @@ install_import_hook(
     [
         "tuna_jax.config",
         "tuna_jax.data",
+        "tuna_jax.emoji",
         "tuna_jax.evaluation",
         "tuna_jax.flow",
-        "tuna_jax.generation",
+        "tuna_jax.inference",
         "tuna_jax.models",
         "tuna_jax.parallel",
-        "tuna_jax.recipes",
         "tuna_jax.sequence",
+        "tuna_jax.sweeps",
+        "tuna_jax.trainers",
         "tuna_jax.training",
     ],
     "beartype.beartype",
@@ -83,8 +85,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from tuna_jax import convert
     from tuna_jax.config import preset
-    from tuna_jax.conversion import table, transfer
-    from tuna_jax.trees import flatten, unflatten
+    from tuna_jax.conversion import convert_checkpoint, weight_map
+    from tuna_jax.utils.param_tree import flatten, unflatten
 
     tiny = preset("tiny")
     config = dataclasses.replace(tiny, language=dataclasses.replace(tiny.language, vocabulary=640))
@@ -100,12 +102,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs = shape[1 if ".layers." in name else 0 : -1]
         return drawn / np.sqrt(np.prod(inputs), dtype=np.float32)
 
-    shapes = flatten(transfer.parameter_shapes(config))
+    shapes = flatten(convert_checkpoint.parameter_shapes(config))
     params = unflatten({name: numbers(name, leaf.shape) for name, leaf in shapes.items()})
-    state = {key: np.ascontiguousarray(x) for key, x in table.to_torch(config, params).items()}
+    state = {key: np.ascontiguousarray(x) for key, x in weight_map.to_torch(config, params).items()}
     folder = tmp_path_factory.mktemp("tiny")
     save_file(state, folder / "theirs.safetensors")
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     source, sizes = f"{folder}/theirs.safetensors", f"{folder}/config.json"
     assert convert.main(["from_torch", source, f"{folder}/model", "--config", sizes]) == 0
     return folder / "model"
+
+
+from tests.fixtures.files import files, module_files  # noqa: E402, F401
+from tests.fixtures.judges import judge, through_vae  # noqa: E402, F401
+from tests.fixtures.tiny_run import tiny_run  # noqa: E402, F401

@@ -9,17 +9,17 @@ import pytest
 
 from tuna_jax import benchmark
 from tuna_jax.config import preset
-from tuna_jax.data.media import Size
+from tuna_jax.data.media.image import Size
 from tuna_jax.models import tuna
-from tuna_jax.recipes import data_speed, speed, speed_startup
+from tuna_jax.perf import harness, input_pipeline, startup
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     settings = {"pictures": (Size(40, 48),), "size": Size(32, 32), "clip": Size(32, 48), "clip_frames": 6,
                 "frames": 5}  # fmt: skip
-    whole = data_speed.Settings
-    monkeypatch.setattr(data_speed, "Settings", lambda **given: whole(**{**settings, **given}))
+    whole = input_pipeline.Settings
+    monkeypatch.setattr(input_pipeline, "Settings", lambda **given: whole(**{**settings, **given}))
 
 
 def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) -> None:
@@ -47,16 +47,16 @@ def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) 
 
 def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
     pytest.importorskip("av")
-    from tuna_jax.data.media import read_image
-    from tuna_jax.data.video import read_video
+    from tuna_jax.data.media.image import read_image
+    from tuna_jax.data.media.video import read_video
 
     sizes = {"pictures": (Size(48, 64),), "clip": Size(48, 64)}
-    settings = data_speed.Settings(**sizes, count=1, clip_frames=20, frames=5)
-    made, size = data_speed.make_materials(tmp_path, settings), Size(32, 32)
+    settings = input_pipeline.Settings(**sizes, count=1, clip_frames=20, frames=5)
+    made, size = input_pipeline.make_materials(tmp_path, settings), Size(32, 32)
     (path,) = made.pictures[Size(48, 64)]
-    np.testing.assert_array_equal(data_speed.plain_picture(path, size), read_image(path, size))
+    np.testing.assert_array_equal(input_pipeline.plain_picture(path, size), read_image(path, size))
     np.testing.assert_array_equal(
-        data_speed.plain_clip(made.clip, size, 5), read_video(made.clip, size, 5)
+        input_pipeline.plain_clip(made.clip, size, 5), read_video(made.clip, size, 5)
     )
 
 
@@ -117,8 +117,8 @@ def peer(tmp_path):
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """The machine's own rate after one product, of small matrices."""
-    monkeypatch.setattr(speed, "WINDOW", 0.0)
-    monkeypatch.setattr(speed, "MATRIX", 256)
+    monkeypatch.setattr(harness, "WINDOW", 0.0)
+    monkeypatch.setattr(harness, "MATRIX", 256)
 
 
 def _measured(kind, flags, tmp_path, capsys):
@@ -244,7 +244,7 @@ def test_a_new_process_draws_its_first_picture(tmp_path, capsys) -> None:
     cold, warm = told["started"]
     for one in (cold, warm):
         assert f"{one['total']:.2f} s" in shown
-        stages = [one["stages"][stage] for stage in speed_startup.STAGES]
+        stages = [one["stages"][stage] for stage in startup.STAGES]
         assert min(stages) > 0
         assert one["total"] == pytest.approx(sum(stages[:-1]))
     assert (cold["cache"], warm["cache"]) == ("cold", "warm")

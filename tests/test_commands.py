@@ -17,15 +17,15 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("tuna_jax.train", ["Examples", "--config=experiments/emoji.py", "--workdir"]),
+        ("tuna_jax.train", ["Examples", "--config=experiments/emoji/demo.py", "--workdir"]),
         ("tuna_jax.generate", ["Examples", "--prompt", "--question", "--guidance"]),
         ("tuna_jax.export", ["Examples", "--rows=1,4", "--platforms", "Tuna.load"]),
-        ("tuna_jax.evaluate_generation", ["Examples", "--check", "--shard", "geneval"]),
-        ("tuna_jax.evaluate_pictures", ["Examples", "alignment", "--extractor", "CKNNA"]),
+        ("tuna_jax.evaluate_benchmarks", ["Examples", "--check", "--shard", "geneval"]),
+        ("tuna_jax.evaluate_images", ["Examples", "alignment", "--extractor", "CKNNA"]),
         ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings", "--sweep="]),
-        ("tuna_jax.evaluate_questions", ["Examples", "multiple_choice", "--tfds", "--fields"]),
+        ("tuna_jax.evaluate_vqa", ["Examples", "multiple_choice", "--tfds", "--fields"]),
         ("tuna_jax.benchmark", ["Examples", "data", "--workers"]),
-        ("tuna_jax.data.encode_latents", ["Examples", "--manifest", "--process_count", "goes on"]),
+        ("tuna_jax.encode_latents", ["Examples", "--manifest", "--process_count", "goes on"]),
         ("tuna_jax.convert", ["Examples", "verify", "--manifest", "from_torch", "inspect"]),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tuna_jax import export, generate
-from tuna_jax.generation import images
+from tuna_jax.inference.generation import flow_sampler
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
@@ -19,7 +19,7 @@ def test_what_is_exported_draws_without_tracing(tiny_model, tmp_path, monkeypatc
     assert len(lines) == 2 and lines[1].startswith("programs/draw_1_of_1x32x48_prompt_32_3_3_euler")
     draw = [*model, "--prompt=a dog", "--size=32x48", "--points=3"]
     assert generate.main([*draw, "--output=traced"]) == 0
-    monkeypatch.setattr(images, "_sample", None)
+    monkeypatch.setattr(flow_sampler, "_sample", None)
     assert generate.main([*draw, "--programs=programs", "--output=called"]) == 0
     pictures = [
         np.asarray(Image.open(f"{name}/prompt_0.png"), int) for name in ("traced", "called")

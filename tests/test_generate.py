@@ -9,8 +9,8 @@ from PIL import Image
 
 import tuna_jax
 from tuna_jax import generate
-from tuna_jax.data import clips
-from tuna_jax.recipes import rows
+from tuna_jax.data.media import clips
+from tuna_jax.inference import batching
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
 QUICK = ["--points=3", "--size=32"]
@@ -62,8 +62,8 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
 
 def test_large_pictures_go_in_tiles(run, monkeypatch):
     seen = []
-    decode = rows.decode
-    monkeypatch.setattr(rows, "decode", lambda *args: seen.append(args[4]) or decode(*args))
+    decode = batching.decode
+    monkeypatch.setattr(batching, "decode", lambda *args: seen.append(args[4]) or decode(*args))
     flags = [f"--prompt={DOG}", "--points=2", "--size=32x736"]
     assert run(*flags) == 0
     assert run(*flags, "--tile_above=20000", "--output=tiles") == 0

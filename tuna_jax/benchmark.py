@@ -21,17 +21,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuna_jax import host_memory
-from tuna_jax.recipes import (
-    checkpoint_speed,
-    data_speed,
-    speed_decoding,
-    speed_peer,
-    speed_sampling,
-    speed_startup,
-    speed_training,
-    speed_vae,
+from tuna_jax.perf import (
+    baseline,
+    checkpointing,
+    decoding,
+    input_pipeline,
+    sampling,
+    startup,
+    training_step,
+    vae,
 )
+from tuna_jax.utils import malloc
 
 _DATA = """Rows a second and core of every source of rows, at 512 pixels, beside a plain loop that does the same work:
 JPEG files by a JSONL manifest and by TFDS, an MP4, and latents that were computed in advance. Both sides work on as
@@ -56,7 +56,7 @@ compiled program; for a peer, the most that its process held. `ratio`: seconds b
 _PEER = f"""
 A peer (--peer=FILE):
 
-{(speed_peer.__doc__ or "").partition(chr(10))[2].strip()}
+{(baseline.__doc__ or "").partition(chr(10))[2].strip()}
 """
 
 _DRAWING = {
@@ -91,8 +91,8 @@ class _Kind:
 def _drawing(task: str, text: str, **defaults: Any) -> _Kind:
     described = f"How fast {text}.\n{_SIDES}{_PEER}"
     helps = _MODEL | _DRAWING | ({"frames": "latent frames"} if task == "video" else {})
-    settings = functools.partial(speed_sampling.Settings, task=task, **defaults)
-    return _Kind(speed_sampling, text, described, helps | _ROUNDS | _BESIDE, settings)
+    settings = functools.partial(sampling.Settings, task=task, **defaults)
+    return _Kind(sampling, text, described, helps | _ROUNDS | _BESIDE, settings)
 
 
 _KINDS = {
@@ -100,7 +100,7 @@ _KINDS = {
     "edit": _drawing("edit", "pictures are edited, with guidance", lengths="0,3072"),
     "video": _drawing("video", "clips are drawn, with guidance", frames=3, lengths="0"),
     "decode": _Kind(
-        speed_decoding,
+        decoding,
         "text is written, token by token",
         f"How fast text is written, greedily.\n{_SIDES}{_PEER}",
         _MODEL
@@ -111,10 +111,10 @@ _KINDS = {
         }
         | _ROUNDS
         | _BESIDE,
-        speed_decoding.Settings,
+        decoding.Settings,
     ),
     "train": _Kind(
-        speed_training,
+        training_step,
         "a training step: loss, gradients, update",
         f"How fast a training step is: the joint loss of pictures and words, AdamW.\n{_SIDES}{_PEER}",
         _MODEL
@@ -132,10 +132,10 @@ _KINDS = {
         }
         | _ROUNDS
         | _BESIDE,
-        speed_training.Settings,
+        training_step.Settings,
     ),
     "vae": _Kind(
-        speed_vae,
+        vae,
         "the VAE: whole clips and in chunks of time",
         f"How fast the VAE encodes and decodes.\n{_SIDES}",
         {
@@ -146,21 +146,21 @@ _KINDS = {
             "frames": "1 + 4k",
         }
         | _ROUNDS,
-        speed_vae.Settings,
+        vae.Settings,
     ),
     "startup": _Kind(
-        speed_startup,
+        startup,
         "a new process draws its first picture",
-        (speed_startup.__doc__ or ""),
+        (startup.__doc__ or ""),
         {
             "model": "what `tuna_jax.generate --model` takes; empty: an emoji model with random weights",
             "prompt": "what is drawn",
             "rounds": "processes with a warm compile cache, after one with a cold one",
         },
-        speed_startup.Settings,
+        startup.Settings,
     ),
     "data": _Kind(
-        data_speed,
+        input_pipeline,
         "the input path: rows a second and core of every source",
         _DATA,
         {
@@ -172,10 +172,10 @@ _KINDS = {
             "count": "files of each kind",
             "seconds": "a window",
         },
-        lambda **given: data_speed.Settings(**given),
+        lambda **given: input_pipeline.Settings(**given),
     ),
     "checkpoints": _Kind(
-        checkpoint_speed,
+        checkpointing,
         "saving and going on: step time with saves beside step time without",
         _CHECKPOINTS,
         {
@@ -186,7 +186,7 @@ _KINDS = {
             "every": "steps between two saves",
             "rounds": "windows of each kind",
         },
-        checkpoint_speed.Settings,
+        checkpointing.Settings,
     ),
 }
 
@@ -233,5 +233,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host_memory.keep()  # As train and generate do.
+    malloc.keep()  # As train and generate do.
     sys.exit(main())

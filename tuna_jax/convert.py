@@ -196,33 +196,39 @@ def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
 
 def _config(chosen: argparse.Namespace) -> TunaConfig | None:
     from tuna_jax.config import preset
-    from tuna_jax.conversion import sources
+    from tuna_jax.conversion import detect_format
 
     if chosen.preset:
         return preset(chosen.preset)
-    return sources.read_config(chosen.config) if chosen.config else None
+    return detect_format.read_config(chosen.config) if chosen.config else None
 
 
 def _from_torch(chosen: argparse.Namespace) -> int:
-    from tuna_jax.conversion import parents, sources, transfer
-    from tuna_jax.conversion.writer import Writer
-    from tuna_jax.recipes import weights
+    from tuna_jax.conversion import (
+        checkpoint_source,
+        convert_checkpoint,
+        detect_format,
+        pretrained_backbones,
+    )
+    from tuna_jax.conversion.safetensors_writer import Writer
 
     config = _config(chosen)
     assert config is not None
 
-    def sink(specs: transfer.Specs) -> weights.OrbaxWriter | Writer:
+    def sink(specs: convert_checkpoint.Specs) -> checkpoint_source.OrbaxWriter | Writer:
         if chosen.format == "orbax":
-            return weights.OrbaxWriter(chosen.output, config, specs)
+            return checkpoint_source.OrbaxWriter(chosen.output, config, specs)
         shard_bytes = int(chosen.shard_gb * 1e9)
-        return transfer.parameters_writer(chosen.output, config, shard_bytes=shard_bytes)(specs)
+        return convert_checkpoint.parameters_writer(chosen.output, config, shard_bytes=shard_bytes)(
+            specs
+        )
 
-    state = sources.open_official(chosen.source)
+    state = detect_format.open_official(chosen.source)
     if not isinstance(state, list):
-        count = transfer.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
+        count = convert_checkpoint.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
         print(f"{chosen.output}: {count} tensors of {', '.join(chosen.source)}")
         return 0
-    notes = parents.to_ours(
+    notes = pretrained_backbones.to_ours(
         config,
         state,
         sink,
@@ -238,18 +244,17 @@ def _from_torch(chosen: argparse.Namespace) -> int:
 
 
 def _to_torch(chosen: argparse.Namespace) -> int:
-    from tuna_jax.conversion import parents, transfer
-    from tuna_jax.conversion.writer import Writer
-    from tuna_jax.recipes import weights
+    from tuna_jax.conversion import checkpoint_source, convert_checkpoint, pretrained_backbones
+    from tuna_jax.conversion.safetensors_writer import Writer
 
-    config, params = weights.open_parameters(chosen.source)
+    config, params = checkpoint_source.open_parameters(chosen.source)
 
     extra = {}
-    if chosen.part and parents.parent_config(config, _PARTS[chosen.part]):
-        part_config = parents.parent_config(config, _PARTS[chosen.part])
+    if chosen.part and pretrained_backbones.parent_config(config, _PARTS[chosen.part]):
+        part_config = pretrained_backbones.parent_config(config, _PARTS[chosen.part])
         extra["config.json"] = json.dumps(part_config, indent=2)
 
-    def sink(specs: transfer.Specs) -> Writer:
+    def sink(specs: convert_checkpoint.Specs) -> Writer:
         return Writer(
             chosen.output,
             specs,
@@ -261,21 +266,22 @@ def _to_torch(chosen: argparse.Namespace) -> int:
 
     options: Any = {"dtype": chosen.dtype, "progress": True}
     if chosen.part:
-        count = parents.to_parent(config, params, _PARTS[chosen.part], sink, **options)
+        count = pretrained_backbones.to_parent(config, params, _PARTS[chosen.part], sink, **options)
     else:
-        count = transfer.to_torch(config, params, sink, **options)
+        count = convert_checkpoint.to_torch(config, params, sink, **options)
     print(f"{chosen.output}: {count} tensors of {chosen.source}")
     return 0
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from tuna_jax.conversion import sources
-    from tuna_jax.recipes import weights
+    from tuna_jax.conversion import checkpoint_source, detect_format
 
-    carried, state = weights.open_any(chosen.source)
+    carried, state = checkpoint_source.open_any(chosen.source)
     against = f"preset {chosen.preset}" if chosen.preset else chosen.config or "its own config"
-    found = sources.summarize(state, _config(chosen) or carried, against)
-    kind = sources.LAYOUTS[found.layout][0] if found.layout else "weights of an unknown layout"
+    found = detect_format.summarize(state, _config(chosen) or carried, against)
+    kind = (
+        detect_format.LAYOUTS[found.layout][0] if found.layout else "weights of an unknown layout"
+    )
     print(f"{chosen.source}: {kind}, in {len(found.files)} file{'s' * (len(found.files) != 1)}\n")
     lines: list[tuple[Any, ...]] = [("component", "tensors", "parameters", "size", "dtypes")]
     for part in found.components:
@@ -307,7 +313,7 @@ def _verify_manifest(manifest: str, name: str | None) -> int:
     from pathlib import Path
 
     from tuna_jax.config import preset
-    from tuna_jax.conversion import golden
+    from tuna_jax.parity import verify as golden
 
     if not Path(manifest).is_file():
         raise FileNotFoundError(f"no manifest at {manifest}")
@@ -321,7 +327,7 @@ def _verify_manifest(manifest: str, name: str | None) -> int:
 
 
 def _verify_goldens(folder: str, failures_only: bool) -> int:
-    from tuna_jax.conversion import golden
+    from tuna_jax.parity import verify as golden
 
     def show(result: golden.Result) -> None:
         if failures_only and result.status == "pass":

@@ -37,11 +37,11 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tuna_jax import host_memory
-from tuna_jax.experiment_flags import parse_flags
+from tuna_jax.cli.config_flags import parse_flags
+from tuna_jax.utils import malloc
 
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
-    from tuna_jax.evaluation.measure import Evaluation
+    from tuna_jax.emoji.evaluation.suite import Evaluation
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a training run, or its model.safetensors."
@@ -88,15 +88,15 @@ class _Measure:
     """Measures parameters of one world; the judge is made once for all."""
 
     def __init__(self) -> None:
-        from tuna_jax.evaluation.judges import ObjectJudge
+        from tuna_jax.emoji.evaluation.judges import ObjectJudge
 
         self._judge = ObjectJudge()
 
     def __call__(self, world: Any, params: Any, settings: dict[str, Any]) -> Evaluation:
-        from tuna_jax.evaluation import abilities, measure
-        from tuna_jax.recipes import emoji
+        from tuna_jax.emoji import trainer
+        from tuna_jax.emoji.evaluation import suite, suite_tasks
 
-        draw, answer, more = emoji.measured(world, params, settings)
+        draw, answer, more = trainer.measured(world, params, settings)
         options: dict[str, Any] = {
             "judge": self._judge,
             "reconstruct": world.reconstruct,
@@ -104,14 +104,14 @@ class _Measure:
             "answers": _ANSWERS.value,
             "say": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
         }
-        return abilities.add(measure.measure(draw, answer, **options), more, **options)
+        return suite_tasks.add(suite.measure(draw, answer, **options), more, **options)
 
 
 def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:
     """What was trained, with the sampling that the flags ask for."""
-    from tuna_jax.recipes import emoji
+    from tuna_jax.emoji import trainer
 
-    world, params, settings = emoji.load_trained(source)
+    world, params, settings = trainer.load_trained(source)
     changes = {"guidance": _GUIDANCE.value, "points": _POINTS.value}
     samples = dataclasses.replace(
         world.samples, **{name: value for name, value in changes.items() if value is not None}
@@ -120,7 +120,7 @@ def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _evaluate() -> None:
-    from tuna_jax.evaluation import report
+    from tuna_jax.emoji.evaluation import report
 
     begun = time.time() if _STARTED.value is None else _STARTED.value
     source = Path(str(_WORKDIR.value))
@@ -156,38 +156,38 @@ def _evaluate() -> None:
 
 def _learning() -> None:
     """Measures every checkpoint that was kept and not measured yet, of this run and those beside it."""
-    from tuna_jax.evaluation import learning
-    from tuna_jax.recipes import emoji
+    from tuna_jax.emoji import trainer
+    from tuna_jax.emoji.evaluation import learning_curves
 
     measure, runs = _Measure(), {}
     for workdir in [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]:
         world, _, settings = _load(workdir)
-        known = learning.read(workdir)
-        for step, path in emoji.checkpoints(workdir).items():
+        known = learning_curves.read(workdir)
+        for step, path in trainer.checkpoints(workdir).items():
             if step not in known:
                 print(f"{workdir.name}, step {step}", file=sys.stderr, flush=True)
-                found = measure(world, emoji.load_checkpoint(path), settings)
-                learning.append(workdir, step, found.scores)
-        curve = learning.read(workdir)
+                found = measure(world, trainer.load_checkpoint(path), settings)
+                learning_curves.append(workdir, step, found.scores)
+        curve = learning_curves.read(workdir)
         if not curve:
             raise FileNotFoundError(f"{workdir} has no checkpoints left to measure")
         runs[workdir.name] = curve
     output = Path(_OUTPUT.value or str(_WORKDIR.value))
     output.mkdir(parents=True, exist_ok=True)
     picture = output / "learning.png"
-    picture.write_bytes(learning.plot(runs))
-    print(learning.table(runs))
+    picture.write_bytes(learning_curves.plot(runs))
+    print(learning_curves.table(runs))
     print(picture)
 
 
 def _sweep() -> None:
     """Measures all cells of a sweep; the status is 1 if one of them failed."""
-    from tuna_jax.recipes import sweep
+    from tuna_jax.sweeps import runner
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns at every checkpoint that is opened.
     runs = [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]
     try:
-        failed = sweep.command(
+        failed = runner.command(
             _SWEEP.value.to_dict(), runs, Path(_OUTPUT.value) if _OUTPUT.value else None
         )
     except KeyboardInterrupt:
@@ -196,5 +196,5 @@ def _sweep() -> None:
 
 
 if __name__ == "__main__":
-    host_memory.keep()
+    malloc.keep()
     app.run(main, flags_parser=parse_flags)

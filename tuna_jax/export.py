@@ -85,13 +85,13 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from tuna_jax.recipes import programs
-    from tuna_jax.recipes.inference import Tuna
+    from tuna_jax.inference import exported_sampler
+    from tuna_jax.inference.loading import Tuna
 
     model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer, dtype=chosen.dtype)
     usual = model.samples
     drawings = [
-        programs.Drawing(
+        exported_sampler.Drawing(
             rows=rows,
             prompt=prompt,
             frames=frames,
@@ -109,7 +109,7 @@ def _run(chosen: argparse.Namespace) -> None:
     ]
     parameters = (model.config, model.params, model.vae_params)
     platforms = chosen.platforms.split(",")
-    for path in programs.write(chosen.output, *parameters, drawings, platforms):
+    for path in exported_sampler.write(chosen.output, *parameters, drawings, platforms):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -45,8 +45,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tuna_jax import host_memory
-from tuna_jax.recipes.requests import DRAWN, TASKS, Request, read_requests
+from tuna_jax.inference.requests import DRAWN, TASKS, Request, read_requests
+from tuna_jax.utils import malloc
 
 _DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "points")
 _DRAWING = (*_DRAWING, "shift", "solver")
@@ -250,13 +250,13 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
 
     from absl import logging
 
-    from tuna_jax import compile_cache
-    from tuna_jax.recipes import outputs
-    from tuna_jax.recipes.inference import Tuna
+    from tuna_jax.inference import run_requests
+    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.utils import compile_cache
 
     logging.set_verbosity(logging.WARNING)
     compile_cache.enable()
-    history = outputs.read_history(chosen.history) if chosen.history else None
+    history = run_requests.read_history(chosen.history) if chosen.history else None
     model = Tuna.load(
         chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer, programs=chosen.programs
     )
@@ -271,9 +271,9 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
     common = (model, requests, chosen.output or _OUTPUTS.get(task, "answers"))
     options["seed"] = chosen.seed
     if task in ("t2i", "edit"):
-        outputs.draw_pictures(*common, edit=task == "edit", **options)
+        run_requests.draw_pictures(*common, edit=task == "edit", **options)
     elif task == "t2v":
-        outputs.draw_clips(*common, **options)
+        run_requests.draw_clips(*common, **options)
     else:
         talks = task == "chat" and not chosen.prompts
         streams = chosen.stream
@@ -281,9 +281,9 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
             streams = sys.stdout.isatty() and (talks or len(requests) == 1)
         options["write"] = _print_part if streams else None
         if talks:
-            outputs.converse(*common, history=history, **options)
+            run_requests.converse(*common, history=history, **options)
         else:
-            outputs.write_answers(*common, **options)
+            run_requests.write_answers(*common, **options)
 
 
 def _print_part(text: str) -> None:
@@ -304,5 +304,5 @@ def _requests(chosen: argparse.Namespace, task: str) -> list[Request]:
 
 
 if __name__ == "__main__":
-    host_memory.keep()
+    malloc.keep()
     sys.exit(main())

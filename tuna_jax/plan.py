@@ -6,20 +6,20 @@ x86 machine with Linux: pip install libtpu. A TPU is not needed, nor data, nor w
 Examples:
 
     # Every program of a stage on 64 chips of v5e:
-    python -m tuna_jax.plan --config=experiments/tuna_1p5b_stage1.py --topology=v5e:8x8
+    python -m tuna_jax.plan --config=experiments/tuna/tuna_1p5b_stage1.py --topology=v5e:8x8
 
     # One stream's step, with two rows a device and another mesh; the numbers to a file:
-    python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit \\
+    python -m tuna_jax.plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit \\
         --rows_a_device=2 --config.mesh.fsdp=32 --config.mesh.tensor=2 --json=plans/7b_stage2.json
 
     # Which batch, mesh and rematerialisation are best for a stream: formulas first, then the compiler on the best few:
-    python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit --search
+    python -m tuna_jax.plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit --search
 
     # Where the compiler thinks that the time of a step goes, operation by operation:
-    python -m tuna_jax.plan --config=experiments/tuna_1p5b_stage2.py --topology=v5e:8x8 --stream=draw --profile
+    python -m tuna_jax.plan --config=experiments/tuna/tuna_1p5b_stage2.py --topology=v5e:8x8 --stream=draw --profile
 
     # Two slices, which are joined by the data center's network:
-    python -m tuna_jax.plan --config=experiments/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
+    python -m tuna_jax.plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
 
     # Memory of attention by backend and length; then the page of all files that --json wrote:
     python -m tuna_jax.plan --attention --topology=v5e:2x2 --json=docs/plans/attention.json
@@ -41,7 +41,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tuna_jax.experiment_flags import parse_flags
+from tuna_jax.cli.config_flags import parse_flags
 from tuna_jax.planning import topology
 
 topology.prepare_environment()  # Before anything imports JAX.
@@ -49,7 +49,7 @@ topology.prepare_environment()  # Before anything imports JAX.
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Experiment file, such as experiments/tuna_1p5b_stage1.py; --config.KEY=VALUE overrides a key.",
+    "Experiment file, such as experiments/tuna/tuna_1p5b_stage1.py; --config.KEY=VALUE overrides a key.",
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice, such as v5e:4x4 or v5p:4x4x4.")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
@@ -109,22 +109,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _plan(name: str) -> None:
-    from tuna_jax.planning import experiment, report, tried
+    from tuna_jax.planning import planner, report, stage
 
-    read = experiment.read(name, _CONFIG.value.to_dict())
+    read = stage.read(name, _CONFIG.value.to_dict())
     name = str(_TOPOLOGY.value)
     devices = topology.devices(name, _SLICES.value)
-    place = tried.Place(topology=name, slices=_SLICES.value, devices=devices)
+    place = planner.Place(topology=name, slices=_SLICES.value, devices=devices)
     if _SEARCH.value:
         (stream,) = _STREAM.value if len(_STREAM.value) == 1 else [None]
-        found = tried.run_search(read, place, stream, _TRIES.value, _say)
+        found = planner.run_search(read, place, stream, _TRIES.value, _say)
         results, notes = found.results, found.notes
         _write({"kind": "plan", "results": results, "search": notes})
     else:
         results, notes = [], []
         rows = _ROWS.value and _ROWS.value * len(devices)
         wanted = _STREAM.value, _PROGRAM.value, _say, _PROFILE.value
-        for result in tried.all_of(read, place, rows, *wanted):
+        for result in planner.all_of(read, place, rows, *wanted):
             results.append(result)
             _say(report.verdict(result))
             _write({"kind": "plan", "results": results})
@@ -140,15 +140,15 @@ def _plan(name: str) -> None:
 
 
 def _measure_attention() -> None:
-    from tuna_jax.planning import attention
+    from tuna_jax.planning import attention_memory
 
-    rows = attention.measure(topology.devices(str(_TOPOLOGY.value))[0], say=_say)
+    rows = attention_memory.measure(topology.devices(str(_TOPOLOGY.value))[0], say=_say)
     _write({"kind": "attention", "topology": _TOPOLOGY.value, "results": rows})
-    print(attention.table(rows))
+    print(attention_memory.table(rows))
 
 
 def _write_page(folder: Path, page: Path) -> None:
-    from tuna_jax.planning.page import collect
+    from tuna_jax.planning.markdown_page import collect
 
     page.write_text(collect(folder, page))
     print(page)

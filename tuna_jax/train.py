@@ -3,14 +3,14 @@
 Examples:
 
     # The emoji TUNA of the demo (3,200 steps, about 16 minutes on two CPU cores):
-    python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/emoji
+    python -m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/emoji
 
     # The same with other numbers. Any key that the config file sets can be overridden:
-    python -m tuna_jax.train --config=experiments/emoji.py --workdir=runs/short \\
+    python -m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/short \\
         --config.steps=500 --config.optimizer.learning_rate=1e-3
 
     # The small image VAE that ships with the package:
-    python -m tuna_jax.train --config=experiments/emoji_vae.py --workdir=runs/emoji_vae
+    python -m tuna_jax.train --config=experiments/emoji/vae.py --workdir=runs/emoji_vae
 
 Stop a run with Ctrl-C or SIGTERM: it saves and ends. Start it again with the same command: it goes
 on where it was, to the bit. Several processes, hosts and TPU pods: launchers/ starts them with this
@@ -28,17 +28,17 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tuna_jax import compile_cache, host_memory
-from tuna_jax.experiment_flags import parse_flags
-from tuna_jax.parallel import processes
+from tuna_jax.cli.config_flags import parse_flags
+from tuna_jax.parallel import distributed
 from tuna_jax.training.checkpoints import DamagedCheckpointError
-from tuna_jax.training.post_mortem import NotFiniteError
+from tuna_jax.training.nonfinite import NotFiniteError
 from tuna_jax.training.workdir import check_folder
+from tuna_jax.utils import compile_cache, malloc
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Experiment file, such as experiments/emoji.py; --config.KEY=VALUE overrides a key.",
+    "Experiment file, such as experiments/emoji/demo.py; --config.KEY=VALUE overrides a key.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -59,51 +59,52 @@ def main(arguments: Sequence[str]) -> None:
     try:
         check_folder(str(_WORKDIR.value))
         compile_cache.enable()
-        processes.initialize()
+        distributed.initialize()
         _KINDS[kind](values, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, DamagedCheckpointError, NotFiniteError) as error:
         logging.debug("where it was raised:", exc_info=True)
-        processes.end(f"error: {error}")
+        distributed.end(f"error: {error}")
     except Exception:
         if jax.process_count() == 1:
             raise
-        processes.end(traceback.format_exc())
+        distributed.end(traceback.format_exc())
 
 
 def _train_vae(values: dict[str, Any], workdir: str) -> None:
-    from tuna_jax.data.motions import ClipImages
-    from tuna_jax.data.rendering import SceneImages
-    from tuna_jax.training import settings, vae
+    from tuna_jax.emoji import vae_trainer
+    from tuna_jax.emoji.world.clips import ClipImages
+    from tuna_jax.emoji.world.rendering import SceneImages
+    from tuna_jax.utils import config_parsing
 
     if jax.process_count() > 1:
         raise ValueError("a VAE is trained by one process; start this without a launcher")
-    chosen = settings.parse(vae.VAESettings, values)
+    chosen = config_parsing.parse(vae_trainer.VAESettings, values)
     shown = chosen.images
     scenes = SceneImages(shown.seed, shown.size, length=10**12, varied=shown.varied)
     images = ClipImages(scenes, shown.clips, shown.seed, shown.size) if shown.clips else scenes
     held_out = SceneImages(shown.seed + 1_000_003, shown.size, varied=0.0)
-    exported = vae.train_vae(chosen, workdir, images, held_out)
+    exported = vae_trainer.train_vae(chosen, workdir, images, held_out)
     if exported is not None:
         print(exported)
 
 
 def _train_tuna(values: dict[str, Any], workdir: str) -> None:
-    from tuna_jax.recipes import emoji
-    from tuna_jax.training import settings
+    from tuna_jax.emoji import trainer
+    from tuna_jax.utils import config_parsing
 
-    emoji.train(values, settings.parse(emoji.EmojiExperiment, values), workdir)
+    trainer.train(values, config_parsing.parse(trainer.EmojiExperiment, values), workdir)
 
 
 def _train_mixture(values: dict[str, Any], workdir: str) -> None:
-    from tuna_jax.recipes import mixture
-    from tuna_jax.training import settings
+    from tuna_jax.trainers import multitask
+    from tuna_jax.utils import config_parsing
 
-    mixture.train(values, settings.parse(mixture.MixtureExperiment, values), workdir)
+    multitask.train(values, config_parsing.parse(multitask.MixtureExperiment, values), workdir)
 
 
 _KINDS = {"tuna": _train_tuna, "vae": _train_vae, "mixture": _train_mixture}
 
 
 if __name__ == "__main__":
-    host_memory.keep()
+    malloc.keep()
     app.run(main, flags_parser=parse_flags)

@@ -11,12 +11,11 @@ import pytest
 
 from tuna_jax import convert
 from tuna_jax.config import preset
-from tuna_jax.conversion import gguf_file, sources
-from tuna_jax.conversion.declared import disagreements
-from tuna_jax.generation import text
-from tuna_jax.generation.prefix import text_prefix
-from tuna_jax.recipes import weights
-from tuna_jax.trees import unflatten
+from tuna_jax.conversion import checkpoint_source, detect_format, gguf
+from tuna_jax.conversion.config_check import disagreements
+from tuna_jax.inference.generation import text_decoder
+from tuna_jax.inference.generation.prefix_cache import text_prefix
+from tuna_jax.utils.param_tree import unflatten
 
 pytestmark = pytest.mark.pretrained
 
@@ -41,7 +40,7 @@ def loaded(file, tmp_path_factory):
     (folder / "model.json").write_text(json.dumps(MODEL))
     arguments = ["from_torch", str(file), f"{folder}/ours", "--config", f"{folder}/model.json"]
     assert convert.main([*arguments, "--dtype", "bfloat16"]) == 0
-    config, state = weights.open_parameters(folder / "ours")
+    config, state = checkpoint_source.open_parameters(folder / "ours")
     read = {key: jnp.asarray(state.read(key), jnp.float32) for key in state.entries}
     return config, unflatten(read)
 
@@ -49,20 +48,20 @@ def loaded(file, tmp_path_factory):
 def test_the_capital_of_france_is_paris(file, loaded):
     """Greedy, with our KV cache; beside it a shorter prompt, so that padding and row lengths count."""
     config, params = loaded
-    words = gguf_file.tokenizer(file)
+    words = gguf.tokenizer(file)
     rows = [words.encode(prompt).ids for prompt in ("The capital of France is", "Two plus two")]
     tokens = np.zeros((2, max(map(len, rows))), np.int32)
     for line, row in zip(tokens, rows, strict=True):
         line[: len(row)] = row
     lengths = np.asarray([len(row) for row in rows])
     prefix = text_prefix(tokens, lengths)
-    out = text.generate(
+    out = text_decoder.generate(
         config, params, prefix, jax.random.key(0), eos=2, max_new_tokens=8, keep_logits=True
     )
     said = [words.decode(np.asarray(ids).tolist()) for ids in out.tokens]
     assert said[0].startswith(" Paris"), said
     # The row alone says the same: nothing of the other row or of the padding is in it.
-    alone = text.generate(
+    alone = text_decoder.generate(
         config, params, text_prefix(tokens[1:, : lengths[1]], lengths[1:]), jax.random.key(0),
         eos=2, max_new_tokens=8, keep_logits=True,
     )  # fmt: skip
@@ -71,7 +70,7 @@ def test_the_capital_of_france_is_paris(file, loaded):
 
 
 def test_tokenizer_of_the_file(file):
-    words = gguf_file.tokenizer(file)
+    words = gguf.tokenizer(file)
     line = "In 1969, it's 15°C — naïve <|im_end|>"
     ids = words.encode(line).ids
     assert ids[-1] == 2 and words.decode(ids, skip_special_tokens=False) == line
@@ -80,8 +79,8 @@ def test_tokenizer_of_the_file(file):
 
 def test_its_own_numbers_are_those_of_the_preset(file):
     """And another RoPE base, which no shape shows, is refused."""
-    state = sources.open_weights(file)
-    assert sources.recognise(state) == "qwen"
+    state = detect_format.open_weights(file)
+    assert detect_format.recognise(state) == "qwen"
     assert disagreements(preset("tuna_smol"), "qwen", {}, state.metadata) == []
 
 

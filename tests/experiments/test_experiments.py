@@ -11,18 +11,22 @@ import numpy as np
 import pytest
 
 from tuna_jax.config import from_dict
+from tuna_jax.emoji import vae_trainer as vae_training
+from tuna_jax.emoji.trainer import EmojiExperiment
 from tuna_jax.models import vae
 from tuna_jax.parallel.mesh import make_mesh, sizes
-from tuna_jax.recipes.emoji import EmojiExperiment
-from tuna_jax.recipes.mixture import MixtureExperiment
-from tuna_jax.recipes.streams import abstract_batch, possible_shapes, stream_settings
+from tuna_jax.trainers.build_mixture import abstract_batch, possible_shapes, stream_settings
+from tuna_jax.trainers.multitask import MixtureExperiment
 from tuna_jax.training import optimizer
-from tuna_jax.training import vae as vae_training
-from tuna_jax.training.program import Program
-from tuna_jax.training.settings import parse
 from tuna_jax.training.step import Heads
+from tuna_jax.training.train_program import Program
+from tuna_jax.utils.config_parsing import parse
 
-FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
+FILES = sorted(
+    path
+    for room in ("emoji", "tuna")
+    for path in (Path(__file__).parents[2] / "experiments" / room).glob("*.py")
+)
 KINDS = {"tuna": EmojiExperiment, "mixture": MixtureExperiment, "vae": vae_training.VAESettings}
 
 

@@ -12,7 +12,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 SECRET = "hf_thisMustNotBeSeenAnywhere"
 
 
-def training(workdir, config="experiments/tuna_7b_stage1.py"):
+def training(workdir, config="experiments/tuna/tuna_7b_stage1.py"):
     return ["--", "python", "-m", "tuna_jax.train", f"--config={config}", f"--workdir={workdir}"]
 
 
@@ -23,7 +23,7 @@ CASES = {
         "--processes=2",
         "--devices=4",
         "--port=12345",
-        *training("runs/emoji", "experiments/emoji.py"),
+        *training("runs/emoji", "experiments/emoji/demo.py"),
     ],
     "tpu_vm_queued": [
         "tpu_vm.py",

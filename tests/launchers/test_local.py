@@ -106,7 +106,7 @@ def test_demo_trains_and_then_measures_the_same_workdir(tmp_path):
     assert done.returncode == 0, done.stderr
     calls = log.read_text().splitlines()
     assert (
-        "-m tuna_jax.train --config=experiments/emoji.py --workdir=runs/x --config.steps=5"
+        "-m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/x --config.steps=5"
         in calls[-2]
     )
     assert "-m tuna_jax.evaluate --workdir=runs/x" in calls[-1]

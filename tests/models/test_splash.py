@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tuna_jax.config import preset
-from tuna_jax.models import placement, splash
+from tuna_jax.models import logical_sharding, splash
 from tuna_jax.models.attention import _fastest, attention, sequence_layout
 from tuna_jax.models.representation import RepresentationEncoder
 
@@ -200,7 +200,7 @@ def kernels(*arguments):
 
 def test_auto_takes_the_kernel_on_tpus_where_it_can_be_had():
     assert kernels(*shapes(512)) == 0, "not on a CPU"
-    with placement.placing(OnTpu()):
+    with logical_sharding.placing(OnTpu()):
         assert kernels(*shapes(512)) == 1
         assert kernels(*shapes(8)) == 0, "short sequences are dense"
         assert kernels(*shapes(65_536)) == 0, "longer than the kernel carries"
@@ -217,7 +217,7 @@ def test_auto_takes_cudnn_on_gpus_for_halves_alone():
         query, key = (jnp.zeros((1, n, 2, 64), dtype) for n in (tokens, keys or tokens))
         return _fastest(query, key, masked=masked)
 
-    with placement.placing(OnGpu()):
+    with logical_sharding.placing(OnGpu()):
         assert chosen(512, jnp.bfloat16) == "cudnn"
         assert chosen(512, jnp.bfloat16, keys=700) == "cudnn", "cached"
         assert chosen(512, jnp.float32) == "xla"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tuna_jax.config import preset
-from tuna_jax.data.buckets import SIZES_512, SIZES_1024
+from tuna_jax.data.mixture.bucketing import SIZES_512, SIZES_1024
+from tuna_jax.inference import batching
 from tuna_jax.models import vae, vae_layers, vae_tiles
 from tuna_jax.models.vae_tiles import Tiling
-from tuna_jax.recipes import rows
 
 CONFIG = preset("tiny").vae
 # Attention begins with zeros behind it, which would hide that it sees the whole frame.
@@ -104,9 +104,9 @@ def test_large_frames_alone_are_cut() -> None:
     assert vae_tiles.tiling(1040, 1024) == vae_tiles.tiling(720, 1472) == Tiling()
     config = preset("tiny")
     shapes = jax.ShapeDtypeStruct((1, 1, 8, 8, CONFIG.latent_channels), jnp.float32)
-    usual = rows.decode.lower(config, PARAMS, shapes).as_text()
-    assert usual == rows.decode.lower(config, PARAMS, shapes, tile_above=10**9).as_text()
-    assert usual != rows.decode.lower(config, PARAMS, shapes, tile_above=0).as_text()
+    usual = batching.decode.lower(config, PARAMS, shapes).as_text()
+    assert usual == batching.decode.lower(config, PARAMS, shapes, tile_above=10**9).as_text()
+    assert usual != batching.decode.lower(config, PARAMS, shapes, tile_above=0).as_text()
 
 
 def test_attention_row_by_row_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:

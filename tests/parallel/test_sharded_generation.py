@@ -10,11 +10,11 @@ PROGRAM = """
 import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from tuna_jax.config import preset
-from tuna_jax.generation import images, prefix, text
+from tuna_jax.inference.generation import flow_sampler as images, prefix_cache as prefix, text_decoder as text
 from tuna_jax.models import attention, splash, tuna
-from tuna_jax.models.placement import placing
-from tuna_jax.parallel import rules
-from tuna_jax.parallel.activations import Activations
+from tuna_jax.models.logical_sharding import placing
+from tuna_jax.parallel import param_sharding as rules
+from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 
 config = preset("tiny")

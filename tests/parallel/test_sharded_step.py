@@ -8,12 +8,12 @@ import jax, jax.numpy as jnp, numpy as np
 from tuna_jax import flow
 from tuna_jax.config import preset
 from tuna_jax.models import tuna
-from tuna_jax.models.placement import placing
-from tuna_jax.parallel import rules
-from tuna_jax.parallel.activations import Activations
+from tuna_jax.models.logical_sharding import placing
+from tuna_jax.parallel import param_sharding as rules
+from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import AXES, MeshSettings, make_mesh
 from tuna_jax.training.optimizer import OptimizerSettings
-from tuna_jax.training.program import LoopSettings, Program
+from tuna_jax.training.train_program import LoopSettings, Program
 from tuna_jax.training.step import Heads
 
 config = preset("tiny")

@@ -21,8 +21,8 @@ import dataclasses, json, sys
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tuna_jax.models.attention import attention as attend
-from tuna_jax.models.placement import placing
-from tuna_jax.parallel.activations import Activations
+from tuna_jax.models.logical_sharding import placing
+from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.planning import attention, collectives, compiler
 

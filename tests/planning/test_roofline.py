@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuna_jax.planning.chips import CHIPS
+from tuna_jax.hardware.chips import CHIPS
 from tuna_jax.planning.roofline import Work, bound
 
 

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tuna_jax.planning import experiment, search, tried
-from tuna_jax.planning.chips import CHIPS
+from tuna_jax.hardware.chips import CHIPS
+from tuna_jax.planning import planner, search
+from tuna_jax.planning import stage as experiment
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def stage():
-    values = runpy.run_path(str(ROOT / "experiments/tuna_1p5b_stage2.py"))["get_config"]().to_dict()
+    values = runpy.run_path(str(ROOT / "experiments/tuna/tuna_1p5b_stage2.py"))[
+        "get_config"
+    ]().to_dict()
     return experiment.read("tuna_1p5b_stage2", values)
 
 
@@ -90,7 +93,7 @@ def test_the_best_fits_with_room_and_is_fast(stage):
     fast, tight, slow, lacking = (
         result(True, 0.2, 1.0), result(True, 0.05, 0.5), result(True, 0.5, 2.0), result(False, -1.0, 0.1)
     )  # fmt: skip
-    assert tried.search_best([lacking, slow, tight, fast]) == [fast, slow, tight, lacking]
+    assert planner.search_best([lacking, slow, tight, fast]) == [fast, slow, tight, lacking]
 
 
 def test_estimates_keep_what_fits_and_begin_with_the_fastest(stage):

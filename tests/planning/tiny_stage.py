@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from tuna_jax.recipes.mixture import experiment
-from tuna_jax.recipes.streams import stream
+from tuna_jax.trainers.build_mixture import stream
+from tuna_jax.trainers.multitask import experiment
 
 
 def get_config(arg: str = "") -> ConfigDict:

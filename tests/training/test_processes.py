@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tuna_jax.config import preset
+from tuna_jax.conversion import image_vae_file
 from tuna_jax.models import vae
-from tuna_jax.training import export, image_vae, metrics
+from tuna_jax.training import metrics, weights_file
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -27,7 +28,7 @@ def environment(tmp_path_factory):
     params = vae.init(config, jax.random.key(0), image_only=True)
     numbers = np.zeros(config.latent_channels, np.float32)
     path = tmp_path_factory.mktemp("processes") / "vae.safetensors"
-    image_vae.export(path, config, params, (numbers, numbers + 1))
+    image_vae_file.export(path, config, params, (numbers, numbers + 1))
     return {**os.environ, "TINY_VAE": str(path), "PYTHONPATH": str(ROOT)}
 
 
@@ -85,7 +86,7 @@ def test_one_is_told_to_stop_all_save_and_fewer_go_on(environment, tmp_path):
     assert (workdir / "checkpoints" / f"{stopped:08d}").is_dir()
     # The other process wrote no log and no model of its own.
     assert [line["step"] for line in trace(workdir)] == list(range(1, stopped + 1))
-    assert export.load_model(workdir)[2] == stopped
+    assert weights_file.load_model(workdir)[2] == stopped
 
     finish(start(workdir, environment, processes=1, devices=2), workdir)
     assert f"going on from step {stopped}" in (tmp_path / "run.log").read_text()

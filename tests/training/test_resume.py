@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tuna_jax.config import preset
+from tuna_jax.conversion import image_vae_file
 from tuna_jax.models import vae
-from tuna_jax.training import export, image_vae, metrics
+from tuna_jax.training import metrics, weights_file
 
 ROOT = Path(__file__).parents[2]
 STEPS = 120
@@ -30,7 +31,7 @@ def environment(tmp_path_factory):
         np.zeros(config.latent_channels, np.float32),
         np.ones(config.latent_channels, np.float32),
     )
-    path = image_vae.export(folder / "vae.safetensors", config, params, statistics)
+    path = image_vae_file.export(folder / "vae.safetensors", config, params, statistics)
     return {**os.environ, "TINY_VAE": str(path), "PYTHONPATH": str(ROOT)}
 
 
@@ -97,8 +98,8 @@ def test_killed_and_terminated_runs_resume_to_the_bit(environment, uninterrupted
     assert len(whole) == len(resumed)
     for a, b in zip(whole, resumed, strict=True):
         assert a == b
-    weights, _, step = export.load_model(workdir)
-    wanted, _, _ = export.load_model(uninterrupted)
+    weights, _, step = weights_file.load_model(workdir)
+    wanted, _, _ = weights_file.load_model(uninterrupted)
     assert step == STEPS
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(weights), strict=True
@@ -137,5 +138,10 @@ def test_unknown_key_on_the_command_line_is_named(environment, override, message
 def test_help_teaches(environment):
     command = [sys.executable, "-m", "tuna_jax.train", "--help"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    for part in ("--config=experiments/emoji.py", "--config.steps=500", "SIGTERM", "--workdir"):
+    for part in (
+        "--config=experiments/emoji/demo.py",
+        "--config.steps=500",
+        "SIGTERM",
+        "--workdir",
+    ):
         assert part in done.stdout

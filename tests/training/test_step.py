@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.parallel.rules import replicated
+from tuna_jax.parallel.param_sharding import replicated
 from tuna_jax.training import state, step
 from tuna_jax.training.optimizer import OptimizerSettings, build
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    emoji = Path(__file__).parents[2] / "experiments" / "emoji.py"
+    emoji = Path(__file__).parents[2] / "experiments" / "emoji" / "demo.py"
     config = runpy.run_path(str(emoji))["get_config"](arg)
     config.steps = 120
     config.model.preset = "tiny"

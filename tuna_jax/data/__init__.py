@@ -1,1 +1,1 @@
-"""Data: the emoji world's scenes, the tokenizer, and the Grain pipelines that emit batches."""
+"""Data: sources of examples, media decoding, tokenization, and the loaders that emit batches."""

@@ -1,1 +1,1 @@
-"""Evaluation: judges that nobody trained, tasks with chance levels, and the report."""
+"""Evaluation: metrics, visual question answering, published benchmarks, and image features."""

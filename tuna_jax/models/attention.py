@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax.models.layers import ATTENTION, Apart
-from tuna_jax.models.placement import placed, platform
+from tuna_jax.models.logical_sharding import placed, platform
 
 KVCache = dict[str, Array]  # {'key', 'value'}: [B, kv heads, capacity, head_dim], of one layer
 KVCaches = dict[str, Array | Apart]  # of all layers: [layers, B, ...], or a layer's array each

@@ -18,7 +18,7 @@ from tuna_jax.models.layers import (
     xavier_init,
     zeros_init,
 )
-from tuna_jax.models.placement import placed
+from tuna_jax.models.logical_sharding import placed
 from tuna_jax.models.rope import Rotation, flow_head_rotation, rotate
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from tuna_jax.config import LanguageConfig, TunaConfig
 from tuna_jax.models.attention import KVCache, KVCaches, Layout, attend, empty_cache
 from tuna_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stacked
-from tuna_jax.models.placement import placed
+from tuna_jax.models.logical_sharding import placed
 from tuna_jax.models.rope import Rotation, inverse_frequencies, rotate, text_rotation
 
 

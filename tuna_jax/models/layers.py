@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tuna_jax.models.placement import placed
+from tuna_jax.models.logical_sharding import placed
 
 Params = dict[str, Any]
 Module = TypeVar("Module", bound=nnx.Module)

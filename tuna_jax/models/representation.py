@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from tuna_jax.config import RepresentationConfig
 from tuna_jax.models.attention import attention
 from tuna_jax.models.layers import LayerNorm, Linear, RMSNorm, scan_layers, stacked, xavier_init
-from tuna_jax.models.placement import placed
+from tuna_jax.models.logical_sharding import placed
 
 
 @functools.cache

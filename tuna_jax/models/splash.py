@@ -19,7 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jaxtyping import Array, Float, Int
 
 from tuna_jax.models.layers import ATTENTION
-from tuna_jax.models.placement import local, parts, platform
+from tuna_jax.models.logical_sharding import local, parts, platform
 
 MOST_TOKENS = 65_535
 # Above it the fused backward pass, which keeps a gradient of the queries for every `_KEYS_AT_ONCE` keys, costs more

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from tuna_jax.models.placement import placed
+from tuna_jax.models.logical_sharding import placed
 from tuna_jax.sequence import IGNORE
 
 Score = Callable[[Any, Float[Array, "b s d"]], Float[Array, "b s v"]]

@@ -25,7 +25,7 @@ from tuna_jax.models.attention import Layout, sequence_layout
 from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
-from tuna_jax.models.placement import placed
+from tuna_jax.models.logical_sharding import placed
 from tuna_jax.models.representation import Connector, RepresentationEncoder
 from tuna_jax.models.text_loss import chunked_text_loss, text_loss
 from tuna_jax.sequence import IGNORE

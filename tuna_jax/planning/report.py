@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tuna_jax.planning.chips import GIB
+from tuna_jax.hardware.chips import GIB
 
 Result = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tuna_jax.planning.chips import Chip
+from tuna_jax.hardware.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

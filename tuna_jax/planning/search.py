@@ -17,10 +17,10 @@ from typing import Any
 import jax
 
 from tuna_jax.config import REMAT_POLICIES, TunaConfig
+from tuna_jax.hardware.chips import Chip
 from tuna_jax.models import tuna
-from tuna_jax.planning.chips import Chip
-from tuna_jax.planning.experiment import Experiment, Stream
 from tuna_jax.planning.roofline import Work, bound
+from tuna_jax.planning.stage import Experiment, Stream
 from tuna_jax.training.optimizer import trainable
 
 ROWS = (1, 2, 4, 8, 16, 32)

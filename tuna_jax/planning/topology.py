@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from tuna_jax.planning.chips import chip_of
+from tuna_jax.hardware.chips import chip_of
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # This machine's own devices; the compiler for TPUs is loaded beside them.

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from tuna_jax.parallel import processes
+from tuna_jax.parallel import distributed
 
 _STEP_FOLDER = re.compile(r"\d{8,}")
 # A save that Orbax has not renamed yet, or a removal of ours that was cut short.
@@ -125,7 +125,7 @@ class Checkpoints:
           DamagedCheckpointError: there are checkpoints, and none can be read.
         """
         self._tidy()
-        steps = processes.from_first(self.steps())
+        steps = distributed.from_first(self.steps())
         for step in reversed(steps):
             found = None
             try:
@@ -139,7 +139,7 @@ class Checkpoints:
                     type(error).__name__,
                     str(error)[:500],
                 )
-            if processes.all_agree(found is not None):
+            if distributed.all_agree(found is not None):
                 return found
         if steps:
             raise DamagedCheckpointError(

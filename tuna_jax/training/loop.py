@@ -18,16 +18,16 @@ from absl import logging
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.models.layers import together
-from tuna_jax.parallel import processes, rules
+from tuna_jax.parallel import distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
-from tuna_jax.training.export import MODEL_FILE, export_model
-from tuna_jax.training.interrupt import StopRequest
-from tuna_jax.training.post_mortem import NotFiniteError, keep_batch
-from tuna_jax.training.program import Arrays, LoopSettings, Program
+from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
+from tuna_jax.training.preemption import StopRequest
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
 from tuna_jax.training.throughput import Throughput, peak_of
+from tuna_jax.training.train_program import Arrays, LoopSettings, Program
+from tuna_jax.training.weights_file import MODEL_FILE, export_model
 from tuna_jax.training.workdir import locked
 
 Draw = Callable[[int, Any], None]
@@ -57,7 +57,7 @@ def train(
       config: the model.
       workdir: gets `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end
         `model.safetensors`.
-      iterator: Grain iterator of this process's part of every batch (data/pipeline.py and data/mixture.py say what is
+      iterator: Grain iterator of this process's part of every batch (emoji/image_streams.py and data/mixture/mixture.py say what is
         in one).
       tasks: names of the mixture's streams, in the order of `batch['task']`.
       record: the experiment as JSON: saved with every checkpoint and with the model. A restored run
@@ -89,7 +89,7 @@ def train(
     ):
         # ---- shapes alone, nothing is allocated yet; then restore, or begin ----------------------
         mesh = make_mesh(settings.mesh)
-        processes.check_rows(mesh)
+        distributed.check_rows(mesh)
         program = Program(settings, config, tasks, mesh)
         restored = saved.restore(
             state.abstract(program.shapes, program.shardings), iterator=iterator
@@ -102,7 +102,11 @@ def train(
             check_same_model(restored.config, record)
             current, start = program.to_carry(restored.state), restored.step
         del restored
-        frozen = None if vae_params is None else jax.device_put(vae_params, rules.replicated(mesh))
+        frozen = (
+            None
+            if vae_params is None
+            else jax.device_put(vae_params, param_sharding.replicated(mesh))
+        )
 
         # ---- train -------------------------------------------------------------------------------
         log = metrics.MetricsLog(
@@ -112,7 +116,7 @@ def train(
         for number, (shapes, needed) in enumerate(ahead, 1):
             log.say(f"compiling for shape {number} of {len(ahead)}: {_described(shapes)}")
             program.compile(shapes, frozen, needed)
-        processes.wait_for_all()  # One may have compiled what another found in its cache.
+        distributed.wait_for_all()  # One may have compiled what another found in its cache.
         watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
         peak = settings.peak_tflops * 1e12 or peak_of(mesh.devices.flat[0])
         speed = Throughput(peak and peak * mesh.size, begun)
@@ -167,7 +171,7 @@ def train(
                         f"step {number}: compiled for a shape not foreseen: {_described(batch)}"
                     )
                 if program.count > known:
-                    processes.wait_for_all()
+                    distributed.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * jax.process_count(), flops)
                 if number % settings.log_every == 0:
@@ -176,7 +180,7 @@ def train(
                 last = number == settings.steps
                 if draw and settings.sample_every and (last or number % settings.sample_every == 0):
                     with speed.aside():
-                        whole = processes.to_first(together(current.averaged))
+                        whole = distributed.to_first(together(current.averaged))
                         if whole is not None:
                             draw(number, whole)
                         del whole
@@ -202,7 +206,7 @@ def train(
     compilations.close()
     log.close()
     reached = int(current.step)
-    whole = processes.to_first(together(current.averaged))
+    whole = distributed.to_first(together(current.averaged))
     if whole is not None:
         export_model(workdir / MODEL_FILE, whole, record, reached)
     return reached >= settings.steps

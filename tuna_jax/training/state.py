@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from tuna_jax.parallel import rules
+from tuna_jax.parallel import param_sharding
 
 Params = dict[str, Any]
 
@@ -73,8 +73,8 @@ def initial(
 def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
     """A sharding for every leaf: parameters by the rules, EMA and moments like their parameters,
     the rest replicated."""
-    params = rules.shardings(shapes.params, mesh)
-    return rules.follow(params, shapes, mesh)
+    params = param_sharding.shardings(shapes.params, mesh)
+    return param_sharding.follow(params, shapes, mesh)
 
 
 def abstract(shapes: TrainState, shardings: TrainState) -> TrainState:

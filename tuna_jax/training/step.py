@@ -17,8 +17,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from tuna_jax.models.placement import placed
-from tuna_jax.parallel import rules
+from tuna_jax.models.logical_sharding import placed
+from tuna_jax.parallel import param_sharding
 from tuna_jax.training.state import Params, TrainState
 
 Batch = Mapping[str, Any]
@@ -207,11 +207,11 @@ def draw(
 def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
     """`jax.jit` of a step, called as `(state, batch, frozen, heads)`: state sharded as given and donated, batches
     split over the mesh, the frozen VAE and the metrics replicated; a program for every `heads` and shape of batch."""
-    whole = rules.replicated(mesh)
+    whole = param_sharding.replicated(mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         step,
-        in_shardings=(shardings, rules.batch_sharding(mesh), whole),
+        in_shardings=(shardings, param_sharding.batch_sharding(mesh), whole),
         out_shardings=(shardings, whole),
         donate_argnums=0,
         static_argnums=3,

@@ -6,7 +6,7 @@
     goodput            = seconds of steps / wall clock, since the run was started
 
 Model FLOPs are those of the step without rematerialisation: matrix products and convolutions of the forward and the
-backward pass, the frozen VAE and the optimizer, counted over the jaxpr (planning/flops.py); of a text
+backward pass, the frozen VAE and the optimizer, counted over the jaxpr (hardware/flops.py); of a text
 loss in chunks, those of tokens with a label.
 """
 
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tuna_jax.planning.chips import CHIPS
+from tuna_jax.hardware.chips import CHIPS
 
 # What JAX calls a device, and its peak in bfloat16 without sparsity, FLOP/s.
 _PEAKS = {

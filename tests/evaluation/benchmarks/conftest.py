@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from tuna_jax.evaluation.benchmarks import table
-from tuna_jax.evaluation.benchmarks.drawing import fill
+from tuna_jax.evaluation.benchmarks import registry
+from tuna_jax.evaluation.benchmarks.generate import fill
 
 given = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
 
@@ -29,7 +29,7 @@ def prompts(tmp_path_factory) -> Path:
     import pyarrow.parquet
 
     data = tmp_path_factory.mktemp("benchmarks")
-    for name in table.NAMES:
+    for name in registry.NAMES:
         (data / name).mkdir()
     lines = [json.dumps(row) for row in given.GENEVAL]
     (data / "geneval/evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
@@ -69,9 +69,9 @@ def prompts(tmp_path_factory) -> Path:
 def drawn(prompts, tmp_path_factory):
     """Each benchmark and its folder, drawn whole."""
     made = {}
-    for name in table.NAMES:
+    for name in registry.NAMES:
         folder = tmp_path_factory.mktemp("drawn") / name
-        benchmark = table.read(name, prompts)
+        benchmark = registry.read(name, prompts)
         clips = benchmark.clips
         fill(
             benchmark,

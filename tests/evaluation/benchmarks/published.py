@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tuna_jax.evaluation.benchmarks.drawing import Plan
+from tuna_jax.evaluation.benchmarks.generate import Plan
 
 SIDE, FRAMES = 32, 5
 PLAN = Plan(sizes=((SIDE, SIDE),), frames=1)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tuna_jax.evaluation.benchmarks import checking, clips, table
+from tuna_jax.evaluation.benchmarks import registry, text_to_video, validate
 
 
 def _read(name: str) -> SimpleNamespace:
@@ -19,10 +19,10 @@ given, scorers = _read("published.py"), _read("scorers.py")
 SHARED = Path(__file__).parents[3].parent / "shared/benchmarks"
 
 
-@pytest.mark.parametrize("name", table.NAMES)
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_what_is_drawn_passes_the_checker(drawn, name):
     benchmark, folder = drawn[name]
-    assert checking.check(benchmark, folder, [(given.SIDE, given.SIDE)]) == []
+    assert validate.check(benchmark, folder, [(given.SIDE, given.SIDE)]) == []
     assert {path.name for path in folder.parent.iterdir()} == {name, f"{name}.json", f"{name}.png"}
 
 
@@ -86,7 +86,7 @@ def test_gedit_is_read_from_what_datasets_saves_too(prompts, tmp_path):
         pyarrow.ipc.new_stream(file, rows.schema) as writer,
     ):
         writer.write_table(rows)
-    benchmark, again = table.read("gedit", prompts), table.read("gedit", tmp_path)
+    benchmark, again = registry.read("gedit", prompts), registry.read("gedit", tmp_path)
     assert again.pieces == benchmark.pieces
     assert again.companions[2].picture().tobytes() == benchmark.companions[2].picture().tobytes()
 
@@ -96,18 +96,18 @@ def test_vbench_may_come_from_its_package(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('it wants much, and is not imported')")
     (package / "VBench_full_info.json").write_text(json.dumps(given.VBENCH))
-    assert clips.packaged() is None or "vbench" in str(clips.packaged())
+    assert text_to_video.packaged() is None or "vbench" in str(text_to_video.packaged())
     monkeypatch.syspath_prepend(str(tmp_path))
-    benchmark = table.read("vbench", dimensions=["temporal_style"])
+    benchmark = registry.read("vbench", dimensions=["temporal_style"])
     assert [piece.path for piece in benchmark.pieces] == [
         f"a cat, oil painting-{i}.mp4" for i in range(5)
     ]
     with pytest.raises(ValueError, match="no dimension 'beauty'; it has appearance_style"):
-        table.read("vbench", dimensions=["beauty"])
+        registry.read("vbench", dimensions=["beauty"])
 
 
 def test_oneig_in_chinese_has_its_own_table(prompts):
-    benchmark = table.read("oneig", prompts, language="zh", model="mine")
+    benchmark = registry.read("oneig", prompts, language="zh", model="mine")
     assert benchmark.published == 1320
     assert benchmark.own == ("human/mine", "text/mine")
 
@@ -162,19 +162,19 @@ def _wrong(tmp_path: Path, name: str, text: str) -> Path:
 )
 def test_a_wrong_prompt_file_is_named(tmp_path, name, file, text, message):
     with pytest.raises(ValueError, match=message):
-        table.read(name, _wrong(tmp_path, file, text))
+        registry.read(name, _wrong(tmp_path, file, text))
 
 
-@pytest.mark.parametrize("name", table.NAMES)
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_absent_prompts_are_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=r"(github|package|Hugging Face)"):
-        table.read(name, tmp_path)
+        registry.read(name, tmp_path)
 
 
 def test_an_absent_original_is_named(tmp_path):
     entry = {"1": {"id": "a.jpg", "prompt": "p", "edit_type": "add"}}
     with pytest.raises(FileNotFoundError, match=r"key '1': no original at .*--images="):
-        table.read("imgedit", _wrong(tmp_path, "basic_edit.json", json.dumps(entry)))
+        registry.read("imgedit", _wrong(tmp_path, "basic_edit.json", json.dumps(entry)))
 
 
 def test_columns_of_another_data_set_are_named(tmp_path):
@@ -183,12 +183,12 @@ def test_columns_of_another_data_set_are_named(tmp_path):
 
     pyarrow.parquet.write_table(pyarrow.table({"key": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'task_type'; it has key"):
-        table.read("gedit", tmp_path)
+        registry.read("gedit", tmp_path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published prompts are not in {SHARED}")
 def test_the_published_prompt_files_are_read_whole():
-    geneval, dpg = table.read("geneval", SHARED), table.read("dpg_bench", SHARED)
+    geneval, dpg = registry.read("geneval", SHARED), registry.read("dpg_bench", SHARED)
     assert (geneval.prompts, len(geneval.pieces)) == (553, 2212)
     assert geneval.pieces[-1].path == "00552/samples/0003.png"
     assert (dpg.prompts, len(dpg.pieces)) == (1065, 1065)

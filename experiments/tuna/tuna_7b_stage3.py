@@ -1,0 +1,43 @@
+"""TUNA 7B, stage 3: the best data at a low rate: instructions, editing and pictures of high quality.
+
+The 7B sees no video, as in the paper.
+
+    python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage3.py --workdir=runs/tuna_7b_stage3
+"""
+
+from ml_collections import ConfigDict
+
+from tuna_jax.trainers.build_mixture import stream
+from tuna_jax.trainers.multitask import experiment
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    del arg
+    config = experiment()
+    config.model = ConfigDict({"preset": "tuna_7b"})
+    config.model.attention_backend = "auto"  # The splash kernel on TPUs.
+    config.model.remat = "dots_attention"
+    config.vae = "weights/tuna_7b"
+    config.start_from = "runs/tuna_7b_stage2"
+    config.steps = 50_000  # Not in the paper: Tuna-2's second stage.
+
+    # Which streams: the paper. Their shares: the released code's 50, 20, 20 and 10.
+    config.data.streams = ConfigDict()
+    config.data.streams.draw = stream("t2i", "data/fine_captions.jsonl", 50.0)
+    config.data.streams.edit = stream("edit", "emoji/world/edits.jsonl", 20.0)
+    config.data.streams.answer = stream("understand", "data/image_instructions.jsonl", 20.0)
+    config.data.streams.talk = stream("chat", "data/text_instructions.jsonl", 10.0)
+
+    config.optimizer.learning_rate = 2e-5  # The paper.
+    config.optimizer.warmup = 1_000  # The released code.
+    # From here to the average: the released code.
+    config.optimizer.b1, config.optimizer.b2 = 0.9, 0.95
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema = 0.9999
+
+    config.flow_weight, config.text_weight = 1.0, 0.2  # The paper.
+    config.vae_dtype = "bfloat16"  # A TPU multiplies in it anyway.
+    config.mesh.data, config.mesh.fsdp = -1, 32  # 3,584 / 32 fills whole tiles; / 64 does not.
+    config.log_every, config.checkpoint_every = 50, 1_000
+    return config

@@ -1,0 +1,165 @@
+"""Buckets: the nearest size, the smallest length, facts that are looked up once."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tuna_jax.data.media.image import Size
+from tuna_jax.data.mixture import bucketing
+from tuna_jax.data.mixture.bucketing import (
+    SIZES_512,
+    SIZES_1024,
+    Bucket,
+    Facts,
+    assign,
+    nearest,
+    survey,
+)
+from tuna_jax.data.sources.jsonl import Manifest
+from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.sequence import Grid
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer()
+
+
+def test_the_presets_are_tunas() -> None:
+    assert [str(size) for size in SIZES_512] == [
+        "512x512", "448x576", "576x448", "384x672", "672x384"
+    ]  # fmt: skip
+    assert [str(size) for size in SIZES_1024] == [
+        "1024x1024", "896x1152", "1152x896", "768x1344", "1344x768"
+    ]  # fmt: skip
+
+
+def test_the_nearest_size_goes_by_the_logarithm_of_the_ratio() -> None:
+    random = np.random.default_rng(0)
+    height, width = random.integers(10, 3000, (2, 500))
+    chosen = nearest(height, width, SIZES_512)
+    for h, w, at in zip(height, width, chosen, strict=True):
+        away = [abs(math.log(h / w) - math.log(s.height / s.width)) for s in SIZES_512]
+        assert away[at] == pytest.approx(min(away))
+    # A ratio and its inverse are as far from square: not so without the logarithm.
+    pair = [Size(100, 100), Size(100, 200)]
+    assert nearest(np.array([100, 100]), np.array([141, 142]), pair).tolist() == [0, 1]
+
+
+def test_of_like_sizes_the_largest_that_needs_no_enlarging() -> None:
+    sizes = (*SIZES_512, *SIZES_1024)
+    shape = np.array([[2000, 2000], [1024, 1024], [1000, 1023], [512, 512], [40, 40], [768, 1344]])
+    chosen = [str(sizes[at]) for at in nearest(shape[:, 0], shape[:, 1], sizes)]
+    assert chosen == ["1024x1024", "1024x1024", "512x512", "512x512", "512x512", "768x1344"]
+
+
+def manifest(files) -> Manifest:
+    files.image("wide.png", 40, 80)
+    files.image("square.jpg", 64, 64)
+    files.image("five.png", 5, 5)
+    (files.root / "note.png").write_text("not a picture")
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
+    rows = [
+        {"image": "wide.png", "caption": "A dog."},
+        {"image": "none.png", "caption": "A dog."},
+        {"image": "square.jpg", "caption": "A dog. " * 20},
+        {"image": "five.png", "caption": "A dog."},
+        {"image": ["wide.png", "square.jpg"], "conversations": talk},
+        {"image": ["wide.png"] * 4, "conversations": talk},
+        {"image": "note.png", "caption": "A dog."},
+        '{"image": ',
+        {"image": "square.jpg", "caption": "Of words. " * 80},
+        {"image": "wide.png", "caption": ""},
+        {"conversations": talk},
+    ]
+    return Manifest(files.manifest("m.jsonl", rows))
+
+
+SIZES = (Size(32, 32), Size(32, 64))
+GRIDS = (Grid(1, 2, 2), Grid(1, 2, 4))
+
+
+def sort(rows, facts, task="understand"):
+    return assign(facts, rows, task, sizes=SIZES, slots=(1, 2), lengths=(48, 64, 128), grids=GRIDS)
+
+
+def test_rows_are_sorted_and_bad_ones_told(files, tokenizer) -> None:
+    rows = manifest(files)
+    facts = survey(rows, "understand", tokenizer, directory=files.root / "cache")
+    assert facts.height[[0, 2, 4]].tolist() == [40, 64, 40]
+    assert facts.width[[0, 2, 4]].tolist() == [80, 64, 80]
+    assert facts.media[[0, 2, 4, 5]].tolist() == [1, 1, 2, 4]
+    found, members, bad = sort(rows, facts)
+    assert dict(zip(found, map(list, members), strict=True)) == {
+        Bucket(SIZES[1], 1, 48): [0],
+        Bucket(SIZES[0], 1, 128): [2],
+        Bucket(SIZES[1], 2, 64): [4],
+    }
+    assert sorted((row.line, row.kind) for row in bad) == [
+        (2, "missing_file"),
+        (4, "tiny_image"),
+        (6, "wrong_image_count"),
+        (7, "corrupt_image"),
+        (8, "malformed_json"),
+        (9, "too_long"),
+        (10, "empty_text"),
+        (11, "unknown_format"),
+    ]
+    assert "none.png is not there" in str(bad[0])
+
+
+def test_a_caption_that_will_be_cut_is_not_too_long(files, tokenizer) -> None:
+    rows = manifest(files)
+    found, members, bad = sort(rows, survey(rows, "t2i", tokenizer, directory=files.root), "t2i")
+    assert {row.kind for row in bad} & {"too_long"} == set()
+    assert [int(index) for one in members for index in one].count(8) == 1
+    assert found[[8 in one for one in members].index(True)].length == 128
+
+
+def test_facts_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
+    rows, cache = manifest(files), files.root / "cache"
+    first = survey(rows, "understand", tokenizer, directory=cache)
+    with monkeypatch.context() as broken:
+        broken.setattr(bucketing, "image_size", None)
+        again = survey(rows, "understand", tokenizer, directory=cache)
+    for one, other in zip(sort(rows, first), sort(rows, again), strict=True):
+        assert repr(one) == repr(other)
+    # A file that turns up later changes nothing, unless one asks.
+    files.image("none.png", 64, 64)
+    assert 1 in survey(rows, "understand", tokenizer, directory=cache).bad
+    assert 1 not in survey(rows, "understand", tokenizer, directory=cache, anew=True).bad
+
+
+@pytest.mark.filterwarnings("ignore:.*not in the compact vocabulary")
+def test_other_content_tasks_and_vocabularies_are_looked_up_anew(files, tokenizer) -> None:
+    rows, cache = manifest(files), files.root / "cache"
+    survey(rows, "understand", tokenizer, directory=cache)
+    survey(rows, "t2i", tokenizer, directory=cache)
+    survey(rows, "understand", tokenizer, directory=cache, smallest=50)
+    survey(rows, "understand", Tokenizer("emoji"), directory=cache)
+    with rows.path.open("a") as file:
+        file.write('{"image": "wide.png", "caption": "A cat."}\n')
+    assert survey(Manifest(rows.path), "t2i", tokenizer, directory=cache).height[-1] == 40
+    assert len(list((cache / "facts").iterdir())) == 5
+
+
+def test_an_edit_has_the_size_of_its_target(files, tokenizer) -> None:
+    files.image("a.png", 64, 64)
+    files.image("b.png", 40, 80)
+    row = {"raw_image": "a.png", "out_image": "b.png", "instruction": "Wider."}
+    facts = survey(
+        Manifest(files.manifest("e.jsonl", [row])), "edit", tokenizer, directory=files.root
+    )
+    assert (facts.height[0], facts.width[0]) == (40, 80)
+
+
+def test_the_smallest_length_that_holds_spans_and_text(files) -> None:
+    rows = Manifest(files.manifest("n.jsonl", [{"image": "a", "caption": "b"}] * 6))
+    # A span of 32x32 has 1 + 4 tokens.
+    media, text = np.array([1, 1, 2, 2, 0, 2]), np.array([43, 44, 38, 39, 48, 119])
+    side = np.full(6, 32)
+    found, members, bad = sort(rows, Facts(side, side, media, text, {}))
+    lengths = {int(i): b.length for b, one in zip(found, members, strict=True) for i in one}
+    assert lengths == {0: 48, 1: 64, 2: 48, 3: 64, 4: 48}
+    assert "129 tokens (10 of them visual) exceed the longest length, 128" in str(bad[0])

@@ -1,0 +1,64 @@
+"""Streams: defaults, shapes, and settings that cannot be."""
+
+import numpy as np
+import pytest
+
+from tuna_jax.data.media.image import Size
+from tuna_jax.data.mixture import stream as streams
+from tuna_jax.data.mixture.bucketing import SIZES_512
+from tuna_jax.data.mixture.stream import UNUSED_SIZE, BatchShape, RowStream, stream_grids
+from tuna_jax.data.sources.jsonl import Manifest
+from tuna_jax.sequence import Grid
+
+
+def stream(files, **settings):
+    path = files.manifest("m.jsonl", [{"image": "a", "caption": "b"}])
+    given = {"name": "s", "task": "t2i", "weight": 1.0, "rows": 4, "lengths": (64, 2048)}
+    return RowStream(source=Manifest(path), **{**given, **settings})
+
+
+def test_defaults(files) -> None:
+    assert stream(files).picture_sizes == SIZES_512
+    assert stream(files, task="chat").picture_sizes == (UNUSED_SIZE,)
+    assert stream(files).slot_counts == (1,)
+    assert stream(files, task="edit").slot_counts == (2,)
+    video = stream(files, task="t2v", frames=13, sizes=(Size(384, 672),), lengths=(4096,))
+    assert stream_grids(video, 16, 4) == [Grid(4, 24, 42)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lengths": (64, 32)}, r"lengths is \(64, 32\)"),
+        ({"slots": ()}, r"slots is \(\)"),
+        ({"task": "edit", "slots": (1, 2)}, "an edit has 2"),
+        ({"frames": 5}, "has pictures, but frames is 5"),
+        ({"sizes": (Size(32, 32),) * 2}, "each picture size once"),
+        ({"text_dropout": 1.5}, "text_dropout is 1.5"),
+        ({"weight": -1.0}, "weight is -1"),
+        ({"sizes": (Size(32, 40),)}, "32x40 is not made of multiples of 16"),
+        ({"task": "t2v", "frames": 4, "sizes": (Size(32, 32),)}, "4 frames is not 1"),
+        ({"lengths": (64,)}, "512x512 needs at least 1029 tokens.*is 64"),
+        ({"task": "edit"}, "512x512 needs at least 2054 tokens"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(files, settings, words) -> None:
+    with pytest.raises(ValueError, match=f"stream 's': .*{words}"):
+        stream_grids(stream(files, **settings), 16, 4)
+
+
+def test_an_unknown_task_is_named(files, monkeypatch) -> None:
+    # Another table in this module alone: taking the entry out and putting it back would change the order for others.
+    others = {task: kinds for task, kinds in streams.ACCEPTS.items() if task != "t2i"}
+    monkeypatch.setattr(streams, "ACCEPTS", others)
+    with pytest.raises(ValueError, match="task 't2i' is none of understand, chat"):
+        stream(files)
+
+
+def test_a_shape_tells_its_arrays() -> None:
+    shape = BatchShape(8, 2, 5, Size(32, 64), 100)
+    assert str(shape) == "8 rows of 2x5x32x64, 100 tokens"
+    arrays = shape.arrays(process_count=2)
+    assert arrays["pixels"] == ((4, 2, 5, 32, 64, 3), np.dtype(np.uint8))
+    assert arrays["spans"] == ((4, 2, 2), np.dtype(np.int32))
+    assert arrays["tokens"] == arrays["labels"] == ((4, 100), np.dtype(np.int32))

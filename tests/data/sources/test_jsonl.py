@@ -1,0 +1,120 @@
+"""Manifests: the formats, random access by byte offsets, and rows that are none."""
+
+import pickle
+
+import pytest
+
+from tuna_jax.data.invalid_examples import BadRow
+from tuna_jax.data.sources.jsonl import Manifest, Turn
+
+TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": " a dog "}]
+PLAIN = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+ROWS = [
+    {"image": "a.jpg", "caption": " a dog "},
+    {"image": "a.jpg", "conversations": TALK},
+    {"conversations": PLAIN},
+    {"raw_image": "a.jpg", "out_image": "/b.jpg", "instruction": "make it red"},
+    {"video": "a.mp4", "caption": "a dog runs"},
+    {"video": "a.mp4", "conversations": TALK},
+]
+KINDS = ["image_caption", "image_chat", "chat", "edit", "video_caption", "video_chat"]
+
+
+def test_the_formats_are_told_by_their_keys(files) -> None:
+    rows = list(Manifest(files.manifest("all.jsonl", ROWS), files.root / "images"))
+    assert [row.kind for row in rows] == KINDS
+    assert rows[0].media == (files.root / "images" / "a.jpg",)
+    assert rows[0].text == "a dog"
+    assert rows[1].turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "a dog"))
+    assert rows[2].media == ()
+    assert [str(path) for path in rows[3].media] == [str(files.root / "images/a.jpg"), "/b.jpg"]
+    assert rows[3].text == "make it red"
+    assert [row.line for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {row.source for row in rows} == {str(files.root / "all.jsonl")}
+
+
+def test_any_row_is_read_at_once_and_empty_lines_are_none(files) -> None:
+    path = files.root / "odd.jsonl"
+    lines = [f'{{"image": "{i}.jpg", "caption": "é {i}"}}' for i in range(300)]
+    path.write_bytes("\r\n\n".join(lines).encode())  # other line ends, no last one
+    manifest = Manifest(path)
+    assert len(manifest) == 300
+    for index in (299, 0, 150):
+        row = manifest[index]
+        assert (row.text, row.line) == (f"é {index}", 2 * index + 1)
+        assert row.media == (files.root / f"{index}.jpg",)
+    with pytest.raises(IndexError):
+        manifest[300]
+    again = pickle.loads(pickle.dumps(manifest))
+    assert again[7] == manifest[7]
+
+
+def test_lines_are_found_across_chunks(files, monkeypatch) -> None:
+    monkeypatch.setattr("tuna_jax.data.sources.jsonl._CHUNK", 7)
+    manifest = Manifest(files.manifest("all.jsonl", ROWS))
+    assert [row.kind for row in manifest] == KINDS
+
+
+def test_the_identity_tells_content_and_root_apart(files) -> None:
+    first = Manifest(files.manifest("a.jsonl", ROWS))
+    assert Manifest(files.manifest("b.jsonl", ROWS)).identity == first.identity
+    assert Manifest(files.manifest("c.jsonl", ROWS[:2])).identity != first.identity
+    assert Manifest(files.root / "a.jsonl", files.root / "x").identity != first.identity
+
+
+def test_several_images_stand_where_their_marks_are(files) -> None:
+    turns = [
+        {"role": "user", "content": "<image> and <image>?"},
+        {"role": "assistant", "content": "Both."},
+    ]
+    path = files.manifest("m.jsonl", [{"image": ["a.png", "b.png"], "conversations": turns}])
+    assert len(Manifest(path)[0].media) == 2
+
+
+def test_pictures_without_marks_come_first_and_video_marks_are_known(files) -> None:
+    clip = [{"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
+    rows = [{"image": "a.png", "conversations": PLAIN}, {"video": "a.mp4", "conversations": clip}]
+    manifest = Manifest(files.manifest("m.jsonl", rows))
+    assert manifest[0].turns[0].text == "<image>\nhi"
+    assert manifest[1].turns[0].text == "<image>\nwhat?"
+
+
+DRAWN = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "Here. <image>"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "words"),
+    [
+        ('{"image": "a.jpg", "caption": ', "malformed_json", "line 1 column"),
+        ("[1, 2]", "malformed_json", "list"),
+        ({"picture": "a.jpg"}, "unknown_format", "picture"),
+        ({"image": "a.jpg"}, "unknown_format", "caption or conversations"),
+        ({"image": 3, "caption": "x"}, "unknown_format", "image is 3"),
+        ({"image": "a.jpg", "caption": "  "}, "empty_text", "caption"),
+        ({"image": "a.jpg", "caption": None}, "empty_text", "caption"),
+        ({"image": "a.jpg", "caption": ["x"]}, "unknown_format", "caption is a list"),
+        ({"raw_image": "a", "out_image": "b", "instruction": ""}, "empty_text", "instruction"),
+        ({"conversations": PLAIN[:1]}, "empty_text", "assistant"),
+        ({"conversations": [*PLAIN, {"from": "gpt", "value": ""}]}, "empty_text", r"\[2\]"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "unknown_format", "'bot'"),
+        ({"conversations": TALK}, "wrong_image_count", "1 <image> marks for 0"),
+        ({"image": ["a", "b"], "conversations": TALK}, "wrong_image_count", "1 <image> marks for 2"),
+        ({"image": ["a", "b"], "caption": "x"}, "wrong_image_count", "of 2"),
+        ({"image": "a", "conversations": [*DRAWN, *PLAIN]}, "unknown_format", "ends the"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named(files, row, kind, words) -> None:
+    manifest = Manifest(files.manifest("bad.jsonl", [ROWS[0], row]))
+    with pytest.raises(BadRow, match=words) as raised:
+        manifest[1]
+    assert raised.value.kind == kind
+    assert raised.value.line == 2
+    assert "bad.jsonl, line 2" in str(raised.value)
+    assert manifest[0].kind == "image_caption"
+
+
+def test_a_missing_or_empty_manifest_is_named(files) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        Manifest(files.root / "none.jsonl")
+    with pytest.raises(ValueError, match="no rows"):
+        Manifest(files.manifest("empty.jsonl", []))

@@ -1,0 +1,90 @@
+"""The list of bad rows: each once, counted by kind, and a limit on their share."""
+
+import json
+import pickle
+import threading
+
+import pytest
+
+from tuna_jax.data.invalid_examples import KINDS, BadRow, BadRows, Fault, TooManyBadRows, blaming
+
+
+def row(line: int, kind: str = "missing_file") -> BadRow:
+    return BadRow(kind, "m.jsonl", line, "é.jpg is not there")
+
+
+def entries(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_row_is_listed_once_and_counted_by_kind(tmp_path) -> None:
+    path = tmp_path / "run" / "bad_rows.jsonl"
+    log = BadRows(path)
+    for bad in (row(3), row(4, "tiny_image"), row(3), row(5)):
+        log.bad(bad)
+    log.scanned("m.jsonl", 100, [row(5), row(9, "empty_text")])
+    assert log.counts() == {"empty_text": 1, "missing_file": 2, "tiny_image": 1}
+    assert [entry["line"] for entry in entries(path)] == [3, 4, 5, 9]
+    assert entries(path)[0] == {
+        "source": "m.jsonl", "line": 3, "kind": "missing_file", "reason": "é.jpg is not there"
+    }  # fmt: skip
+
+
+def test_a_list_is_continued(tmp_path) -> None:
+    path = tmp_path / "bad_rows.jsonl"
+    BadRows(path).bad(row(3))
+    with path.open("a") as file:
+        file.write('{"source": "m.jsonl", "li')  # killed while it wrote
+    log = BadRows(path)
+    log.bad(row(3))
+    log.bad(row(4))
+    assert [entry["line"] for entry in entries(path)] == [3, 4]
+    assert log.counts() == {"missing_file": 2}
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"bad_rows\.jsonl, line 1"):
+        BadRows(path)
+
+
+def test_too_many_stop_the_run_but_not_too_early(tmp_path) -> None:
+    log = BadRows(tmp_path / "bad.jsonl", limit=0.1, least=20)
+    for line in range(10):
+        log.bad(row(line))  # ten of ten, but only ten were seen
+    for _ in range(100):
+        log.good()
+    with pytest.raises(
+        TooManyBadRows, match=r"(?s)12 of 112 rows drawn.*10\.0%.*bad\.jsonl.*m\.jsonl"
+    ):
+        for line in range(20):
+            log.bad(row(line))
+    with pytest.raises(TooManyBadRows, match=r"30 of 100 rows of m\.jsonl"):
+        BadRows(limit=0.1, least=20).scanned("m.jsonl", 100, map(row, range(30)))
+
+
+def test_many_threads_may_write(tmp_path) -> None:
+    log = BadRows(tmp_path / "bad.jsonl", limit=1.0)
+
+    def work() -> None:
+        for line in range(200):
+            log.bad(row(line))
+            log.good()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(entries(tmp_path / "bad.jsonl")) == 200
+    assert (log.drawn, log.failed) == (1600, 800)
+
+
+def test_a_fault_becomes_the_rows(tmp_path) -> None:
+    with pytest.raises(BadRow) as raised, blaming("m.jsonl", 7):
+        raise Fault("no_frames", "nothing to see")
+    assert (
+        str(pickle.loads(pickle.dumps(raised.value)))
+        == "m.jsonl, line 7: no_frames: nothing to see"
+    )
+    with pytest.raises(OSError, match="disk"), blaming("m.jsonl", 7):
+        raise OSError("disk")
+    with pytest.raises(KeyError, match=KINDS[0]):
+        Fault("ugly", "")

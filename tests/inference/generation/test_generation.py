@@ -1,0 +1,216 @@
+"""The prefix cache against rerunning everything, and what sampling options do."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuna_jax import flow
+from tuna_jax.config import preset
+from tuna_jax.inference.generation import flow_sampler, prefix_cache, text_decoder
+from tuna_jax.models import tuna
+
+CONFIG = preset("tiny")
+PARAMS = jax.tree.map(
+    lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape),
+    tuna.init(CONFIG, jax.random.key(0)),
+)
+NOISE = jax.random.normal(jax.random.key(5), (2, 1, 2, 2, 8))
+# Rows of different lengths: 6 and 4 tokens before the span.
+TOKENS = np.asarray([[1, 2, 3, 4, 5, 6], [1, 7, 8, 6, 0, 0]], np.int32)
+LENGTHS = np.asarray([6, 4], np.int32)
+POSITIVE = prefix_cache.text_prefix(TOKENS, LENGTHS)
+NEGATIVE = prefix_cache.text_prefix(
+    np.asarray([[1, 6]] * 2, np.int32), np.asarray([2, 2], np.int32)
+)
+
+
+def _uncached_velocity(prompt: prefix_cache.Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
+    """Every row alone and whole: prefix, span, and two tokens behind it, through `tuna.forward`."""
+    rows = []
+    for row in range(len(prompt.tokens)):
+        start = int(prompt.lengths[row])
+        tokens = jnp.concatenate(
+            [prompt.tokens[row, :start], jnp.full((5,), 9), jnp.asarray([3, 4])]
+        )
+        spans = jnp.asarray([[[start, 5]]])
+        latents, time = x[row][None, None], jnp.full((1, 1), t)
+        if prompt.latents is not None:
+            spans = jnp.concatenate([prompt.spans[row][None], spans], axis=1)
+            latents = jnp.concatenate([prompt.latents[row][None], latents], axis=1)
+            time = jnp.concatenate([jnp.ones((1, 1)), time], axis=1)
+        out = jax.jit(functools.partial(tuna.forward, CONFIG))(
+            PARAMS, tokens[None], spans, latents, time
+        )
+        assert out.velocity is not None
+        rows.append(tuna.span_velocities(out.velocity, spans, latents.shape[2:])[0, -1])
+    return jnp.stack(rows)
+
+
+def _editing() -> tuple[prefix_cache.Prefix, prefix_cache.Prefix]:
+    source = jax.random.normal(jax.random.key(8), (2, 1, 1, 2, 2, 8))
+    spans = jnp.asarray([[[1, 5]], [[1, 5]]])
+    long = jnp.asarray([[1, 9, 9, 9, 9, 9, 2, 3, 6], [1, 9, 9, 9, 9, 9, 4, 6, 0]])
+    short = jnp.asarray([[1, 9, 9, 9, 9, 9, 6]] * 2)
+    return (
+        prefix_cache.Prefix(long, jnp.asarray([9, 8]), spans, source),
+        prefix_cache.Prefix(short, jnp.asarray([7, 7]), spans, source),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editing", [False, True], ids=["image", "edit"])
+def test_a_cached_trajectory_is_the_uncached_one(editing: bool) -> None:
+    positive, negative = _editing() if editing else (POSITIVE, NEGATIVE)
+    cached = flow_sampler.sample(
+        CONFIG, PARAMS, positive, NOISE, negative=negative, guidance=2.0, points=4, trajectory=True
+    )
+    x, grid = NOISE, flow.time_grid(4)
+    for step, (t, following) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        velocity = flow.guided(
+            _uncached_velocity(positive, x, t), _uncached_velocity(negative, x, t), 2.0
+        )
+        x = x + (following - t) * velocity
+        error = jnp.linalg.norm(cached[step] - x) / jnp.linalg.norm(x)
+        assert float(error) < 1e-5
+
+
+def test_guidance_zero_and_one_sample_from_the_prompt_alone() -> None:
+    alone = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, guidance=1.0, points=3)
+    none = flow_sampler.sample(
+        CONFIG, PARAMS, POSITIVE, NOISE, negative=NEGATIVE, guidance=0.0, points=3
+    )
+    np.testing.assert_array_equal(alone, none)
+    with pytest.raises(ValueError, match="guidance 3.0 needs a negative prefix"):
+        flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, points=3)
+
+
+def test_pictures_become_bytes_by_truncation_after_clamping() -> None:
+    pixels = jnp.asarray([[-2.0, -1.0, 0.0], [0.999, 1.0, 3.0]])
+    assert flow_sampler.to_uint8(pixels).tolist() == [[0, 0, 127], [254, 255, 255]]
+
+
+@functools.cache
+def _greedy() -> text_decoder.Decoded:
+    return text_decoder.generate(
+        CONFIG, PARAMS, POSITIVE, jax.random.key(0), eos=-1, max_new_tokens=5, keep_logits=True
+    )
+
+
+@pytest.mark.slow
+def test_cached_decoding_is_recomputing_everything() -> None:
+    decoded = _greedy()
+    assert decoded.logits is not None
+    for row in range(2):
+        tokens = TOKENS[row, : LENGTHS[row]].tolist()
+        for step in range(5):
+            out = tuna.forward(
+                CONFIG, PARAMS, jnp.asarray([tokens]), jnp.zeros((1, 0, 2), jnp.int32)
+            )
+            scores = tuna.logits(CONFIG, PARAMS, out.hidden)[0, -1]
+            np.testing.assert_allclose(decoded.logits[row, step], scores, atol=1e-4)
+            tokens.append(int(scores.argmax()))
+        assert decoded.tokens[row].tolist() == tokens[LENGTHS[row] :]
+
+
+def test_a_row_ends_at_eos_and_the_other_goes_on() -> None:
+    free = np.asarray(_greedy().tokens)
+    eos = int(free[0, 0])
+    ended = text_decoder.generate(
+        CONFIG, PARAMS, POSITIVE, jax.random.key(0), eos=eos, max_new_tokens=5
+    )
+    assert ended.tokens[0].tolist() == [eos] * 5
+    assert int(ended.lengths[0]) == 0
+    stop = free[1].tolist().index(eos) if eos in free[1] else 5
+    assert int(ended.lengths[1]) == stop
+    assert ended.tokens[1, :stop].tolist() == free[1, :stop].tolist()
+
+
+SAMPLED = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
+
+
+@pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_a_stream_is_the_whole_in_parts(how: dict[str, Any], chunk: int) -> None:
+    keys = jax.random.split(jax.random.key(3), 2)
+    common: dict[str, Any] = {"eos": -1, "max_new_tokens": 8, **how}
+    whole = text_decoder.generate(CONFIG, PARAMS, POSITIVE, keys, **common)
+    parts = list(text_decoder.stream(CONFIG, PARAMS, POSITIVE, keys, chunk=chunk, **common))
+    assert [part.shape[1] for part in parts] == {1: [1] * 8, 3: [3, 3, 2], 8: [8]}[chunk]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole.tokens)
+
+
+def test_a_stream_ends_with_its_last_row() -> None:
+    free = np.asarray(_greedy().tokens)
+    eos = int(free[0, 0])
+    how: dict[str, Any] = {"eos": eos, "max_new_tokens": 5}
+    whole = np.asarray(
+        text_decoder.generate(CONFIG, PARAMS, POSITIVE, jax.random.key(0), **how).tokens
+    )
+    found = list(text_decoder.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=1, **how))
+    np.testing.assert_array_equal(np.concatenate(found, axis=1), whole[:, : len(found)])
+    alone = prefix_cache.text_prefix(TOKENS[:1], LENGTHS[:1])
+    (only,) = text_decoder.stream(CONFIG, PARAMS, alone, jax.random.key(0), chunk=2, **how)
+    assert only.tolist() == [[eos, eos]]
+
+
+def test_a_streams_cache_is_handed_on_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    begun = text_decoder._prefilled
+
+    def kept(*arguments: Any) -> Any:
+        states.append(begun(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr(text_decoder, "_prefilled", kept)
+    how: dict[str, Any] = {"eos": -1, "max_new_tokens": 8}
+    next(text_decoder.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=2, **how))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states[0].cache))
+
+
+def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
+    """`unroll` cuts stacks of layers and of their caches before the loops, and no loop copies a layer out or in."""
+    out = dataclasses.replace(CONFIG, unroll=True)
+    how: dict[str, Any] = {"eos": -1, "max_new_tokens": 5, "keep_logits": True}
+    said = text_decoder.generate(out, PARAMS, POSITIVE, jax.random.key(0), **how)
+    np.testing.assert_allclose(said.logits, _greedy().logits, atol=1e-5)
+    drawing: dict[str, Any] = {"negative": NEGATIVE, "guidance": 2.0, "points": 3}
+    drawn = flow_sampler.sample(out, PARAMS, POSITIVE, NOISE, **drawing)
+    expected = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, **drawing)
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+    def write(params: Any) -> Any:
+        return text_decoder.generate(out, params, POSITIVE, jax.random.key(0), **how).tokens
+
+    def loops(jaxpr: Any) -> Any:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "while":
+                yield equation
+            elif "jaxpr" in equation.params:
+                yield from loops(equation.params["jaxpr"].jaxpr)
+
+    (loop,) = loops(jax.make_jaxpr(write)(PARAMS).jaxpr)
+    shapes = {variable.aval.shape for variable in loop.invars}
+    layer = PARAMS["language"]["layers"]["mlp"]["up"]["kernel"].shape
+    assert layer[1:] in shapes and layer not in shapes
+    sizes = out.language
+    cache = (sizes.layers, len(TOKENS), sizes.kv_heads, TOKENS.shape[1] + 5, sizes.head_dim)
+    assert cache[1:] in shapes and cache not in shapes
+
+
+def test_sampling_keeps_to_top_k_and_to_the_nucleus() -> None:
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def drawn(top_k: int, top_p: float) -> set[int]:
+        return {int(text_decoder.choose(logits, key, 1.0, top_k, top_p)[0]) for key in keys}
+
+    assert drawn(2, 1.0) == {0, 1}
+    assert drawn(0, 0.6) == {0, 1}
+    assert drawn(0, 1.0) == {0, 1, 2, 3}
+    assert drawn(0, 0.0) == {0}
+    assert int(text_decoder.choose(logits, keys[0], 0.0, 0, 1.0)[0]) == 0

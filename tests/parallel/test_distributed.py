@@ -1,0 +1,94 @@
+"""What a single process can show; two of them are in tests/training/test_processes.py."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from tuna_jax.parallel import distributed
+from tuna_jax.parallel.mesh import AXES
+
+
+def named(**values):
+    return {f"TUNA_JAX_{name.upper()}": value for name, value in values.items()}
+
+
+def test_a_process_learns_its_place_from_the_launcher():
+    found = distributed.arguments(named(coordinator="host:1", processes="4", process="3"))
+    assert found == {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        named(coordinator="host:1", processes="1", process="0"),
+        {"SLURM_NTASKS": "8"},  # A shell of salloc: one process, whatever was allocated.
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+    ],
+)
+def test_a_single_process_is_left_alone(environment):
+    assert distributed.arguments(environment) is None
+    distributed.initialize(environment)
+    assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        named(coordinator="auto"),
+        {"SLURM_STEP_NUM_TASKS": "2"},
+        {"TPU_WORKER_HOSTNAMES": "host-0,host-1"},
+        {"MEGASCALE_NUM_SLICES": "2"},
+    ],
+)
+def test_where_jax_knows_the_cluster_it_is_asked(environment):
+    assert distributed.arguments(environment) == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (named(process="0"), "TUNA_JAX_COORDINATOR and TUNA_JAX_PROCESSES is not"),
+        (named(coordinator="host:1", processes="2"), "TUNA_JAX_PROCESS is not"),
+        (named(coordinator="h:1", processes="two", process="0"), "TUNA_JAX_PROCESSES=two"),
+        (named(coordinator="h:1", processes="2", process="2"), "from 0 to 1"),
+    ],
+)
+def test_contradictions_are_named(environment, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize(environment)
+
+
+def test_alone_nothing_is_sent_anywhere():
+    tree = {"w": jax.numpy.arange(3)}
+    assert distributed.to_first(tree) is tree
+    assert distributed.from_first([3, 5]) == [3, 5]
+    assert distributed.all_agree(True) and not distributed.all_agree(False)
+    assert not distributed.stop_together(1)
+    distributed.wait_for_all()
+
+
+class Device:
+    """As much of a device as a mesh on paper asks for."""
+
+    def __init__(self, number, process_index):
+        self.id, self.process_index, self.platform = number, process_index, "cpu"
+
+
+@pytest.mark.parametrize(
+    ("shape", "apart"),
+    [((8, 1, 1, 1), True), ((1, 8, 1, 1), True), ((2, 1, 2, 2), True), ((1, 2, 2, 2), True)]
+    + [((1, 1, 1, 8), False), ((1, 1, 8, 1), False)],
+)
+def test_no_row_is_read_by_two_processes(shape, apart, monkeypatch):
+    """Two processes of four devices each, on paper."""
+    devices = np.array([Device(n, n // 4) for n in range(8)], dtype=object)
+    devices = devices.reshape((1,) * (len(AXES) - len(shape)) + shape)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    mesh = Mesh(devices, AXES)
+    if apart:
+        distributed.check_rows(mesh)
+    else:
+        with pytest.raises(ValueError, match="share rows of a batch.*mesh.data x mesh.fsdp"):
+            distributed.check_rows(mesh)

@@ -1,0 +1,163 @@
+"""The public golden set, case by case, and proof that the checker notices when something is broken."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tuna_jax import convert
+from tuna_jax.config import preset
+from tuna_jax.conversion import weight_map
+from tuna_jax.parity import model_cases, verify
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+PUBLIC = GOLDENS / "public"
+
+
+@pytest.fixture(scope="module")
+def public() -> verify.GoldenSet:
+    return verify.load(PUBLIC)
+
+
+def _run(public: verify.GoldenSet, name: str) -> list[verify.Result]:
+    case = next(case for case in public.cases() if case.name == name)
+    return verify._judge(case, model_cases.CASES[name](public, case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(model_cases.CASES))
+def test_case(public: verify.GoldenSet, name: str) -> None:
+    results = _run(public, name)
+    assert [r for r in results if r.status == "FAIL"] == []
+    assert any(r.status == "pass" for r in results)
+
+
+def test_every_case_of_the_set_is_run() -> None:
+    assert {path.parent.name for path in PUBLIC.glob("*/meta.json")} == set(model_cases.CASES)
+
+
+def test_only_what_the_readme_names_is_excluded() -> None:
+    assert set(verify.EXCLUDED) == {
+        "components/quirk_q_rope",
+        "components/quirk_k_rope",
+        "components/block0_out_rope_none",
+        "text_only/v_pred_all",
+        "text_only/mix_loss_flow",
+        "text_only/mix_v_pred_all",
+        "text_only/ds_logits",
+        "text_only/ds_loss_ntp",
+        "text_only/ds_v_pred_all",
+        "full_mmu/loss_flow_official",
+        "full_mmu/wrapper_total_loss_mmu",
+        "vae_video/latents_11f",
+        "vae_video/log_var_11f",
+    }
+
+
+def test_full_size_manifests_match_exactly(capsys: pytest.CaptureFixture) -> None:
+    for name, count in (("tuna_2b", 1488), ("tuna_7b", 1176)):
+        path = GOLDENS / "manifests" / f"{name}.json"
+        assert convert.main(["verify", "--manifest", str(path)]) == 0
+        assert f"all {count} keys" in capsys.readouterr().out
+
+
+def test_a_wrong_manifest_lists_every_tensor(tmp_path: Path) -> None:
+    manifest = json.loads((GOLDENS / "manifests" / "tuna_2b.json").read_text())
+    del manifest["keys"]["siglip_proj.1.bias"]
+    manifest["keys"]["siglip_proj.9.bias"] = {"shape": [3]}
+    manifest["keys"]["tuna.model.norm.weight"]["shape"] = [7]
+    path = tmp_path / "tuna_2b.json"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(weight_map.ConversionError) as raised:
+        verify.check_manifest(preset("tuna_1p5b"), path)
+    for words in (
+        "missing: siglip_proj.1.bias [1536]",
+        "foreign: siglip_proj.9.bias [3]",
+        "wrong shape: tuna.model.norm.weight is [7], the model wants [1536]",
+    ):
+        assert words in str(raised.value)
+    assert "3 tensors" in str(raised.value)
+
+
+def _broken_copy(tmp_path: Path, change) -> Path:
+    copy = tmp_path / "set"
+    copy.mkdir()
+    shutil.copy(PUBLIC / "state_dict.json", copy)
+    shutil.copy(PUBLIC / "vae.safetensors", copy)
+    state = load_file(PUBLIC / "model.safetensors")
+    change(state)
+    save_file(state, copy / "model.safetensors")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("siglip_proj.1.bias"), ["missing: siglip_proj.1.bias [64]"]),
+        (lambda s: s.update(extra=np.zeros(2, np.float32)), ["foreign: extra [2]"]),
+        (
+            lambda s: s.update({"siglip_proj.0.weight": np.zeros(3, np.float32)}),
+            ["wrong shape: siglip_proj.0.weight is [3], the model wants [48]"],
+        ),
+        (
+            lambda s: s.update({"tuna.lm_head.weight": np.zeros((320, 64), np.float32)}),
+            ["tuna.lm_head.weight differs from tuna.model.embed_tokens.weight"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_state_dict_that_does_not_fit_is_refused(tmp_path: Path, change, words: list) -> None:
+    with pytest.raises(weight_map.ConversionError) as raised:
+        verify.load(_broken_copy(tmp_path, change))
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_tied_head_may_be_absent(tmp_path: Path, public: verify.GoldenSet) -> None:
+    lean = verify.load(_broken_copy(tmp_path, lambda s: s.pop("tuna.lm_head.weight")))
+    assert jax.tree.all(jax.tree.map(np.array_equal, lean.params, public.params))
+
+
+def test_there_and_back_is_bit_identical(public: verify.GoldenSet) -> None:
+    params = {**public.params, "vae": public.vae_params}
+    state = weight_map.to_torch(public.config, jax.tree.map(np.asarray, params))
+    original = load_file(PUBLIC / "model.safetensors")
+    vae = load_file(PUBLIC / "vae.safetensors")
+    original |= {f"vae.model.{key}": tensor for key, tensor in vae.items()}
+    assert state.keys() == original.keys()
+    for key, tensor in original.items():
+        np.testing.assert_array_equal(state[key], tensor, err_msg=key)
+
+
+def test_an_unknown_case_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy = _broken_copy(tmp_path, lambda s: None)
+    shutil.copytree(PUBLIC / "transport", copy / "transport")
+    shutil.copytree(PUBLIC / "transport", copy / "teleport")
+    assert convert.main(["verify", str(copy)]) == 1
+    out = capsys.readouterr().out
+    assert "unknown case" in out and "1 failed" in out
+
+
+def test_a_wrong_number_and_a_missing_output_fail(tmp_path: Path) -> None:
+    copy = _broken_copy(tmp_path, lambda s: None)
+    shutil.copytree(PUBLIC / "transport", copy / "transport")
+    tensors = load_file(copy / "transport" / "tensors.safetensors")
+    tensors["grid_9_shift3"] = tensors["grid_9_shift3"] * np.float32(1.0001)
+    tensors["novelty"] = np.ones(3, np.float32)
+    save_file(tensors, copy / "transport" / "tensors.safetensors")
+    meta = json.loads((copy / "transport" / "meta.json").read_text())
+    meta["tensors"]["novelty"] = {"role": "output"}
+    (copy / "transport" / "meta.json").write_text(json.dumps(meta))
+    failed = {r.tensor for r in verify.verify(copy) if r.status == "FAIL"}
+    assert failed == {"grid_9_shift3", "novelty"}
+
+
+def test_a_folder_that_is_no_golden_set_is_named(tmp_path: Path, capsys) -> None:
+    assert convert.main(["verify", str(tmp_path)]) == 1
+    assert "state_dict.json does not exist" in capsys.readouterr().err
+    (tmp_path / "state_dict.json").write_text("{")
+    with pytest.raises(verify.GoldenError, match="is not JSON"):
+        verify.load(tmp_path)

@@ -1,0 +1,217 @@
+"""What surrounds a step: pixels become latents in it, a program a shape, and what is frozen costs no gradient."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tuna_jax.config import preset
+from tuna_jax.models import tuna, vae
+from tuna_jax.models.layers import Apart, together
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training import optimizer, state, step
+from tuna_jax.training.optimizer import OptimizerSettings
+from tuna_jax.training.step import NO_LIMITS, Heads
+from tuna_jax.training.train_program import LoopSettings, Program, encode
+
+TINY = preset("tiny")
+ADAM = OptimizerSettings(warmup=1, ema=0.0)
+
+
+@functools.cache
+def tiny_vae():
+    return vae.init(TINY.vae, jax.random.key(3), image_only=True)
+
+
+def pixels(rows=2, slots=3, side=32):
+    return (
+        np.random.default_rng(0).integers(0, 256, (rows, slots, 1, side, side, 3)).astype(np.uint8)
+    )
+
+
+def batch(length=24, rows=2, slots=1, side=32):
+    tokens = np.random.default_rng(1).integers(0, 90, (rows, length)).astype(np.int32)
+    span = 1 + (side // 16) ** 2
+    return {
+        "tokens": tokens,
+        "labels": np.where(np.arange(length) > 12, tokens, -100).astype(np.int32),
+        "spans": np.tile(np.array([2, span], np.int32), (rows, slots, 1)),
+        "is_target": np.ones((rows, slots), bool),
+        "pixels": pixels(rows, slots, side),
+        "task": np.zeros(rows, np.int32),
+    }
+
+
+def test_every_slot_is_a_draw_from_its_own_posterior():
+    drawn = encode(TINY.vae, jnp.float32, tiny_vae(), jnp.asarray(pixels()), jax.random.key(1))
+    noise = jax.random.normal(jax.random.key(1), (6, 1, 2, 2, TINY.vae.latent_channels))
+    for row in range(2):
+        for slot in range(3):
+            mean, std = vae.posterior(TINY.vae, tiny_vae(), pixels()[row, slot][None])
+            want = mean[0] + std[0] * noise[3 * row + slot]
+            np.testing.assert_allclose(drawn[row, slot], want, rtol=1e-4, atol=1e-5)
+
+
+def test_posterior_of_bytes_is_that_of_scaled_pixels():
+    clips = pixels()[:, 0]
+    mean, std = vae.posterior(TINY.vae, tiny_vae(), clips)
+    want, log_var = vae.encode(TINY.vae, tiny_vae(), jnp.asarray(clips / 127.5 - 1.0, jnp.float32))
+    np.testing.assert_allclose(mean, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(std, vae.posterior_std(TINY.vae, log_var), rtol=1e-4)
+    half = vae.posterior(TINY.vae, tiny_vae(), clips, jnp.bfloat16)
+    assert half[0].dtype == half[1].dtype == jnp.float32
+    np.testing.assert_allclose(half[0], mean, atol=0.1 * float(jnp.abs(mean).max()))
+
+
+def test_a_program_is_compiled_once_a_shape_and_heads():
+    program = Program(LoopSettings(steps=10, optimizer=ADAM), TINY, ("one",), make_mesh())
+    first = program.compile(batch(), tiny_vae())
+    assert program.compile(batch(), tiny_vae()) is first
+    assert program.compile(batch(), tiny_vae(), Heads(None, 0)) is not first
+    assert program.count == 2
+    state, window = first(program.initial(), program.place(batch()), tiny_vae())
+    assert int(state.step) == 1
+    assert float(window["flow_sum"][0]) > 0
+    assert float(window["text_count"][0]) == 2 * 11
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_layers_that_are_carried_apart_train_as_in_their_stacks(algorithm):
+    """A part is frozen: its layers have no moments. Muon wants to know which axes of a kernel are its matrix."""
+    chosen = OptimizerSettings(algorithm=algorithm, warmup=1, ema=0.9, frozen=("language",))
+    given = {name: array for name, array in batch().items() if name != "pixels"}
+    given["latents"] = jax.random.normal(
+        jax.random.key(1), (2, 1, 1, 2, 2, TINY.vae.latent_channels)
+    )
+
+    def trained(unroll: bool):
+        config, settings = (
+            dataclasses.replace(TINY, unroll=unroll),
+            LoopSettings(steps=9, optimizer=chosen),
+        )
+        program = Program(settings, config, ("one",), make_mesh(devices=jax.devices()[:1]))
+        run, state = program.compile(given, None), program.initial()
+        for _ in range(3):
+            state, _ = run(state, program.place(given), None)
+        return program, state
+
+    _, stacked = trained(False)
+    program, state = trained(True)
+    cut = jax.tree.leaves(state.params, is_leaf=lambda leaf: isinstance(leaf, Apart))
+    assert any(isinstance(leaf, Apart) for leaf in cut)
+    saved = together(state)
+    assert (
+        jax.tree.structure(saved)
+        == jax.tree.structure(program.shapes)
+        == jax.tree.structure(stacked)
+    )
+    # The gradient of the keys' biases is rounding alone, and Adam makes steps of it all the same.
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(saved), jax.tree.leaves(stacked), strict=True
+    ):
+        if "['key']['bias']" not in (name := jax.tree_util.keystr(path)):
+            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6, err_msg=name)
+    again = program.to_carry(jax.device_put(saved, program.shardings))
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    program.compile(given, None)(again, program.place(given), None)
+
+
+def test_a_batch_that_cannot_be_taken_in_parts_is_refused():
+    settings = LoopSettings(steps=10, optimizer=ADAM, accumulate=4)
+    program = Program(settings, TINY, ("one",), make_mesh())
+    with pytest.raises(ValueError, match="a batch of 2 does not divide into accumulate=4 parts"):
+        program.batch_shapes(batch())
+    with pytest.raises(ValueError, match="accumulate is 0"):
+        LoopSettings(steps=10, accumulate=0)
+
+
+def test_what_is_frozen_costs_no_gradient():
+    """Counted in the traced step: its matrix products are fewer when the language model is not trained."""
+
+    def products(frozen):
+        settings = LoopSettings(
+            steps=10, optimizer=OptimizerSettings(warmup=1, ema=0.0, frozen=frozen)
+        )
+        program = Program(settings, TINY, ("one",), make_mesh())
+        run = functools.partial(program.step, heads=Heads(None, 0))
+        lowered = jax.jit(run).lower(program.carried, batch(), tiny_vae())
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert products(("language",)) < 0.9 * products(())
+
+
+def test_moments_are_drawn_from_in_the_step():
+    """With mean and deviation apart, and noise that is new at every step: what the loss is given, watched."""
+    given = []
+
+    def loss(params, batch, noise, t, heads):
+        given.append(batch["latents"])
+        return jnp.sum(params["w"] ** 2), {
+            name: jnp.ones(2) for name in ("flow_sum", "flow_count", "text_sum", "text_count")
+        }
+
+    shape = (2, 3, 4, 4, 4, 5)
+    moments = np.stack([np.full(shape, 2.0), np.full(shape, 0.25)], 2).astype(ml_dtypes.bfloat16)
+    update = optimizer.build(ADAM, {"w": jnp.ones(3)}, 10)
+    window = step.empty_window(1)
+    current = state.initial(
+        lambda _: {"w": jnp.ones(3)}, optimizer=update, window=window, seed=0, average=False
+    )
+    run = step.make_step(
+        loss, update, lambda key, shape: jnp.zeros(shape), ema=0.0, log_every=5, tasks=1
+    )
+    inputs = {
+        "moments": jnp.asarray(moments),
+        "is_target": jnp.ones((2, 3), bool),
+        "task": jnp.zeros(2, int),
+    }
+    for _ in range(2):
+        current, _ = run(current, inputs)
+    noise = (np.stack(given) - 2.0) / 0.25
+    assert noise.shape == (2, *shape) and noise.dtype == np.float32
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    assert len(np.unique(noise)) > 0.99 * noise.size, "noise of its own for every slot and step"
+
+
+def test_model_flops_are_without_rematerialisation_and_what_a_kernel_pads():
+    """Six for every parameter and token that meet, and attention as if dense; recomputation is not among them."""
+    mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
+    given = {name: array for name, array in batch().items() if name != "pixels"}
+    given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
+    counted = {
+        changes: Program(
+            settings, dataclasses.replace(TINY, **dict([changes])), ("t2i",), mesh
+        ).model_flops(given, None)
+        for changes in (("remat", "none"), ("remat", "full"), ("attention_backend", "splash"))
+    }
+    plain = counted["remat", "none"]
+    assert set(counted.values()) == {plain}
+    tokens, params = 2 * 24, jax.eval_shape(lambda: tuna.init(TINY, jax.random.key(0)))
+    kernels = [leaf.size for leaf in jax.tree.leaves((params["language"], params["flow_head"]))]
+    assert 0.7 < plain / (6 * tokens * sum(kernels)) < 1.5
+
+
+def test_model_flops_of_a_text_loss_in_chunks_are_of_tokens_with_labels():
+    mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
+    given = {name: array for name, array in batch().items() if name != "pixels"}
+    given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+    labels = np.full_like(given["labels"], -100)
+    labels[0, 3:8] = labels[1, 11] = 7
+
+    def counted(chunk: int, batch, heads=NO_LIMITS) -> int:
+        config = dataclasses.replace(TINY, text_chunk=chunk)
+        return Program(settings, config, ("t2i",), mesh).model_flops(batch, None, heads)
+
+    few, none = given | {"labels": labels}, given | {"labels": np.full_like(labels, -100)}
+    silent, size = counted(0, given, Heads(None, 0)), TINY.language
+    a_token = 6 * size.width * size.vocabulary
+    assert counted(8, none) == silent
+    assert counted(8, few) == silent + 6 * a_token
+    assert counted(8, few, Heads(None, 1)) == silent + 6 * a_token
+    assert counted(0, few) == counted(8, shapes) == silent + 2 * 24 * a_token

@@ -1,0 +1,1 @@
+"""The command line: shared flags, parsers, and aliases of old names."""

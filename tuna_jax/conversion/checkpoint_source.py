@@ -1,0 +1,146 @@
+"""Parameters as Orbax checkpoints: converted ones, and those of training runs, for the conversion to read and write.
+
+A converted checkpoint has the layout of a training run's: a folder named after step 0, with the parameters
+under `params` and the config under `tuna_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import TracebackType
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tuna_jax.config import TunaConfig, from_dict
+from tuna_jax.conversion import convert_checkpoint
+from tuna_jax.conversion.detect_format import open_weights
+from tuna_jax.conversion.readers import Entry, SourceError, StateDict
+from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training.checkpoints import Checkpoints, open_arrays
+from tuna_jax.utils.param_tree import flatten, unflatten
+
+
+class OrbaxWriter:
+    """A sink for `transfer.to_ours`: each parameter goes to the mesh as soon as all of its layers are there.
+
+    Leaving the context saves them all at once (Orbax writes beside and renames), or nothing after an error.
+
+    Args:
+      folder: made; it must not hold anything.
+      config: saved with the parameters.
+      specs: every parameter's shape and dtype.
+      mesh: where the parameters lie until they are saved; None: all devices at hand, split over `fsdp`.
+
+    Raises:
+      FileExistsError: there is something under that name already.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: TunaConfig,
+        specs: convert_checkpoint.Specs,
+        mesh: Mesh | None = None,
+    ):
+        self._folder, self._config = Path(folder), config
+        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
+            raise FileExistsError(
+                f"{folder} exists already and is left as it is; choose another output, or move it away"
+            )
+        mesh = make_mesh() if mesh is None else mesh
+        shapes = {path: jax.ShapeDtypeStruct(*spec) for path, spec in specs.items()}
+        network = {path: leaf for path, leaf in shapes.items() if not path.startswith("vae.")}
+        laid_out = param_sharding.shardings(unflatten(network), mesh)
+        # The VAE is frozen and small: every device keeps it whole.
+        self._shardings = dict.fromkeys(specs, param_sharding.replicated(mesh)) | flatten(laid_out)
+        self._specs = specs
+        self._partial: dict[str, tuple[np.ndarray, set[int]]] = {}
+        self._done: dict[str, jax.Array] = {}
+
+    def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
+        """Takes a parameter, or its part `index` along the first axis."""
+        if index is None:
+            self._place(key, tensor)
+            return
+        shape, dtype = self._specs[key]
+        whole, missing = self._partial.setdefault(
+            key, (np.empty(shape, dtype), set(range(shape[0])))
+        )
+        whole[index] = tensor
+        missing.discard(index)
+        if not missing:
+            self._place(key, self._partial.pop(key)[0])
+
+    def _place(self, key: str, whole: np.ndarray) -> None:
+        self._done[key] = jax.make_array_from_callback(
+            whole.shape, self._shardings[key], lambda part: whole[part]
+        )
+
+    def __enter__(self) -> OrbaxWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            return
+        saved = Checkpoints(self._folder, keep=1)
+        record = {convert_checkpoint.CONFIG_KEY: dataclasses.asdict(self._config)}
+        saved.save(0, {"params": unflatten(self._done)}, config=record)
+        saved.close()
+
+
+def open_any(path: str | Path) -> tuple[TunaConfig | None, StateDict]:
+    """Any weights, lazily, with the config that they carry: an Orbax checkpoint, or what `open_weights` opens."""
+    if open_arrays(path) is not None:
+        return open_parameters(path)
+    state = open_weights(path)
+    return convert_checkpoint.config_in(state.metadata), state
+
+
+def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaConfig, StateDict]:
+    """Our parameters by dotted name, lazily, with their config: safetensors or Orbax.
+
+    Args:
+      path: what `convert from_torch` wrote; a training run's workdir, checkpoint or `model.safetensors`.
+      averaged: of a run's checkpoint, take the averaged parameters if it has them.
+
+    Raises:
+      SourceError: neither of them, or without a config.
+    """
+    arrays = open_arrays(path)
+    if arrays is None:
+        return convert_checkpoint.open_parameters(path)
+    record = arrays.config
+    if convert_checkpoint.CONFIG_KEY in record:
+        config = from_dict({"preset": "tiny"} | record[convert_checkpoint.CONFIG_KEY])
+    elif "model" in record:
+        config = from_dict(record["model"])
+    else:
+        raise SourceError(f"{arrays.folder} carries no config: it is not a checkpoint of tuna_jax")
+    averaged = averaged and any(leaf.startswith("ema.") for leaf in arrays.leaves)
+    prefix = "ema." if averaged else "params."
+    entries = {
+        name.removeprefix(prefix): Entry(
+            tuple(leaf.shape), np.dtype(leaf.dtype), str(arrays.folder)
+        )
+        for name, leaf in arrays.leaves.items()
+        if name.startswith(prefix)
+    }
+    memory: dict[str, np.ndarray] = {}
+
+    def read(key: str, index: int | None) -> np.ndarray:
+        # The layers of one parameter are asked for in a row, and Orbax reads it as a whole.
+        if key not in memory:
+            memory.clear()
+            memory[key] = arrays.read(prefix + key)
+        return memory[key] if index is None else memory[key][index]
+
+    return config, StateDict(entries, read)

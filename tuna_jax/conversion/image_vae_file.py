@@ -1,0 +1,182 @@
+"""The shipped image VAE: measuring it, writing it as one small safetensors file, and reading it
+back.
+
+The file holds the parameters in float16 under their dotted names, and two tensors more:
+`latent_mean` and `latent_std` (float32 [C]), the per-channel statistics that normalise its latents.
+Its metadata holds the VAE's config as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from tuna_jax.config import VAEConfig
+from tuna_jax.models import vae
+from tuna_jax.utils.param_tree import flatten, unflatten
+
+_MEAN, _STD = "latent_mean", "latent_std"
+
+
+def shipped_image_vae() -> Path:
+    """The emoji VAE inside the installed package."""
+    return Path(str(resources.files("tuna_jax") / "assets" / "emoji_vae.safetensors"))
+
+
+def export(
+    path: str | Path,
+    config: VAEConfig,
+    params: Any,
+    statistics: tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]],
+) -> Path:
+    """Writes `params` (a nested dict) in float16 and the latents' (mean, std) to the safetensors
+    file `path`."""
+    path = Path(path)
+    tensors: dict[str, np.ndarray] = {
+        name: np.asarray(leaf, np.float16) for name, leaf in flatten(params).items()
+    }
+    tensors[_MEAN], tensors[_STD] = (np.asarray(values, np.float32) for values in statistics)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    save_file(tensors, beside, metadata={"vae": json.dumps(dataclasses.asdict(config))})
+    os.replace(beside, path)
+    return path
+
+
+def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str, Any]]:
+    """Reads an exported VAE: its config, with the file's latent statistics in it, and its
+    parameters in float32.
+
+    Args:
+      path: the safetensors file; None is the one that ships with the package.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file lacks the statistics or the config, or its tensors are not the ones that
+        its config asks for (the first missing, extra or wrongly shaped ones are named).
+    """
+    path = shipped_image_vae() if path is None else Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no VAE at {path}; experiments/emoji/vae.py trains one")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    if "vae" not in metadata or _MEAN not in tensors or _STD not in tensors:
+        raise ValueError(
+            f"{path} is not an exported image VAE: it wants metadata 'vae' and tensors {_MEAN} and {_STD}"
+        )
+    mean, std = tensors.pop(_MEAN), tensors.pop(_STD)
+    fields = json.loads(metadata["vae"]) | {
+        "latent_stats": "custom",
+        "latent_mean": mean.tolist(),
+        "latent_std": std.tolist(),
+        # These weights were trained with the posterior in the latents' own units.
+        "consistent_posterior": True,
+    }
+    arguments: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    config = VAEConfig(**arguments)
+    wanted = flatten(vae.shapes(config, image_only=True))
+    _check_same(
+        path,
+        {name: leaf.shape for name, leaf in wanted.items()},
+        {n: t.shape for n, t in tensors.items()},
+    )
+    return config, unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _posterior(
+    config: VAEConfig, params: Any, pixels: Float[Array, "b h w 3"]
+) -> tuple[Float[Array, "b 1 y x c"], Float[Array, "b 1 y x c"]]:
+    """Mean and variance, both in the units of `config`'s latents."""
+    mean, log_var = vae.encode(config, params, pixels[:, None])
+    return mean, jnp.square(vae.posterior_std(config, log_var))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(
+    config: VAEConfig, params: Any, pixels: Float[Array, "b h w 3"], error: Float[Array, ""]
+) -> Float[Array, "b h w 3"]:
+    mean, _ = vae.encode(config, params, pixels[:, None])
+    noise = jax.random.normal(jax.random.key(0), mean.shape) * mean.std((0, 1, 2, 3))
+    return jnp.clip(vae.decode(config, params, mean + error * noise)[:, 0], -1.0, 1.0)
+
+
+def reconstruction_quality(
+    config: VAEConfig, params: Any, batches: Iterable[np.ndarray]
+) -> dict[str, float]:
+    """PSNR in dB over all pixels of all pictures (batches of float32 [B, H, W, 3] in [-1, 1]).
+
+    `psnr_db` is through the posterior's mean; `psnr_noisy_db` through the mean with noise of 10 %
+    of each channel's standard deviation added: what a decoder makes of latents that are nearly
+    right.
+    """
+    squared, squared_noisy, count = 0.0, 0.0, 0
+    for pixels in batches:
+        exact = np.asarray(_reconstruct(config, params, pixels, 0.0), np.float64)
+        noisy = np.asarray(_reconstruct(config, params, pixels, 0.1), np.float64)
+        squared += float(((exact - pixels) ** 2).sum())
+        squared_noisy += float(((noisy - pixels) ** 2).sum())
+        count += pixels.size
+    return {"psnr_db": _psnr(squared / count), "psnr_noisy_db": _psnr(squared_noisy / count)}
+
+
+def latent_statistics(
+    config: VAEConfig, params: Any, batches: Iterable[np.ndarray]
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Per-channel mean and standard deviation of draws from the posterior over `batches`, in float64
+    inside.
+
+    Of draws, not of their means: a channel that the KL term has silenced has a mean near 0, and to divide by its
+    small spread would blow its noise up.
+    """
+    total = total_squared = np.zeros(config.latent_channels)
+    count = 0
+    for pixels in batches:
+        posterior = _posterior(config, params, pixels)
+        mean, variance = (
+            np.asarray(x, np.float64).reshape(-1, config.latent_channels) for x in posterior
+        )
+        total = total + mean.sum(0)
+        total_squared = total_squared + (mean**2 + variance).sum(0)
+        count += len(mean)
+    mean = total / count
+    std = np.sqrt(np.maximum(total_squared / count - mean**2, 1e-12))
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _psnr(mean_squared_error: float) -> float:
+    return float(
+        10 * np.log10(4.0 / max(mean_squared_error, 1e-12))
+    )  # Pixels span 2, from -1 to 1.
+
+
+def _check_same(
+    path: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+) -> None:
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not part of this VAE" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {found[name]}, not {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if tuple(found[name]) != tuple(wanted[name])
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} does not fit its own config: {'; '.join(problems[:5])} ({len(problems)} problems)"
+        )

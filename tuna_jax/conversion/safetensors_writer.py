@@ -1,0 +1,193 @@
+"""State dicts written as a stream: safetensors whose tensors come one by one, and in pieces.
+
+The library's own writer wants all tensors in memory at once, so the file is laid out here: eight bytes with
+the header's length, the header as JSON, the tensors' bytes (github.com/huggingface/safetensors, README,
+"Format"). Everything is written in a folder beside the output, which gets its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tuna_jax.conversion.readers import DTYPES, INDEX_SUFFIX, Entry
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Writer:
+    """Writes safetensors whose tensors come one by one, or in pieces along their first axis.
+
+    Use it as a context: on leaving, the output gets its final name if all went well and every byte was
+    written, and nothing is left of it otherwise.
+
+    Args:
+      path: a `.safetensors` file, or else a folder of shards with an index.
+      entries: every tensor's shape and dtype, in the order in which they shall lie.
+      metadata: remarks for the header.
+      shard_bytes: largest shard in a folder.
+      name: how files in a folder begin.
+      extra: other files of the folder: name to text.
+
+    Raises:
+      FileExistsError: there is something under that name already.
+      OSError: the disk cannot hold it; told before the first byte.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        entries: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        shard_bytes: int = 5 * 10**9,
+        name: str = "model",
+        extra: Mapping[str, str] | None = None,
+    ):
+        self.path = Path(path)
+        self._metadata, self._extra = dict(metadata or {}), dict(extra or {})
+        self._entries = {key: Entry(shape, dtype, "") for key, (shape, dtype) in entries.items()}
+        self._single = self.path.suffix == ".safetensors"
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise FileExistsError(
+                f"{self.path} exists already and is left as it is; choose another output, or move it away"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        needed = sum(entry.nbytes for entry in self._entries.values())
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise OSError(
+                f"{self.path} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; "
+                f"make room, or write elsewhere"
+            )
+        self._name = name
+        self._files = self._shards(shard_bytes)
+        self._where: dict[str, tuple[int, int]] = {}
+        self._missing = {key: entry.nbytes for key, entry in self._entries.items()}
+        self._open: list[int] = []
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        try:
+            self._lay_out()
+        except BaseException:
+            self._clear()
+            raise
+
+    def _shards(self, limit: int) -> dict[str, list[str]]:
+        """File name -> its keys, in order."""
+        groups: list[list[str]] = [[]]
+        size = 0
+        for key, entry in self._entries.items():
+            if groups[-1] and not self._single and size + entry.nbytes > limit:
+                groups.append([])
+                size = 0
+            groups[-1].append(key)
+            size += entry.nbytes
+        if self._single:
+            return {self.path.name: groups[0]}
+        if len(groups) == 1:
+            return {f"{self._name}.safetensors": groups[0]}
+        count = len(groups)
+        return {
+            f"{self._name}-{i:05d}-of-{count:05d}.safetensors": keys
+            for i, keys in enumerate(groups, 1)
+        }
+
+    def _lay_out(self) -> None:
+        for number, (name, keys) in enumerate(self._files.items()):
+            header: dict[str, Any] = {"__metadata__": self._metadata} if self._metadata else {}
+            offset = 0
+            for key in keys:
+                entry = self._entries[key]
+                header[key] = {
+                    "dtype": _NAMES[entry.dtype],
+                    "shape": list(entry.shape),
+                    "data_offsets": [offset, offset + entry.nbytes],
+                }
+                offset += entry.nbytes
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            begin = 8 + len(text)
+            position = begin
+            for key in keys:
+                self._where[key] = number, position
+                position += self._entries[key].nbytes
+            file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+            self._open.append(file)
+            if begin + offset:
+                os.posix_fallocate(file, 0, begin + offset)  # a full disk is told here
+            _write_all(file, len(text).to_bytes(8, "little") + text, 0)
+
+    def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
+        """Writes a tensor, or its part `index` along the first axis; every part once.
+
+        Raises:
+          ValueError: another shape or dtype than was announced.
+        """
+        entry = self._entries[key]
+        shape = entry.shape if index is None else entry.shape[1:]
+        if tensor.shape != shape or tensor.dtype != entry.dtype:
+            raise ValueError(
+                f"{key}: {tensor.dtype} {list(tensor.shape)} came, {entry.dtype} {list(shape)} was announced"
+            )
+        file, position = self._where[key]
+        position += 0 if index is None else index * tensor.nbytes
+        data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+        _write_all(self._open[file], data.data, position)
+        self._missing[key] -= tensor.nbytes
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._clear()
+
+    def _finish(self) -> None:
+        unwritten = [key for key, missing in self._missing.items() if missing]
+        if unwritten:
+            raise ValueError(f"{len(unwritten)} tensors were not written: {', '.join(unwritten)}")
+        for file in self._open:
+            os.fsync(file)
+        if self._single:
+            os.replace(self._folder / self.path.name, self.path)
+            return
+        if len(self._files) > 1:
+            weight_map = {key: name for name, keys in self._files.items() for key in keys}
+            total = sum(entry.nbytes for entry in self._entries.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            self._extra[f"{self._name}.safetensors{INDEX_SUFFIX}"] = json.dumps(index, indent=2)
+        for name, text in self._extra.items():
+            (self._folder / name).write_text(text)
+        if self.path.exists():
+            self.path.rmdir()  # it is empty: that was checked
+        self._folder.chmod(0o755)
+        os.rename(self._folder, self.path)
+
+    def _clear(self) -> None:
+        for file in self._open:
+            os.close(file)
+        self._open = []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write_all(file: int, data: bytes | memoryview, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, position)
+        view, position = view[written:], position + written

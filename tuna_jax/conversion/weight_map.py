@@ -1,0 +1,421 @@
+"""The one table of weights: PyTorch keys on the left, our parameter paths on the right.
+
+A row is a tensor family: a key template, a path, an invertible transform. A template with `{}`
+stands for one tensor a layer;
+ours are stacked on axis 0. The table serves both directions and is checked as a bijection: every
+unmapped, missing, duplicate
+or wrongly shaped tensor is reported, all of them at once.
+
+Official TUNA state dicts are the PyTorch side. The VAE's keys there are `vae.model.` + the key of `Wan2.2_VAE.pth`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tuna_jax.config import TunaConfig, VAEConfig
+from tuna_jax.utils.param_tree import flatten, unflatten
+
+Shape = tuple[int, ...]
+
+VAE_PREFIX = "vae.model."
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """An invertible change of layout: a permutation of axes, after adding or dropping unit axes.
+
+    Attributes:
+      axes: permutation that takes the PyTorch layout, without its dropped unit axes, to ours.
+      units: how many trailing unit axes the PyTorch tensor has that ours has not.
+    """
+
+    axes: tuple[int, ...]
+    units: int = 0
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """PyTorch layout -> ours."""
+        shape = tensor.shape[: tensor.ndim - self.units]
+        return tensor.reshape(shape).transpose(self.axes)
+
+    def to_torch(self, tensor: np.ndarray) -> np.ndarray:
+        """Ours -> PyTorch layout."""
+        restored = tensor.transpose(tuple(int(i) for i in np.argsort(self.axes)))
+        return restored.reshape(restored.shape + (1,) * self.units)
+
+    def torch_shape(self, ours: Shape) -> Shape:
+        """The PyTorch shape of a tensor that has this shape with us."""
+        return tuple(ours[i] for i in np.argsort(self.axes)) + (1,) * self.units
+
+
+SAME1 = Transform((0,))
+SAME2 = Transform((0, 1))
+LINEAR = Transform((1, 0))  # [out, in] -> [in, out]
+CONV1X1 = Transform((1, 0), units=2)  # [out, in, 1, 1] -> [in, out]
+CONV2D = Transform((2, 3, 1, 0))  # [out, in, h, w] -> [h, w, in, out]
+CONV3D = Transform((2, 3, 4, 1, 0))  # [out, in, t, h, w] -> [t, h, w, in, out]
+GAMMA2D = Transform((0,), units=2)  # [c, 1, 1] -> [c]
+GAMMA3D = Transform((0,), units=3)  # [c, 1, 1, 1] -> [c]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A tensor family.
+
+    Attributes:
+      torch: PyTorch key; with `{}` where the layer number stands.
+      path: our dotted path.
+      transform: PyTorch layout to ours, of one layer.
+      layers: how many layers the family has; None for a single tensor.
+    """
+
+    torch: str
+    path: str
+    transform: Transform
+    layers: int | None = None
+
+    def names(self) -> list[str]:
+        """The PyTorch keys of the family, in order."""
+        if self.layers is None:
+            return [self.torch]
+        return [self.torch.format(i) for i in range(self.layers)]
+
+
+def _linear(torch: str, path: str, layers: int | None = None, bias: bool = True) -> list[Row]:
+    rows = [Row(f"{torch}.weight", f"{path}.kernel", LINEAR, layers)]
+    return rows + [Row(f"{torch}.bias", f"{path}.bias", SAME1, layers)] if bias else rows
+
+
+def _norm(torch: str, path: str, layers: int | None = None, bias: bool = False) -> list[Row]:
+    rows = [Row(f"{torch}.weight", f"{path}.scale", SAME1, layers)]
+    return rows + [Row(f"{torch}.bias", f"{path}.bias", SAME1, layers)] if bias else rows
+
+
+def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
+    """Qwen2.5, in its Hugging Face names after a prefix."""
+    count, layer, path = config.language.layers, f"{torch}model.layers.{{}}", "language.layers"
+    rows = [Row(f"{torch}model.embed_tokens.weight", "language.embedding", SAME2)]
+    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+        rows += _linear(f"{layer}.self_attn.{theirs}_proj", f"{path}.{ours}", count)
+    rows += _linear(f"{layer}.self_attn.o_proj", f"{path}.out", count, bias=False)
+    for name in ("gate", "up", "down"):
+        rows += _linear(f"{layer}.mlp.{name}_proj", f"{path}.mlp.{name}", count, bias=False)
+    rows += _norm(f"{layer}.input_layernorm", f"{path}.norm1", count)
+    rows += _norm(f"{layer}.post_attention_layernorm", f"{path}.norm2", count)
+    rows += _norm(f"{torch}model.norm", "language.norm")
+    if not config.language.tied:
+        rows += _linear(f"{torch}lm_head", "language.head", bias=False)
+    return rows
+
+
+def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> list[Row]:
+    """SigLIP's vision transformer, in its Hugging Face names after a prefix, and a 1x1 patch embedding."""
+    count, path = config.representation.layers, "representation.layers"
+    layer = f"{torch}encoder.layers.{{}}"
+    rows = [
+        Row(f"{torch}embeddings.patch_embedding.weight", "representation.patch.kernel", CONV1X1),
+        Row(f"{torch}embeddings.patch_embedding.bias", "representation.patch.bias", SAME1),
+        Row(f"{torch}embeddings.position_embedding.weight", "representation.position", SAME2),
+    ]
+    for number in (1, 2):
+        rows += _norm(f"{layer}.layer_norm{number}", f"{path}.norm{number}", count, bias=True)
+    for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
+        rows += _linear(f"{layer}.self_attn.{theirs}", f"{path}.{ours}", count)
+    rows += _linear(f"{layer}.self_attn.out_proj", f"{path}.out", count)
+    rows += _linear(f"{layer}.mlp.fc1", f"{path}.up", count)
+    return rows + _linear(f"{layer}.mlp.fc2", f"{path}.down", count)
+
+
+def bridge_rows() -> list[Row]:
+    """The connector and the time embedding."""
+    return [
+        *_norm("siglip_proj.0", "connector.norm"),
+        *_linear("siglip_proj.1", "connector.up"),
+        *_linear("siglip_proj.3", "connector.down"),
+        *_linear("time_embed.mlp.0", "time_embedding.up"),
+        *_linear("time_embed.mlp.2", "time_embedding.down"),
+    ]
+
+
+def flow_head_rows(config: TunaConfig) -> list[Row]:
+    """The flow head's layers (`diffusion_head_a`) and final layer (`diffusion_head_b`)."""
+    count, layer, path = config.flow_head.layers, "diffusion_head_a.{}", "flow_head.layers"
+    rows: list[Row] = []
+    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+        rows += _linear(f"{layer}.self_attn.{theirs}_proj", f"{path}.{ours}", count, bias=False)
+    for theirs, ours in (("q", "query"), ("k", "key")):
+        rows += _norm(f"{layer}.self_attn.{theirs}_norm", f"{path}.{ours}_norm", count)
+    for name in ("gate", "up", "down"):
+        rows += _linear(f"{layer}.mlp.{name}_proj", f"{path}.mlp.{name}", count, bias=False)
+    rows += _norm(f"{layer}.input_layernorm", f"{path}.norm1", count)
+    rows += _norm(f"{layer}.post_attention_layernorm", f"{path}.norm2", count)
+    rows += _linear(f"{layer}.adaLN_modulation.1", f"{path}.modulation.linear", count)
+    rows += _norm("diffusion_head_b.norm_final", "flow_head.final.norm")
+    rows += _linear("diffusion_head_b.adaLN_modulation.1", "flow_head.final.modulation.linear")
+    return rows + _linear("diffusion_head_b.linear", "flow_head.final.linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class VAENames:
+    """How a layout names the parts of the VAE; `{i}` is a level and `{j}` a block, or the sampler after the last."""
+
+    moments: str
+    latent_in: str
+    conv_in: str
+    middle: tuple[str, str, str]
+    norm_out: str
+    conv_out: str
+    down_block: str
+    down_sampler: str
+    up_block: str
+    up_sampler: str
+    norm1: str
+    conv1: str
+    norm2: str
+    conv2: str
+    shortcut: str
+
+
+# `Wan2.2_VAE.pth`, and with it official TUNA state dicts.
+WAN = VAENames(
+    moments="conv1",
+    latent_in="conv2",
+    conv_in="conv1",
+    middle=("middle.0", "middle.1", "middle.2"),
+    norm_out="head.0",
+    conv_out="head.2",
+    down_block="downsamples.{i}.downsamples.{j}",
+    down_sampler="downsamples.{i}.downsamples.{j}",
+    up_block="upsamples.{i}.upsamples.{j}",
+    up_sampler="upsamples.{i}.upsamples.{j}",
+    norm1="residual.0",
+    conv1="residual.2",
+    norm2="residual.3",
+    conv2="residual.6",
+    shortcut="shortcut",
+)
+# diffusers' `AutoencoderKLWan`.
+DIFFUSERS = VAENames(
+    moments="quant_conv",
+    latent_in="post_quant_conv",
+    conv_in="conv_in",
+    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    norm_out="norm_out",
+    conv_out="conv_out",
+    down_block="down_blocks.{i}.resnets.{j}",
+    down_sampler="down_blocks.{i}.downsampler",
+    up_block="up_blocks.{i}.resnets.{j}",
+    up_sampler="up_blocks.{i}.upsampler",
+    norm1="norm1",
+    conv1="conv1",
+    norm2="norm2",
+    conv2="conv2",
+    shortcut="conv_shortcut",
+)
+
+
+def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) -> list[Row]:
+    """The Wan 2.2 VAE, in the names of a layout after a prefix."""
+
+    def conv(theirs: str, ours: str, transform: Transform = CONV3D) -> list[Row]:
+        return [
+            Row(f"{torch}{theirs}.weight", f"vae.{ours}.kernel", transform),
+            Row(f"{torch}{theirs}.bias", f"vae.{ours}.bias", SAME1),
+        ]
+
+    def gamma(theirs: str, ours: str, transform: Transform = GAMMA3D) -> list[Row]:
+        return [Row(f"{torch}{theirs}.gamma", f"vae.{ours}.gamma", transform)]
+
+    def block(theirs: str, ours: str, shortcut: bool) -> list[Row]:
+        rows = gamma(f"{theirs}.{names.norm1}", f"{ours}.norm1")
+        rows += conv(f"{theirs}.{names.conv1}", f"{ours}.conv1")
+        rows += gamma(f"{theirs}.{names.norm2}", f"{ours}.norm2")
+        rows += conv(f"{theirs}.{names.conv2}", f"{ours}.conv2")
+        return rows + conv(f"{theirs}.{names.shortcut}", f"{ours}.shortcut") if shortcut else rows
+
+    def middle(side: str) -> list[Row]:
+        first, attention, second = (f"{side}.{name}" for name in names.middle)
+        rows = block(first, f"{side}.middle.block1", False)
+        rows += gamma(f"{attention}.norm", f"{side}.middle.attention.norm", GAMMA2D)
+        rows += conv(f"{attention}.to_qkv", f"{side}.middle.attention.qkv", CONV1X1)
+        rows += conv(f"{attention}.proj", f"{side}.middle.attention.out", CONV1X1)
+        return rows + block(second, f"{side}.middle.block2", False)
+
+    def levels(side: str, widths: list[int], blocks: int) -> list[Row]:
+        down = side == "encoder"
+        halve = config.halve_time if down else config.halve_time[::-1]
+        stack = names.down_block if down else names.up_block
+        sampler = names.down_sampler if down else names.up_sampler
+        resample = "downsample" if down else "upsample"
+        rows: list[Row] = []
+        for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            ours = f"{side}.levels.{i}"
+            for j in range(blocks):
+                changes = j == 0 and inputs != outputs
+                rows += block(f"{side}.{stack.format(i=i, j=j)}", f"{ours}.blocks.{j}", changes)
+            if i < len(halve):
+                theirs = f"{side}.{sampler.format(i=i, j=blocks)}"
+                rows += conv(f"{theirs}.resample.1", f"{ours}.{resample}", CONV2D)
+                if halve[i]:
+                    rows += conv(f"{theirs}.time_conv", f"{ours}.{resample}.time_conv")
+        return rows
+
+    down = [config.encoder_width * m for m in (1, *config.multipliers)]
+    up = [config.decoder_width * m for m in (config.multipliers[-1], *config.multipliers[::-1])]
+    return [
+        *conv(f"encoder.{names.conv_in}", "encoder.conv_in"),
+        *levels("encoder", down, config.blocks),
+        *middle("encoder"),
+        *gamma(f"encoder.{names.norm_out}", "encoder.head.norm"),
+        *conv(f"encoder.{names.conv_out}", "encoder.head.conv"),
+        *conv(names.moments, "moments"),
+        *conv(names.latent_in, "latent_in"),
+        *conv(f"decoder.{names.conv_in}", "decoder.conv_in"),
+        *middle("decoder"),
+        *levels("decoder", up, config.blocks + 1),
+        *gamma(f"decoder.{names.norm_out}", "decoder.head.norm"),
+        *conv(f"decoder.{names.conv_out}", "decoder.head.conv"),
+    ]
+
+
+def rows(config: TunaConfig) -> list[Row]:
+    """The whole table of an official TUNA state dict, VAE included."""
+    return [
+        *language_rows(config),
+        *representation_rows(config),
+        *bridge_rows(),
+        *flow_head_rows(config),
+        *vae_rows(config.vae),
+    ]
+
+
+def aliases(config: TunaConfig) -> dict[str, str]:
+    """PyTorch keys that repeat another key's tensor; they may be absent, and if present must be equal."""
+    tied = {"tuna.lm_head.weight": "tuna.model.embed_tokens.weight"}
+    return tied if config.language.tied else {}
+
+
+class ConversionError(ValueError):
+    """State dict and parameters do not fit; the message lists every tensor concerned."""
+
+
+def torch_shapes(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, Shape]:
+    """Keys and shapes of the official state dict, aliases included.
+
+    Args:
+      config: the model.
+      params: its parameters, or their shapes (`jax.eval_shape`); the VAE's under 'vae'.
+
+    Raises:
+      ConversionError: the table and the parameters are not a bijection.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    found: dict[str, Shape] = {}
+    problems: list[str] = []
+    for row in rows(config):
+        if row.path not in shapes:
+            problems.append(f"the table names {row.path}, which the model does not have")
+            continue
+        shape = shapes.pop(row.path)
+        if row.layers is not None and shape[0] != row.layers:
+            problems.append(f"{row.path} has {shape[0]} layers, the table {row.layers}")
+        one = row.transform.torch_shape(shape if row.layers is None else shape[1:])
+        for key in row.names():
+            if key in found:
+                problems.append(f"{key} stands twice in the table")
+            found[key] = one
+    problems += [f"the table lacks {path}" for path in shapes]
+    if problems:
+        raise ConversionError("\n".join(problems))
+    return found | {key: found[source] for key, source in aliases(config).items()}
+
+
+def compare(
+    wanted: Mapping[str, Shape], found: Mapping[str, Shape], optional: Iterable[str]
+) -> None:
+    """Raises ConversionError listing every missing, foreign and wrongly shaped tensor."""
+    may_miss = set(optional)
+    problems = [
+        f"missing: {key} {list(shape)}"
+        for key, shape in wanted.items()
+        if key not in found and key not in may_miss
+    ]
+    problems += [
+        f"foreign: {key} {list(shape)}" for key, shape in found.items() if key not in wanted
+    ]
+    problems += [
+        f"wrong shape: {key} is {list(found[key])}, the model wants {list(shape)}"
+        for key, shape in wanted.items()
+        if key in found and tuple(found[key]) != tuple(shape)
+    ]
+    if problems:
+        raise ConversionError(
+            f"{len(problems)} tensors do not fit this configuration:\n  " + "\n  ".join(problems)
+        )
+
+
+def has_vae(keys: Iterable[str]) -> bool:
+    """Whether these PyTorch keys have a VAE among them. All of it may be absent from a TUNA checkpoint."""
+    return any(key.startswith(VAE_PREFIX) for key in keys)
+
+
+def without_vae(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The keys that are not the VAE's."""
+    return {key: shape for key, shape in shapes.items() if not key.startswith(VAE_PREFIX)}
+
+
+def from_torch(
+    config: TunaConfig,
+    params: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    read: Callable[[str], np.ndarray],
+) -> dict[str, Any]:
+    """An official state dict -> parameters in memory (the VAE's under 'vae'); `transfer.py` does it file to file.
+
+    Args:
+      config: the model.
+      params: shapes of its parameters.
+      shapes: every key of the state dict, with its shape.
+      read: gives the tensor of a key; called once a tensor.
+
+    Raises:
+      ConversionError: a missing, foreign or wrongly shaped tensor (all are listed), or an alias that differs.
+    """
+    repeated = aliases(config)
+    compare(torch_shapes(config, params), shapes, repeated)
+    check_aliases(config, shapes, read)
+    flat: dict[str, np.ndarray] = {}
+    for row in rows(config):
+        tensors = [row.transform.to_ours(read(key)) for key in row.names()]
+        flat[row.path] = tensors[0] if row.layers is None else np.stack(tensors)
+    return unflatten(flat)
+
+
+def check_aliases(
+    config: TunaConfig, keys: Iterable[str], read: Callable[[str], np.ndarray]
+) -> None:
+    """Raises ConversionError if a tensor that repeats another one differs from it."""
+    for key, source in aliases(config).items():
+        if key not in keys:
+            continue
+        # As bits: NaN equals itself, and bits compare fast in every dtype.
+        first, second = (
+            tensor.view(f"u{tensor.dtype.itemsize}") for tensor in map(read, (key, source))
+        )
+        if not np.array_equal(first, second):
+            raise ConversionError(f"{key} differs from {source}, but this configuration ties them")
+
+
+def to_torch(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters in memory (the VAE's under 'vae') -> an official state dict; the inverse of `from_torch`."""
+    flat = flatten(params)
+    state: dict[str, np.ndarray] = {}
+    for row in rows(config):
+        leaf = np.asarray(flat[row.path])
+        for i, key in enumerate(row.names()):
+            state[key] = row.transform.to_torch(leaf if row.layers is None else leaf[i])
+    return state | {key: state[source] for key, source in aliases(config).items()}

@@ -1,6 +1,0 @@
-"""Emoji art as a TFDS data set: the builder, the demo's names, and `load_art`."""
-
-from tuna_jax.data.emoji.art import all_names, data_source, load_art
-from tuna_jax.data.emoji.names import NOUNS, Noun, noun
-
-__all__ = ["NOUNS", "Noun", "all_names", "data_source", "load_art", "noun"]

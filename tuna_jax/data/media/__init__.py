@@ -1,0 +1,1 @@
+"""Images and video: the only code that decodes, rotates, resizes and crops."""

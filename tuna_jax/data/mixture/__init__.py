@@ -1,0 +1,1 @@
+"""From streams and weights to bucketed batches, each determined by its number."""

@@ -1,0 +1,56 @@
+"""A bucket of a stream as an endless sequence of its rows; a batch comes from one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from tuna_jax.data.mixture.bucketing import Bucket
+from tuna_jax.sequence import Grid
+
+
+class Cell:
+    """A bucket of a stream, in an endless sequence of shuffled epochs: a batch comes from one cell.
+
+    Args:
+        stream: which one.
+        bucket: its.
+        grid: latent extent of its spans.
+        members: its rows' numbers in the stream's source.
+        key: seeds its order and its rows' draws.
+    """
+
+    def __init__(
+        self,
+        stream: int,
+        bucket: Bucket,
+        grid: Grid,
+        members: Int[np.ndarray, " members"],
+        key: tuple[int, ...],
+    ):
+        self.stream, self.bucket, self.grid = stream, bucket, grid
+        self.members, self.key = members, key
+        # Around the end of an epoch, threads are in both.
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stream, self.bucket, self.grid, self.members, self.key)
+
+    def _make_order(self, epoch: int) -> Int[np.ndarray, " members"]:
+        random = np.random.default_rng((*self.key, 0, epoch))
+        return random.permutation(np.arange(len(self.members), dtype=np.int32))
+
+    def member(self, position: int) -> int:
+        """The place in `members` of a position of the sequence."""
+        epoch, index = divmod(position, len(self.members))
+        return int(self._order(epoch)[index])
+
+
+def words(text: str) -> tuple[int, ...]:
+    """A text as numbers for a seed, the same on every machine."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return tuple(int.from_bytes(digest[at : at + 4], "little") for at in (0, 4))

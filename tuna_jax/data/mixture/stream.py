@@ -1,0 +1,184 @@
+"""What a stream of a mixture is made of, and the shapes that its batches have."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+
+from tuna_jax.data.media.image import SMALLEST_SIDE, Size
+from tuna_jax.data.media.video import check_frames
+from tuna_jax.data.mixture.bucketing import SIZES_512, Rows
+from tuna_jax.data.mixture.tokenize_example import ACCEPTS, VIDEO_TASKS, Task
+from tuna_jax.data.sources.precomputed_latents import LatentRows
+from tuna_jax.sequence import Grid
+
+UNUSED_SIZE = Size(32, 32)
+
+
+def _smallest_slots(task: Task) -> int:
+    return 2 if task == "edit" else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowStream:
+    """A named task over a source of rows.
+
+    Attributes:
+        name: a metric's name in logs; it also seeds the stream, so that others do not move it.
+        task: what is made of the rows (layouts.py).
+        source: the rows, for example a `Manifest`.
+        weight: the share of batches, relative to the other streams'.
+        rows: B, rows a batch over all hosts together.
+        lengths: sequence lengths, ascending; a row takes the smallest that holds it.
+        sizes: picture sizes; None is TUNA's five at 512 pixels, and of text alone, whose one slot stays unused, a
+            small one.
+        slots: numbers of visual slots, ascending; None is 2 for edits, else 1.
+        frames: of a clip, 1 + 4k; 1 for pictures.
+        fps: how close a clip's frames are; None spreads them over the whole clip.
+        text_dropout, source_dropout: see `lay_out`.
+        smallest: pixels that a side must have.
+        draws: whether a conversation may end in a picture that the assistant draws.
+    """
+
+    name: str
+    task: Task
+    source: Rows
+    weight: float
+    rows: int
+    lengths: tuple[int, ...]
+    sizes: tuple[Size, ...] | None = None
+    slots: tuple[int, ...] | None = None
+    frames: int = 1
+    fps: float | None = None
+    text_dropout: float = 0.1
+    source_dropout: float = 0.0
+    smallest: int = SMALLEST_SIDE
+    draws: bool = True
+
+    def __post_init__(self) -> None:
+        where = f"stream {self.name!r}"
+        if self.task not in ACCEPTS:
+            raise ValueError(f"{where}: task {self.task!r} is none of {', '.join(ACCEPTS)}")
+        for key, values in (("lengths", self.lengths), ("slots", self.slot_counts)):
+            if not values or list(values) != sorted(set(values)) or values[0] < 1:
+                raise ValueError(f"{where}: {key} is {values}; give positive numbers that ascend")
+        if self.slot_counts[0] < _smallest_slots(self.task):
+            raise ValueError(f"{where}: an edit has 2 visual slots, slots is {self.slots}")
+        if not self.picture_sizes or len(set(self.picture_sizes)) != len(self.picture_sizes):
+            raise ValueError(f"{where}: sizes is {self.sizes}; give each picture size once")
+        if self.frames != 1 and self.task not in VIDEO_TASKS:
+            raise ValueError(
+                f"{where}: task {self.task!r} has pictures, but frames is {self.frames}"
+            )
+        for key in ("text_dropout", "source_dropout"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{where}: {key} is {getattr(self, key)}, not within [0, 1]")
+        if self.weight < 0:
+            raise ValueError(f"{where}: weight is {self.weight}; it is 0 or more")
+
+    @property
+    def picture_sizes(self) -> tuple[Size, ...]:
+        """The picture sizes, with the default filled in."""
+        if self.sizes is None:
+            return (UNUSED_SIZE,) if self.task == "chat" else SIZES_512
+        return self.sizes
+
+    @property
+    def slot_counts(self) -> tuple[int, ...]:
+        """The numbers of visual slots, with the default filled in."""
+        return (_smallest_slots(self.task),) if self.slots is None else self.slots
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class BatchShape:
+    """The extents of a batch over all hosts; one program is compiled for each.
+
+    `latents` is (T, h, w, C) where they were computed in advance; empty: the batch has pixels.
+    """
+
+    rows: int
+    slots: int
+    frames: int
+    size: Size
+    length: int
+    latents: tuple[int, ...] = ()
+
+    @property
+    def visual(self) -> str:
+        """What fills the visual slots: 'pixels', or 'moments' of latents."""
+        return "moments" if self.latents else "pixels"
+
+    def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of every array of one host's batch."""
+        rows, slots = self.rows // process_count, self.slots
+        if self.latents:
+            visual = ((rows, slots, 2, *self.latents), np.dtype(ml_dtypes.bfloat16))
+        else:
+            clip = (self.frames, self.size.height, self.size.width, 3)
+            visual = ((rows, slots, *clip), np.dtype(np.uint8))
+        return {
+            "tokens": ((rows, self.length), np.dtype(np.int32)),
+            "labels": ((rows, self.length), np.dtype(np.int32)),
+            "spans": ((rows, slots, 2), np.dtype(np.int32)),
+            "is_target": ((rows, slots), np.dtype(bool)),
+            self.visual: visual,
+            "task": ((rows,), np.dtype(np.int32)),
+        }
+
+    def __str__(self) -> str:
+        kind = " in advance" if self.latents else ""
+        return f"{self.rows} rows of {self.slots}x{self.frames}x{self.size}{kind}, {self.length} tokens"
+
+
+def stream_grids(stream: RowStream, spatial: int, temporal: int) -> list[Grid]:
+    """The latent extent of each of a stream's sizes; ValueError if one does not fit the VAE or the lengths."""
+    grids = []
+    try:
+        frames = check_frames(stream.frames, temporal)
+    except ValueError as error:
+        raise ValueError(f"stream {stream.name!r}: {error}") from error
+    needed = 0 if stream.task == "chat" else _smallest_slots(stream.task)
+    for size in stream.picture_sizes:
+        if size.height % spatial or size.width % spatial:
+            raise ValueError(
+                f"stream {stream.name!r}: size {size} is not made of multiples of {spatial}, the VAE's factor"
+            )
+        grid = Grid(frames, size.height // spatial, size.width // spatial)
+        grids.append(grid)
+        least = needed * (1 + grid.tokens) + 4
+        if least > stream.lengths[-1]:
+            raise ValueError(
+                f"stream {stream.name!r}: size {size} needs at least {least} tokens, but the longest of its "
+                f"lengths is {stream.lengths[-1]}"
+            )
+    return grids
+
+
+def check_latents(stream: RowStream, grids: list[Grid], vae_fingerprint: str | None) -> None:
+    """Raises ValueError if a stream's latents, computed in advance, are not what the stream and its VAE would make."""
+    source = stream.source
+    if not isinstance(source, LatentRows):
+        return
+    where = f"stream {stream.name!r}: the latents in {source.name}"
+    if vae_fingerprint is not None and source.vae_fingerprint != vae_fingerprint:
+        raise ValueError(
+            f"{where} are another VAE's (fingerprint {source.vae_fingerprint}; this model's has {vae_fingerprint}); "
+            "encode the manifest again with this one: python -m tuna_jax.encode_latents --vae="
+        )
+    lacking = [str(size) for size in source.sizes if size not in stream.picture_sizes]
+    if lacking:
+        raise ValueError(
+            f"{where} are of sizes {', '.join(map(str, source.sizes))}, and the stream has no {', '.join(lacking)}; "
+            "give it the sizes that were encoded"
+        )
+    if stream.task in VIDEO_TASKS and (stream.frames, stream.fps) != (source.frames, source.fps):
+        raise ValueError(
+            f"{where} are of {source.frames} frames at fps={source.fps}, and the stream wants {stream.frames} at "
+            f"fps={stream.fps}; these must be the same"
+        )
+    for size, grid in zip(stream.picture_sizes, grids, strict=True):
+        found = source.grids.get((size, stream.frames), grid)
+        if found != grid:
+            raise ValueError(f"{where} are {found} at {size}, and the model wants {grid}")

@@ -1,0 +1,300 @@
+"""Encoding a manifest's pictures and clips in advance, into the shards that `latent_records.LatentRows` reads.
+
+Shard i of S has the same rows whoever writes it; host p of P writes shards p, p + P, ... A shard is encoded in batches
+of its own, so that its bytes depend on its rows alone, and not on where a killed run went on.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import BFloat16, Float, UInt8
+from tqdm import tqdm
+
+from tuna_jax.data.invalid_examples import BadRow, BadRows, Fault, blaming
+from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
+from tuna_jax.data.media.video import check_frames, read_video
+from tuna_jax.data.mixture.bucketing import nearest, picture_size
+from tuna_jax.data.sources.jsonl import VIDEO_KINDS, Manifest
+from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, shard_name
+from tuna_jax.utils.atomic_io import atomic_file
+
+# Clips -> the posterior's normalised mean and standard deviation; every call of a shape has the same number of clips.
+EncodeClips = Callable[
+    [UInt8[np.ndarray, "n f h w 3"]],
+    tuple[Float[np.ndarray, "n t y x c"], Float[np.ndarray, "n t y x c"]],
+]
+_RECORD_OPTIONS = (
+    "group_size:1,uncompressed"  # noise does not compress, and rows are read one by one
+)
+_PLACE = 0.5  # frames of a given rate come from the middle of a clip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What latents depend on beside the manifest; a folder holds latents of one.
+
+    Attributes:
+        vae_fingerprint: the VAE's.
+        sizes: picture sizes; a row takes the nearest, as in a stream with these sizes.
+        frames: of a clip, 1 + 4k.
+        fps: how close a clip's frames are; None spreads them over the whole clip.
+        smallest: pixels that a side must have.
+        batch_size: clips a call of the VAE.
+        shard_rows: rows of the manifest a shard.
+    """
+
+    vae_fingerprint: str
+    sizes: tuple[Size, ...]
+    frames: int = 1
+    fps: float | None = None
+    smallest: int = SMALLEST_SIDE
+    batch_size: int = 8
+    shard_rows: int = 256
+
+    def __post_init__(self) -> None:
+        check_frames(self.frames)
+        if not self.sizes or len(set(self.sizes)) != len(self.sizes):
+            raise ValueError(f"sizes is {self.sizes}; give each picture size once")
+        for key in ("batch_size", "shard_rows"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it is at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedRow:
+    """A row as a shard holds it: `line` of the manifest with its `content`, and its latents [2, n, T, h, w, C]."""
+
+    line: int
+    content: str
+    size: Size
+    frames: int
+    moments: BFloat16[np.ndarray, "2 n t h w c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    """A row's pictures or its clip, before the VAE."""
+
+    line: int
+    content: str
+    size: Size
+    frames: int
+    clips: list[UInt8[np.ndarray, "f h w 3"]]
+
+
+def encode_manifest(
+    manifest: Manifest,
+    folder: Path,
+    encode: EncodeClips,
+    encoding: Encoding,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 8,
+    bad_rows: BadRows | None = None,
+    progress: bool = True,
+) -> dict[str, int]:
+    """Writes this host's shards that are not there yet.
+
+    Args:
+        manifest: the rows.
+        folder: of the shards; all hosts write into one.
+        encode: the VAE.
+        encoding: what the latents depend on.
+        process_index, process_count: this host, and how many.
+        threads: files that are decoded at once.
+        bad_rows: counts them, and stops when they are too many.
+        progress: show a bar.
+
+    Returns:
+        How many rows were encoded now ('rows'), and how many of each kind of bad row were met.
+
+    Raises:
+        ValueError: the folder holds latents of something else, or the VAE's output is not finite.
+        TooManyBadRows: more rows than `bad_rows` allows cannot be used.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index} of process_count={process_count}")
+    shards = -(-len(manifest) // encoding.shard_rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, manifest, encoding, shards)
+    bad_rows, rows = bad_rows or BadRows(), 0
+    own = range(process_index, shards, process_count)
+    total = sum(len(_rows_of(shard, manifest, encoding)) for shard in own)
+    bar = tqdm(total=total, desc="encoding", unit="row", disable=not progress)
+    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for shard in own:
+            name, numbers = shard_name(shard, shards), _rows_of(shard, manifest, encoding)
+            if (folder / f"{name}.json").is_file():
+                bar.update(len(numbers))
+                continue
+            for left in folder.glob(f".{name}*"):  # of a run that was killed
+                left.unlink()
+            found, bad = _encode_shard(manifest, numbers, encode, encoding, pool, bar.update)
+            bad_rows.good(len(found))
+            for row in bad:
+                bad_rows.bad(row)
+            write_shard(folder, name, found, bad)
+            rows += len(found)
+    return {"rows": rows, **bad_rows.counts()}
+
+
+def _rows_of(shard: int, manifest: Manifest, encoding: Encoding) -> range:
+    begin = shard * encoding.shard_rows
+    return range(begin, min(begin + encoding.shard_rows, len(manifest)))
+
+
+def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) -> None:
+    """Writes what the folder's latents are of, or checks that they are of the same."""
+    settings = dataclasses.asdict(encoding) | {
+        "sizes": [[size.height, size.width] for size in encoding.sizes],
+        "manifest": manifest.identity,
+        "shards": shards,
+    }
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        with atomic_file(path) as scratch:  # several hosts at once write the same
+            scratch.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    differ = [
+        f"{key}: {there.get(key)!r} there, {value!r} now"
+        for key, value in settings.items()
+        if there.get(key) != value
+    ]
+    if differ:
+        raise ValueError(
+            f"{folder} holds latents of something else ({'; '.join(differ)}); give another folder"
+        )
+
+
+def _encode_shard(
+    manifest: Manifest,
+    numbers: range,
+    encode: EncodeClips,
+    encoding: Encoding,
+    pool: concurrent.futures.Executor,
+    done: Callable[[int], Any],
+) -> tuple[list[EncodedRow], list[BadRow]]:
+    """The rows of a shard in the manifest's order, and those that cannot be used."""
+    rows: dict[int, tuple[_Decoded, list[Any]]] = {}
+    bad: list[BadRow] = []
+    # Clips of one shape that wait for a full batch: (row's number, slot, clip).
+    waiting: dict[tuple[int, ...], list[tuple[int, int, np.ndarray]]] = {}
+
+    def flush(shape: tuple[int, ...]) -> None:
+        batch = waiting.pop(shape)
+        clips = [clip for _, _, clip in batch]
+        clips += clips[-1:] * (encoding.batch_size - len(batch))
+        for (number, slot, _), moments in zip(batch, _moments(encode, clips), strict=False):
+            rows[number][1][slot] = moments
+
+    def decode(number: int) -> _Decoded | BadRow:
+        return _decode(manifest, number, encoding)
+
+    for number, found in zip(
+        numbers, _ahead(pool, decode, numbers, 2 * encoding.batch_size), strict=True
+    ):
+        done(1)
+        if isinstance(found, BadRow):
+            bad.append(found)
+            continue
+        # A shard's pixels together would be many times its latents.
+        rows[number] = dataclasses.replace(found, clips=[]), [None] * len(found.clips)
+        for slot, clip in enumerate(found.clips):
+            waiting.setdefault(clip.shape, []).append((number, slot, clip))
+            if len(waiting[clip.shape]) == encoding.batch_size:
+                flush(clip.shape)
+    for shape in sorted(waiting):
+        flush(shape)
+    encoded = [
+        EncodedRow(row.line, row.content, row.size, row.frames, np.stack(moments, axis=1))
+        for row, moments in rows.values()
+    ]
+    return encoded, bad
+
+
+def _ahead(
+    pool: concurrent.futures.Executor, work: Callable[[int], Any], items: Sequence[int], most: int
+) -> Iterator[Any]:
+    """What `work` makes of each item, in order; at most so many are in the making or wait."""
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) >= most:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | BadRow:
+    """A row's pictures at the size of its bucket."""
+    try:
+        row, line = manifest[number], manifest.line(number)
+        with blaming(manifest.name, line):
+            found = picture_size(row, encoding.smallest)
+            if not row.media:
+                raise Fault("wrong_image_count", "the row has no picture and no clip to encode")
+            at = nearest(np.array([found.height]), np.array([found.width]), encoding.sizes)
+            size = encoding.sizes[int(at[0])]
+            clips = []
+            for medium in row.media:
+                assert not isinstance(medium, Encoded)  # a manifest names files
+                if row.kind in VIDEO_KINDS:
+                    options = {"fps": encoding.fps, "place": _PLACE, "smallest": encoding.smallest}
+                    clips.append(read_video(medium, size, encoding.frames, **options))
+                else:
+                    clips.append(read_image(medium, size, smallest=encoding.smallest)[None])
+            content = manifest.content(number).decode()
+            return _Decoded(line, content, size, len(clips[0]), clips)
+    except BadRow as bad:
+        return bad
+
+
+def _moments(
+    encode: EncodeClips, clips: list[UInt8[np.ndarray, "f h w 3"]]
+) -> list[BFloat16[np.ndarray, "2 t y x c"]]:
+    """Mean and standard deviation of each clip."""
+    mean, std = (np.asarray(array) for array in encode(np.stack(clips)))
+    if mean.shape != std.shape or mean.ndim != 5 or len(mean) != len(clips):
+        raise ValueError(
+            f"encode returned {mean.shape} and {std.shape} for {len(clips)} clips; it must be [n, T, h, w, C]"
+        )
+    moments = np.stack([mean, std], axis=1).astype(ml_dtypes.bfloat16)
+    if not np.isfinite(moments).all():
+        raise ValueError("the VAE's latents are not finite; check its weights")
+    return list(moments)
+
+
+def write_shard(folder: Path, name: str, rows: list[EncodedRow], bad: list[BadRow]) -> None:
+    """Writes a shard's two files, each whole or not at all; the JSON, last, says that the shard is done."""
+    if rows:
+        with atomic_file(folder / f"{name}.array_record") as scratch:
+            writer = ArrayRecordWriter(str(scratch), _RECORD_OPTIONS)
+            try:
+                for row in rows:
+                    size, shape = [row.size.height, row.size.width], list(row.moments.shape[1:])
+                    header = {"row": row.content, "size": size, "shape": shape}
+                    writer.write(json.dumps(header, ensure_ascii=False).encode())
+                    writer.write(row.moments.tobytes())
+            finally:
+                writer.close()
+    kinds = {(row.size, row.frames, row.moments.shape[2:]) for row in rows}
+    listed = {
+        "rows": len(rows),
+        "lines": [row.line for row in rows],
+        "latents": sorted([s.height, s.width, frames, *shape] for s, frames, shape in kinds),
+        "bad": [[row.line, row.kind, row.reason] for row in bad],
+    }
+    with atomic_file(folder / f"{name}.json") as scratch:
+        scratch.write_text(json.dumps(listed, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Sources of examples: JSONL manifests, TFDS data sets, precomputed latents."""

@@ -1,0 +1,299 @@
+"""JSONL manifests: a row a line, in the formats of the released PyTorch code, read where they lie.
+
+    {"image": "a.jpg", "caption": "..."}                                    image_caption
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "..."}, ...]}    image_chat
+    {"conversations": [...]}                                                chat
+    {"raw_image": "a.jpg", "out_image": "b.jpg", "instruction": "..."}      edit
+    {"video": "a.mp4", "caption": "..."}                                    video_caption
+    {"video": "a.mp4", "conversations": [...]}                              video_chat
+
+The keys tell the kind; a row with a caption and conversations is a caption. `image` may be a list, whose
+pictures stand where the conversation's `<image>` marks are, in order. Turns are `from` human, gpt or
+system with `value`; `role` and `content` are read too. Relative paths begin at the image root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tuna_jax.data.invalid_examples import Fault, blaming
+from tuna_jax.data.media.image import Medium
+from tuna_jax.data.text.tokenizer import IMAGE_TAG
+
+Kind = Literal["image_caption", "image_chat", "chat", "edit", "video_caption", "video_chat"]
+VIDEO_KINDS: tuple[Kind, ...] = ("video_caption", "video_chat")
+VIDEO_TAG = "<video>"
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+_CHUNK = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What somebody says: `role` is 'system', 'user' or 'assistant'; `<image>` marks where a picture or clip goes."""
+
+    role: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a manifest.
+
+    Attributes:
+        kind: which format it came in.
+        media: its pictures (an edit's are source, then target) or of its one clip.
+        source: the manifest.
+        line: its line there, counted from 1.
+        text: the caption or the instruction; empty for conversations.
+        turns: the conversation; empty for the others.
+    """
+
+    kind: Kind
+    media: tuple[Medium, ...]
+    source: str
+    line: int
+    text: str = ""
+    turns: tuple[Turn, ...] = ()
+
+
+class Manifest:
+    """The rows of a JSONL file by number, without holding the file in memory (8 bytes a row, for where it begins).
+
+    Reading is safe from many threads. Empty lines are no rows.
+
+    Args:
+        path: the JSONL file.
+        image_root: where relative paths begin; None takes the manifest's own folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file has no rows.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
+    ):
+        self.path = Path(path)
+        self.image_root = self.path.parent if image_root is None else Path(image_root)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"the manifest {self.path} does not exist")
+        self.digest, self._starts, self._ends, self._lines = _find_lines(self.path)
+        if not len(self._starts):
+            raise ValueError(f"the manifest {self.path} has no rows")
+        self._file: int | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """How lists of bad rows call it."""
+        return str(self.path)
+
+    @property
+    def identity(self) -> str:
+        """Changes when the file's content or the image root does."""
+        return f"{self.digest} {self.image_root.absolute()}"
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def line(self, index: int) -> int:
+        """The line in the file, counted from 1, of a row."""
+        return int(self._lines[index])
+
+    def __getitem__(self, index: int) -> Row:
+        """A row; raises BadRow if its line is none."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {self.path}, which has {len(self)}")
+        with blaming(self.name, self.line(index)):
+            return parse(self.content(index), self.image_root, self.name, self.line(index))
+
+    def content(self, index: int) -> bytes:
+        """A row's line as it is in the file, without the line's end."""
+        start, end = int(self._starts[index]), int(self._ends[index])
+        return os.pread(self._descriptor(), end - start, start)
+
+    def _descriptor(self) -> int:
+        with self._lock:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDONLY)
+            return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the file itself.
+        return {**self.__dict__, "_file": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)  # pyright: ignore[reportArgumentType]
+
+
+def _find_lines(path: Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """SHA-256 of a file, and of its lines that are not empty the first byte, the end and the number."""
+    digest, ends, size = hashlib.sha256(), [], 0
+    last = b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + size)
+            size, last = size + len(chunk), chunk[-1:]
+    if last != b"\n":
+        ends.append(np.array([size]))
+    end = np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
+    start = np.concatenate([[0], end[:-1] + 1]).astype(np.int64) if len(end) else end
+    number = np.arange(1, len(end) + 1)
+    # A single byte is the carriage return of an empty line; no row is that short.
+    kept = end - start > 1
+    return digest.hexdigest(), start[kept], end[kept], number[kept]
+
+
+def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Row:
+    """A manifest's line as a row.
+
+    Raises:
+        Fault: it is no JSON, of no known format, without text, or its marks do not fit its pictures.
+    """
+    try:
+        entry = json.loads(content)
+    except ValueError as error:  # JSON's and UTF-8's errors are both
+        raise Fault("malformed_json", str(error)) from error
+    if not isinstance(entry, dict):
+        raise Fault("malformed_json", f"the line is a {type(entry).__name__}, not an object")
+
+    return make_row(entry, functools.partial(_path, image_root), source, line)
+
+
+def make_row(
+    entry: Mapping[str, Any], medium: Callable[[str, Any], Medium], source: str, line: int
+) -> Row:
+    """An entry in one of the formats as a row.
+
+    Args:
+        entry: the keys and values.
+        medium: (key, value) -> the picture or clip of `image`, `video`, `raw_image` or `out_image`; or Fault.
+        source: where it comes from.
+        line: its number there, counted from 1.
+
+    Raises:
+        Fault: it is of no known format, without text, or its marks do not fit its pictures.
+    """
+    row = functools.partial(Row, source=source, line=line)
+    keys = {key for key, value in entry.items() if not _is_empty(value) or key == "caption"}
+    if {"raw_image", "out_image"} <= keys:
+        media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)
+        if len(media) != 2:
+            raise Fault("wrong_image_count", "an edit has one raw_image and one out_image")
+        return row("edit", media, text=_text(entry, "instruction"))
+    if "video" in keys:
+        media = _media(entry, "video", medium)
+        if len(media) != 1:
+            raise Fault("wrong_image_count", f"a row has one video, not {len(media)}")
+        if "caption" in keys:
+            return row("video_caption", media, text=_text(entry, "caption"))
+        if "conversations" in keys:
+            return row("video_chat", media, turns=_turns(entry, 1, mark=VIDEO_TAG))
+    elif "image" in keys:
+        media = _media(entry, "image", medium)
+        if "caption" in keys:
+            if len(media) != 1:
+                raise Fault("wrong_image_count", f"a caption is of one image, not of {len(media)}")
+            return row("image_caption", media, text=_text(entry, "caption"))
+        if "conversations" in keys:
+            return row("image_chat", media, turns=_turns(entry, len(media)))
+    elif "conversations" in keys:
+        return row("chat", (), turns=_turns(entry, 0))
+    raise Fault(
+        "unknown_format",
+        f"the keys with a value are {sorted(keys)}; a row has image or video with caption or conversations, "
+        "or conversations alone, or raw_image, out_image and instruction",
+    )
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if value is None or value == "":
+        raise Fault("empty_text", f"{key} is missing or empty")
+    if not isinstance(value, str):
+        raise Fault("unknown_format", f"{key} is a {type(value).__name__}, not a string")
+    if not value.strip():
+        raise Fault("empty_text", f"{key} has no words")
+    return value.strip()
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list)) and not value)
+
+
+def _media(
+    entry: Mapping[str, Any], key: str, medium: Callable[[str, Any], Medium]
+) -> tuple[Medium, ...]:
+    value = entry[key]
+    return tuple(medium(key, one) for one in (value if isinstance(value, list) else [value]))
+
+
+def _path(root: Path, key: str, name: Any) -> Path:
+    if not isinstance(name, str) or not name:
+        raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
+    return root / name  # an absolute name stays itself
+
+
+def _turns(entry: Mapping[str, Any], media: int, mark: str = IMAGE_TAG) -> tuple[Turn, ...]:
+    """The conversation, with as many `<image>` marks as there are media; `mark` is another name of them."""
+    listed = entry["conversations"]
+    if not isinstance(listed, list):
+        raise Fault("unknown_format", f"conversations is a {type(listed).__name__}, not a list")
+    turns = [_turn(place, item, mark) for place, item in enumerate(listed)]
+    if not any(turn.role == "assistant" for turn in turns):
+        raise Fault("empty_text", "no turn is the assistant's: there is nothing to learn")
+    if all(turn.role != "user" for turn in turns):
+        raise Fault("empty_text", "no turn is the user's")
+    marks = sum(turn.text.count(IMAGE_TAG) for turn in turns if turn.role != "system")
+    if media and not marks:
+        # Conversations about one picture often leave the mark out: the pictures come first.
+        first = next(place for place, turn in enumerate(turns) if turn.role == "user")
+        text = f"{IMAGE_TAG}\n" * media + turns[first].text
+        turns[first] = Turn("user", text)
+    elif marks != media:
+        raise Fault("wrong_image_count", f"{marks} {IMAGE_TAG} marks for {media} files")
+    for place, turn in enumerate(turns):
+        drawn, after = turn.text.partition(IMAGE_TAG)[1:]
+        if turn.role == "assistant" and drawn and (place != len(turns) - 1 or after.strip()):
+            raise Fault(
+                "unknown_format",
+                f"conversations[{place}]: a picture that the assistant draws ends the conversation",
+            )
+    return tuple(turns)
+
+
+def _turn(place: int, item: Any, mark: str) -> Turn:
+    where = f"conversations[{place}]"
+    if not isinstance(item, dict):
+        raise Fault("unknown_format", f"{where} is a {type(item).__name__}, not an object")
+    said, text = item.get("from", item.get("role")), item.get("value", item.get("content"))
+    role = _ROLES.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise Fault("unknown_format", f"{where} is from {said!r}; known are {', '.join(_ROLES)}")
+    if text is not None and not isinstance(text, str):
+        raise Fault("unknown_format", f"{where} says a {type(text).__name__}, not a string")
+    if not (text or "").strip():
+        raise Fault("empty_text", f"{where}, the {role}'s turn, has no words")
+    return Turn(role, (text or "").replace(mark, IMAGE_TAG).strip())

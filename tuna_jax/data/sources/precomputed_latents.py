@@ -1,0 +1,165 @@
+"""Latents computed in advance, as a folder of ArrayRecord shards; `LatentRows` reads one as a source of rows.
+
+    latents.json                       how they were made: the VAE's fingerprint, sizes, frames, the manifest's digest
+    00007-of-00040.array_record        of rows 7 * shard_rows and on: two records a row, in the manifest's order
+    00007-of-00040.json                written last: the lines that are in the shard, their sizes, and the bad rows
+
+The first record of a row is JSON: its line of the manifest, the size in pixels, and the shape [n, T, h, w, C] of its
+n pictures' or clips' latents. The second is their posteriors' mean and standard deviation, in the units of
+normalised latents, bfloat16 [2, n, T, h, w, C]. So text is read without the numbers.
+They go into a batch as they are, and the training step draws from them: their rounding, 0.2 %, is below a posterior's
+spread, and 49,152 normal numbers a row would cost a host more than all the rest.
+latent_encoding.py writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from jaxtyping import BFloat16
+
+from tuna_jax.data.invalid_examples import blaming
+from tuna_jax.data.media.image import Encoded, Medium, Size
+from tuna_jax.data.sources.jsonl import Row, make_row
+from tuna_jax.emoji.latent_pool import fingerprint
+from tuna_jax.sequence import Grid
+
+SETTINGS_FILE = "latents.json"
+
+
+def vae_fingerprint(config: Any, params: Mapping[str, Any]) -> str:
+    """Tells VAEs apart: by a dataclass of settings, and the parameters as they were read from their file."""
+    return fingerprint({"weights": params, "config": dataclasses.asdict(config)})
+
+
+def shard_name(shard: int, shards: int) -> str:
+    """The name of a shard's files, without the suffix."""
+    return f"{shard:05d}-of-{shards:05d}"
+
+
+class LatentRows:
+    """The rows of a folder of latents: a source like `Manifest`, without the rows that could not be encoded.
+
+    Reading is safe from many threads.
+
+    Args:
+        folder: what `python -m tuna_jax.encode_latents` wrote.
+
+    Attributes:
+        vae_fingerprint: the VAE's.
+        sizes: picture sizes that occur.
+        frames, fps: of clips; see `RowStream`.
+        grids: (size, frames) -> latent extent.
+        channels: C.
+
+    Raises:
+        FileNotFoundError: no such folder, or shards are missing: the encoding did not end.
+        ValueError: no row in it could be encoded.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        if not (self.folder / SETTINGS_FILE).is_file():
+            raise FileNotFoundError(
+                f"{self.folder} is no folder of latents (it has no {SETTINGS_FILE}); "
+                "python -m tuna_jax.encode_latents writes one"
+            )
+        text = (self.folder / SETTINGS_FILE).read_text(encoding="utf-8")
+        digest, settings = hashlib.sha256(text.encode()), json.loads(text)
+        self.vae_fingerprint: str = settings["vae_fingerprint"]
+        self.frames: int = settings["frames"]
+        self.fps: float | None = settings["fps"]
+        self._names = [shard_name(i, settings["shards"]) for i in range(settings["shards"])]
+        files = [self.folder / f"{name}.json" for name in self._names]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise FileNotFoundError(
+                f"{len(absent)} of {len(files)} shards of latents are missing in {self.folder}, the first {absent[0]}; "
+                "give the same command of encode_latents again, it goes on where it stopped"
+            )
+        lines, counts, kinds = [], [], set()
+        for file in files:
+            text = file.read_text(encoding="utf-8")
+            digest.update(text.encode())
+            listed = json.loads(text)
+            lines += listed["lines"]
+            counts.append(listed["rows"])
+            kinds |= {tuple(kind) for kind in listed["latents"]}
+        if not lines:
+            raise ValueError(
+                f"none of the rows in {self.folder} could be encoded: see 'bad' in {files[0]}"
+            )
+        self._lines, self._digest = np.array(lines, np.int64), digest.hexdigest()
+        self._begins = np.concatenate([[0], np.cumsum(counts)])
+        self.sizes = tuple(sorted({Size(h, w) for h, w, *_ in kinds}))
+        self.grids = {(Size(h, w), f): Grid(*grid) for h, w, f, *grid, _ in kinds}
+        (self.channels,) = {kind[-1] for kind in kinds}
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """How lists of bad rows call it."""
+        return str(self.folder)
+
+    @property
+    def identity(self) -> str:
+        """Changes when the latents do."""
+        return self._digest
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def line(self, index: int) -> int:
+        """The line in the manifest, counted from 1, of a row."""
+        return int(self._lines[index])
+
+    def __getitem__(self, index: int) -> Row:
+        """A row; its media are `Encoded`, which read their numbers when asked."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {self.name}, which has {len(self)}")
+        shard = int(np.searchsorted(self._begins, index, side="right")) - 1
+        reader, at = self._reader(shard), 2 * (index - int(self._begins[shard]))
+        header = json.loads(reader.read([at])[0])
+        size, shape = Size(*header["size"]), header["shape"]
+
+        @functools.cache
+        def moments() -> BFloat16[np.ndarray, "2 n t h w c"]:
+            return np.frombuffer(reader.read([at + 1])[0], ml_dtypes.bfloat16).reshape(2, *shape)
+
+        slots = iter(range(shape[0]))
+
+        def medium(key: str, value: Any) -> Medium:
+            slot = next(slots)
+            return Encoded(size, lambda: moments()[:, slot])
+
+        with blaming(self.name, self.line(index)):
+            return make_row(json.loads(header["row"]), medium, self.name, self.line(index))
+
+    def _reader(self, shard: int) -> Any:
+        with self._lock:
+            if shard not in self._readers:
+                path = self.folder / f"{self._names[shard]}.array_record"
+                # Without these each reader would hold threads and megabytes for reading on.
+                options = "readahead_buffer_size:0,max_parallelism:0"
+                self._readers[shard] = ArrayRecordReader(str(path), options)
+            return self._readers[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the files itself.
+        return {**self.__dict__, "_readers": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()

@@ -1,0 +1,253 @@
+"""The tokenizer: Qwen2.5's with TUNA's four tokens, whole or cut down to the ids that a world needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import SupportsInt
+
+import tokenizers
+
+from tuna_jax.data.text import qwen_bpe
+from tuna_jax.sequence import Grid, Segment, Special, Text, Visual
+
+DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+IMAGE_TAG = "<image>"
+VOCABULARIES = Path(__file__).parent / "vocabularies"
+
+_STRUCTURE = {
+    "bos": "<|im_start|>",
+    "eos": "<|im_end|>",
+    "boi": "<|vision_start|>",
+    "eoi": "<|vision_end|>",
+    "image_pad": "<|image_pad|>",
+    "pad": "[PAD]",
+}
+
+
+def read_subset(subset: str | os.PathLike[str] | Sequence[int]) -> tuple[int, ...]:
+    """The full ids that a compact vocabulary keeps, in the order of their compact ids.
+
+    Args:
+        subset: the ids; or the path of a JSON file, an object whose `ids` lists them; or the name of a
+            vocabulary that ships here ('emoji').
+    """
+    if isinstance(subset, (str, os.PathLike)):
+        path = Path(subset)
+        if not path.is_file():
+            path = VOCABULARIES / f"{os.fspath(subset)}.json"
+        if not path.is_file():
+            shipped = sorted(item.stem for item in VOCABULARIES.glob("*.json"))
+            raise FileNotFoundError(
+                f"no vocabulary {os.fspath(subset)!r}: it is neither a file nor one that ships ({shipped})"
+            )
+        listed = json.loads(path.read_text(encoding="utf-8"))["ids"]
+    else:
+        listed = subset
+    ids = tuple(int(i) for i in listed)
+    if len(set(ids)) != len(ids):
+        raise ValueError("a compact vocabulary lists some id twice; each full id may occur once")
+    return ids
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    With `subset`, the table of a small model need not hold 151,669 rows: only the listed full ids are
+    kept, renumbered by their place in the list. Text that would need another token is spelled in bytes,
+    whose 256 tokens are always kept, and a warning names each such word once.
+
+    Args:
+        subset: see `read_subset`; None keeps every id.
+        base: the full tokenizer; None takes the packaged one (`bpe.packaged`).
+    """
+
+    def __init__(
+        self,
+        subset: str | os.PathLike[str] | Sequence[int] | None = None,
+        *,
+        base: tokenizers.Tokenizer | None = None,
+    ):
+        self._base = base or qwen_bpe.packaged()
+        # Text that looks like a special token is text: only code may put structure into a sequence.
+        self._base.encode_special_tokens = True
+        self._full: tuple[int, ...] | None = None
+        self._compact: dict[int, int] = {}
+        self._warned: set[str] = set()
+        if subset is not None:
+            self._full = read_subset(subset)
+            self._compact = {full: i for i, full in enumerate(self._full)}
+            self._check_subset()
+        self._bytes = {character: self.id_of(character) for character in qwen_bpe.byte_characters()}
+        self.special = Special(**{role: self.id_of(token) for role, token in _STRUCTURE.items()})
+        special = (self._find(token) for token in (*qwen_bpe.QWEN_SPECIAL, *qwen_bpe.TUNA_SPECIAL))
+        self._special_ids = {found for found in special if found is not None}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        subset: str | os.PathLike[str] | Sequence[int] | None = None,
+    ) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder (Qwen2.5's); TUNA's four tokens are added to it."""
+        return cls(subset, base=qwen_bpe.from_folder(Path(folder)))
+
+    def _check_subset(self) -> None:
+        total = self._base.get_vocab_size()
+        beyond = [i for i in self._compact if not 0 <= i < total]
+        if beyond:
+            raise ValueError(
+                f"the compact vocabulary lists ids {beyond[:5]}; the full one has {total}"
+            )
+        needed = [*qwen_bpe.byte_characters(), *_STRUCTURE.values()]
+        lacking = [token for token in needed if self._base.token_to_id(token) not in self._compact]
+        if lacking:
+            raise ValueError(
+                f"the compact vocabulary lacks {lacking[:5]} and maybe more; it must keep the 256 byte "
+                "tokens and the special ones (python -m tuna_jax.emoji.world.vocabulary writes one)"
+            )
+
+    def _find(self, token: str) -> int | None:
+        """The id of a token by its spelling, or None."""
+        full = self._base.token_to_id(token)
+        return full if full is None or self._full is None else self._compact.get(full)
+
+    @property
+    def size(self) -> int:
+        """How many ids there are: the rows that the model's table needs."""
+        return self._base.get_vocab_size() if self._full is None else len(self._full)
+
+    def id_of(self, token: str) -> int:
+        """The id of one token by its spelling, for example '<|im_end|>'."""
+        found = self._find(token)
+        if found is None:
+            raise KeyError(f"the vocabulary has no token {token!r}")
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Special tokens are never produced, whatever the text says."""
+        encoding = self._base.encode(text, add_special_tokens=False)
+        if self._full is None:
+            return encoding.ids
+        ids: list[int] = []
+        for full, token, (start, _) in zip(
+            encoding.ids, encoding.tokens, encoding.offsets, strict=True
+        ):
+            if full in self._compact:
+                ids.append(self._compact[full])
+            else:
+                self._warn(text, start)
+                ids += [self._bytes[character] for character in token]
+        return ids
+
+    def _warn(self, text: str, start: int) -> None:
+        """Warns of the word at or after character `start`, unless it was warned of before."""
+        runs = re.finditer(r"\S+", text)
+        word = next((run.group() for run in runs if run.end() > start), text[start:])
+        if word not in self._warned:
+            self._warned.add(word)
+            warnings.warn(
+                f"{word!r} is not in the compact vocabulary of {self.size} tokens: it is spelled in "
+                "bytes, and a model trained with that vocabulary has not seen it",
+                stacklevel=3,
+            )
+
+    def decode(self, ids: Iterable[SupportsInt], *, skip_special: bool = True) -> str:
+        """The text of some ids; `skip_special` leaves out special tokens. Broken UTF-8 becomes U+FFFD."""
+        kept = [int(i) for i in ids if not (skip_special and int(i) in self._special_ids)]
+        wrong = [i for i in kept if not 0 <= i < self.size]
+        if wrong:
+            raise ValueError(f"ids {wrong[:5]} are outside the vocabulary of {self.size}")
+        full = kept if self._full is None else [self._full[i] for i in kept]
+        return self._base.decode(full, skip_special_tokens=False)
+
+    def decode_parts(self, parts: Iterable[Iterable[SupportsInt]]) -> Iterator[str]:
+        """The text of ids that come a part at a time, a piece of it for every part that completes one.
+
+        What was given stays as it is: bytes that do not make a character yet wait for the next part, or for the end.
+        Together the pieces are `decode` of all ids.
+        """
+        ids: list[SupportsInt] = []
+        whole, given = "", 0
+        for part in parts:
+            ids += part
+            whole = self.decode(ids)
+            # An unfinished character looks like a broken one, and both stand at the end until something follows.
+            ready = len(whole.rstrip("\ufffd"))
+            if ready > given:
+                yield whole[given:ready]
+                given = ready
+        if whole[given:]:
+            yield whole[given:]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        grids: Sequence[Grid] = (),
+        answer: bool = False,
+        system: str = DEFAULT_SYSTEM,
+    ) -> list[Segment]:
+        """Messages in Qwen2.5's chat template, as segments for `sequence.build` (model.md 5, 10).
+
+        Args:
+            messages: dicts with `role` ('system', 'user' or 'assistant') and `content`. Where a user's
+                content has `<image>`, with or without a line end after it, a clean visual slot goes. The last
+                message may be an assistant's that ends with `<image>`: the picture that it draws.
+            grids: the extents of the pictures, in order; as many as there are `<image>`.
+            answer: end with the opening of an assistant's turn, for generation.
+            system: the system sentence, unless the first message is one.
+
+        Returns:
+            Segments; the assistant's turns and the token that ends each are to be learned.
+
+        Raises:
+            ValueError: an unknown role, more or fewer `<image>` than grids, or an assistant's `<image>` that
+                is not the end of the conversation (what came after it would see a noisy picture).
+        """
+        turns = list(messages)
+        if not turns or turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": system})
+        tags = sum(turn["content"].count(IMAGE_TAG) for turn in turns if turn["role"] != "system")
+        if tags != len(grids):
+            raise ValueError(
+                f"the messages have {tags} {IMAGE_TAG} but {len(grids)} pictures were given"
+            )
+        pictures = iter(grids)
+        segments: list[Segment] = []
+        for turn in turns:
+            role, content = turn["role"], turn["content"]
+            if role not in ("system", "user", "assistant"):
+                raise ValueError(f"a message has role {role!r}; it is system, user or assistant")
+            if role == "assistant":
+                segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
+                said, drawn, after = content.partition(IMAGE_TAG)
+                learned = tuple(self.encode(said))
+                if drawn:
+                    if turn is not turns[-1] or after.strip():
+                        raise ValueError(
+                            f"an assistant's {IMAGE_TAG} is not the end of the conversation; a picture "
+                            "that is generated comes last"
+                        )
+                    segments.append(Text((*learned, self.special.boi), learn=True))
+                    segments += [Visual(next(pictures), target=True), Text((self.special.eoi,))]
+                    learned = ()
+                segments.append(Text((*learned, self.special.eos), learn=True))
+                segments.append(Text(tuple(self.encode("\n"))))
+                continue
+            pieces = content.split(IMAGE_TAG) if role == "user" else [content]
+            before = f"{role}\n{pieces[0]}"
+            ids = [self.special.bos]
+            for piece in pieces[1:]:
+                ids += [*self.encode(before), self.special.boi]
+                segments += [Text(tuple(ids)), Visual(next(pictures))]
+                ids, before = [self.special.eoi], piece.removeprefix("\n")
+            ids += [*self.encode(before), self.special.eos, *self.encode("\n")]
+            segments.append(Text(tuple(ids)))
+        if answer:
+            segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
+        return segments

@@ -1,0 +1,1 @@
+"""The emoji demo, whole: its world, its data streams, its trainer and its evaluation."""

@@ -1,0 +1,386 @@
+"""One self-contained report.html, with summary.json and the sheets as PNG beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from tuna_jax.emoji.evaluation import loss_curves
+from tuna_jax.emoji.evaluation.images import Answered, Sheet
+from tuna_jax.emoji.evaluation.suite import ClipSheet, Evaluation
+from tuna_jax.evaluation.metrics.accuracy import Score
+from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.image_grid import contact_sheet
+
+# What each score asks, in the order of the report. HEADLINE are the tiles at the top.
+MEANING = {
+    "single_object_accuracy": ("One object drawn right", "the named object, in the named place"),
+    "two_object_accuracy": ("Two objects drawn right", "both present, in any arrangement"),
+    "position_accuracy": ("Two objects, rightly placed", "both present, each on its side"),
+    "naming_accuracy": ("Object named right", "“what is this?”, exact text"),
+    "ground_colour_accuracy": ("Ground colour drawn right", "of one-object pictures"),
+    "place_accuracy": ("Place drawn right", "whatever the object is"),
+    "counted_objects_accuracy": ("Two to four of a kind", "every one of them, each in its cell"),
+    "ground_answer_accuracy": ("Answer: ground colour", "“what colour is the background?”"),
+    "where_answer_accuracy": ("Answer: where", "“where is the …?”"),
+    "count_answer_accuracy": ("Answer: how many", "“how many objects are there?”"),
+    "relation_answer_accuracy": ("Answer: what is beside", "“what is to the left of the …?”"),
+    "list_answer_accuracy": ("Answer: what is there", "“what can you see?”, both objects"),
+    "caption_accuracy": ("Caption, word for word", "“describe the picture.”"),
+    "edit_accuracy": ("Edits", "all kinds: the target’s objects and ground, and nothing else"),
+    "edit_replace_accuracy": ("Edit: replace", "“replace the dog with a cat”"),
+    "edit_recolour_accuracy": ("Edit: recolour", "“make the background blue”"),
+    "edit_move_accuracy": ("Edit: move", "“move the dog to the top left”"),
+    "edit_remove_accuracy": ("Edit: remove", "“remove the cat”"),
+    "clip_accuracy": ("Clips drawn right", "object, ground and motion"),
+    "clip_motion_accuracy": ("Clip: motion drawn", "direction, or growing, shrinking, turning"),
+    "clip_object_accuracy": ("Clip: object drawn", "where it is of a usual size, both judges"),
+    "clip_ground_accuracy": ("Clip: ground drawn", "in every frame"),
+    "clip_motion_answer_accuracy": ("Clip answer: what it does", "“what does the dog do?”"),
+    "clip_direction_answer_accuracy": ("Clip answer: which way", "“which way does it move?”"),
+    "clip_name_answer_accuracy": ("Clip answer: object", "“what is this?”"),
+    "clip_ground_answer_accuracy": ("Clip answer: ground", "“what colour is the background?”"),
+    "clip_describe_answer_accuracy": ("Clip caption, word for word", "“describe the clip.”"),
+    "dialogue_accuracy": ("Conversations", "two to four turns, each exact"),
+    "dialogue_turn_accuracy": ("Turns of conversations", "after the model’s own answers"),
+    "dialogue_name_accuracy": ("Turn: name", "“what is this?”"),
+    "dialogue_ground_accuracy": ("Turn: ground", "“what colour is the background?”"),
+    "dialogue_where_accuracy": ("Turn: where", "“where is the …?”"),
+    "dialogue_count_accuracy": ("Turn: how many", "“how many objects are there?”"),
+    "dialogue_relation_accuracy": ("Turn: what is beside", "“what is on the left?”"),
+    "dialogue_list_accuracy": ("Turn: what is there", "“what can you see?”"),
+    "dialogue_describe_accuracy": ("Turn: caption", "“describe the picture.”"),
+    "dialogue_follow_accuracy": ("Turn that needs the one before", "“and on the right?”"),
+}
+# GenEval's names of the scores that ask what its sub-scores ask.
+GENEVAL = {
+    "single_object": "single_object_accuracy",
+    "two_object": "two_object_accuracy",
+    "counting": "counted_objects_accuracy",
+    "colors": "ground_colour_accuracy",
+    "position": "position_accuracy",
+}
+# What `experiments/emoji/all_tasks.py` is meant to reach.
+GOALS = {
+    "single_object_accuracy": 0.95,
+    "two_object_accuracy": 0.85,
+    "position_accuracy": 0.85,
+    "counted_objects_accuracy": 0.75,
+    "ground_colour_accuracy": 0.98,
+    **dict.fromkeys((name for name in MEANING if "answer" in name or "caption" in name), 0.9),
+    "naming_accuracy": 0.9,
+    "dialogue_turn_accuracy": 0.9,
+    **dict.fromkeys((name for name in MEANING if name.startswith("edit_")), 0.75),
+    "clip_motion_accuracy": 0.9,
+}
+HEADLINE = (
+    *tuple(MEANING)[:5],
+    "edit_accuracy",
+    "clip_accuracy",
+    "clip_motion_answer_accuracy",
+    "dialogue_accuracy",
+)
+
+ATTRIBUTION = (
+    "Emoji art: Twemoji, © Twitter, Inc and other contributors, CC BY 4.0 "
+    "(https://creativecommons.org/licenses/by/4.0/)."
+)
+STYLE = """
+:root { --ink:#1d2129; --soft:#626875; --line:#e3e6eb; --card:#fff; --page:#f6f7f9;
+  --good:#188050; --bad:#c43030; --accent:#2f5fd0; }
+* { box-sizing: border-box; }
+body { margin:0; background:var(--page); color:var(--ink);
+  font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif; }
+main { max-width:1180px; margin:0 auto; padding:40px 24px 80px; }
+h1 { font-size:30px; line-height:1.2; margin:0 0 6px; letter-spacing:-.01em; }
+h2 { font-size:19px; margin:44px 0 6px; }
+p { margin:4px 0 12px; max-width:74ch; } .soft { color:var(--soft); }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(136px,1fr)); gap:12px; margin:24px 0; }
+.tile { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px 14px; }
+.tile b { display:block; font-size:24px; line-height:1.3; white-space:nowrap; font-variant-numeric:tabular-nums; }
+.tile span { display:block; font-weight:600; font-size:13px; }
+.tile small { color:var(--soft); font-size:12px; }
+table { border-collapse:collapse; width:100%; background:var(--card); border:1px solid var(--line);
+  border-radius:10px; overflow:hidden; font-size:14px; }
+th,td { text-align:left; padding:7px 12px; border-bottom:1px solid var(--line); vertical-align:middle; }
+th { font-size:12px; color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
+td.number { font-variant-numeric:tabular-nums; white-space:nowrap; }
+.bar { position:relative; width:180px; height:10px; background:#eceef2; border-radius:5px; }
+.bar i { position:absolute; inset:0 auto 0 0; background:var(--accent); border-radius:5px; }
+.bar u { position:absolute; top:-2px; bottom:-2px; background:rgba(29,33,41,.28); border-radius:2px; }
+.bar s { position:absolute; top:-3px; bottom:-3px; width:2px; background:var(--bad); }
+.sheet { display:grid; grid-template-columns:repeat(auto-fill,var(--wide,128px)); gap:18px 14px; margin-top:14px; }
+figure { margin:0; } figure img { width:auto; height:128px; display:block; border-radius:6px;
+  image-rendering:pixelated; box-shadow:0 0 0 1px var(--line); }
+figcaption { font-size:12px; line-height:1.35; margin-top:7px; color:var(--soft); }
+.right img { box-shadow:0 0 0 3px var(--good); } .wrong img { box-shadow:0 0 0 3px var(--bad); }
+.right figcaption::before { content:"✓ "; color:var(--good); font-weight:700; }
+.wrong figcaption::before { content:"✗ "; color:var(--bad); font-weight:700; }
+td img { width:auto; height:48px; display:block; border-radius:4px; image-rendering:pixelated; }
+td.yes { color:var(--good); font-weight:600; } td.no { color:var(--bad); font-weight:600; }
+td figure img { height:72px; } td.asked { min-width:180px; max-width:240px; font-size:13px; }
+.beside td { font-size:13px; padding:6px 8px; }
+.wide { width:100%; background:var(--card); border:1px solid var(--line); border-radius:10px; padding:10px; }
+.curves { display:block; max-width:100%; margin:14px 0; border:1px solid var(--line); border-radius:10px; }
+.scroll { overflow-x:auto; }
+footer { margin-top:56px; font-size:12px; color:var(--soft); border-top:1px solid var(--line); padding-top:14px; }
+"""
+
+
+def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def inline(data: bytes) -> str:
+    """A PNG file as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def whole_page(title: str, body: str) -> str:
+    """A page that needs nothing beside it."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def percent(value: float) -> str:
+    """A share for people: 98.4 %, 0.02 %."""
+    share = 100 * value
+    return f"{share:.1f} %" if share >= 1 or share == 0 else f"{share:.2g} %"
+
+
+def _tiles(scores: Mapping[str, Score], vae_psnr_db: float | None, minutes: float | None) -> str:
+    tiles = []
+    for name in HEADLINE:
+        if name in scores:
+            score = scores[name]
+            tiles.append(
+                f'<div class="tile"><b>{percent(score.value)}</b><span>{MEANING[name][0]}</span>'
+                f"<small>chance {percent(score.chance)} · {score.count} cases</small></div>"
+            )
+    if vae_psnr_db is not None:
+        tiles.append(
+            f'<div class="tile"><b>{vae_psnr_db:.1f} dB</b><span>VAE reconstruction</span>'
+            "<small>PSNR on held-out scenes</small></div>"
+        )
+    if minutes is not None:
+        tiles.append(f'<div class="tile"><b>{minutes:.1f} min</b><span>Wall clock</span></div>')
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _score_rows(scores: Mapping[str, Score], ceilings: Mapping[str, Score]) -> str:
+    rows = []
+    for name in sorted(scores, key=lambda n: list(MEANING).index(n) if n in MEANING else 99):
+        score = scores[name]
+        title, meaning = MEANING.get(name, (name, ""))
+        low, high = (100 * bound for bound in score.ci95)
+        by = ", ".join(f"{part} {percent(value)}" for part, value in score.by.items())
+        ceiling = percent(ceilings[name].value) if name in ceilings else ""
+        bar = (
+            f'<div class="bar"><i style="width:{100 * score.value:.1f}%"></i>'
+            f'<u style="left:{low:.1f}%;width:{max(high - low, 0.5):.1f}%"></u>'
+            f'<s style="left:{100 * score.chance:.1f}%"></s></div>'
+        )
+        rows.append(
+            f'<tr><td><b>{html.escape(title)}</b><br><span class="soft">{html.escape(meaning)}</span></td>'
+            f'<td class="number"><b>{percent(score.value)}</b></td><td>{bar}</td>'
+            f'<td class="number">{low:.1f} to {high:.1f}</td><td class="number">{percent(score.chance)}</td>'
+            f'<td class="number">{score.count}</td><td>{html.escape(by)}</td><td class="number">{ceiling}</td></tr>'
+        )
+    head = "".join(
+        f"<th>{text}</th>"
+        for text in (
+            "what",
+            "right",
+            "",
+            "95 % interval",
+            "chance",
+            "cases",
+            "by judge",
+            "judges’ ceiling",
+        )
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _figures(sheet: Sheet) -> str:
+    figures = []
+    for image, label, verdict in zip(sheet.images, sheet.labels, sheet.right, strict=True):
+        kind = {True: "right", False: "wrong", None: "plain"}[verdict]
+        text = html.escape(label)
+        figures.append(
+            f'<figure class="{kind}"><img alt="{text}" src="{inline(png(image))}">'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    judged = [verdict for verdict in sheet.right if verdict is not None]
+    note = (
+        f'<p class="soft">{sum(judged)} of these {len(judged)} were judged right.</p>'
+        if judged
+        else ""
+    )
+    height, width = sheet.images.shape[1:3]
+    wide = f' style="--wide:{128 * width // height}px"' if width != height else ""
+    return f'<h2>{html.escape(sheet.title)}</h2>{note}<div class="sheet"{wide}>{"".join(figures)}</div>'
+
+
+def animation(sheet: ClipSheet, *, columns: int = 8, seconds: float = 0.4) -> bytes:
+    """A GIF of the clips side by side, over and over; the last frame stays longer."""
+    pages = [
+        contact_sheet(sheet.frames[:, i], sheet.labels, sheet.right, columns=columns)
+        for i in range(sheet.frames.shape[1])
+    ]
+    times = [int(1000 * seconds)] * (len(pages) - 1) + [int(2500 * seconds)]
+    buffer = io.BytesIO()
+    first, *rest = [page.quantize(128) for page in pages]
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
+    return buffer.getvalue()
+
+
+def _moving(sheet: ClipSheet, gif: bytes) -> str:
+    data = "data:image/gif;base64," + base64.b64encode(gif).decode()
+    title = html.escape(sheet.title)
+    return f'<h2>{title}</h2><img class="wide" alt="{title}" src="{data}">'
+
+
+def _decibels(values: Mapping[str, float]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class='number'>{value:.1f} dB</td></tr>"
+        for name, value in values.items()
+    )
+    return f"<h2>What edits leave untouched</h2><table>{rows}</table>"
+
+
+def _answer_rows(answered: Sequence[Answered], each: int) -> str:
+    """Some answers of each kind; of the wrong ones at most half, and at least as many as fit."""
+    rows = []
+    for kind in dict.fromkeys(item.kind for item in answered):
+        of_kind = [item for item in answered if item.kind == kind]
+        wrong = [item for item in of_kind if not item.right][: each // 2]
+        right = [item for item in of_kind if item.right][: each - len(wrong)]
+        for item in right + wrong:
+            verdict, word = ("yes", "right") if item.right else ("no", "wrong")
+            rows.append(
+                f'<tr><td><img alt="" src="{inline(png(item.image))}"></td>'
+                f"<td>{html.escape(item.question)}</td><td>{html.escape(item.answer)}</td>"
+                f'<td>{html.escape(item.expected)}</td><td class="{verdict}">{word}</td></tr>'
+            )
+    head = "<tr><th></th><th>question</th><th>answer of the model</th><th>exact answer</th><th></th></tr>"
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+
+
+def summary(
+    evaluation: Evaluation, minutes: float | None, extra: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """What summary.json holds: every score, the VAE's PSNR, the minutes, and what the caller adds."""
+    psnr = evaluation.vae_psnr_db
+    return {
+        **{name: score.as_json() for name, score in evaluation.scores.items()},
+        "vae_psnr_db": None if psnr is None else round(psnr, 2),
+        "minutes": None if minutes is None else round(minutes, 2),
+        **{name: round(value, 2) for name, value in evaluation.decibels.items()},
+        "geneval": {
+            theirs: round(evaluation.scores[ours].value, 4)
+            for theirs, ours in GENEVAL.items()
+            if ours in evaluation.scores
+        },
+        "judges_ceiling": {name: score.as_json() for name, score in evaluation.ceilings.items()},
+        **(extra or {}),
+    }
+
+
+def write(
+    folder: str | os.PathLike[str],
+    evaluation: Evaluation,
+    *,
+    title: str = "TUNA in the emoji world",
+    lead: str = "",
+    metrics: str | os.PathLike[str] | None = None,
+    minutes: float | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> Path:
+    """Writes report.html, summary.json and sheets/*.png into a folder.
+
+    Args:
+        folder: made if it is not there.
+        evaluation: what `measure` returned.
+        title: the heading.
+        lead: a sentence or two below it.
+        metrics: the run's metrics.jsonl, for the curves.
+        minutes: how long it all took.
+        facts: more to say about the run (parameters, steps, machine); shown, and put into summary.json.
+
+    Returns:
+        The path of report.html.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="soft">{html.escape(lead)}</p>' if lead else "",
+        _tiles(evaluation.scores, evaluation.vae_psnr_db, minutes),
+    ]
+    scores = (
+        "<h2>Scores</h2><p class='soft'>Every combination asked for was held out of training: "
+        "triples of name, ground and place; unordered pairs of names; triples of name, ground and "
+        "count. A drawing is right if two judges that were never trained agree: nearest neighbour "
+        "on pixels, and on edge orientations, which colour alone does not satisfy. The grey band is "
+        "the 95 % interval, the red mark is chance. The ceiling is what the judges say of true "
+        "renderings after the VAE.</p>" + _score_rows(evaluation.scores, evaluation.ceilings)
+    )
+    if not evaluation.sheets:
+        parts.append(scores)
+    for number, sheet in enumerate(evaluation.sheets):
+        parts.append(_figures(sheet))
+        if number == 0:
+            parts.append(scores)
+        (folder / "sheets").mkdir(exist_ok=True)
+        height, width = sheet.images.shape[1:3]
+        columns = max(1, 8 * height // width)
+        picture = contact_sheet(sheet.images, sheet.labels, sheet.right, columns=columns)
+        picture.save(folder / "sheets" / f"{number}_{_file_name(sheet.title)}.png")
+    for number, moving in enumerate(evaluation.clips):
+        gif = animation(moving)
+        parts.append(_moving(moving, gif))
+        (folder / "sheets" / f"{_file_name(moving.title)}_{number}.gif").write_bytes(gif)
+    if evaluation.decibels:
+        parts.append(_decibels(evaluation.decibels))
+    if evaluation.answered:
+        parts.append("<h2>Questions and answers</h2>" + _answer_rows(evaluation.answered, each=6))
+    drawn = loss_curves.plot(metrics) if metrics is not None else None
+    if drawn is not None:
+        parts.append(
+            f'<h2>Training</h2><img class="wide" alt="training curves" src="{inline(drawn)}">'
+        )
+    if facts:
+        rows = "".join(
+            f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
+            for key, value in facts.items()
+        )
+        parts.append(f"<h2>The run</h2><table>{rows}</table>")
+    parts.append(f"<footer>{ATTRIBUTION}</footer>")
+    with atomic_file(folder / "summary.json") as scratch:
+        values = summary(evaluation, minutes, {"facts": dict(facts)} if facts else None)
+        scratch.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
+    with atomic_file(folder / "report.html") as scratch:
+        scratch.write_text(whole_page(title, "".join(parts)), encoding="utf-8")
+    return folder / "report.html"
+
+
+def _file_name(title: str) -> str:
+    kept = "".join(c if c.isalnum() else "_" for c in title.lower())
+    return "_".join(filter(None, kept.split("_")))[:40]

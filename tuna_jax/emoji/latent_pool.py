@@ -1,0 +1,198 @@
+"""Latents of a frozen VAE, computed once: so that the encoder is not part of the training step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from tqdm import tqdm
+
+from tuna_jax.emoji.world.rendering import render
+from tuna_jax.utils.atomic_io import cache_directory
+
+Encode = Callable[
+    [UInt8[np.ndarray, "n *frames height width 3"]],
+    tuple[Float[np.ndarray, "n t h w c"], Float[np.ndarray, "n t h w c"]],
+]
+Item = TypeVar("Item", covariant=True)
+
+
+@runtime_checkable
+class Source(Protocol[Item]):
+    """Scenes, edits or clips by index, and the settings that they depend on."""
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Item `index`."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def settings(self) -> dict[str, object]:
+        """Everything that the items depend on."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentPool(Generic[Item]):
+    """The posterior of the first items of a source: element i belongs to `source[i]`.
+
+    Attributes:
+        source: where the items come from.
+        mean: normalised posterior mean, float16 or float32 [n, T, h, w, C].
+        std: posterior standard deviation in the same units, same shape.
+    """
+
+    source: Source[Item]
+    mean: Float[np.ndarray, "n t h w c"]
+    std: Float[np.ndarray, "n t h w c"]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(T, h, w, C) of one item."""
+        t, h, w, c = self.mean.shape[1:]
+        return t, h, w, c
+
+    def sample(
+        self, index: int, random: np.random.Generator, spread: float | Sequence[float] = 1.0
+    ) -> Float32[np.ndarray, "t h w c"]:
+        """A draw from the posterior of item `index`: mean + spread * std * noise; a spread for all, or one a frame."""
+        scale = np.asarray(spread, np.float32).reshape(-1, 1, 1, 1)
+        noise = scale * random.standard_normal(self.mean.shape[1:], np.float32)
+        return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
+
+
+def fingerprint(tree: Any) -> str:
+    """A short hash of a nested mapping of arrays (VAE weights), numbers and strings."""
+    digest = hashlib.sha256()
+    _update(digest, tree)
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, node: Any) -> None:
+    if isinstance(node, Mapping):
+        for key in sorted(node):
+            digest.update(f"{{{key}".encode())
+            _update(digest, node[key])
+        digest.update(b"}")
+    elif isinstance(node, (str, int, float, bool, type(None), bytes)):
+        digest.update(repr(node).encode())
+    elif isinstance(node, (list, tuple)):
+        digest.update(f"[{len(node)}".encode())
+        for item in node:
+            _update(digest, item)
+    else:
+        array = np.asarray(node)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+
+
+def encode_pool(
+    source: Source[Item],
+    count: int,
+    encode: Encode,
+    key: str,
+    *,
+    pictures: Callable[[Any], UInt8[np.ndarray, "*frames height width 3"]] = render,
+    directory: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    dtype: str = "float16",
+    progress: bool = True,
+) -> LatentPool[Item]:
+    """Encodes the first `count` items, or finds them in the cache folder.
+
+    The files appear in one step when all is done: an interrupted run leaves nothing half written, and
+    the next one begins anew.
+
+    Args:
+        source: the scenes, edits or clips.
+        count: how many of them.
+        encode: uint8 images [n, H, W, 3], or [n, F, H, W, 3], -> (normalised mean, standard deviation), each
+            [n, T, h, w, C].
+            Every call gets exactly `batch_size` images (the last is filled up), so it compiles once.
+        key: names the encoder: `fingerprint` of its weights and whatever else its output depends on.
+        pictures: what is encoded of an item: its picture, or several of one size; not part of the cache's key, so
+            it must follow from the source's settings.
+        directory: the cache folder; see `cache.cache_directory`.
+        batch_size: images a call.
+        dtype: how to store; float16 loses far less than the posterior's own spread.
+        progress: show a bar.
+
+    Returns:
+        The pool, its arrays mapped from disk.
+    """
+    if not 0 < count <= len(source):
+        raise ValueError(f"count {count} of {source!r}; give 1 to {len(source)}")
+    settings = {"encoder": key, "scenes": source.settings(), "count": count, "dtype": dtype}
+    folder = cache_directory(directory) / "latents" / fingerprint(settings)
+    if not folder.is_dir():
+        scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
+        scratch.mkdir(parents=True)
+        try:
+            _write_pool(source, count, encode, pictures, scratch, batch_size, dtype, progress)
+            (scratch / "settings.json").write_text(json.dumps(settings, indent=1))
+            try:
+                os.rename(scratch, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first, with the same content
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    mean, std = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std"))
+    return LatentPool(source, mean, std)
+
+
+def _write_pool(
+    source: Source[Any],
+    count: int,
+    encode: Encode,
+    pictures: Callable[[Any], np.ndarray],
+    folder: Path,
+    batch_size: int,
+    dtype: str,
+    progress: bool,
+) -> None:
+    """Writes mean.npy and std.npy for the first `count` items into `folder`."""
+    files: list[np.memmap] = []
+    bar = tqdm(total=count, desc="encoding scenes", unit="image", disable=not progress)
+    for start in range(0, count, batch_size):
+        indices = [min(start + i, count - 1) for i in range(batch_size)]
+        images = np.stack([pictures(source[i]) for i in indices])
+        moments = [np.asarray(array) for array in encode(images)]
+        used = min(batch_size, count - start)
+        for name, array in zip(("mean", "std"), moments, strict=True):
+            if array.ndim != 5 or len(array) != batch_size:
+                raise ValueError(
+                    f"encode returned {name} of shape {array.shape} for {batch_size} images; it must be "
+                    f"[{batch_size}, T, h, w, C]"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"encode returned a {name} that is not finite; check the VAE's weights"
+                )
+        if not files:
+            files = [
+                np.lib.format.open_memmap(
+                    folder / f"{name}.npy", "w+", np.dtype(dtype), (count, *array.shape[1:])
+                )
+                for name, array in zip(("mean", "std"), moments, strict=True)
+            ]
+        for file, array in zip(files, moments, strict=True):
+            file[start : start + used] = array[:used]
+        bar.update(used)
+    bar.close()
+    for file in files:
+        file.flush()

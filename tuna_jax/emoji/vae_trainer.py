@@ -1,0 +1,277 @@
+"""Trains the small Wan-architecture VAE (model.md section 1) on still pictures and exports it for
+the package.
+
+Stills use kernels with one tap in time (`image_only`). The loss asks for crisp pictures: absolute
+and squared error on pixels, absolute error on differences of neighbouring pixels (edges), and
+absolute error on pooled pictures (large forms). The KL weight is high for an autoencoder's: latents
+that a flow model draws are never exact, and a wide posterior teaches the decoder to forgive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from tuna_jax import config as model_config
+from tuna_jax.conversion import image_vae_file
+from tuna_jax.emoji import background
+from tuna_jax.models import vae
+from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training import checkpoints, metrics, preemption
+from tuna_jax.training.optimizer import OptimizerSettings, build
+from tuna_jax.training.workdir import locked
+
+_STATISTICS_IMAGES = 4096
+
+
+@runtime_checkable
+class Images(Protocol):
+    """A source of pictures: the same index always gives the same float32 [H, W, 3] in [-1, 1]."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Picture `index`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """Which pictures to train on; see `tuna_jax.emoji.world.rendering.SceneImages`.
+
+    Attributes:
+      size: side in pixels.
+      seed: seed of the training pictures; held-out ones have another.
+      varied: share of pictures outside the scenes' grammar (any colours, sizes and overlaps).
+      clips: share of pictures that are frames of clips; see `tuna_jax.emoji.world.clips.ClipImages`.
+    """
+
+    size: int = 64
+    seed: int = 0
+    varied: float = 0.5
+    clips: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAESettings:
+    """One run of VAE training.
+
+    Attributes:
+      preset: model preset whose VAE is trained.
+      encoder_width, decoder_width, blocks: its size.
+      start: an exported VAE of the same sizes to begin with; empty begins with random weights.
+      images: what it is trained on.
+      steps, batch, seed: length of the run, pictures a step, seed of everything random.
+      optimizer: AdamW, schedule and EMA.
+      l1, l2, edge, pooled, kl: weights of the loss terms; `kl` weighs the KL divergence averaged
+        over latent values.
+      log_every, evaluate_every, checkpoint_every: in steps.
+      held_out: pictures of the fixed set that PSNR is measured on.
+      export: file name, in the workdir, of the finished VAE.
+    """
+
+    kind: str = "vae"
+    preset: str = "emoji"
+    encoder_width: int = 20
+    decoder_width: int = 32
+    blocks: int = 1
+    start: str = ""
+    images: ImageSettings = ImageSettings()
+    steps: int = 20_000
+    batch: int = 16
+    seed: int = 0
+    optimizer: OptimizerSettings = OptimizerSettings()
+    l1: float = 1.0
+    l2: float = 2.0
+    edge: float = 1.0
+    pooled: float = 1.0
+    kl: float = 1e-2
+    log_every: int = 20
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    held_out: int = 256
+    export: str = "emoji_vae.safetensors"
+
+
+def reconstruction_loss(
+    settings: VAESettings, drawn: Float[Array, "b 1 h w 3"], pixels: Float[Array, "b 1 h w 3"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Weighted sum of the pixel, edge and pooled terms, and each of them alone."""
+    error = (drawn - pixels)[:, 0]
+    down, across = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
+    pools = [jnp.mean(jnp.abs(_pool(error, size))) for size in (2, 4, 8)]
+    terms = {
+        "l1": jnp.mean(jnp.abs(error)),
+        "l2": jnp.mean(jnp.square(error)),
+        "edge": jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across)),
+        "pooled": jnp.mean(jnp.stack(pools)),
+    }
+    weighted = [getattr(settings, name) * value for name, value in terms.items()]
+    return jnp.sum(jnp.stack(weighted)), terms
+
+
+def vae_loss(
+    settings: VAESettings,
+    config: model_config.VAEConfig,
+    params: Any,
+    pixels: Float[Array, "b h w 3"],
+    key: jax.Array,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Reconstruction through a posterior sample, plus the weighted KL divergence from N(0, I)."""
+    clip = pixels[:, None]
+    mean, log_var = vae.encode(config, params, clip)
+    log_var = jnp.clip(log_var, -30.0, 20.0)
+    latents = mean + jnp.exp(log_var / 2) * jax.random.normal(key, mean.shape)
+    loss, terms = reconstruction_loss(settings, vae.decode(config, params, latents), clip)
+    kl = jnp.mean(mean**2 + jnp.exp(log_var) - 1.0 - log_var) / 2
+    spread = jnp.mean(jnp.exp(log_var / 2)) / (jnp.std(mean) + 1e-6)
+    return loss + settings.kl * kl, terms | {"kl": kl, "posterior_to_latent_std": spread}
+
+
+def train_vae(
+    settings: VAESettings, workdir: str | Path, images: Images, held_out: Images
+) -> Path | None:
+    """Runs, or resumes, a VAE training run; returns the exported file, or None if it was asked to
+    stop (SIGTERM) before the end.
+
+    The step alone fixes which pictures and which noise it sees, so a resumed run repeats an
+    uninterrupted one exactly.
+    """
+    workdir = Path(workdir)
+
+    # ---- model and optimizer: whole on every device, which shares the pictures of a step ---------
+    mesh = make_mesh()
+    param_sharding.check_batch(settings.batch, mesh)
+    whole, shared = param_sharding.replicated(mesh), param_sharding.batch_sharding(mesh)
+    config = dataclasses.replace(
+        model_config.preset(settings.preset).vae,
+        encoder_width=settings.encoder_width,
+        decoder_width=settings.decoder_width,
+        blocks=settings.blocks,
+    )
+    params = vae.init(config, jax.random.key(settings.seed), image_only=True)
+    if settings.start:
+        params = _begin_with(settings.start, params)
+    optimizer = build(settings.optimizer, params, settings.steps)
+    state = {
+        "params": params,
+        "ema": jax.tree.map(jnp.copy, params),
+        "optimizer": optimizer.init(params),
+        "step": jnp.int32(0),
+    }
+    state = jax.device_put(state, whole)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: dict[str, Any], pixels: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(settings.seed + 1), state["step"])
+        gradient = jax.value_and_grad(
+            lambda params: vae_loss(settings, config, params, pixels, key), has_aux=True
+        )
+        (loss, terms), grads = gradient(state["params"])
+        updates, opt_state = optimizer.update(grads, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        step = state["step"] + 1
+        # A young average would be dominated by the initial weights.
+        decay = jnp.minimum(settings.optimizer.ema, (1.0 + step) / (10.0 + step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state["ema"], params)
+        new = {"params": params, "ema": ema, "optimizer": opt_state, "step": step}
+        return new, terms | {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+
+    # ---- restore ---------------------------------------------------------------------------------
+    with locked(workdir), checkpoints.Checkpoints(workdir / "checkpoints", keep=2) as saved:
+        restored = saved.restore(state)
+        start = 0
+        if restored is not None:
+            state, start = restored.state, restored.step
+        log = metrics.MetricsLog(workdir, steps=settings.steps, start=start)
+        log.say(
+            f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; starting at step {start}"
+        )
+        del params, restored
+
+        # ---- train -----------------------------------------------------------------------------------
+        def gather_batch(step: int) -> np.ndarray:
+            return _gather(images, step * settings.batch, settings.batch)
+
+        watch = metrics.Stopwatch(workdir, start)
+        count = settings.held_out
+        test_batches = [_gather(held_out, at, min(64, count - at)) for at in range(0, count, 64)]
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+
+        def report() -> None:
+            """Writes the log line that is due; it is one interval old, so reading it does not stall the
+            device."""
+            nonlocal pending
+            if pending is not None:
+                at, terms = pending
+                values = {name: float(value) for name, value in terms.items()} | watch.read(at)
+                log.write(at, values)
+                log.progress(at, loss=values["loss"], l1=values["l1"])
+                pending = None
+
+        def save(step: int) -> None:
+            report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
+            saved.save(step, state, config=dataclasses.asdict(settings))
+
+        with preemption.StopRequest() as stop:
+            batches = background.ahead(gather_batch, start, settings.steps, depth=4)
+            for step, pixels in enumerate(batches, start + 1):
+                state, terms = train_step(state, jax.device_put(pixels, shared))
+                last = step == settings.steps
+                if step % settings.log_every == 0:
+                    report()
+                    pending = step, terms
+                if step % settings.evaluate_every == 0 or last:
+                    quality = image_vae_file.reconstruction_quality(
+                        config, state["ema"], test_batches
+                    )
+                    report()
+                    log.write(step, quality)
+                    log.say(
+                        f"step {step}: " + ", ".join(f"{k} {v:.2f}" for k, v in quality.items())
+                    )
+                if step % settings.checkpoint_every == 0 or last:
+                    save(step)
+                elif stop.requested:
+                    log.say(
+                        f"stopping at step {step} as asked; the same command carries on from here"
+                    )
+                    save(step)
+                    break
+    log.close()
+    if int(state["step"]) < settings.steps:
+        return None
+
+    # ---- export ----------------------------------------------------------------------------------
+    first = settings.held_out
+    typical = (_gather(held_out, first + start, 64) for start in range(0, _STATISTICS_IMAGES, 64))
+    statistics = image_vae_file.latent_statistics(config, state["ema"], typical)
+    return image_vae_file.export(workdir / settings.export, config, state["ema"], statistics)
+
+
+def _begin_with(path: str, fresh: Any) -> Any:
+    """The parameters in an exported file, checked to have the shapes of `fresh` ones."""
+    _, params = image_vae_file.load_image_vae(path)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError(
+            f"the VAE in config.start ({path}) has other sizes than config.encoder_width, decoder_width and blocks say"
+        )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _gather(images: Images, first: int, count: int) -> np.ndarray:
+    return np.stack([images[index] for index in range(first, first + count)])
+
+
+def _pool(pictures: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
+    batch, height, width, channels = pictures.shape
+    return pictures.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))

@@ -1,0 +1,172 @@
+"""Benchmarks of edits: ImgEdit (basic) and GEdit-Bench.
+
+Layouts are those that the scorers' own code reads: PKU-YuanGroup/ImgEdit at 547185d (Benchmark/Basic/basic_bench.py),
+stepfun-ai/Step1X-Edit at 570eba6 (GEdit-Bench/test_gedit_score.py, generate_image_example.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tuna_jax.evaluation.benchmarks.spec import (
+    Benchmark,
+    Companion,
+    Piece,
+    distinct,
+    file_name,
+    find,
+    text_of,
+)
+
+_GEDIT_TEXTS = ("key", "task_type", "instruction", "instruction_language")
+_GEDIT_TOLD = (
+    "download the data set stepfun-ai/GEdit-Bench from Hugging Face: its parquet files, or what `save_to_disk` of the "
+    "package datasets wrote"
+)
+
+
+def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Benchmark:
+    """ImgEdit's basic test: `KEY.png` for each key of the prompt file.
+
+    Args:
+      data: where `basic_edit.json` is (`singleturn.json` in the archive of pictures).
+      images: the folder that the originals' paths begin at; None: where the prompt file is.
+
+    Raises:
+      FileNotFoundError: no prompt file, or no such original.
+      ValueError: an entry that is not ImgEdit's, named by its key.
+    """
+    told = "it is Benchmark/Basic/basic_edit.json of github.com/PKU-YuanGroup/ImgEdit"
+    path = find(data, "imgedit", ["basic_edit.json", "singleturn.json"], told)
+    root = Path(images) if images is not None else path.parent
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}: an object of entries by key is wanted")
+    pieces = []
+    for place, (key, entry) in enumerate(entries.items()):
+        where = f"{path}, key {key!r}"
+        prompt, original = text_of(entry, "prompt", where), root / text_of(entry, "id", where)
+        text_of(entry, "edit_type", where)
+        if not original.is_file():
+            raise FileNotFoundError(
+                f"{where}: no original at {original}; name the folder of originals with --images="
+            )
+        name = file_name(f"{key}.png", where)
+        pieces.append(Piece(name, prompt, place, source=original.resolve()))
+    return Benchmark(
+        "imgedit",
+        distinct(pieces, str(path)),
+        prompts=len(pieces),
+        published=737,
+        scorer=f"python basic_bench.py --result_img_folder {{folder}} --edit_json {path} --origin_img_root {root} "
+        f"--prompts_json prompts.json",
+        tolerated=("result.json",),  # where it writes its answers
+    )
+
+
+def gedit(data: str | Path | None, *, model: str = "tuna") -> Benchmark:
+    """GEdit-Bench: `MODEL/fullset/TASK/LANGUAGE/KEY.png`, and its source as `KEY_SRCIMG.png` beside it.
+
+    The scorer silently leaves out what has no source beside it.
+
+    Args:
+      data: the folder of the data set's `.parquet` or `.arrow` files; wants the package pyarrow.
+      model: the name of its folder; other models may lie beside it.
+
+    Raises:
+      FileNotFoundError: no such files.
+      ValueError: a row that is not GEdit's, named by its number.
+    """
+    folder, model = _data_set(data), file_name(model, "--name")
+    pieces, companions = [], []
+    for place, (row, picture) in enumerate(_rows(folder)):
+        where = f"{folder}, row {place}"
+        key, task, instruction, language = (text_of(row, name, where) for name in _GEDIT_TEXTS)
+        place_of = f"{model}/fullset/{file_name(task, where)}/{file_name(language, where)}"
+        source = f"{place_of}/{file_name(key, where)}_SRCIMG.png"
+        companions.append(Companion(source, place, picture=picture))
+        pieces.append(Piece(f"{place_of}/{key}.png", instruction, place, source=Path(source)))
+    return Benchmark(
+        "gedit",
+        distinct(pieces, str(folder)),
+        prompts=len(pieces),
+        published=1212,
+        scorer=f"python test_gedit_score.py --model_name {model} --save_path {{folder}} --backbone qwen25vl",
+        companions=tuple(companions),
+        own=(f"{model}/fullset",),
+    )
+
+
+def _data_set(data: str | Path | None) -> Path:
+    """The folder with the files of the data set."""
+    if data is None:
+        raise FileNotFoundError(f"gedit wants --prompts=FOLDER; {_GEDIT_TOLD}")
+    for part in ("", "data", "train", "gedit", "gedit/data", "gedit/train"):
+        folder = Path(data) / part
+        if any(folder.glob("*.parquet")) or any(folder.glob("*.arrow")):
+            return folder
+    raise FileNotFoundError(f"{data} has no .parquet and no .arrow file; {_GEDIT_TOLD}")
+
+
+def _rows(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The texts of each row, and what reads its picture, in the order of the files."""
+    import pyarrow.parquet
+
+    columns = [*_GEDIT_TEXTS, "input_image"]
+    for path in sorted(folder.glob("*.parquet")):
+        file = pyarrow.parquet.ParquetFile(path)
+        _check_columns(path, columns, file.schema_arrow.names)
+        for group in range(file.num_row_groups):
+            texts = file.read_row_group(group, columns=list(_GEDIT_TEXTS)).to_pylist()
+            for row, text in enumerate(texts):
+                yield text, functools.partial(_parquet_picture, path, group, row)
+    for path in sorted(folder.glob("*.arrow")):
+        table = _arrow_table(path)
+        _check_columns(path, columns, table.column_names)
+        for row, text in enumerate(table.select(list(_GEDIT_TEXTS)).to_pylist()):
+            yield text, functools.partial(_arrow_picture, path, row)
+
+
+def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}")
+
+
+@functools.lru_cache(maxsize=1)  # pictures are read in order
+def _row_group(path: Path, group: int) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=["input_image"])
+
+
+@functools.lru_cache(maxsize=8)  # memory maps
+def _arrow_table(path: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+
+
+def _parquet_picture(path: Path, group: int, row: int) -> Image.Image:
+    return _opened(_row_group(path, group)["input_image"][row].as_py(), f"{path}, row {row}")
+
+
+def _arrow_picture(path: Path, row: int) -> Image.Image:
+    return _opened(_arrow_table(path)["input_image"][row].as_py(), f"{path}, row {row}")
+
+
+def _opened(value: Any, where: str) -> Image.Image:
+    """A picture as the package datasets stores it: `{"bytes": ..., "path": ...}`."""
+    if not isinstance(value, dict) or not value.get("bytes"):
+        raise ValueError(f"{where}: the column input_image holds no picture")
+    return Image.open(io.BytesIO(value["bytes"]))

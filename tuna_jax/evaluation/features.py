@@ -1,0 +1,193 @@
+"""Features of pictures: a model's unified representation, what an extractor makes of them, and files of either."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.data.media.pictures import read_picture, upright
+from tuna_jax.inference import batching
+from tuna_jax.inference.pipeline import Model
+from tuna_jax.models import tuna
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+KEY = "features"
+
+# Upright RGB pictures of any size -> features [pictures, width].
+Extractor = Callable[[list[Image.Image]], Any]
+
+
+def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
+    """The picture files of a folder and its folders, in the order of their paths; the first `count` of them.
+
+    Raises:
+      FileNotFoundError: no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
+    return found[:count]
+
+
+def read_all(paths: Sequence[Path], size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Pictures, scaled and cropped to (height, width)."""
+    return np.stack([read_picture(path, size) for path in paths])
+
+
+def reconstruct(
+    model: Model, pictures: UInt8[np.ndarray, "n h w 3"]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Pictures through the model's VAE and back, of the posterior's mean."""
+
+    def some(part: np.ndarray) -> np.ndarray:
+        mean, _ = batching.encode(model.config, model.vae_params, part[:, None])
+        return np.asarray(batching.decode(model.config, model.vae_params, mean))[:, 0]
+
+    return batching.in_chunks(some, pictures, _at_once(model, pictures))
+
+
+def unified(model: Model, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n width"]:
+    """The unified visual representation z (model.md section 4) of clean pictures: its mean over tokens, float32."""
+
+    def some(part: np.ndarray) -> np.ndarray:
+        latents, _ = batching.encode(model.config, model.vae_params, part[:, None])
+        return np.asarray(_tokens(model.config, model.params, latents[:, None]), np.float32)
+
+    return batching.in_chunks(some, pictures, _at_once(model, pictures))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _tokens(
+    config: TunaConfig, params: Any, latents: Float[Any, "b n t h w c"]
+) -> Float[Array, "b width"]:
+    tokens = tuna.bind(config, params).visual_tokens(latents)
+    return tokens.astype("float32").mean((1, 2))
+
+
+def _at_once(model: Model, pictures: np.ndarray) -> int:
+    shape = model.config.vae.latent_shape(1, *pictures.shape[1:3])
+    return batching.rows_a_chunk(int(np.prod(shape[:3])))
+
+
+def extracted(
+    extractor: Extractor, paths: Sequence[Path], batch: int = 32
+) -> Float[np.ndarray, "n width"]:
+    """What an extractor makes of picture files, `batch` at a time.
+
+    Raises:
+      ValueError: it returns something else than a row of numbers for each picture.
+    """
+    parts = []
+    for start in range(0, len(paths), batch):
+        some = []
+        for path in paths[start : start + batch]:
+            with Image.open(path) as opened:
+                some.append(upright(opened))
+        made = np.asarray(extractor(some), np.float32)
+        if made.ndim != 2 or len(made) != len(some):
+            raise ValueError(
+                f"the extractor made {list(made.shape)} of {len(some)} pictures; [pictures, width] is wanted"
+            )
+        parts.append(made)
+    return np.concatenate(parts)
+
+
+def load_extractor(named: str) -> Extractor:
+    """A user's extractor: `module:function` or `file.py:function`.
+
+    Raises:
+      ValueError: not of this form, or no such function in it.
+      FileNotFoundError, ImportError: no such file or module.
+    """
+    where, _, name = named.rpartition(":")
+    if not where or not name:
+        raise ValueError(f"{named!r} is no extractor; give module:function or file.py:function")
+    if where.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if spec is None or spec.loader is None or not Path(where).is_file():
+            raise FileNotFoundError(f"no file at {where}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(where)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{where} has no function {name!r}")
+    return function
+
+
+def write(path: str | Path, features: Float[np.ndarray, "n width"], names: Sequence[str]) -> Path:
+    """Writes features as `.npy`, or as `.safetensors` under KEY with the names of what they are of.
+
+    Raises:
+      ValueError: another ending.
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".safetensors"):
+        raise ValueError(f"{path}: features are written as .npy or .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    if path.suffix == ".npy":
+        np.save(written, features)
+    else:
+        metadata = {"names": json.dumps(list(names))}
+        save_file({KEY: np.ascontiguousarray(features)}, written, metadata=metadata)
+    os.replace(written, path)
+    return path
+
+
+def read(path: str | Path) -> tuple[Float[np.ndarray, "n width"], list[str] | None]:
+    """Features of a file, float32 [rows, width], and the names of what they are of, if the file has them.
+
+    Features of tokens, [rows, tokens, width], are averaged over tokens.
+
+    Args:
+      path: `.npy`, or `.safetensors` with one tensor or one called `features`; `FILE.safetensors:NAME` names another.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that cannot be read, or holds no features.
+    """
+    named, key = str(path), ""
+    if ":" in named and not Path(named).exists():
+        named, _, key = named.rpartition(":")
+    file = Path(named)
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of features at {path}")
+    try:
+        array, names = (
+            _tensor(file, key) if file.suffix == ".safetensors" else (np.load(file), None)
+        )
+    except (SafetensorError, OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as features: {error}") from error
+    if array.ndim == 3:
+        array = array.mean(1)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}; [rows, width] is wanted")
+    return array.astype(np.float32), names
+
+
+def _tensor(file: Path, key: str) -> tuple[np.ndarray, list[str] | None]:
+    with safe_open(file, "numpy") as opened:
+        there = list(opened.keys())
+        key = key or (there[0] if len(there) == 1 else KEY)
+        if key not in there:
+            raise ValueError(f"no tensor {key!r} in it; it has {', '.join(there)}")
+        names = (opened.metadata() or {}).get("names")
+        return opened.get_tensor(key), json.loads(names) if names else None

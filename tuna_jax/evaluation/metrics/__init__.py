@@ -1,0 +1,1 @@
+"""Metrics on arrays: accuracy with intervals, PSNR and SSIM, FID and CMMD, CKNNA."""

@@ -1,0 +1,1 @@
+"""Accelerator chips and FLOP counts, for planning and for MFU in training."""

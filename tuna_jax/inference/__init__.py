@@ -1,0 +1,1 @@
+"""Inference: loading a model, and generating, editing and answering with it."""

@@ -1,0 +1,161 @@
+"""The prefix cache: what does not see the noisy span or the next word is computed once (model.md section 9).
+
+Rows of a batch may have prefixes of different lengths. A prefix is padded at its end, and
+whatever comes next is written over
+the padding, at each row's own length; no query's visible interval reaches the padding that is left.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.models import flow_head, language, tuna
+from tuna_jax.models.attention import KVCaches, sequence_layout, span_layout, text_layout
+from tuna_jax.models.layers import Params, apart
+from tuna_jax.models.logical_sharding import placed
+
+
+class Prefix(NamedTuple):
+    """What a generation starts from.
+
+    Attributes:
+      tokens: ids, padded at the end.
+      lengths: real tokens of each row.
+      spans: `(offset, length)` of the clean visual slots in it, `(-1, -1)` unused; N may be 0.
+      latents: clean latents of the slots; None when N is 0.
+    """
+
+    tokens: Int[Array, "b p"]
+    lengths: Int[Array, " b"]
+    spans: Int[Array, "b n 2"]
+    latents: Float[Array, "b n t h w c"] | None = None
+
+
+class Cache(NamedTuple):
+    """Keys and values of a prefix in the language transformer and, if asked for, in the flow head."""
+
+    language: KVCaches
+    flow_head: KVCaches | None
+
+
+def text_prefix(tokens: Int[np.ndarray, "b p"], lengths: Int[np.ndarray, " b"]) -> Prefix:
+    """A prefix without pictures."""
+    spans = jnp.zeros((len(tokens), 0, 2), jnp.int32)
+    return Prefix(jnp.asarray(tokens), jnp.asarray(lengths), spans)
+
+
+def prepared(config: TunaConfig, params: Params) -> Params:
+    """Parameters as the loops over steps and tokens take them: with `unroll` every layer apart (`layers.apart`).
+
+    The loops see to it themselves. Who calls them many times does it before, once, and spares each call a copy of the
+    layers; it costs the memory of a second copy.
+    """
+    return jax.jit(apart)(params) if config.unroll else params
+
+
+def prefill(
+    config: TunaConfig, params: Params, prefix: Prefix, capacity: int, *, with_flow_head: bool
+) -> tuple[Cache, Float[Array, "b p d"]]:
+    """Runs a prefix once.
+
+    Args:
+      config, params: the model.
+      prefix: what to run; slots are clean, t = 1.
+      capacity: positions that the cache holds; at least the prefix's padded length plus what will be written.
+      with_flow_head: whether the flow head's keys and values are needed (pictures) or not (text).
+
+    Returns:
+      The cache, and the hidden states of the prefix.
+    """
+    batch, length = prefix.tokens.shape
+    model = tuna.bind(config, params)
+    layout = sequence_layout(prefix.spans, length)
+    # Modulation wants a slot even where no token belongs to one.
+    slots = max(1, prefix.spans.shape[1])
+    time = model.time_embedding(jnp.ones((batch, slots)))
+    x = model.embed(prefix.tokens, layout, prefix.latents, time)
+    hidden, seen = model.language(x, layout, language.new_cache(config, batch, capacity))
+    assert seen is not None
+    if not with_flow_head:
+        return Cache(seen, None), hidden
+    latents = prefix.latents
+    grid = (1, 1) if latents is None else (latents.shape[3], latents.shape[4])
+    head_cache = flow_head.new_cache(config, batch, capacity)
+    _, head_cache = model.flow_head(hidden, time, layout, grid, head_cache)
+    return Cache(seen, head_cache), hidden
+
+
+def span_velocity(
+    config: TunaConfig,
+    params: Params,
+    cache: Cache,
+    start: Int[Array, " b"],
+    x: Float[Array, "l t h w c"],
+    t: Float[Array, ""],
+) -> Float[Array, "b t h w c"]:
+    """Velocity of the noisy span alone, against a cached prefix; the cache is left as it is.
+
+    Args:
+      config, params: the model.
+      cache: of the prefix, with room for the span behind it.
+      start: where each row's span begins: its prefix's length.
+      x: noisy latents; one for each row, or, where both sides of guidance look at the same ones, half as many: rows i
+        and i + L then have the latents i, which the representation encoder sees once.
+      t: their flow time.
+    """
+    model = tuna.bind(config, params)
+    visual = model.visual_tokens(x[:, None])[:, 0]
+    visual = jnp.concatenate([visual] * (len(start) // len(x)))
+    # All rows have the same time: it is embedded, and modulates, once.
+    time = model.time_embedding(t.reshape(1, 1))
+    first = jnp.broadcast_to(time.astype(visual.dtype), (len(start), *time.shape[1:]))
+    tokens = jnp.concatenate([first, visual], axis=1)
+    tokens = placed(tokens, "batch", "sequence", "width")
+    layout = span_layout(start, tokens.shape[1])
+    hidden, _ = model.language(tokens, layout, cache.language)
+    velocity, _ = model.flow_head(hidden, time, layout, (x.shape[2], x.shape[3]), cache.flow_head)
+    return velocity[:, 1:].reshape(len(start), *x.shape[1:])
+
+
+def next_logits(
+    config: TunaConfig,
+    params: Params,
+    cache: Cache,
+    position: Int[Array, " b"],
+    token: Int[Array, " b"],
+) -> tuple[Float[Array, "b v"], Cache]:
+    """Logits after one more token a row, written at `position`, and the cache with it."""
+    model = tuna.bind(config, params)
+    x = model.language.embed(token[:, None], jnp.dtype(config.compute_dtype))
+    hidden, seen = model.language(x, text_layout(position, 1), cache.language)
+    assert seen is not None
+    return model.language.logits(hidden)[:, 0], Cache(seen, cache.flow_head)
+
+
+def join(first: Prefix, second: Prefix) -> Prefix:
+    """Rows of two prefixes in one batch, padded to the longer one (both sides of guidance)."""
+    length = max(first.tokens.shape[1], second.tokens.shape[1])
+
+    def pad(tokens: Array) -> Array:
+        return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
+
+    latents = None
+    if first.latents is not None and second.latents is not None:
+        latents = jnp.concatenate([first.latents, second.latents])
+    return Prefix(
+        jnp.concatenate([pad(first.tokens), pad(second.tokens)]),
+        jnp.concatenate([first.lengths, second.lengths]),
+        jnp.concatenate([first.spans, second.spans]),
+        latents,
+    )
+
+
+def last_hidden(hidden: Float[Array, "b p d"], lengths: Int[Array, " b"]) -> Float[Array, "b 1 d"]:
+    """Hidden state of every row's last real token."""
+    return jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(hidden, lengths)

@@ -1,0 +1,122 @@
+"""Generation as if there were no cache: every step runs the whole sequence, both sides of guidance.
+
+It is here to be compared with: `images.sample` and `text.generate` must give the same (tests/generation), in less
+time (`tuna_jax.benchmark`). The released code samples like this.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tuna_jax import flow
+from tuna_jax.config import TunaConfig
+from tuna_jax.inference.generation.prefix_cache import Prefix, join, last_hidden
+from tuna_jax.models import tuna
+from tuna_jax.models.layers import Params
+
+Latent = Float[Array, "b t h w c"]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "config",
+        "guidance_interval",
+        "points",
+        "shift",
+        "solver",
+        "trajectory",
+        "length",
+    ),
+)
+def sample(
+    config: TunaConfig,
+    params: Params,
+    positive: Prefix,
+    noise: Latent,
+    *,
+    negative: Prefix | None = None,
+    guidance: float | Array = 3.0,
+    guidance_interval: tuple[float, float] = flow.EVERYWHERE,
+    points: int = 50,
+    shift: float = 3.0,
+    solver: str = "euler",
+    trajectory: bool = False,
+    length: int = 0,
+) -> Array:
+    """What `images.sample` returns, the long way.
+
+    Args:
+      config, params, positive, noise, points, shift, solver, trajectory: as there.
+      negative: the other side of guidance; None samples from the positive side alone.
+      guidance: scale; of no effect without a negative prefix.
+      guidance_interval: as there; here both sides are run at every time.
+      length: tokens that a sequence is padded to; 0: the longest prefix, the span and two tokens behind it.
+
+    Raises:
+      ValueError: a length that the sequences do not fit in, or an interval that is none.
+    """
+    prefix = positive if negative is None else join(positive, negative)
+    span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
+    bounds = flow.guidance_bounds(guidance_interval)
+    least = prefix.tokens.shape[1] + span + 2
+    if length and length < least:
+        raise ValueError(f"length is {length}; these sequences have up to {least} tokens")
+
+    def velocity(x: Latent, t: Array) -> Latent:
+        both = x if negative is None else jnp.concatenate([x, x])
+        v = _velocity(config, params, prefix, both, t, length or least)
+        if negative is None:
+            return v
+        guided = flow.guided(v[: len(x)], v[len(x) :], guidance)
+        if bounds is None:
+            return guided
+        return jnp.where(flow.guides(t, jnp.asarray(bounds)), guided, v[: len(x)])
+
+    final, states = flow.integrate(
+        velocity, noise.astype(jnp.float32), jnp.asarray(flow.time_grid(points, shift)), solver
+    )
+    return states if trajectory else final
+
+
+def _velocity(
+    config: TunaConfig, params: Params, prefix: Prefix, x: Latent, t: Array, length: int
+) -> Latent:
+    """Velocity of the noisy span behind every row's prefix, by a forward pass over all `length` tokens."""
+    span = 1 + x.shape[1] * x.shape[2] * x.shape[3]
+    # What stands inside the span and behind it is never looked at from before its end.
+    tokens = jnp.pad(prefix.tokens, ((0, 0), (0, length - prefix.tokens.shape[1])))
+    noisy = jnp.stack([prefix.lengths, jnp.full_like(prefix.lengths, span)], axis=-1)
+    spans = jnp.concatenate([prefix.spans, noisy[:, None]], axis=1)
+    latents, times = x[:, None], jnp.broadcast_to(t, (len(x), 1))
+    if prefix.latents is not None:
+        latents = jnp.concatenate([prefix.latents, latents], axis=1)
+        times = jnp.concatenate([jnp.ones(prefix.spans.shape[:2]), times], axis=1)
+    out = tuna.forward(config, params, tokens, spans, latents, times)
+    assert out.velocity is not None
+    return tuna.span_velocities(out.velocity, noisy[:, None], x.shape[1:])[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens"))
+def generate(
+    config: TunaConfig, params: Params, prefix: Prefix, *, max_new_tokens: int
+) -> Int[Array, "b n"]:
+    """What `text.generate` says greedily without an end, the long way: all tokens again for each new one."""
+    tokens = jnp.pad(prefix.tokens.astype(jnp.int32), ((0, 0), (0, max_new_tokens)))
+    times = None if prefix.latents is None else jnp.ones(prefix.spans.shape[:2])
+    rows = jnp.arange(len(tokens))
+
+    def add(tokens: Array, step: Array) -> tuple[Array, Array]:
+        # Of no rows the flow head is not run.
+        none = jnp.zeros((0,), jnp.int32)
+        out = tuna.forward(config, params, tokens, prefix.spans, prefix.latents, times, none)
+        at = prefix.lengths + step
+        hidden = last_hidden(out.hidden, at)
+        chosen = jnp.argmax(tuna.logits(config, params, hidden)[:, 0], -1).astype(jnp.int32)
+        return tokens.at[rows, at].set(chosen), chosen
+
+    return jax.lax.scan(add, tokens, jnp.arange(max_new_tokens))[1].T

@@ -1,0 +1,1 @@
+"""Adapters that let other projects run TUNA models."""

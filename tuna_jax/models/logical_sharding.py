@@ -1,0 +1,90 @@
+"""How activations lie over the devices, said by the model in logical names and decided by somebody else.
+
+The model knows no mesh. Where it matters it says what an array's axes are, `placed(x, "batch", "sequence", "width")`,
+and a `Placement`, entered with `placing` while a program is traced, makes of that what it will
+(`parallel/activation_sharding.py`). Without one nothing happens.
+
+A placement must be entered inside the function that `jax.jit` traces, or be an argument of it: JAX remembers a trace
+by the function and its arguments, and knows nothing of what stood around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array
+
+Axes = tuple[str | None, ...]
+"""A logical name for every axis of an array; None: never split."""
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """What decides how activations lie."""
+
+    @property
+    def platform(self) -> str:
+        """What the program is compiled for: 'cpu', 'gpu' or 'tpu'."""
+        ...
+
+    def place(self, x: Array, axes: Axes) -> Array:
+        """`x`, laid out as its axes want it."""
+        ...
+
+    def parts(self, name: str, size: int) -> int:
+        """Into how many parts an axis of this name and size is split."""
+        ...
+
+    def local(
+        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
+    ) -> Callable[..., Array]:
+        """`function` on each device's own parts of its arguments."""
+        ...
+
+
+_current: ContextVar[Placement | None] = ContextVar("placement", default=None)
+
+
+@contextlib.contextmanager
+def placing(placement: Placement | None) -> Iterator[None]:
+    """Everything traced inside is laid out by `placement`; None: by nobody."""
+    token = _current.set(placement)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def placed(x: Array, *axes: str | None) -> Array:
+    """`x`, whose axes are named, where the placement wants it; `x` itself without a placement."""
+    placement = _current.get()
+    return x if placement is None else placement.place(x, axes)
+
+
+def parts(name: str, size: int) -> int:
+    """Into how many parts an axis is split; 1 without a placement."""
+    placement = _current.get()
+    return 1 if placement is None else placement.parts(name, size)
+
+
+def local(
+    function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
+) -> Callable[..., Array]:
+    """`function` on each device's own parts of its arguments: for kernels that the compiler cannot split.
+
+    Args:
+      function: of arrays, to an array.
+      inputs: the axes of every argument. output: those of the result.
+    """
+    placement = _current.get()
+    return function if placement is None else placement.local(function, inputs, output)
+
+
+def platform() -> str:
+    """What the program that is being traced is compiled for: the placement's devices, else JAX's default."""
+    placement: Any = _current.get()
+    return jax.default_backend() if placement is None else placement.platform

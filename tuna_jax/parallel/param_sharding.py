@@ -1,0 +1,239 @@
+"""Which parameter is split along which of its axes: one ordered table, and the check that it is
+sound.
+
+A rule names the *logical* axes of the parameters whose dotted path it matches; `LogicalAxes` says
+on which mesh axis each logical axis lies. The first rule that matches a path decides. Four mistakes
+are errors that name what is wrong: a parameter that no rule matches, a rule that matches no
+parameter, two axes of one parameter on one mesh axis, and an axis whose size does not divide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+AnyMesh = Mesh | AbstractMesh
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogicalAxes:
+    """On which mesh axis (or axes, or none) each logical axis lies.
+
+    Attributes:
+      batch: samples. sequence: token positions.
+      layer: the stacked layers. width: the features between layers. heads: features of all heads
+        together.
+      mlp: hidden features of an MLP. vocabulary: token ids. modulation: the AdaLN outputs. small:
+        short axes.
+    """
+
+    batch: MeshAxes = ("slices", "data", "fsdp")
+    sequence: MeshAxes = "context"
+    layer: MeshAxes = None
+    width: MeshAxes = "fsdp"
+    heads: MeshAxes = "tensor"
+    mlp: MeshAxes = "tensor"
+    # 151,669 ids are divisible by nothing useful.
+    vocabulary: MeshAxes = None
+    modulation: MeshAxes = "tensor"
+    small: MeshAxes = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Logical axes for every parameter whose whole dotted path matches `pattern`.
+
+    Attributes:
+      pattern: regular expression.
+      axes: one name a dimension; None replicates the parameter whatever its rank.
+      optional: some models have no such parameter.
+    """
+
+    pattern: str
+    axes: tuple[str, ...] | None
+    optional: bool = False
+
+
+_LAYERS = r"(representation|language|flow_head)\.layers"
+
+RULES: tuple[Rule, ...] = (
+    # Attention and MLP of the three transformers, stacked on a leading layer axis.
+    Rule(rf"{_LAYERS}\.(query|key|value)\.kernel", ("layer", "width", "heads")),
+    Rule(rf"{_LAYERS}\.(query|key|value)\.bias", ("layer", "heads")),
+    Rule(rf"{_LAYERS}\.out\.kernel", ("layer", "heads", "width")),
+    Rule(rf"{_LAYERS}\.(mlp\.)?(gate|up)\.kernel", ("layer", "width", "mlp")),
+    Rule(rf"{_LAYERS}\.(mlp\.)?down\.kernel", ("layer", "mlp", "width")),
+    # The table of tokens, and the text head where it is not the same table.
+    Rule(r"language\.embedding", ("vocabulary", "width")),
+    Rule(r"language\.(head|head\.kernel)", ("width", "vocabulary"), optional=True),
+    # Latents in, velocities out.
+    Rule(r"representation\.patch\.kernel", ("small", "width")),
+    Rule(r"representation\.position", ("small", "width")),
+    Rule(r"flow_head\.layers\.modulation\.linear\.kernel", ("layer", "width", "modulation")),
+    Rule(r"flow_head\.final\.modulation\.linear\.kernel", ("width", "modulation")),
+    Rule(r"flow_head\.final\.linear\.kernel", ("width", "small")),
+    # Two-layer perceptrons between the parts.
+    Rule(r"connector\.up\.kernel", ("width", "mlp")),
+    Rule(r"connector\.down\.kernel", ("mlp", "width")),
+    Rule(r"time_embedding\.up\.kernel", ("small", "width")),
+    Rule(r"time_embedding\.down\.kernel", ("width", "mlp")),
+    # Vectors are small: every device keeps them.
+    Rule(r".*\.(bias|scale)", None),
+)
+
+
+def shardings(
+    shapes: Any, mesh: AnyMesh, *, axes: LogicalAxes | None = None, rules: Sequence[Rule] = RULES
+) -> Any:
+    """A `NamedSharding` for every parameter.
+
+    Args:
+      shapes: nested dict of arrays or `jax.ShapeDtypeStruct`, as from `jax.eval_shape(init)`.
+      mesh: the mesh.
+      axes: where logical axes lie; default `LogicalAxes()`.
+      rules: the table.
+
+    Returns:
+      A tree like `shapes`.
+
+    Raises:
+      ValueError: one of the four mistakes in this module's docstring.
+    """
+    axes = axes or LogicalAxes()
+    used: set[Rule] = set()
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = dotted(path)
+        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+        if rule is None:
+            raise ValueError(
+                f"no sharding rule matches the parameter {name} {leaf.shape}; add one to parallel/param_sharding.py"
+            )
+        used.add(rule)
+        return NamedSharding(mesh, partition(name, leaf.shape, rule, axes, mesh))
+
+    tree = jax.tree_util.tree_map_with_path(one, shapes)
+    idle = [rule.pattern for rule in rules if rule not in used and not rule.optional]
+    if idle:
+        raise ValueError(
+            f"the sharding rule {idle[0]!r} matches no parameter: it is misspelt, or an earlier rule took all of its "
+            f"parameters ({len(idle)} such rules)"
+        )
+    return tree
+
+
+def partition(
+    name: str, shape: tuple[int, ...], rule: Rule, axes: LogicalAxes, mesh: AnyMesh
+) -> PartitionSpec:
+    """The `PartitionSpec` that `rule` gives the parameter `name`; raises ValueError if it cannot
+    hold."""
+    if rule.axes is None:
+        return PartitionSpec()
+    if len(rule.axes) != len(shape):
+        raise ValueError(
+            f"the sharding rule {rule.pattern!r} names {len(rule.axes)} axes {rule.axes}, but {name} has shape {shape}"
+        )
+    taken: dict[str, str] = {}
+    for logical, size in zip(rule.axes, shape, strict=True):
+        physical = _as_tuple(_placed(axes, logical, rule))
+        for axis in physical:
+            if axis not in mesh.shape:
+                raise ValueError(
+                    f"logical axis {logical!r} lies on mesh axis {axis!r}, which the mesh lacks; "
+                    f"it has {', '.join(mesh.shape)}"
+                )
+            if axis in taken:
+                raise ValueError(
+                    f"{name}: logical axes {taken[axis]!r} and {logical!r} both lie on mesh axis "
+                    f"{axis!r}; a mesh axis can split one axis of a parameter alone"
+                )
+            taken[axis] = logical
+        parts = math.prod(mesh.shape[axis] for axis in physical)
+        if size % parts:
+            fits = max(count for count in range(1, parts + 1) if size % count == 0)
+            raise ValueError(
+                f"{name}: its axis {logical!r} of size {size} does not divide by {parts} (mesh "
+                f"{' x '.join(f'{axis} {mesh.shape[axis]}' for axis in physical)}); {fits} is the "
+                f"largest smaller count that divides it"
+            )
+    return PartitionSpec(*(_placed(axes, logical, rule) for logical in rule.axes))
+
+
+def follow(params_shardings: Any, tree: Any, mesh: AnyMesh) -> Any:
+    """Shardings for a tree that holds copies of the parameters (EMA, Adam's moments) among other
+    things.
+
+    A leaf whose path ends in a parameter's path is sharded like that parameter; every other leaf is
+    replicated.
+    """
+    known = {
+        tuple(_keys(path)): sharding
+        for path, sharding in jax.tree_util.tree_leaves_with_path(params_shardings)
+    }
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        keys = tuple(_keys(path))
+        matches = (known[keys[start:]] for start in range(len(keys)) if keys[start:] in known)
+        sharding = next(matches, None)
+        if sharding is None or len(sharding.spec) > len(leaf.shape):
+            return NamedSharding(mesh, PartitionSpec())
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def replicated(mesh: AnyMesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: AnyMesh, axes: LogicalAxes | None = None) -> NamedSharding:
+    """The leading axis is split over the mesh axes of `batch`."""
+    return NamedSharding(mesh, PartitionSpec((axes or LogicalAxes()).batch))
+
+
+def batch_parts(mesh: AnyMesh, axes: LogicalAxes | None = None) -> int:
+    """How many parts a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in _as_tuple((axes or LogicalAxes()).batch))
+
+
+def check_batch(size: int, mesh: AnyMesh, axes: LogicalAxes | None = None) -> None:
+    """Raises ValueError if a global batch of `size` samples cannot be split over the mesh."""
+    physical = _as_tuple((axes or LogicalAxes()).batch)
+    parts = batch_parts(mesh, axes)
+    if size % parts:
+        raise ValueError(
+            f"a batch of {size} does not divide by {parts} ({' x '.join(physical)} of the mesh); "
+            f"choose a multiple of {parts}"
+        )
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """('language', 'layers', 'query', 'kernel') -> 'language.layers.query.kernel'."""
+    return ".".join(_keys(path))
+
+
+def _keys(path: tuple[Any, ...]) -> list[str]:
+    return [
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    ]
+
+
+def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _placed(axes: LogicalAxes, logical: str, rule: Rule) -> MeshAxes:
+    if not hasattr(axes, logical):
+        raise ValueError(
+            f"the sharding rule {rule.pattern!r} names an unknown logical axis {logical!r}; there are "
+            f"{', '.join(field.name for field in dataclasses.fields(axes))}"
+        )
+    return getattr(axes, logical)

@@ -1,0 +1,321 @@
+"""How each golden case is computed with our code. A function a case: `(golden set, case) -> {tensor name: ours}`.
+
+Here are those of the whole model; `golden_parts.py` has those of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuna_jax import flow
+from tuna_jax.conversion import weight_map
+from tuna_jax.inference.generation import flow_sampler, prefix_cache, text_decoder
+from tuna_jax.models import rope, tuna, vae
+from tuna_jax.models.attention import sequence_layout
+from tuna_jax.models.text_loss import text_loss
+from tuna_jax.parity import component_cases
+from tuna_jax.parity.component_cases import Computed
+from tuna_jax.parity.verify import Against, Case, GoldenSet
+
+
+def _batch(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dict[str, jax.Array]:
+    """A training batch from a case; a slot is a target if the image mask covers its image tokens."""
+    spans = x[f"{name}modality_positions"]
+    masks = x[f"{name}image_masks"]
+    inside = np.minimum(np.maximum(spans[:, :, 0], 0) + 1, masks.shape[1] - 1)
+    target = np.take_along_axis(masks, inside, axis=1) > 0
+    return {
+        "tokens": jnp.asarray(x[f"{name}text_tokens"]),
+        "labels": jnp.asarray(x[f"{name}text_labels"]),
+        "spans": jnp.asarray(spans),
+        "is_target": jnp.asarray(target & (spans[:, :, 1] > 0)),
+        "latents": clean,
+    }
+
+
+def _forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) -> dict[str, Any]:
+    tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
+    run = jax.jit(tuna.forward, static_argnums=0)
+    result = run(golden.config, golden.params, tokens, spans, noisy, t)
+    model = tuna.bind(golden.config, golden.params)
+    layout = sequence_layout(spans, tokens.shape[1])
+    time = None if t is None else model.time_embedding(t)
+    out = {
+        "input_embeds": model.embed(tokens, layout, noisy, time),
+        "logits": tuna.logits(golden.config, golden.params, result.hidden),
+        "last_hidden": result.hidden,
+    }
+    if noisy is not None:
+        out["v_pred_all"] = result.velocity
+        assert result.velocity is not None
+        velocity = tuna.span_velocities(result.velocity, spans, noisy.shape[2:])
+        out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
+    return out
+
+
+def _losses(
+    golden: GoldenSet, batch: dict[str, jax.Array], noise: jax.Array, t: jax.Array
+) -> tuple[dict[str, Any], Any]:
+    weights = golden.info["config"]["tuna_model"]
+
+    def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return tuna.loss(
+            golden.config,
+            params,
+            batch,
+            noise,
+            t,
+            flow_weight=weights["flow_coeff"],
+            text_weight=weights["ntp_coeff"],
+        )
+
+    (total, terms), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(golden.params)
+    return {
+        "loss_flow": terms["flow_loss"],
+        "loss_ntp": terms["text_loss"],
+        "loss_total": total,
+    }, grads
+
+
+def _known(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in case.tensors}
+
+
+def _path(xt: Any, ut: Any, t: Any, batch: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(clean, noise, t) of slots from noisy latents and velocities: `x_1 = x_t + (1 - t) u`, `x_0 = x_t - t u`."""
+    noisy, velocity = component_cases.slots(xt, batch), component_cases.slots(ut, batch)
+    times = jnp.asarray(t).reshape(batch, -1)
+    wide = times[:, :, None, None, None, None]
+    return noisy + (1 - wide) * velocity, noisy - wide * velocity, times
+
+
+def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
+    """A training step: forward, losses, gradients of every parameter."""
+    x = case.tensors
+    rows = len(x["text_tokens"])
+    clean, noise = component_cases.slots(x["x1"], rows), component_cases.slots(x["x0"], rows)
+    t = jnp.asarray(x["t"]).reshape(rows, -1)
+    batch = _batch(x, clean)
+    losses, grads = _losses(golden, batch, noise, t)
+    model = tuna.bind(golden.config, golden.params)
+    noisy = flow.interpolate(clean, noise, t)
+    computed = _forward(golden, x, noisy, t) | losses
+    computed["image_embeds"] = model.visual_tokens(noisy).reshape(x["image_embeds"].shape)
+    layout = sequence_layout(batch["spans"], batch["tokens"].shape[1])
+    rotation = rope.flow_head_rotation(layout, golden.config.flow_head, *noisy.shape[3:5])
+    hidden, time = computed["last_hidden"], model.time_embedding(t)
+    for index in range(golden.config.flow_head.layers):
+        hidden, _ = component_cases.layer(model.flow_head.layers, index)(
+            hidden, time, rotation, layout
+        )
+        computed[f"head_{index}"] = hidden
+    out = dict(_known(case, computed))
+
+    zeros = jax.tree.map(jnp.zeros_like, {"vae": golden.vae_params})
+    state = weight_map.to_torch(golden.config, jax.tree.map(np.asarray, grads | zeros))
+    for name, match in component_cases.numbers(r"grad\.(.*)", x):
+        out[name] = state[match[1]]
+    total = float(case.scalar("global_grad_norm"))
+    for key, norm in case.meta["grad_norms"].items():
+        # Analytically zero gradients (SigLIP key biases) are rounding noise on both sides.
+        out[f"grad_norm.{key}"] = Against(np.linalg.norm(state[key]), norm, floor=1e-7 * total)
+    repeated = weight_map.aliases(golden.config)
+    trained = {k: v for k, v in state.items() if not k.startswith("vae.") and k not in repeated}
+    ours = np.sqrt(sum(float(np.sum(np.square(v, dtype=np.float64))) for v in trained.values()))
+    out["global_grad_norm"] = Against(ours, total)
+    missing = set(trained) - set(case.meta["grad_norms"]) - set(case.meta["params_without_grad"])
+    out["parameters without a golden gradient"] = Against(len(missing), 0)
+    ignored = batch | {"labels": jnp.asarray(x["text_labels_official"])}
+    silent, _ = _losses(golden, ignored, noise, t)
+    reference = case.scalar("loss_ntp_official_labels")
+    out["loss_ntp_official_labels"] = Against(silent["loss_ntp"], reference)
+    return out
+
+
+def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
+    """From RGB: posterior sample, training time, noisy latents, loss."""
+    x, config = case.tensors, golden.config.vae
+    rows = len(x["text_tokens"])
+    mu, log_var = component_cases.encode(
+        config, golden.vae_params, component_cases.last(x["images"][:, :, None])
+    )
+    latents = vae.sample_posterior(config, mu, log_var, component_cases.last(x["eps"]))
+    t = flow.training_time(jnp.asarray(x["u"]), mu=flow.shift_mu())
+    noise = component_cases.last(x["x0"])
+    noisy = flow.interpolate(latents, noise, t)
+    slot_t = t.reshape(rows, -1)
+    batch = _batch(x, latents[:, None])
+    losses, _ = _losses(golden, batch, noise[:, None], slot_t)
+    return {
+        "latents": component_cases.first(latents),
+        "t": t,
+        "xt": component_cases.first(noisy),
+        "ut": component_cases.first(latents - noise),
+        "logits": _forward(golden, x, noisy[:, None], slot_t)["logits"],
+        "loss": losses["loss_total"],
+        "loss_flow": losses["loss_flow"],
+        "loss_ntp": losses["loss_ntp"],
+    }
+
+
+def full_mmu(golden: GoldenSet, case: Case) -> Computed:
+    """Understanding: the text loss, and greedy decoding with the KV cache."""
+    x, config, params = case.tensors, golden.config, golden.params
+    rows = len(x["text_tokens"])
+    clean = component_cases.slots(x["image_latents"], rows)
+    t = jnp.asarray(x["t"]).reshape(rows, -1)
+    batch = _batch(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
+    losses, _ = _losses(golden, batch, jnp.zeros_like(clean), t)
+    out = dict(_known(case, _forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}))
+    out["loss_flow (no flow targets)"] = Against(losses["loss_flow"], 0.0)
+
+    tokens = jnp.asarray(x["gen_text_tokens"], jnp.int32)
+    spans = jnp.asarray(x["gen_modality_positions"], jnp.int32)
+    start = prefix_cache.Prefix(
+        tokens,
+        jnp.full((len(tokens),), tokens.shape[1]),
+        spans,
+        component_cases.slots(x["gen_image_latents"], len(tokens)),
+    )
+    model = tuna.bind(config, params)
+    layout = sequence_layout(spans, tokens.shape[1])
+    time = model.time_embedding(jnp.ones(spans.shape[:2]))
+    out["gen_input_embeds"] = model.embed(tokens, layout, start.latents, time)
+    count, key = len(x["gen_tokens"]), jax.random.key(0)
+    free = text_decoder.generate(
+        config, params, start, key, eos=-1, max_new_tokens=count, keep_logits=True
+    )
+    assert free.logits is not None
+    out["gen_tokens"], out["gen_step_logits"] = free.tokens[0], free.logits[0]
+    eos = int(x["gen_eos_token"])
+    ended = text_decoder.generate(config, params, start, key, eos=eos, max_new_tokens=count)
+    out["gen_tokens_eos"] = ended.tokens[0, : int(ended.lengths[0]) + 1]
+    return out
+
+
+def _full(golden: GoldenSet, case: Case) -> Computed:
+    """A forward pass with losses, from noisy latents and velocity targets."""
+    x = case.tensors
+    rows = len(x["text_tokens"])
+    clean, noise, t = _path(x["xt"], x["ut"], x["t"], rows)
+    losses, _ = _losses(golden, _batch(x, clean), noise, t)
+    return _known(case, _forward(golden, x, component_cases.slots(x["xt"], rows), t) | losses)
+
+
+def text_only(golden: GoldenSet, case: Case) -> Computed:
+    """Text without pictures, and a batch in which one row leaves a slot unused."""
+    x, config, params = case.tensors, golden.config, golden.params
+    forward = _forward(golden, x, None, None)
+    sums, counts = text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
+    loss = sums.sum() / counts.sum()
+    out = {
+        "input_embeds": forward["input_embeds"],
+        "logits": forward["logits"],
+        "loss_ntp": loss,
+        "loss_flow": 0.0 * loss,  # no latents, no flow term
+    }
+    weight = golden.info["config"]["tuna_model"]["ntp_coeff"]
+    out["wrapper_loss"] = Against(weight * loss, case.scalar("wrapper_loss"))
+    rows = len(x["mix_text_tokens"])
+    clean, noise, t = _path(x["mix_xt"], x["mix_ut"], x["mix_t"], rows)
+    batch = _batch(x, clean, "mix_")
+    losses, _ = _losses(golden, batch, noise, t)
+    result = tuna.forward(
+        config, params, batch["tokens"], batch["spans"], component_cases.slots(x["mix_xt"], rows), t
+    )
+    out["mix_logits"] = tuna.logits(config, params, result.hidden)
+    out["mix_loss_ntp"] = losses["loss_ntp"]
+    return out
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def _prefixes(x: Mapping[str, np.ndarray], source: jax.Array | None) -> list[prefix_cache.Prefix]:
+    """[positive, negative] prefixes: everything before the last span, which is the one to generate."""
+    spans, tokens = x["modality_positions"], x["text_tokens"]
+    half = len(tokens) // 2
+    out = []
+    for rows in (slice(0, half), slice(half, None)):
+        lengths = spans[rows, -1, 0]
+        shown = tokens[rows, : int(lengths.max())]
+        out.append(
+            prefix_cache.Prefix(
+                jnp.asarray(shown),
+                jnp.asarray(lengths),
+                jnp.asarray(spans[rows, :-1]),
+                None if source is None else source[:, None],
+            )
+        )
+    return out
+
+
+def _sampled(golden: GoldenSet, case: Case, source: jax.Array | None) -> dict[str, Any]:
+    config, params, x = golden.config, golden.params, case.tensors
+    positive, negative = _prefixes(x, source)
+    sampler = case.meta["sampler"]
+    points, shift = sampler["num_steps"], sampler["time_shifting_factor"]
+    states = flow_sampler.sample(
+        config,
+        params,
+        positive,
+        component_cases.last(x["z"]),
+        negative=negative,
+        guidance=float(case.scalar("guidance_scale")),
+        points=points,
+        shift=shift,
+        trajectory=True,
+    )
+    out: dict[str, Any] = {"latents_final": component_cases.first(states[-1])}
+    for name, match in component_cases.numbers(r"latents_after_(\d+)_updates", x):
+        out[name] = component_cases.first(states[int(match[1]) - 1])
+    decoded = component_cases.decode(config.vae, golden.vae_params, states[-1])
+    out["decoded"] = component_cases.first(decoded)
+    out["decoded_clamped"] = component_cases.first(jnp.clip(decoded, -1, 1))
+    if "uint8" in x:
+        out["uint8"] = flow_sampler.to_uint8(decoded[:, 0])
+    if "grid" in x:
+        out["grid"] = flow.time_grid(points, shift)
+    return out
+
+
+def t2i_generate(golden: GoldenSet, case: Case) -> Computed:
+    """Guided Euler sampling on the prefix cache, then decoding."""
+    x, config = case.tensors, golden.config
+    out = _sampled(golden, case, None)
+    both = prefix_cache.join(*_prefixes(x, None))
+    noise = component_cases.last(x["z"])
+    span = 1 + noise[0, ..., 0].size
+    capacity = both.tokens.shape[1] + span
+    cache, _ = prefix_cache.prefill(config, golden.params, both, capacity, with_flow_head=True)
+    start = both.lengths
+    velocity = prefix_cache.span_velocity(config, golden.params, cache, start, noise, jnp.zeros(()))
+    return out | {"v_t0": component_cases.first(velocity)}
+
+
+def t2i_generate_edit(golden: GoldenSet, case: Case) -> Computed:
+    """The same with a clean source picture in both branches."""
+    return _sampled(golden, case, component_cases.last(case.tensors["source_latents"]))
+
+
+CASES: dict[str, Callable[[GoldenSet, Case], Computed]] = {
+    "components": component_cases.components,
+    "siglip": component_cases.siglip,
+    "llm": component_cases.llm,
+    "vae_image": component_cases.vae_image,
+    "vae_video": component_cases.vae_video,
+    "transport": component_cases.transport,
+    "full_t2i_loss": full_t2i_loss,
+    "full_t2i_wrapper": full_t2i_wrapper,
+    "full_mmu": full_mmu,
+    "full_edit": _full,
+    "full_video": _full,
+    "text_only": text_only,
+    "t2i_generate": t2i_generate,
+    "t2i_generate_edit": t2i_generate_edit,
+}

@@ -1,0 +1,235 @@
+"""The programs of an experiment, laid over the devices of a topology, as shapes alone: the only module here that knows
+how a step, a sampler and a decoder are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from tuna_jax.inference.generation import flow_sampler
+from tuna_jax.inference.generation.prefix_cache import Prefix
+from tuna_jax.models import tuna, vae
+from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel.activation_sharding import Activations
+from tuna_jax.parallel.mesh import AXES, make_mesh
+from tuna_jax.planning.stage import Experiment, Stream
+from tuna_jax.trainers.build_mixture import picture_size
+from tuna_jax.training.train_program import Program
+
+PROMPT = 128  # Tokens of a prompt that the sampler is planned for.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A program that can be traced and compiled.
+
+    Attributes:
+      kind: 'train', 'sample' or 'decode'. stream: whose batch it takes; '' of the latter two.
+      share: of the steps of training that run it; 0 of the latter two.
+      rows, tokens, pictures: of one run, over all devices.
+      jitted, arguments: what `jitted.trace(*arguments)` takes.
+      parts: bytes on one device of the arguments' parts, by shapes and shardings.
+      plain: the same program with dense attention and without anything computed again, for counting; None: it is this
+        one.
+    """
+
+    kind: str
+    stream: str = ""
+    share: float = 0.0
+    rows: int
+    tokens: int
+    pictures: int
+    jitted: Any
+    arguments: tuple[Any, ...]
+    parts: dict[str, float]
+    plain: Callable[[], Planned] | None = None
+
+
+def mesh_of(experiment: Experiment, devices: list[Any], slices: int = 1) -> Mesh:
+    """The experiment's mesh over the devices of so many slices of a topology; its axis `slices`, if it has one, gets
+    one index for each of them.
+
+    Raises:
+      ValueError: the mesh's sizes do not fit the devices, or it does not take the slices one after another.
+    """
+    settings = experiment.settings.mesh
+    if "slices" in AXES:
+        settings = dataclasses.replace(settings, slices=slices)  # pyright: ignore[reportCallIssue]
+    mesh = make_mesh(settings, devices)
+    if slices > 1 and not slice_by_slice(mesh.devices.flat):
+        raise ValueError(
+            f"the mesh mixes the {slices} slices; its outermost axis that is not 1 must count them"
+        )
+    return mesh
+
+
+def slice_by_slice(devices: Iterable[Any]) -> bool:
+    """Whether all devices of a slice stand together, and the slices in their order: what is sent between slices is
+    told by that."""
+    found = [device.slice_index for device in devices]
+    return found == sorted(found)
+
+
+def all_of(
+    experiment: Experiment,
+    mesh: Mesh,
+    rows: int | None = None,
+    streams: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+) -> Iterator[Planned]:
+    """The programs of an experiment one by one: the step of every stream, the sampler, the decoder.
+
+    Args:
+      experiment, mesh: what for, and on what.
+      rows: of every batch, over all devices; None: each stream's own.
+      streams: names of the streams whose steps alone are wanted; of none: all, with sampler and decoder.
+      kinds: the kinds that alone are wanted; of none: all.
+
+    Raises:
+      ValueError: there is no such stream, or something does not divide over the mesh.
+    """
+    unknown = [name for name in streams if name not in experiment.tasks]
+    if unknown:
+        raise ValueError(
+            f"--stream={unknown[0]}: {experiment.name} has the streams {', '.join(experiment.tasks)}"
+        )
+    kinds = kinds or (("train",) if streams else ("train", "sample", "decode"))
+    if "train" in kinds:
+        for stream in experiment.streams(rows):
+            if not streams or stream.name in streams:
+                yield train_step(experiment, stream, mesh)
+    if "sample" in kinds:
+        yield sampler(experiment, mesh)
+    if "decode" in kinds:
+        yield decoder(experiment, mesh)
+
+
+def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
+    """One training step on a batch of this stream.
+
+    Raises:
+      ValueError: parameters or rows do not divide over the mesh.
+    """
+    program = Program(experiment.settings, experiment.config, experiment.tasks, mesh)
+    encodes = stream.shape.visual == "pixels"
+    frozen = _on(param_sharding.replicated(mesh), _vae_shapes(experiment)) if encodes else None
+    carried = program.carried
+    batch = program.batch_shapes(stream.batch)
+    counted = experiment.with_model(remat="none", attention_backend="xla")
+    return Planned(
+        kind="train",
+        stream=stream.name,
+        share=stream.share,
+        rows=stream.shape.rows,
+        tokens=stream.tokens,
+        pictures=stream.pictures,
+        jitted=program.jitted,
+        arguments=(carried, batch, frozen, stream.heads),
+        parts={
+            "parameters": _bytes(carried.params),
+            "optimizer": _bytes(carried.optimizer),
+            "average": _bytes(carried.ema),
+            "batch": _bytes(batch),
+            # Of the frozen VAE the step needs the encoder alone; the compiler drops the rest.
+            "frozen_vae": _bytes(_encoder(frozen)),
+        },
+        plain=None
+        if counted.config == experiment.config
+        else lambda: train_step(counted, stream, mesh),
+    )
+
+
+def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
+    """Guided drawing of one picture for each part of the batch that the mesh has, as `config.samples` says."""
+    config, settings = experiment.config, experiment.settings.samples
+    rows = param_sharding.batch_parts(mesh)
+    size = picture_size(settings.size, "config.samples.size")
+    latent = config.vae.latent_shape(1, size.height, size.width)
+    split = param_sharding.batch_sharding(mesh)
+
+    def draw(params: Any, tokens: Any, lengths: Any, other: Any, noise: Any) -> Any:
+        none = jnp.zeros((rows, 0, 2), jnp.int32)
+        return flow_sampler.sample(
+            config,
+            params,
+            Prefix(tokens, lengths, none),
+            noise,
+            negative=Prefix(other, lengths, none),
+            guidance=settings.guidance,
+            guidance_interval=settings.guidance_interval,
+            points=settings.points,
+            shift=settings.shift,
+            solver=settings.solver,
+            placement=Activations(mesh, generation=True),
+        )
+
+    shapes = tuna.shapes(config)
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        param_sharding.shardings(shapes, mesh),
+    )
+    tokens = jax.ShapeDtypeStruct((rows, PROMPT), jnp.int32, sharding=split)
+    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=split)
+    noise = jax.ShapeDtypeStruct((rows, *latent), jnp.float32, sharding=split)
+    return Planned(
+        kind="sample",
+        rows=rows,
+        tokens=rows * (PROMPT + 1 + math.prod(latent[:3])),
+        pictures=rows,
+        jitted=jax.jit(draw, out_shardings=split),
+        arguments=(params, tokens, lengths, tokens, noise),
+        parts={"parameters": _bytes(params)},
+    )
+
+
+def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
+    """The VAE's decoder, one picture of `config.samples.size` for each part of the batch that the mesh has."""
+    config = experiment.config.vae
+    rows = param_sharding.batch_parts(mesh)
+    size = picture_size(experiment.settings.samples.size, "config.samples.size")
+    split = param_sharding.batch_sharding(mesh)
+    latents = jax.ShapeDtypeStruct(
+        (rows, *config.latent_shape(1, size.height, size.width)), jnp.float32, sharding=split
+    )
+    params = _on(param_sharding.replicated(mesh), _vae_shapes(experiment))
+    return Planned(
+        kind="decode",
+        rows=rows,
+        tokens=0,
+        pictures=rows,
+        jitted=jax.jit(lambda params, x: vae.decode(config, params, x), out_shardings=split),
+        arguments=(params, latents),
+        parts={"parameters": _bytes({k: params[k] for k in ("decoder", "latent_in")})},
+    )
+
+
+def _vae_shapes(experiment: Experiment) -> Any:
+    config = experiment.config.vae
+    return vae.shapes(config)
+
+
+def _encoder(frozen: Any) -> Any:
+    return None if frozen is None else {key: frozen[key] for key in ("encoder", "moments")}
+
+
+def _on(sharding: NamedSharding, tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _bytes(tree: Any) -> float:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )

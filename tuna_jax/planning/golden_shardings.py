@@ -1,0 +1,111 @@
+"""How each stage's parameters are split on a slice, as files that the tests compare with: no change goes unseen.
+
+    python -m tuna_jax.planning.golden_shardings            writes tests/experiments/shardings/*.json anew
+    python -m tuna_jax.planning.golden_shardings --check    only says which of them are not as the code is
+
+Wants no devices: a mesh of sizes alone will do. Look at the difference before you commit new files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from tuna_jax.hardware.chips import chip_of
+from tuna_jax.models import tuna
+from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel.mesh import AXES, sizes
+from tuna_jax.planning import stage
+from tuna_jax.planning.topology import chip_count
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "tests" / "experiments" / "shardings"
+TOPOLOGIES = {"tuna_1p5b": ("v5e:8x8",), "tuna_7b": ("v5p:4x4x4",)}
+"""Slices that each model's stages are planned for; one more is one more golden file a stage."""
+
+
+def stages() -> list[tuple[Path, str]]:
+    """(experiment file, topology) of every golden file."""
+    files = sorted((ROOT / "experiments").glob("tuna_*_stage*.py"))
+    return [(file, name) for file in files for name in TOPOLOGIES[file.stem.rsplit("_", 1)[0]]]
+
+
+def golden(file: Path, topology: str) -> Path:
+    """The file for an experiment on a topology."""
+    return FOLDER / f"{file.stem}_{topology.replace(':', '_')}.json"
+
+
+def describe(file: Path, topology: str) -> dict[str, Any]:
+    """The mesh, into how many parts a batch is split, and of every parameter its shape, its axes on the mesh, and one
+    device's part.
+
+    Raises:
+      ValueError: a parameter does not divide, or no rule matches it.
+    """
+    read = stage.read(file.stem, runpy.run_path(str(file))["get_config"]().to_dict())
+    devices = chip_count(topology) * chip_of(topology).devices
+    mesh = AbstractMesh(sizes(read.settings.mesh, devices), AXES)
+    shapes = tuna.shapes(read.config)
+    placed = param_sharding.shardings(shapes, mesh)
+    split = dict(jax.tree_util.tree_leaves_with_path(placed))
+    parameters = {
+        param_sharding.dotted(
+            path
+        ): f"{leaf.dtype}{list(leaf.shape)} as {_axes(split[path].spec)}: "
+        f"{list(split[path].shard_shape(leaf.shape))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    held = sum(
+        math.prod(split[path].shard_shape(leaf.shape))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    )
+    return {
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "batch_parts": devices // param_sharding.batch_sharding(mesh).shard_shape((devices,))[0],
+        "parameters_on_a_device": held,
+        "parameters": dict(sorted(parameters.items())),
+    }
+
+
+def text(file: Path, topology: str) -> str:
+    """What the golden file holds."""
+    return json.dumps(describe(file, topology), indent=1) + "\n"
+
+
+def _axes(spec: Any) -> str:
+    """('fsdp', None) -> '[fsdp, -]'."""
+    names = ["-" if axis is None else "+".join(axis) if isinstance(axis, tuple) else axis for axis in spec]  # fmt: skip
+    return f"[{', '.join(names)}]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tuna_jax.planning.golden_shardings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args(arguments).check
+    changed = 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for file, topology in stages():
+        path, wanted = golden(file, topology), text(file, topology)
+        if not path.exists() or path.read_text() != wanted:
+            changed += 1
+            print(f"{path.relative_to(ROOT)} {'is not as the code is' if check else 'written'}")
+            if not check:
+                path.write_text(wanted)
+    return int(check and changed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

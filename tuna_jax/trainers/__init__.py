@@ -1,0 +1,1 @@
+"""Trainers: what an experiment names in its kind; each puts data, model and training together."""

@@ -1,0 +1,217 @@
+"""Training on files: streams of manifests with weights, the frozen VAE, the tokenizer, and where to begin.
+
+A stage of the three-stage recipe is an experiment of this kind: what is frozen, which streams, which learning rate, and
+the checkpoint it starts from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tuna_jax.config import TunaConfig, from_dict
+from tuna_jax.conversion.image_vae_file import shipped_image_vae
+from tuna_jax.data.invalid_examples import BadRows
+from tuna_jax.data.mixture import mixture as mixing
+from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
+from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.emoji import image_streams
+from tuna_jax.flow import EVERYWHERE
+from tuna_jax.inference.components import PathLike, read_parameters, read_tokenizer, read_vae
+from tuna_jax.inference.generation_config import SampleSettings
+from tuna_jax.inference.pipeline import Model
+from tuna_jax.sweeps.online import evaluator
+from tuna_jax.trainers.build_mixture import (
+    MixtureData,
+    abstract_batch,
+    open_mixture,
+    picture_size,
+    programs,
+    stream_settings,
+    weights_history,
+)
+from tuna_jax.training import loop
+from tuna_jax.training.optimizer import learning_rate
+from tuna_jax.training.step import Heads
+from tuna_jax.utils.config_parsing import defaults, parse
+from tuna_jax.utils.image_grid import contact_sheet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SheetSettings:
+    """The contact sheet that training draws every `sample_every` steps.
+
+    Attributes:
+      prompts: what is drawn.
+      size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
+      points, guidance, guidance_interval, shift, solver: see `inference.generation_config.SampleSettings`.
+    """
+
+    prompts: tuple[str, ...] = ()
+    size: str = "512x512"
+    points: int = 50
+    guidance: float = 3.0
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    shift: float = 3.0
+    solver: str = "euler"
+
+    @property
+    def drawing(self) -> SampleSettings:
+        """How to draw."""
+        return SampleSettings(
+            points=self.points,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            shift=self.shift,
+            solver=self.solver,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureExperiment(loop.LoopSettings):
+    """An experiment file of kind 'mixture': the loop's settings, and these.
+
+    Attributes:
+      model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
+      vae: the frozen VAE: Wan 2.2's weights, a converted model's, or a file of `experiments/emoji/vae.py`; empty: the
+        emoji VAE that ships.
+      start_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
+        wrote. Empty: fresh ones.
+      data: the streams. samples: the contact sheet.
+    """
+
+    kind: str = "mixture"
+    model: dict
+    vae: str = ""
+    start_from: str = ""
+    data: MixtureData = MixtureData()
+    samples: SheetSettings = SheetSettings()
+
+
+def experiment() -> Any:
+    """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
+    return ConfigDict(defaults(MixtureExperiment))
+
+
+def load_surroundings(
+    settings: MixtureExperiment,
+    *,
+    vae: PathLike | None = None,
+    tokenizer: Tokenizer | PathLike | None = None,
+) -> tuple[TunaConfig, Any, Tokenizer]:
+    """The model's config with the VAE's in it, the VAE's parameters, and the tokenizer.
+
+    Arguments take the place of what the experiment names.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_vae` and `read_tokenizer`.
+    """
+    config = from_dict(settings.model)
+    words = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
+    named = vae or settings.vae
+    try:
+        vae_config, params = read_vae(Path(named or shipped_image_vae()), config)
+    except ValueError as error:
+        if named:
+            raise
+        raise ValueError(
+            f"{error}. That is the emoji VAE, which ships; name this model's in config.vae"
+        ) from error
+    config = dataclasses.replace(config, vae=vae_config)
+    return config, params, words
+
+
+def load_model(
+    record: Mapping[str, Any],
+    params: Any,
+    *,
+    vae: PathLike | None = None,
+    tokenizer: Tokenizer | PathLike | None = None,
+) -> Model:
+    """A trained model with its surroundings; `record` is what its run saved (`train`)."""
+    values = {key: value for key, value in record.items() if key != "mixture"}
+    settings = parse(MixtureExperiment, values)
+    config, vae_params, words = load_surroundings(settings, vae=vae, tokenizer=tokenizer)
+    size = picture_size(settings.samples.size, "config.samples.size")
+    shape = (size.height, size.width)
+    return Model(config, params, vae_params, words, shape, settings.samples.drawing)
+
+
+def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str | Path) -> bool:
+    """Runs or resumes the experiment `settings`, whose mapping was `values`.
+
+    Returns whether it reached its last step.
+    """
+    learning_rate(settings.optimizer, settings.steps)  # Refused before its data is looked at.
+    workdir = Path(workdir)
+    streams = stream_settings(settings.data)
+    config, vae_params, tokenizer = load_surroundings(settings)
+    in_advance = any(one.latents for one in streams.values())
+    fingerprint = vae_fingerprint(config.vae, vae_params) if in_advance else None
+    host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+    bad_rows = BadRows(
+        workdir / f"bad_rows{host}.jsonl",
+        limit=settings.data.bad_share,
+        least=settings.data.bad_least,
+    )
+    history = weights_history(workdir, {name: one.weight for name, one in streams.items()})
+    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history, fingerprint)
+    if jax.process_index() == 0:
+        print(mixture.summary())
+    iterator = image_streams.iterate(
+        mixing.batches(mixture),
+        threads=settings.data.threads,
+        ahead=settings.data.ahead,
+        workers=settings.data.workers,
+    )
+    names = tuple(streams)
+
+    def heads(batch: Mapping[str, np.ndarray]) -> Heads:
+        return streams[names[int(batch["task"][0])]].heads
+
+    def model(params: Any) -> Model:
+        size = picture_size(settings.samples.size, "config.samples.size")
+        shape = (size.height, size.width)
+        return Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
+
+    def draw(step: int, params: Any) -> None:
+        prompts = settings.samples.prompts
+        sheet = contact_sheet(model(params).generate_image(prompts), prompts)
+        folder = workdir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / f"{step:06d}.png")
+
+    def counters() -> dict[str, float]:
+        kinds = {f"bad_rows/{kind}": float(count) for kind, count in bad_rows.counts().items()}
+        return {"bad_rows": float(sum(kinds.values())), **kinds}
+
+    def parameters(shapes: Any, shardings: Any) -> Any:
+        return read_parameters(settings.start_from, shapes, shardings)
+
+    record = {
+        **values,
+        "mixture": {"fingerprint": mixture.fingerprint, "history": [list(h) for h in history]},
+    }
+    with contextlib.closing(iterator):
+        return loop.train(
+            settings,
+            config,
+            workdir,
+            iterator,
+            tasks=names,
+            record=record,
+            heads=heads,
+            ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
+            vae_params=vae_params,
+            parameters=parameters if settings.start_from else None,
+            evaluate=evaluator(settings, model, workdir),
+            draw=draw if settings.samples.prompts else None,
+            counters=counters,
+        )

@@ -1,0 +1,61 @@
+"""A trained model as one safetensors file with its settings inside: what drawing and answering
+read.
+
+Checkpoints are for going on with training: they hold the optimizer and want a mesh. This file holds
+parameters alone, in float32 under their dotted names, and in its metadata the JSON of the run's
+settings and its step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from tuna_jax.utils.param_tree import flatten, unflatten
+
+MODEL_FILE = "model.safetensors"
+
+
+def export_model(path: str | Path, params: Any, settings: dict[str, Any], step: int) -> Path:
+    """Writes `params` (nested dict of arrays) and the run's settings (JSON) to `path`,
+    atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(params).items()}
+    beside = path.with_suffix(".tmp")
+    save_file(tensors, beside, metadata={"settings": json.dumps(settings), "step": str(step)})
+    os.replace(beside, path)
+    return path
+
+
+def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Reads an exported model: (params, the run's settings, step).
+
+    Args:
+      path: the file, or a workdir that holds it.
+
+    Raises:
+      FileNotFoundError: there is none; says how one is made.
+      ValueError: the file was not written by `export_model`.
+    """
+    path = Path(path)
+    path = path / MODEL_FILE if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no trained model at {path}; `python -m tuna_jax.train` writes it when a run ends or is stopped"
+        )
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    if "settings" not in metadata:
+        raise ValueError(
+            f"{path} holds no settings: it is not a model that tuna_jax.train exported"
+        )
+    return unflatten(tensors), json.loads(metadata["settings"]), int(metadata["step"])
