@@ -7,7 +7,7 @@ import pytest
 
 from tuna_jax import evaluate_vqa
 from tuna_jax.emoji.evaluation import write_questions
-from tuna_jax.evaluation.vqa import run
+from tuna_jax.evaluation.vqa import datasets
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.scoring import likelihoods
 
@@ -58,7 +58,7 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
     scored = _run(tiny_model, tmp_path / "b.jsonl", file, "--task=log_likelihood")
     assert "perplexity" in capsys.readouterr().out
     for row, other, item in zip(
-        chosen, scored, run.read_lines(folder / "pictures.jsonl"), strict=True
+        chosen, scored, datasets.read_lines(folder / "pictures.jsonl"), strict=True
     ):
         asked = [Conversation.of(tuna.see(item.shown), item.question)] * 4
         found = likelihoods(tuna, asked, item.choices)
@@ -88,7 +88,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, words):
     path = tmp_path / "q.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=words):
-        run.read_lines(path)
+        datasets.read_lines(path)
 
 
 def test_an_answer_may_be_a_place_or_several_texts(tmp_path):
@@ -99,7 +99,7 @@ def test_an_answer_may_be_a_place_or_several_texts(tmp_path):
         {"question": "q", "answer": "no"},
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
-    items = run.read_lines(path, ["yes", "no"])
+    items = datasets.read_lines(path, ["yes", "no"])
     assert [item.answers for item in items] == [("b",), ("a", "b"), ("no",)]
     assert items[1].shown == (tmp_path / "x.png", tmp_path / "y.png")
     assert [item.choices for item in items] == [("a", "b"), ("yes", "no"), ("yes", "no")]

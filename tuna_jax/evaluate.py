@@ -93,10 +93,9 @@ class _Measure:
         self._judge = ObjectJudge()
 
     def __call__(self, world: Any, params: Any, settings: dict[str, Any]) -> Evaluation:
-        from tuna_jax.emoji import trainer
-        from tuna_jax.emoji.evaluation import suite, suite_tasks
+        from tuna_jax.emoji.evaluation import run, suite, suite_tasks
 
-        draw, answer, more = trainer.measured(world, params, settings)
+        draw, answer, more = run.measured(world, params, settings)
         options: dict[str, Any] = {
             "judge": self._judge,
             "reconstruct": world.reconstruct,
@@ -109,9 +108,9 @@ class _Measure:
 
 def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:
     """What was trained, with the sampling that the flags ask for."""
-    from tuna_jax.emoji import trainer
+    from tuna_jax.emoji import model_bundle
 
-    world, params, settings = trainer.load_trained(source)
+    world, params, settings = model_bundle.load_trained(source)
     changes = {"guidance": _GUIDANCE.value, "points": _POINTS.value}
     samples = dataclasses.replace(
         world.samples, **{name: value for name, value in changes.items() if value is not None}
@@ -156,17 +155,17 @@ def _evaluate() -> None:
 
 def _learning() -> None:
     """Measures every checkpoint that was kept and not measured yet, of this run and those beside it."""
-    from tuna_jax.emoji import trainer
+    from tuna_jax.emoji import model_bundle
     from tuna_jax.emoji.evaluation import learning_curves
 
     measure, runs = _Measure(), {}
     for workdir in [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]:
         world, _, settings = _load(workdir)
         known = learning_curves.read(workdir)
-        for step, path in trainer.checkpoints(workdir).items():
+        for step, path in model_bundle.checkpoints(workdir).items():
             if step not in known:
                 print(f"{workdir.name}, step {step}", file=sys.stderr, flush=True)
-                found = measure(world, trainer.load_checkpoint(path), settings)
+                found = measure(world, model_bundle.load_checkpoint(path), settings)
                 learning_curves.append(workdir, step, found.scores)
         curve = learning_curves.read(workdir)
         if not curve:

@@ -87,15 +87,15 @@ def _list(text: str) -> list[str]:
 
 def _run(chosen: argparse.Namespace) -> None:
     from tuna_jax.evaluation.metrics.accuracy import Score
-    from tuna_jax.evaluation.vqa import run
+    from tuna_jax.evaluation.vqa import datasets, run
     from tuna_jax.inference.loading import Tuna
 
     if chosen.task not in run.TASKS:
         raise ValueError(f"unknown task {chosen.task!r}; choose {', '.join(run.TASKS)}")
     if chosen.questions:
-        items = run.read_lines(chosen.questions, chosen.choices)[: chosen.count]
+        items = datasets.read_lines(chosen.questions, chosen.choices)[: chosen.count]
     else:
-        items = run.read_tfds(
+        items = datasets.read_tfds(
             chosen.tfds,
             chosen.split,
             chosen.fields,

@@ -90,16 +90,18 @@ def _train_vae(values: dict[str, Any], workdir: str) -> None:
 
 def _train_tuna(values: dict[str, Any], workdir: str) -> None:
     from tuna_jax.emoji import trainer
+    from tuna_jax.emoji.config import EmojiExperiment
     from tuna_jax.utils import config_parsing
 
-    trainer.train(values, config_parsing.parse(trainer.EmojiExperiment, values), workdir)
+    trainer.train(values, config_parsing.parse(EmojiExperiment, values), workdir)
 
 
 def _train_mixture(values: dict[str, Any], workdir: str) -> None:
     from tuna_jax.trainers import multitask
+    from tuna_jax.trainers.config import MixtureExperiment
     from tuna_jax.utils import config_parsing
 
-    multitask.train(values, config_parsing.parse(multitask.MixtureExperiment, values), workdir)
+    multitask.train(values, config_parsing.parse(MixtureExperiment, values), workdir)
 
 
 _KINDS = {"tuna": _train_tuna, "vae": _train_vae, "mixture": _train_mixture}

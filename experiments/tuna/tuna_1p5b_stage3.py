@@ -5,8 +5,8 @@ python -m tuna_jax.train --config=experiments/tuna/tuna_1p5b_stage3.py --workdir
 
 from ml_collections import ConfigDict
 
-from tuna_jax.trainers.build_mixture import stream
-from tuna_jax.trainers.multitask import experiment
+from tuna_jax.trainers.config import experiment
+from tuna_jax.trainers.stream_config import stream
 
 
 def get_config(arg: str = "") -> ConfigDict:

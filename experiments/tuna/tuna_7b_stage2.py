@@ -7,8 +7,8 @@ The 7B sees no video, as in the paper.
 
 from ml_collections import ConfigDict
 
-from tuna_jax.trainers.build_mixture import stream
-from tuna_jax.trainers.multitask import experiment
+from tuna_jax.trainers.config import experiment
+from tuna_jax.trainers.stream_config import stream
 
 
 def get_config(arg: str = "") -> ConfigDict:

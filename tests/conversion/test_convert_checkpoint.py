@@ -14,7 +14,7 @@ from tuna_jax import convert
 from tuna_jax.config import TunaConfig, from_dict, preset
 from tuna_jax.conversion import convert_checkpoint, detect_format, weight_map
 from tuna_jax.conversion.readers import SourceError, open_files
-from tuna_jax.parity import verify
+from tuna_jax.parity import golden_set
 from tuna_jax.utils.param_tree import flatten
 
 PUBLIC = Path(__file__).parents[1] / "goldens" / "public"
@@ -130,7 +130,7 @@ def test_the_golden_sets_state_dict_maps_and_returns(tmp_path):
     arguments = [str(PUBLIC / "model.safetensors"), str(PUBLIC / "vae.safetensors")]
     config = ["--config", str(PUBLIC / "state_dict.json")]
     assert convert.main(["from_torch", *arguments, f"{tmp_path}/ours", *config]) == 0
-    public = verify.load(PUBLIC)
+    public = golden_set.load(PUBLIC)
     found = load_file(tmp_path / "ours" / "model.safetensors")
     same(found, jax.tree.map(np.asarray, flatten(public.params | {"vae": public.vae_params})))
     assert convert.main(["to_torch", f"{tmp_path}/ours", f"{tmp_path}/again.safetensors"]) == 0
@@ -196,7 +196,7 @@ def test_sources_that_are_no_tuna_are_refused(tmp_path):
 
 def test_config_files_of_both_kinds(tmp_path):
     assert detect_format.read_config(config_file(UNTIED, tmp_path)) == UNTIED
-    assert detect_format.read_config(PUBLIC / "state_dict.json") == verify.load(PUBLIC).config
+    assert detect_format.read_config(PUBLIC / "state_dict.json") == golden_set.load(PUBLIC).config
     (tmp_path / "c.json").write_text('{"preset": "tiny", "language": {"widht": 3}}')
     with pytest.raises(ValueError, match="unknown config key model.language.widht.*width"):
         detect_format.read_config(tmp_path / "c.json")

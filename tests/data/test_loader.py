@@ -22,7 +22,6 @@ from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import RowStream
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import image_streams
 
 ROOT = Path(__file__).parents[2]
 # Worker processes cannot import this file by its name.
@@ -52,9 +51,7 @@ class Awkward(Exception):
 
 
 def numbers(**options):
-    return image_streams.iterate(
-        grain.MapDataset.source(Numbers(options.pop("errors", None))), **options
-    )
+    return loader.iterate(grain.MapDataset.source(Numbers(options.pop("errors", None))), **options)
 
 
 def mixture(files, names, **options):
@@ -78,14 +75,14 @@ def test_workers_give_the_same_batches_and_resume_with_other_numbers(files) -> N
             for key, array in expected[n].items():
                 np.testing.assert_array_equal(batch[key], array, err_msg=f"batch {n}, {key}")
 
-    running = image_streams.iterate(batches(mixed), workers=2, threads=1, ahead=3)
+    running = loader.iterate(batches(mixed), workers=2, threads=1, ahead=3)
     check(running, 0, step)
     state = running.get_state()
     check(running, step, step + 3)
     running.close()
     assert state == {"next_index": step}
     for workers in (1, 0):
-        resumed = image_streams.iterate(batches(mixed), workers=workers)
+        resumed = loader.iterate(batches(mixed), workers=workers)
         resumed.set_state(state)
         check(resumed, step, 24)
         resumed.set_state({"next_index": 2})
@@ -116,7 +113,7 @@ def test_orbax_saves_and_restores_it_with_another_number_of_workers(tmp_path) ->
 def test_large_arrays_come_through_shared_memory(files, monkeypatch) -> None:
     monkeypatch.setattr(shared_memory, "SHARED_BYTES", 1024)
     mixed = mixture(files, [files.image(f"{i}.png", 40, 40, shade=3 * i) for i in range(20)])
-    running = image_streams.iterate(batches(mixed), workers=1)
+    running = loader.iterate(batches(mixed), workers=1)
     shown = [next(running) for _ in range(3)]
     running.close()
     for n, batch in enumerate(shown):
@@ -138,7 +135,7 @@ def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
     for workers in (0, 1):
         log = BadRows(files.root / f"bad{workers}.jsonl", limit=0.5, least=1000)
         mixed = mixture(files, names, bad_rows=log)
-        running = image_streams.iterate(batches(mixed), workers=workers)
+        running = loader.iterate(batches(mixed), workers=workers)
         shown = [next(running) for _ in range(10)]  # two epochs
         assert all(set(batch) == set(mixed.shape_of(0).arrays()) for batch in shown)
         running.close()
@@ -158,7 +155,7 @@ def test_the_limit_stops_a_run_with_workers(files) -> None:
     mixed = mixture(files, names, bad_rows=log)
     for name in names[:12]:
         (files.root / name).unlink()
-    running = image_streams.iterate(batches(mixed), workers=1)
+    running = loader.iterate(batches(mixed), workers=1)
     with pytest.raises(TooManyBadRows, match=r"rows drawn .*bad_rows\.jsonl.*missing_file"):
         for _ in range(20):
             next(running)

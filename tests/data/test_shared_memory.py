@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from grain.multiprocessing import SharedMemoryArray
 
-from tuna_jax.data import shared_memory
+from tuna_jax.data import loader, shared_memory
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import RowStream
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import image_streams
 
 SHARED = Path("/dev/shm")
 # Worker processes cannot import this file by its name.
@@ -86,7 +85,7 @@ def test_batches_of_a_worker_are_made_there_and_nothing_is_left(files) -> None:
     def ours():
         return list(SHARED.glob(f"{shared_memory.prefix(os.getpid())}*"))
 
-    running = image_streams.iterate(batches(mixed), workers=1, ahead=4)
+    running = loader.iterate(batches(mixed), workers=1, ahead=4)
     for n in range(5):
         batch = next(running)
         assert isinstance(batch["pixels"], SharedMemoryArray)

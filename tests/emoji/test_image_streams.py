@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tuna_jax.data import loader
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.emoji import image_streams
 from tuna_jax.emoji.latent_pool import LatentPool
@@ -108,7 +109,7 @@ def same(one, other):
 
 def test_random_access_equals_iteration(tokenizer):
     batches = mixture(tokenizer, std=1.0)
-    iterator = image_streams.iterate(batches)
+    iterator = loader.iterate(batches)
     for n in range(6):
         assert same(next(iterator), batches[n])
     again = mixture(tokenizer, std=1.0)
@@ -118,12 +119,12 @@ def test_random_access_equals_iteration(tokenizer):
 
 def test_the_iterator_resumes_exactly(tokenizer):
     batches = mixture(tokenizer, std=1.0)
-    iterator = image_streams.iterate(batches)
+    iterator = loader.iterate(batches)
     for _ in range(7):
         next(iterator)
     state = iterator.get_state()
     going_on = [next(iterator) for _ in range(3)]
-    resumed = image_streams.iterate(mixture(tokenizer, std=1.0))
+    resumed = loader.iterate(mixture(tokenizer, std=1.0))
     resumed.set_state(state)
     for batch in going_on:
         assert same(next(resumed), batch)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from tuna_jax.emoji.latent_pool import encode_pool, fingerprint
+from tuna_jax.emoji.latent_pool import encode_pool
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.emoji.world.scenes import SceneSource
+from tuna_jax.utils.fingerprint import fingerprint
 
 
 def encode(images):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tuna_jax.data import loader
 from tuna_jax.data.text.tokenizer import DEFAULT_SYSTEM, Tokenizer
 from tuna_jax.emoji import image_streams, task_streams
 from tuna_jax.emoji.latent_pool import LatentPool
@@ -186,11 +187,11 @@ def test_groups_alternate_by_seed_and_step_alone(words):
 
 def test_an_iterator_goes_on_where_it_was(words):
     mixed = alternate(groups(words), 0)
-    first = image_streams.iterate(mixed, threads=1, ahead=2)
+    first = loader.iterate(mixed, threads=1, ahead=2)
     for _ in range(5):
         next(first)
     state = first.get_state()
-    second = image_streams.iterate(mixed, threads=1, ahead=2)
+    second = loader.iterate(mixed, threads=1, ahead=2)
     second.set_state(state)
     for n in range(5, 9):
         for batch in (next(first), next(second)):

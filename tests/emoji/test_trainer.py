@@ -12,7 +12,9 @@ import pytest
 
 from tuna_jax.config import preset
 from tuna_jax.conversion import image_vae_file
-from tuna_jax.emoji import trainer
+from tuna_jax.emoji import batches, model_bundle, trainer
+from tuna_jax.emoji.config import EmojiExperiment
+from tuna_jax.emoji.evaluation import run
 from tuna_jax.emoji.world.scenes import SceneSource, is_held_out
 from tuna_jax.inference.loading import Tuna
 from tuna_jax.models import tuna, vae
@@ -41,10 +43,10 @@ def values(tmp_path_factory):
 def trained(values, tmp_path_factory):
     """(world, params), through a workdir as a run leaves it."""
     workdir = tmp_path_factory.mktemp("run")
-    world = trainer.load_world(parse(trainer.EmojiExperiment, values))
+    world = model_bundle.load_world(parse(EmojiExperiment, values))
     params = tuna.init(world.config, jax.random.key(1))
     weights_file.export_model(workdir / weights_file.MODEL_FILE, params, values, 7)
-    loaded, again, stored = trainer.load_trained(workdir)
+    loaded, again, stored = model_bundle.load_trained(workdir)
     assert stored == json.loads(json.dumps(values))
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -77,7 +79,7 @@ def test_a_run_is_loaded_by_itself(trained, values, tmp_path):
 
 def test_workdir_without_a_model_says_what_makes_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no trained model .*tuna_jax\.train"):
-        trainer.load_trained(tmp_path)
+        model_bundle.load_trained(tmp_path)
 
 
 def test_table_smaller_than_the_vocabulary_is_refused(values):
@@ -85,20 +87,20 @@ def test_table_smaller_than_the_vocabulary_is_refused(values):
     with pytest.raises(
         ValueError, match=r"config\.model\.language\.vocabulary is 100.*needs a row"
     ):
-        trainer.load_world(parse(trainer.EmojiExperiment, small))
+        model_bundle.load_world(parse(EmojiExperiment, small))
 
 
 def test_a_run_too_short_for_its_schedule_is_refused_before_its_data(values, tmp_path):
     short = values | {"steps": 20}
     with pytest.raises(ValueError, match=r"60 warm-up .*config\.optimizer\.warmup.*of 20 steps"):
-        trainer.train(short, parse(trainer.EmojiExperiment, short), tmp_path)
+        trainer.train(short, parse(EmojiExperiment, short), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_vae_with_other_channels_is_refused(values):
     other = values | {"model": {"preset": "emoji"}}
     with pytest.raises(ValueError, match="8 latent channels and the model wants 16"):
-        trainer.load_world(parse(trainer.EmojiExperiment, other))
+        model_bundle.load_world(parse(EmojiExperiment, other))
 
 
 def test_a_picture_depends_on_its_seed_place_and_prompt_alone(trained):
@@ -132,7 +134,7 @@ def test_many_rows_go_through_in_chunks_in_order(trained):
 
 
 def test_sheet_shows_unseen_combinations(values):
-    settings = parse(trainer.EmojiExperiment, values)
+    settings = parse(EmojiExperiment, values)
     prompts = trainer.sheet_prompts(6, settings.data)
     assert len(prompts) == 6
     for split in ("test_single", "test_pairs"):
@@ -140,17 +142,17 @@ def test_sheet_shows_unseen_combinations(values):
 
 
 def test_batches_hold_both_tasks_and_are_random_access(values):
-    settings = parse(trainer.EmojiExperiment, values)
+    settings = parse(EmojiExperiment, values)
     data = dataclasses.replace(settings.data, scenes=64, draw_rows=3, understand_rows=2)
-    world = trainer.load_world(settings)
-    dataset = trainer.batches(world, data, progress=False)
+    world = model_bundle.load_world(settings)
+    dataset = batches.batches(world, data, progress=False)
     batch = dataset[5]
     assert batch["task"].tolist() == [0, 0, 0, 1, 1]
     assert batch["latents"].shape == (5, 1, 1, 4, 4, 8)
     # The loop tells the loss how many rows have which target; more than that would be left out.
     assert batch["is_target"][:, 0].tolist() == [True, True, True, False, False]
     assert (batch["labels"] != -100).any(1).tolist() == [False, False, False, True, True]
-    for name, array in trainer.batches(world, data, progress=False)[5].items():
+    for name, array in batches.batches(world, data, progress=False)[5].items():
         np.testing.assert_array_equal(array, batch[name])
 
 
@@ -173,14 +175,14 @@ def small(values, experiment):
 
 
 def test_all_tasks_come_in_groups_of_one_shape(values):
-    settings = parse(trainer.EmojiExperiment, small(values, "all_tasks.py"))
-    world = trainer.load_world(settings)
+    settings = parse(EmojiExperiment, small(values, "all_tasks.py"))
+    world = model_bundle.load_world(settings)
     assert world.config.vae.by_frame
-    groups = trainer.groups(world, settings.data, progress=False)
+    groups = batches.groups(world, settings.data, progress=False)
     found = {tuple(group.first["task"].tolist()): group.first for group in groups}
     shapes = {task: batch["latents"].shape[1:3] for task, batch in found.items()}
     assert shapes == {(0, 0, 1): (1, 1), (5, 5): (1, 1), (2, 2): (2, 1), (3, 3, 4): (1, 4)}
-    assert {task: tuple(trainer.heads(settings.data, batch)) for task, batch in found.items()} == {
+    assert {task: tuple(batches.heads(settings.data, batch)) for task, batch in found.items()} == {
         (0, 0, 1): (2, 1),
         (5, 5): (0, 2),
         (2, 2): (2, 0),
@@ -190,7 +192,7 @@ def test_all_tasks_come_in_groups_of_one_shape(values):
         # What the heads are told is what there is.
         drawn = (batch["is_target"] & (batch["spans"][..., 1] > 0)).any(1).sum()
         told = (batch["labels"] != -100).any(1).sum()
-        assert (drawn, told) == tuple(trainer.heads(settings.data, batch))
+        assert (drawn, told) == tuple(batches.heads(settings.data, batch))
 
 
 @pytest.mark.parametrize(
@@ -205,11 +207,11 @@ def test_one_side_alone_has_as_many_rows_of_each_shape(values, experiment, tasks
     for one, both in ((alone.data, joint.data), (alone.data.clips, joint.data.clips)):
         assert one.draw_rows + one.understand_rows == both.draw_rows + both.understand_rows
         assert 0 in (one.draw_rows, one.understand_rows)
-    settings = parse(trainer.EmojiExperiment, small(values, experiment))
-    world = trainer.load_world(settings)
-    groups = trainer.groups(world, settings.data, progress=False)
+    settings = parse(EmojiExperiment, small(values, experiment))
+    world = model_bundle.load_world(settings)
+    groups = batches.groups(world, settings.data, progress=False)
     assert {int(task) for group in groups for task in group.first["task"]} == tasks
-    draw, answer, able = trainer.measured(world, None, small(values, experiment))
+    draw, answer, able = run.measured(world, None, small(values, experiment))
     sided = [draw, able.edit, able.draw_clips], [answer, able.answer_clips, able.converse]
     done, not_done = sided if 0 in tasks else sided[::-1]
     assert all(done) and not any(not_done)
@@ -218,8 +220,8 @@ def test_one_side_alone_has_as_many_rows_of_each_shape(values, experiment, tasks
 def test_the_full_experiment_fits_its_model():
     """Every shape of emoji_all goes through the step, traced alone; a row's text fits its length."""
     values = runpy.run_path(str(ALL))["get_config"]().to_dict()
-    settings = parse(trainer.EmojiExperiment, values)
-    world = trainer.load_world(settings)
+    settings = parse(EmojiExperiment, values)
+    world = model_bundle.load_world(settings)
     data, params = settings.data, jax.eval_shape(lambda: tuna.init(world.config, jax.random.key(0)))
     shapes = [(data.draw_rows + data.understand_rows, data.length, 1, 1)]
     shapes += [(data.edits.rows, data.edits.length, 2, 1)]
@@ -242,9 +244,9 @@ def test_the_full_experiment_fits_its_model():
 
 def test_an_untrained_model_does_all_of_it(values):
     made = small(values, "all_tasks.py")
-    world = trainer.load_world(parse(trainer.EmojiExperiment, made))
+    world = model_bundle.load_world(parse(EmojiExperiment, made))
     params = tuna.init(world.config, jax.random.key(1))
-    draw, answer, able = trainer.measured(world, params, made)
+    draw, answer, able = run.measured(world, params, made)
     pictures = np.zeros((2, 64, 64, 3), np.uint8)
     assert able.edit(pictures, ["remove the dog", "remove the cat"], 0).shape == (2, 64, 64, 3)
     clips = able.draw_clips(["a dog grows on a blue background"], 4, 0)

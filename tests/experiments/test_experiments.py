@@ -12,11 +12,11 @@ import pytest
 
 from tuna_jax.config import from_dict
 from tuna_jax.emoji import vae_trainer as vae_training
-from tuna_jax.emoji.trainer import EmojiExperiment
+from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.models import vae
 from tuna_jax.parallel.mesh import make_mesh, sizes
-from tuna_jax.trainers.build_mixture import abstract_batch, possible_shapes, stream_settings
-from tuna_jax.trainers.multitask import MixtureExperiment
+from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.stream_config import abstract_batch, possible_shapes, stream_settings
 from tuna_jax.training import optimizer
 from tuna_jax.training.step import Heads
 from tuna_jax.training.train_program import Program

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tuna_jax.emoji import trainer
+from tuna_jax.emoji import model_bundle
+from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.scoring import likelihoods
 from tuna_jax.utils.config_parsing import parse
@@ -51,7 +52,7 @@ NETWORK, VAE = ("batch", "sequence", "width"), ("batch", None, None, None, None)
 )
 def test_what_is_computed_is_laid_out_as_the_placement_says(tmp_path, tiny_run, call):
     values = tiny_run.experiment(tmp_path)
-    world = trainer.load_world(parse(trainer.EmojiExperiment, values))
+    world = model_bundle.load_world(parse(EmojiExperiment, values))
     recorder = Recorder()
     model = dataclasses.replace(world.model(tiny_run.parameters(values, 0)), placement=recorder)
     call(model)

@@ -10,14 +10,14 @@ import pytest
 
 from tuna_jax import flow
 from tuna_jax.models import attention, flow_head, representation, rope, vae_layers
-from tuna_jax.parity import component_cases, model_cases, verify
+from tuna_jax.parity import component_cases, golden_set, model_cases, verify
 
 PUBLIC = Path(__file__).parents[1] / "goldens" / "public"
 
 
 @pytest.fixture(scope="module")
-def public() -> verify.GoldenSet:
-    return verify.load(PUBLIC)
+def public() -> golden_set.GoldenSet:
+    return golden_set.load(PUBLIC)
 
 
 def causal_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ BREAKAGES: list[tuple[Callable, str, str]] = [
     ("breakage", "case", "tensor"), BREAKAGES, ids=[b[0].__name__ for b in BREAKAGES]
 )
 def test_the_goldens_notice(
-    public: verify.GoldenSet,
+    public: golden_set.GoldenSet,
     monkeypatch: pytest.MonkeyPatch,
     breakage: Callable,
     case: str,

@@ -12,25 +12,25 @@ from safetensors.numpy import load_file, save_file
 from tuna_jax import convert
 from tuna_jax.config import preset
 from tuna_jax.conversion import weight_map
-from tuna_jax.parity import model_cases, verify
+from tuna_jax.parity import golden_set, model_cases, verify
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PUBLIC = GOLDENS / "public"
 
 
 @pytest.fixture(scope="module")
-def public() -> verify.GoldenSet:
-    return verify.load(PUBLIC)
+def public() -> golden_set.GoldenSet:
+    return golden_set.load(PUBLIC)
 
 
-def _run(public: verify.GoldenSet, name: str) -> list[verify.Result]:
+def _run(public: golden_set.GoldenSet, name: str) -> list[verify.Result]:
     case = next(case for case in public.cases() if case.name == name)
     return verify._judge(case, model_cases.CASES[name](public, case))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(model_cases.CASES))
-def test_case(public: verify.GoldenSet, name: str) -> None:
+def test_case(public: golden_set.GoldenSet, name: str) -> None:
     results = _run(public, name)
     assert [r for r in results if r.status == "FAIL"] == []
     assert any(r.status == "pass" for r in results)
@@ -111,17 +111,17 @@ def _broken_copy(tmp_path: Path, change) -> Path:
 )  # fmt: skip
 def test_a_state_dict_that_does_not_fit_is_refused(tmp_path: Path, change, words: list) -> None:
     with pytest.raises(weight_map.ConversionError) as raised:
-        verify.load(_broken_copy(tmp_path, change))
+        golden_set.load(_broken_copy(tmp_path, change))
     for word in words:
         assert word in str(raised.value)
 
 
-def test_a_tied_head_may_be_absent(tmp_path: Path, public: verify.GoldenSet) -> None:
-    lean = verify.load(_broken_copy(tmp_path, lambda s: s.pop("tuna.lm_head.weight")))
+def test_a_tied_head_may_be_absent(tmp_path: Path, public: golden_set.GoldenSet) -> None:
+    lean = golden_set.load(_broken_copy(tmp_path, lambda s: s.pop("tuna.lm_head.weight")))
     assert jax.tree.all(jax.tree.map(np.array_equal, lean.params, public.params))
 
 
-def test_there_and_back_is_bit_identical(public: verify.GoldenSet) -> None:
+def test_there_and_back_is_bit_identical(public: golden_set.GoldenSet) -> None:
     params = {**public.params, "vae": public.vae_params}
     state = weight_map.to_torch(public.config, jax.tree.map(np.asarray, params))
     original = load_file(PUBLIC / "model.safetensors")
@@ -159,5 +159,5 @@ def test_a_folder_that_is_no_golden_set_is_named(tmp_path: Path, capsys) -> None
     assert convert.main(["verify", str(tmp_path)]) == 1
     assert "state_dict.json does not exist" in capsys.readouterr().err
     (tmp_path / "state_dict.json").write_text("{")
-    with pytest.raises(verify.GoldenError, match="is not JSON"):
-        verify.load(tmp_path)
+    with pytest.raises(golden_set.GoldenError, match="is not JSON"):
+        golden_set.load(tmp_path)

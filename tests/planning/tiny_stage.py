@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from tuna_jax.trainers.build_mixture import stream
-from tuna_jax.trainers.multitask import experiment
+from tuna_jax.trainers.config import experiment
+from tuna_jax.trainers.stream_config import stream
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from tuna_jax.emoji.evaluation import write_questions
-from tuna_jax.evaluation.benchmarks import registry, run, validate
+from tuna_jax.evaluation.benchmarks import registry as published_registry
+from tuna_jax.evaluation.benchmarks import run, validate
+from tuna_jax.evaluation.vqa import datasets
 from tuna_jax.evaluation.vqa import run as asking
 from tuna_jax.sweeps import cell_store, registry
 from tuna_jax.sweeps.cell_store import Cell
@@ -50,7 +52,7 @@ def drawing(tuna):
 def test_questions_are_put_as_the_command_puts_them(tuna, folder, style):
     file = folder / "pictures.jsonl"
     task = made("questions", file=str(file), style=style)
-    items = asking.read_lines(file)
+    items = datasets.read_lines(file)
     assert task.count == len(items) > 3
     rows = asking.run(tuna, items, style)[1]
     got = task.run(tuna, [2, 0, 2], 7)
@@ -70,7 +72,7 @@ def test_questions_are_known_by_what_is_in_them(folder, tmp_path):
     key = made("questions", file=str(folder / name)).options
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert made("questions", file=str(copy / name)).options == key, "wherever they lie"
-    shown = asking.read_lines(copy / name)[0].shown[0]
+    shown = datasets.read_lines(copy / name)[0].shown[0]
     Image.new("RGB", (32, 32), (9, 9, 9)).save(shown)
     changed = made("questions", file=str(copy / name))
     assert changed.options != key
@@ -86,7 +88,10 @@ def test_a_benchmark_becomes_its_scorers_folder(tuna, prompts, tmp_path):
     cell = Cell(tmp_path / "cell")
     # Rows of a call that do not divide the pieces of a prompt.
     cell_store.fill(task, cell, drawing(tuna), {}, seed=5, batch=5, shown=2)
-    whole, folder = registry.read("geneval", prompts), tmp_path / "cell" / cell_store.FILES
+    whole, folder = (
+        published_registry.read("geneval", prompts),
+        tmp_path / "cell" / cell_store.FILES,
+    )
     assert validate.check(whole, folder, [(32, 32)]) == []
     assert cell.told() == {"files": str(folder)}
     assert {record["values"]["sound"] for record in cell.records().values()} == {1.0}

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from tuna_jax.emoji import trainer
+from tuna_jax.emoji import model_bundle, trainer
+from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.sweeps import online, registry, results, runner
 from tuna_jax.sweeps.task import Outcome, Task
 from tuna_jax.training import metrics
-from tuna_jax.training.train_program import EvaluationSettings
+from tuna_jax.training.config import EvaluationSettings
 from tuna_jax.utils.config_parsing import parse
 
 TASKS = {"draw_single": {"count": 3}, "name": {"kind": "answer", "question": "name", "count": 4}}
@@ -31,7 +32,7 @@ def values(tmp_path_factory, tiny_run):
 
 def test_a_run_has_the_results_of_a_sweep_over_its_checkpoints(values, tmp_path):
     workdir = tmp_path / "run"
-    assert trainer.train(values, parse(trainer.EmojiExperiment, values), workdir)
+    assert trainer.train(values, parse(EmojiExperiment, values), workdir)
     rows = results.read(workdir / online.FOLDER / results.FILE)
     assert sorted({row["step"] for row in rows}) == [2, 4] and len(rows) == 2 * 2 * 2
     swept = parse(
@@ -77,9 +78,9 @@ def watched(monkeypatch):
 
 
 def evaluator(values, workdir, **changes):
-    run = parse(trainer.EmojiExperiment, values)
+    run = parse(EmojiExperiment, values)
     settings = EvaluationSettings(every=1, tasks={"watched": {}}, **changes)
-    model = trainer.load_world(run).model
+    model = model_bundle.load_world(run).model
     return online.evaluator(dataclasses.replace(run, evaluate=settings), model, workdir)
 
 
@@ -120,8 +121,8 @@ def test_results_of_steps_that_are_taken_again_are_measured_again(
 
 
 def test_what_cannot_be_evaluated_is_told_before_training(values, tmp_path, monkeypatch):
-    run = parse(trainer.EmojiExperiment, values)
-    world = trainer.load_world(run)
+    run = parse(EmojiExperiment, values)
+    world = model_bundle.load_world(run)
 
     def made(**changes):
         settings = dataclasses.replace(EvaluationSettings(every=1, tasks=TASKS), **changes)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tuna_jax.evaluation.metrics import accuracy
 from tuna_jax.evaluation.metrics.accuracy import wilson
 from tuna_jax.sweeps import results
 
@@ -40,7 +41,7 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
     random = np.random.default_rng(1)
     inside = 0
     for _ in range(100):
-        low, high = results.bootstrap(random.exponential(size=60))
+        low, high = accuracy.bootstrap(random.exponential(size=60))
         inside += low <= 1 <= high
     assert 85 <= inside <= 99
 

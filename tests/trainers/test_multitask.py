@@ -9,16 +9,17 @@ import pytest
 from PIL import Image
 
 from tuna_jax import Tuna, encode_latents
+from tuna_jax.data import loader
 from tuna_jax.data.invalid_examples import TooManyBadRows
 from tuna_jax.data.media.clips import write_clip
 from tuna_jax.data.mixture.mixture import Mixture, batches
-from tuna_jax.emoji import image_streams
 from tuna_jax.emoji.world.nouns import NOUNS
 from tuna_jax.emoji.world.rendering import default_art, paste
 from tuna_jax.emoji.world.scenes import GROUNDS
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.trainers import multitask
 from tuna_jax.trainers.build_mixture import open_mixture, weights_history
+from tuna_jax.trainers.config import MixtureExperiment
 from tuna_jax.training import state
 from tuna_jax.training.checkpoints import Checkpoints
 from tuna_jax.training.metrics import read
@@ -109,7 +110,7 @@ def experiment(folder, streams, **changes):
 
 def run(values, workdir):
     """Runs an experiment; returns the lines of its log."""
-    multitask.train(values, parse(multitask.MixtureExperiment, values), workdir)
+    multitask.train(values, parse(MixtureExperiment, values), workdir)
     return read(workdir / "metrics.jsonl")
 
 
@@ -189,7 +190,7 @@ def test_shapes_are_compiled_once_and_a_resumed_run_has_the_same_batches(shaped,
     assert [line["compilations"] for line in log[3:]] == [0.0] * (stop - 3)
 
     # The run goes on in another place, with another number of workers.
-    settings = parse(multitask.MixtureExperiment, values)
+    settings = parse(MixtureExperiment, values)
     config, _, tokenizer = multitask.load_surroundings(settings)
     once = open_mixture(settings.data, config, tokenizer)
     following = [once[n] for n in range(stop, stop + 50)]
@@ -198,7 +199,7 @@ def test_shapes_are_compiled_once_and_a_resumed_run_has_the_same_batches(shaped,
     program = Program(settings, config, tuple(STREAMS), make_mesh())
     template = state.abstract(program.shapes, program.shardings)
     for workers in (0, 1):
-        iterator = image_streams.iterate(batches(once), workers=workers, threads=2, ahead=3)
+        iterator = loader.iterate(batches(once), workers=workers, threads=2, ahead=3)
         assert saved.restore(template, iterator=iterator).step == stop
         for want in following:
             same(next(iterator), want)
@@ -216,7 +217,7 @@ def test_shapes_are_compiled_once_and_a_resumed_run_has_the_same_batches(shaped,
         )
         for i in range(2)
     ]
-    iterators = [image_streams.iterate(batches(host), threads=1, ahead=2) for host in hosts]
+    iterators = [loader.iterate(batches(host), threads=1, ahead=2) for host in hosts]
     for iterator in iterators:
         iterator.set_state({"next_index": stop})
     for want in following:

@@ -11,10 +11,11 @@ from tuna_jax.config import preset
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import loop, metrics
 from tuna_jax.training.checkpoints import open_arrays
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.throughput import NAMES
-from tuna_jax.training.train_program import LoopSettings, Program
+from tuna_jax.training.train_program import Program
 
 TINY = preset("tiny")
 ROWS, LENGTH = 2, 16

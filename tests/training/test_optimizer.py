@@ -4,8 +4,13 @@ import numpy as np
 import optax
 import pytest
 
-from tuna_jax.training.optimizer import OptimizerSettings, build, decayed, trainable
-from tuna_jax.training.schedule import warmup_plateau_cosine
+from tuna_jax.training.optimizer import (
+    OptimizerSettings,
+    build,
+    decayed,
+    trainable,
+    warmup_plateau_cosine,
+)
 
 
 def params():

@@ -14,9 +14,10 @@ from tuna_jax.models import tuna, vae
 from tuna_jax.models.layers import Apart, together
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import optimizer, state, step
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.step import NO_LIMITS, Heads
-from tuna_jax.training.train_program import LoopSettings, Program, encode
+from tuna_jax.training.train_program import Program, encode
 
 TINY = preset("tiny")
 ADAM = OptimizerSettings(warmup=1, ema=0.0)

@@ -7,8 +7,11 @@ under `params` and the config under `tuna_config`.
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -144,3 +147,11 @@ def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaCon
         return memory[key] if index is None else memory[key][index]
 
     return config, StateDict(entries, read)
+
+
+def settings_of(source: Path, state: StateDict) -> Mapping[str, Any] | None:
+    """The settings of the training run that this model came from; None: it came from no run."""
+    if "settings" in state.metadata:
+        return json.loads(state.metadata["settings"])
+    arrays = open_arrays(source)
+    return arrays.config if arrays is not None and "model" in arrays.config else None

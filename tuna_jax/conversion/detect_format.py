@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
-from tuna_jax.conversion import config_check, convert_checkpoint, weight_map
+from tuna_jax.conversion import config_check, convert_checkpoint, official_config, weight_map
 from tuna_jax.conversion.gguf import open_gguf
 from tuna_jax.conversion.pretrained_backbones import Parent, rows_of
 from tuna_jax.conversion.readers import (
@@ -19,7 +19,6 @@ from tuna_jax.conversion.readers import (
     open_files,
     total_bytes,
 )
-from tuna_jax.parity import verify
 from tuna_jax.utils.param_tree import flatten
 
 # Layout -> what it is, and keys that every state dict of this layout has and no other.
@@ -172,7 +171,7 @@ def read_config(path: str | Path) -> TunaConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} is not JSON: {error}") from error
     if "tied_lm_head" in values and "config" in values:
-        return verify.config_from_official(values["config"], values["tied_lm_head"])
+        return official_config.config_from_official(values["config"], values["tied_lm_head"])
     return from_dict(values)
 
 

@@ -24,7 +24,8 @@ from tuna_jax.data.invalid_examples import BadRow, BadRows, Fault, blaming
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
 from tuna_jax.data.mixture.bucketing import nearest, picture_size
-from tuna_jax.data.sources.jsonl import VIDEO_KINDS, Manifest
+from tuna_jax.data.sources.base import VIDEO_KINDS
+from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, shard_name
 from tuna_jax.utils.atomic_io import atomic_file
 

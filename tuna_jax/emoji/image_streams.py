@@ -26,7 +26,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32
 
-from tuna_jax.data.loader import Batch, Batches, BatchIterator
+from tuna_jax.data.loader import Batch
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.emoji.latent_pool import LatentPool
 from tuna_jax.emoji.world.captions import KINDS, captions, questions, sentence
@@ -238,32 +238,6 @@ def batches(
     choice = _Rows(rows, process_index, process_count)
     mixture = grain.MapDataset.select_from_datasets([s.samples for s in streams], choice)
     return mixture.batch(sum(rows) // process_count, drop_remainder=True, batch_fn=collate)
-
-
-def iterate(
-    dataset: grain.MapDataset[Batch] | Batches,
-    *,
-    threads: int = 2,
-    ahead: int = 8,
-    workers: int = 0,
-) -> BatchIterator:
-    """A Grain iterator that prepares batches ahead; it has `get_state` and `set_state`, and `close`.
-
-    The batches and their order, and the state (the next batch's number), are the same with any threads and workers:
-    what one run saved, another resumes with other ones.
-
-    Args:
-        dataset: the batches by number.
-        threads: in each process that prepares batches.
-        ahead: batches that are prepared ahead, of all workers together; a worker holds one or two more.
-        workers: processes that prepare batches; 0 prepares them in this process, which suits files whose decoders let
-            go of Python's lock. Workers start in 3 to 7 seconds, want `if __name__ == "__main__":` in a script, and
-            hand over arrays in shared memory (/dev/shm), which must hold the batches ahead.
-
-    Raises:
-        ValueError: fewer than one thread or batch ahead, or a negative number of workers.
-    """
-    return BatchIterator(dataset, threads, ahead, workers)
 
 
 def longest_row(tokenizer: Tokenizer, grid: Grid, scenes: int = 4_000) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.utils.atomic_io import cache_directory
+from tuna_jax.utils.fingerprint import fingerprint
 
 Encode = Callable[
     [UInt8[np.ndarray, "n *frames height width 3"]],
@@ -73,31 +73,6 @@ class LatentPool(Generic[Item]):
         scale = np.asarray(spread, np.float32).reshape(-1, 1, 1, 1)
         noise = scale * random.standard_normal(self.mean.shape[1:], np.float32)
         return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
-
-
-def fingerprint(tree: Any) -> str:
-    """A short hash of a nested mapping of arrays (VAE weights), numbers and strings."""
-    digest = hashlib.sha256()
-    _update(digest, tree)
-    return digest.hexdigest()[:16]
-
-
-def _update(digest: Any, node: Any) -> None:
-    if isinstance(node, Mapping):
-        for key in sorted(node):
-            digest.update(f"{{{key}".encode())
-            _update(digest, node[key])
-        digest.update(b"}")
-    elif isinstance(node, (str, int, float, bool, type(None), bytes)):
-        digest.update(repr(node).encode())
-    elif isinstance(node, (list, tuple)):
-        digest.update(f"[{len(node)}".encode())
-        for item in node:
-            _update(digest, item)
-    else:
-        array = np.asarray(node)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
 
 
 def encode_pool(

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import TunaConfig, VAEConfig, from_dict
+from tuna_jax.conversion.checkpoint_source import open_parameters
+from tuna_jax.conversion.image_vae_file import load_image_vae
 from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import SampleSettings
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.sequence import Grid
+from tuna_jax.training.checkpoints import finished_checkpoints
+from tuna_jax.training.weights_file import load_model
+from tuna_jax.utils.config_parsing import parse
+from tuna_jax.utils.param_tree import unflatten
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Latents = Float[np.ndarray, "n 1 h w c"]
@@ -119,3 +127,57 @@ class World:
             for picture, question, history in zip(pictures, questions, histories, strict=True)
         ]
         return self.model(params).reply(asked, max_new_tokens=longest, template="chat")
+
+
+def load_world(settings: EmojiExperiment) -> World:
+    """Reads the VAE and the tokenizer that an experiment names, and checks that they fit its model.
+
+    Raises:
+      ValueError: the model's table of tokens, or its latents, are not those of the tokenizer or the
+        VAE.
+    """
+    config = from_dict(settings.model)
+    vae_config, vae_params = load_image_vae(settings.vae or None)
+    if vae_config.latent_channels != config.vae.latent_channels:
+        raise ValueError(
+            f"the VAE has {vae_config.latent_channels} latent channels and the model wants "
+            f"{config.vae.latent_channels}; set config.model.vae.latent_channels, or name another "
+            f"file in config.vae"
+        )
+    tokenizer = Tokenizer(settings.data.vocabulary)
+    if config.language.vocabulary < tokenizer.size:
+        raise ValueError(
+            f"config.model.language.vocabulary is {config.language.vocabulary}, and the vocabulary "
+            f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the table needs a row for each"
+        )
+    config = dataclasses.replace(config, vae=for_clips(vae_config, settings.data))
+    return World(config, vae_params, tokenizer, settings.data.size, settings.samples)
+
+
+def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:
+    """The VAE of pictures, taking the frames of a clip one by one if there are clips."""
+    return dataclasses.replace(config, by_frame=True) if data.clips.rows else config
+
+
+def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
+    """A trained emoji TUNA, ready to draw and answer.
+
+    Args:
+      path: workdir of a run that ended or was stopped, or its `model.safetensors`.
+
+    Returns:
+      Its world, its (averaged) parameters, and the experiment's mapping.
+    """
+    params, values, _ = load_model(path)
+    return load_world(parse(EmojiExperiment, values)), params, values
+
+
+def checkpoints(workdir: str | Path) -> dict[int, Path]:
+    """The checkpoints that a run has kept, by step."""
+    return {int(path.name): path for path in finished_checkpoints(workdir)}
+
+
+def load_checkpoint(path: Path) -> Any:
+    """The (averaged) parameters of one checkpoint."""
+    _, state = open_parameters(path)
+    return unflatten({name: state.read(name) for name in state.entries})

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from tuna_jax.config import from_dict
 from tuna_jax.conversion import checkpoint_source, convert_checkpoint
+from tuna_jax.conversion.checkpoint_source import settings_of
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import trainer
-from tuna_jax.emoji.model_bundle import World
-from tuna_jax.inference.components import PathLike, check_whole, on_device, read_tokenizer, read_vae
+from tuna_jax.inference.components import PathLike, check_whole, read_tokenizer, read_vae
 from tuna_jax.inference.exported_sampler import read as read_programs
 from tuna_jax.inference.pipeline import Model
-from tuna_jax.trainers import multitask
-from tuna_jax.training.checkpoints import open_arrays
+from tuna_jax.inference.run_record import of_run
 from tuna_jax.training.weights_file import MODEL_FILE
-from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 
@@ -102,37 +96,6 @@ class Tuna(Model):
         words = read_tokenizer(tokenizer, config)
         side = config.representation.grid * config.vae.spatial_factor
         return cls(config, params, found, words, (side, side))
-
-
-def of_run(
-    values: Mapping[str, Any],
-    params: Any,
-    vae: PathLike | None,
-    tokenizer: Tokenizer | PathLike | None,
-) -> Model:
-    """A model of a training run, whose settings name its VAE and its tokenizer."""
-    if values.get("kind") == "mixture":
-        return multitask.load_model(values, params, vae=vae, tokenizer=tokenizer)
-    settings = parse(trainer.EmojiExperiment, values)
-    if vae is None:
-        world = trainer.load_world(settings)
-    else:
-        config = from_dict(settings.model)
-        vae_config, vae_params = read_vae(Path(vae), config)
-        config = dataclasses.replace(config, vae=trainer.for_clips(vae_config, settings.data))
-        words = read_tokenizer(settings.data.vocabulary if tokenizer is None else tokenizer, config)
-        world = World(config, vae_params, words, settings.data.size, settings.samples)
-    if tokenizer is not None:
-        world = dataclasses.replace(world, tokenizer=read_tokenizer(tokenizer, world.config))
-    return dataclasses.replace(world, vae_params=on_device(world.vae_params)).model(params)
-
-
-def settings_of(source: Path, state: StateDict) -> Mapping[str, Any] | None:
-    """The settings of the training run that this model came from; None: it came from no run."""
-    if "settings" in state.metadata:
-        return json.loads(state.metadata["settings"])
-    arrays = open_arrays(source)
-    return arrays.config if arrays is not None and "model" in arrays.config else None
 
 
 def _tree(state: StateDict, shapes: Any, dtype: str, path: Path) -> dict[str, Any]:

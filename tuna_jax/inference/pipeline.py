@@ -11,8 +11,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
 from tuna_jax.config import TunaConfig
@@ -26,6 +28,8 @@ from tuna_jax.inference.generation_config import Decoding, SampleSettings, Sampl
 from tuna_jax.inference.media_inputs import Shown, as_clip, as_list
 from tuna_jax.models.logical_sharding import Placement
 from tuna_jax.models.vae_tiles import TILE_ABOVE
+from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.sequence import Grid, TokenSequence, drawing_prompt, editing_prompt
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
@@ -412,3 +416,11 @@ def _alike(conversations: Sequence[Conversation]) -> list[list[int]]:
         shapes = tuple(clip.shape for clip in conversation.shown)
         groups.setdefault(shapes, []).append(index)
     return list(groups.values())
+
+
+def on_mesh(model: Model, mesh: Mesh) -> Model:
+    """A model whose parameters lie on `mesh` already, with its VAE on every device and its rows split over them."""
+    vae_params = jax.device_put(model.vae_params, param_sharding.replicated(mesh))
+    return dataclasses.replace(
+        model, vae_params=vae_params, placement=Activations(mesh, generation=True)
+    )

@@ -17,7 +17,7 @@ from tuna_jax import flow
 from tuna_jax.conversion import weight_map
 from tuna_jax.models import layers, representation, rope, tuna, vae
 from tuna_jax.models.attention import sequence_layout
-from tuna_jax.parity.verify import Against, Case, GoldenError, GoldenSet
+from tuna_jax.parity.golden_set import Against, Case, GoldenError, GoldenSet
 
 Computed = Mapping[str, Any]
 

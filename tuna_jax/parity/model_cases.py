@@ -20,7 +20,7 @@ from tuna_jax.models.attention import sequence_layout
 from tuna_jax.models.text_loss import text_loss
 from tuna_jax.parity import component_cases
 from tuna_jax.parity.component_cases import Computed
-from tuna_jax.parity.verify import Against, Case, GoldenSet
+from tuna_jax.parity.golden_set import Against, Case, GoldenSet
 
 
 def _batch(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dict[str, jax.Array]:

@@ -10,25 +10,19 @@ that ours has too. A case that it does not know, or an output that it does not c
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from tuna_jax.config import (
-    FlowHeadConfig,
-    LanguageConfig,
-    RepresentationConfig,
     TunaConfig,
-    VAEConfig,
 )
 from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.convert_checkpoint import parameter_shapes
+from tuna_jax.parity.golden_set import Against, Case, GoldenError, _read_json, load
 
 # Faults of the released code, by name, as the goldens' README lists them: not reproduced, not compared.
 _NO_ROPE = (
@@ -55,139 +49,6 @@ EXCLUDED: dict[str, str] = {
 # Largest relative L2 error: single components, and everything that runs the whole model.
 COMPONENT_TOLERANCE, MODEL_TOLERANCE = 1e-5, 1e-4
 COMPONENTS = ("components", "siglip", "llm", "vae_image", "vae_video", "transport")
-
-
-class GoldenError(ValueError):
-    """A golden set that cannot be read; the message names the file and what is wrong."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One folder of a golden set.
-
-    Attributes:
-      name: the folder's.
-      tensors: all arrays, PyTorch layout.
-      meta: `meta.json`.
-    """
-
-    name: str
-    tensors: Mapping[str, np.ndarray]
-    meta: Mapping[str, Any]
-
-    def role(self, name: str) -> str:
-        """'input', 'output' or 'intermediate'."""
-        return self.meta["tensors"][name]["role"]
-
-    def scalar(self, name: str) -> Any:
-        """A scalar of the case."""
-        return self.meta["scalars"][name]["value"]
-
-
-@dataclasses.dataclass(frozen=True)
-class GoldenSet:
-    """A golden set with its state dict as our parameters.
-
-    Attributes:
-      folder: where it lies.
-      config: our configuration of its tiny model.
-      params: TUNA's parameters.
-      vae_params: the VAE's.
-      info: its `state_dict.json`.
-    """
-
-    folder: Path
-    config: TunaConfig
-    params: dict[str, Any]
-    vae_params: dict[str, Any]
-    info: Mapping[str, Any]
-
-    def cases(self) -> Iterator[Case]:
-        """Every case, by name."""
-        for meta in sorted(self.folder.glob("*/meta.json")):
-            tensors = _read_safetensors(meta.parent / "tensors.safetensors")
-            yield Case(meta.parent.name, tensors, _read_json(meta))
-
-
-def config_from_official(official: Mapping[str, Any], tied: bool) -> TunaConfig:
-    """Our configuration of a model that `state_dict.json`'s `config` describes; float32."""
-    llm, head, wan = official["llm"], official["diffusion_head"], official["vae"]
-    siglip, model = official["siglip_hf"], official["tuna_model"]
-    scaling = head["rope_scaling"]
-    dropped = model["siglip_feature_layer"] + 1  # -2 keeps all but the last
-    return TunaConfig(
-        vae=VAEConfig(
-            latent_channels=wan["z_dim"],
-            encoder_width=wan["dim"],
-            decoder_width=wan["dec_dim"],
-            multipliers=tuple(wan["dim_mult"]),
-            blocks=wan["num_res_blocks"],
-            halve_time=tuple(wan["temperal_downsample"]),
-            latent_stats="custom",
-            latent_mean=tuple(wan["mean"]),
-            latent_std=tuple(wan["std"]),
-        ),
-        representation=RepresentationConfig(
-            width=siglip["hidden_size"],
-            layers=siglip["num_hidden_layers"] + dropped if dropped < 0 else dropped,
-            heads=siglip["num_attention_heads"],
-            mlp=siglip["intermediate_size"],
-            grid=model["siglip_image_size"] // model["siglip_patch_size"],
-            norm_eps=siglip["layer_norm_eps"],
-        ),
-        language=LanguageConfig(
-            vocabulary=official["llm_vocab_size"],
-            width=llm["hidden_size"],
-            layers=llm["num_hidden_layers"],
-            heads=llm["num_attention_heads"],
-            kv_heads=llm["num_key_value_heads"],
-            head_dim=llm.get("head_dim") or llm["hidden_size"] // llm["num_attention_heads"],
-            mlp=llm["intermediate_size"],
-            rope_base=llm["rope_theta"],
-            norm_eps=llm["rms_norm_eps"],
-            tied=tied,
-        ),
-        flow_head=FlowHeadConfig(
-            layers=head["num_layers"],
-            heads=head["num_attention_heads"],
-            kv_heads=head["num_key_value_heads"],
-            head_dim=head["head_dim"],
-            mlp=head["intermediate_size"],
-            norm_eps=head["rms_norm_eps"],
-            text_rope_base=head["rope_theta"],
-            text_rope_factor=scaling["factor"],
-            text_rope_low=scaling["low_freq_factor"],
-            text_rope_high=scaling["high_freq_factor"],
-            text_rope_original_length=scaling["original_max_position_embeddings"],
-        ),
-        compute_dtype="float32",
-        remat="none",
-    )
-
-
-def load(folder: str | Path) -> GoldenSet:
-    """Reads a golden set.
-
-    Raises:
-      GoldenError: a missing or broken file.
-      table.ConversionError: the state dict does not fit its configuration; all tensors concerned are listed.
-    """
-    folder = Path(folder)
-    info = _read_json(folder / "state_dict.json")
-    official = info["config"]
-    config = config_from_official(official, info["tied_lm_head"])
-    state = dict(_read_safetensors(folder / "model.safetensors"))
-    autoencoder = _read_safetensors(folder / "vae.safetensors")
-    state |= {f"vae.model.{key}": tensor for key, tensor in autoencoder.items()}
-    params = weight_map.from_torch(
-        config,
-        parameter_shapes(config),
-        {key: tensor.shape for key, tensor in state.items()},
-        lambda key: state[key],
-    )
-    params = jax.tree.map(jnp.asarray, params)
-    vae_params = params.pop("vae")
-    return GoldenSet(folder, config, params, vae_params, info)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,22 +133,6 @@ def _judge(case: Case, ours: Mapping[str, Any]) -> list[Result]:
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class Against:
-    """A value whose reference is not among the case's tensors.
-
-    Attributes:
-      ours, reference: what is compared.
-      tolerance: relative L2; None is the case's.
-      floor: absolute error that always passes (for what is analytically zero).
-    """
-
-    ours: Any
-    reference: Any
-    tolerance: float | None = None
-    floor: float = 0.0
-
-
 def _compare(
     case: str, name: str, ours: Any, reference: Any, tolerance: float, floor: float = 0.0
 ) -> Result:
@@ -319,22 +164,3 @@ def check_manifest(config: TunaConfig, manifest: str | Path) -> int:
     found = {key: tuple(entry["shape"]) for key, entry in keys.items()}
     weight_map.compare(wanted, found, optional=())
     return len(found)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise GoldenError(f"{path} does not exist; is {path.parent} a golden set?") from error
-    except json.JSONDecodeError as error:
-        raise GoldenError(f"{path} is not JSON: {error}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-    except FileNotFoundError as error:
-        raise GoldenError(f"{path} does not exist") from error
-    except SafetensorError as error:
-        raise GoldenError(f"{path} is damaged or not a safetensors file: {error}") from error

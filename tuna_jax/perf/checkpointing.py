@@ -23,8 +23,9 @@ from tuna_jax.models.layers import together
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.training import state
 from tuna_jax.training.checkpoints import Checkpoints
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.optimizer import OptimizerSettings
-from tuna_jax.training.train_program import LoopSettings, Program
+from tuna_jax.training.train_program import Program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

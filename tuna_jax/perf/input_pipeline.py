@@ -35,6 +35,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from tuna_jax.data import loader
 from tuna_jax.data.media.clips import write_clip
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.media.video import import_av
@@ -46,7 +47,6 @@ from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import LatentRows
 from tuna_jax.data.sources.tfds import TfdsRows
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import image_streams
 
 GOAL, LATENT_GOAL = 0.9, 20.0
 _AHEAD = 8  # more batches than Grain keeps ready on any core, in all its buffers together
@@ -333,9 +333,7 @@ class _Case:
         )
         dataset = batches(Mixture([stream], Tokenizer(), directory=cache))
         used, threads = self.cores(settings), 1 if self.workers else settings.threads
-        library = image_streams.iterate(
-            dataset, threads=threads, ahead=2 * used, workers=self.workers
-        )
+        library = loader.iterate(dataset, threads=threads, ahead=2 * used, workers=self.workers)
         with contextlib.closing(library):
             plain = _PlainLoops(self.plain, self.paths, settings.rows, used)
             with contextlib.closing(plain):

@@ -13,8 +13,9 @@ import numpy as np
 from tuna_jax.config import TunaConfig
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.perf import baseline, harness
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.optimizer import OptimizerSettings
-from tuna_jax.training.train_program import LoopSettings, Program
+from tuna_jax.training.train_program import Program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import AXES, make_mesh
 from tuna_jax.planning.stage import Experiment, Stream
-from tuna_jax.trainers.build_mixture import picture_size
+from tuna_jax.trainers.stream_config import picture_size
 from tuna_jax.training.train_program import Program
 
 PROMPT = 128  # Tokens of a prompt that the sampler is planned for.

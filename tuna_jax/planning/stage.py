@@ -11,8 +11,8 @@ import jax
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.data.mixture.stream import BatchShape
-from tuna_jax.trainers.build_mixture import abstract_batch, possible_shapes, stream_settings
-from tuna_jax.trainers.multitask import MixtureExperiment
+from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.stream_config import abstract_batch, possible_shapes, stream_settings
 from tuna_jax.training.step import Heads
 from tuna_jax.utils.config_parsing import parse
 

@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 
 from tuna_jax.conversion import checkpoint_source
 from tuna_jax.conversion.image_vae_file import shipped_image_vae
-from tuna_jax.inference import loading
+from tuna_jax.inference import run_record
 from tuna_jax.inference.components import read_parameters, read_tokenizer, read_vae
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Model, on_mesh
 from tuna_jax.models import tuna
 from tuna_jax.parallel import param_sharding
-from tuna_jax.sweeps.registry import on_mesh
 from tuna_jax.training.checkpoints import finished_checkpoints, open_arrays
 from tuna_jax.training.weights_file import MODEL_FILE
 from tuna_jax.utils.atomic_io import atomic_file
@@ -184,7 +183,7 @@ def vae_of(path: Path) -> Path | None:
     Raises:
       ValueError, RuntimeError: the model cannot be read.
     """
-    record = loading.settings_of(path, checkpoint_source.open_parameters(path)[1])
+    record = checkpoint_source.settings_of(path, checkpoint_source.open_parameters(path)[1])
     return None if record is None else Path(record.get("vae") or shipped_image_vae())
 
 
@@ -207,9 +206,9 @@ def load(
     params = read_parameters(
         path, shapes, param_sharding.shardings(shapes, mesh), averaged=averaged
     )
-    record = loading.settings_of(path, state)
+    record = checkpoint_source.settings_of(path, state)
     if record is not None:
-        model = loading.of_run(record, params, vae or None, tokenizer or None)
+        model = run_record.of_run(record, params, vae or None, tokenizer or None)
     else:
         vae_config, vae_params = read_vae(Path(vae) if vae else path, config)
         config = dataclasses.replace(config, vae=vae_config)

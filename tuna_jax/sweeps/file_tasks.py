@@ -21,6 +21,7 @@ from tuna_jax.evaluation.benchmarks import run as benchmarks
 from tuna_jax.evaluation.benchmarks.spec import Benchmark
 from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.evaluation.metrics.accuracy import commonest_share
+from tuna_jax.evaluation.vqa import datasets
 from tuna_jax.evaluation.vqa import run as asking
 from tuna_jax.evaluation.vqa.metrics import Item, normalised
 from tuna_jax.inference.pipeline import Model
@@ -64,10 +65,10 @@ def questions(
     if bool(file) == bool(tfds):
         raise ValueError("give either file='questions.jsonl' or tfds='name'")
     if file:
-        items = asking.read_lines(file, choices)
+        items = datasets.read_lines(file, choices)
     else:
         more: dict[str, Any] = {"question": question, "choices": choices, "data_dir": data_dir}
-        items = asking.read_tfds(tfds, split, fields or {}, count=count or None, **more)
+        items = datasets.read_tfds(tfds, split, fields or {}, count=count or None, **more)
     items = items[: count or len(items)]
     if style == "exact_match":
         chance = {"right": commonest_share([normalised(item.answers[0]) for item in items])}

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 
+from tuna_jax.inference import pipeline
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps import cell_store, registry, report_page, results
 from tuna_jax.sweeps.cell_store import Cell
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.loop import Evaluate
-from tuna_jax.training.train_program import LoopSettings
 
 FOLDER = "evaluation"
 
@@ -55,7 +56,7 @@ def evaluator(
     folder = Path(workdir) / FOLDER
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
-        whole = registry.on_mesh(model(params), mesh)
+        whole = pipeline.on_mesh(model(params), mesh)
         rows = []
         for chosen, (name, task) in itertools.product(
             registry.choices(settings.settings), tasks.items()

@@ -7,13 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
 from tuna_jax.emoji.evaluation import sweep_tasks
 from tuna_jax.inference.pipeline import Model
-from tuna_jax.parallel import param_sharding
-from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.sweeps import file_tasks
 from tuna_jax.sweeps.task import Task
 
@@ -75,12 +70,4 @@ def configured(model: Model, settings: Mapping[str, Any]) -> Model:
         model,
         samples=dataclasses.replace(model.samples, **changes),
         size=(size, size) if isinstance(size, int) else tuple(size),
-    )
-
-
-def on_mesh(model: Model, mesh: Mesh) -> Model:
-    """A model whose parameters lie on `mesh` already, with its VAE on every device and its rows split over them."""
-    vae_params = jax.device_put(model.vae_params, param_sharding.replicated(mesh))
-    return dataclasses.replace(
-        model, vae_params=vae_params, placement=Activations(mesh, generation=True)
     )

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from tuna_jax.evaluation.metrics.accuracy import wilson
+from tuna_jax.evaluation.metrics.accuracy import bootstrap, interval
 from tuna_jax.sweeps.cell_store import Record
 from tuna_jax.utils.atomic_io import atomic_file
 
 FILE = "results.jsonl"
-_RESAMPLES = 2000
 
 Row = dict[str, Any]
 """A line of results.jsonl: run, step, ema, task, settings, key, and either scores or error."""
@@ -46,23 +44,6 @@ def scores(
             if metric in chance:
                 found[metric]["chance"] = chance[metric]
     return found
-
-
-def interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The 95 % interval of the mean of values, which are not none."""
-    if np.isin(values, (0.0, 1.0)).all():
-        return wilson(int(values.sum()), len(values))
-    return bootstrap(values)
-
-
-def bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean (Efron and Tibshirani 1993, chapter 13); the same every time."""
-    random = np.random.default_rng(0)
-    means = [
-        values[random.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:

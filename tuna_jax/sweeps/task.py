@@ -7,7 +7,6 @@ engine asks for some of them at a time, so that a task need not know of batches,
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,9 +79,3 @@ class Task:
 def seeds(seed: int, items: Sequence[int]) -> list[tuple[int, int]]:
     """A seed a row, for `rows.keys`: the noise of an item depends on the sweep's seed and the item alone."""
     return [(seed, int(item)) for item in items]
-
-
-def psnr(a: UInt8[np.ndarray, "*shape"], b: UInt8[np.ndarray, "*shape"]) -> float:
-    """Peak signal-to-noise ratio of two pictures in dB; 114 at most, for equal ones."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return 10 * math.log10(255**2 / max(error, 255**2 / 10**11.4))

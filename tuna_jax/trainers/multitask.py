@@ -14,90 +14,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion.image_vae_file import shipped_image_vae
+from tuna_jax.data import loader
 from tuna_jax.data.invalid_examples import BadRows
 from tuna_jax.data.mixture import mixture as mixing
 from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import image_streams
-from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference.components import PathLike, read_parameters, read_tokenizer, read_vae
-from tuna_jax.inference.generation_config import SampleSettings
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.sweeps.online import evaluator
-from tuna_jax.trainers.build_mixture import (
-    MixtureData,
+from tuna_jax.trainers.build_mixture import open_mixture, programs, weights_history
+from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.stream_config import (
     abstract_batch,
-    open_mixture,
     picture_size,
-    programs,
     stream_settings,
-    weights_history,
 )
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
 from tuna_jax.training.step import Heads
-from tuna_jax.utils.config_parsing import defaults, parse
+from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SheetSettings:
-    """The contact sheet that training draws every `sample_every` steps.
-
-    Attributes:
-      prompts: what is drawn.
-      size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
-      points, guidance, guidance_interval, shift, solver: see `inference.generation_config.SampleSettings`.
-    """
-
-    prompts: tuple[str, ...] = ()
-    size: str = "512x512"
-    points: int = 50
-    guidance: float = 3.0
-    guidance_interval: tuple[float, float] = EVERYWHERE
-    shift: float = 3.0
-    solver: str = "euler"
-
-    @property
-    def drawing(self) -> SampleSettings:
-        """How to draw."""
-        return SampleSettings(
-            points=self.points,
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            shift=self.shift,
-            solver=self.solver,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureExperiment(loop.LoopSettings):
-    """An experiment file of kind 'mixture': the loop's settings, and these.
-
-    Attributes:
-      model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
-      vae: the frozen VAE: Wan 2.2's weights, a converted model's, or a file of `experiments/emoji/vae.py`; empty: the
-        emoji VAE that ships.
-      start_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
-        wrote. Empty: fresh ones.
-      data: the streams. samples: the contact sheet.
-    """
-
-    kind: str = "mixture"
-    model: dict
-    vae: str = ""
-    start_from: str = ""
-    data: MixtureData = MixtureData()
-    samples: SheetSettings = SheetSettings()
-
-
-def experiment() -> Any:
-    """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
-    return ConfigDict(defaults(MixtureExperiment))
 
 
 def load_surroundings(
@@ -165,7 +104,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history, fingerprint)
     if jax.process_index() == 0:
         print(mixture.summary())
-    iterator = image_streams.iterate(
+    iterator = loader.iterate(
         mixing.batches(mixture),
         threads=settings.data.threads,
         ahead=settings.data.ahead,

@@ -22,11 +22,12 @@ from tuna_jax.parallel import distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
 from tuna_jax.training.preemption import StopRequest
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
 from tuna_jax.training.throughput import Throughput, peak_of
-from tuna_jax.training.train_program import Arrays, LoopSettings, Program
+from tuna_jax.training.train_program import Arrays, Program
 from tuna_jax.training.weights_file import MODEL_FILE, export_model
 from tuna_jax.training.workdir import locked
 

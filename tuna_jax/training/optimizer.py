@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from tuna_jax.training.schedule import warmup_plateau_cosine
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -173,3 +171,35 @@ def _is_weight(name: str, leaf: Any) -> bool:
 
 def _under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
+
+
+def warmup_plateau_cosine(peak: float, steps: int, warmup: int, tail: float) -> optax.Schedule:
+    """Linear from 0 to `peak` over `warmup` updates, constant, then a cosine to 0 over the last
+    `tail` of `steps`.
+
+    Args:
+      peak: learning rate of the plateau.
+      steps: updates of the whole run.
+      warmup: updates of the warm-up.
+      tail: share of `steps` that the cosine takes, in [0, 1]; 0 keeps the rate constant to the end.
+
+    Raises:
+      ValueError: warm-up and tail overlap, or `tail` is not a share.
+    """
+    if not 0.0 <= tail <= 1.0:
+        raise ValueError(f"the cosine tail is a share of the run between 0 and 1, not {tail}")
+    decay = round(steps * tail)
+    if warmup + decay > steps:
+        room = f", or the tail to at most {(steps - warmup) / steps:.2f}" if warmup < steps else ""
+        raise ValueError(
+            f"{warmup} warm-up steps and a cosine tail of {decay} steps (config.optimizer.warmup and cosine_tail) do "
+            f"not fit into a run of {steps} steps (config.steps); shorten the warm-up to at most {steps - decay}"
+            f"{room}, or train longer"
+        )
+    ramp = optax.linear_schedule(0.0, peak, max(warmup, 1))
+    if decay == 0:
+        return optax.join_schedules([ramp, optax.constant_schedule(peak)], [warmup])
+    return optax.join_schedules(
+        [ramp, optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, decay)],
+        [warmup, steps - decay],
+    )

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
+from tuna_jax.data import loader
 from tuna_jax.data.invalid_examples import BadRows, TooManyBadRows
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import RowStream
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import image_streams
 from tuna_jax.sequence import IGNORE
 
 SIZES = (Size(32, 32), Size(32, 48), Size(48, 32))
@@ -184,7 +184,7 @@ def test_an_epoch_shows_every_row_once(world, tokenizer) -> None:
 def test_iteration_equals_random_access_with_any_number_of_threads(world, tokenizer) -> None:
     expected = [mixture(world, tokenizer)[n] for n in range(50)]
     for threads in (1, 4):
-        iterator = image_streams.iterate(batches(mixture(world, tokenizer)), threads=threads)
+        iterator = loader.iterate(batches(mixture(world, tokenizer)), threads=threads)
         assert all(same(next(iterator), batch) for batch in expected)
         iterator.close()
     assert not same(mixture(world, tokenizer, seed=2)[3], expected[3])
@@ -204,7 +204,7 @@ def test_hosts_together_have_the_batch(world, tokenizer) -> None:
 
 def test_a_run_resumes_on_other_threads_and_hosts(world, tokenizer) -> None:
     step = int(np.random.default_rng().integers(1, 60))
-    iterator = image_streams.iterate(batches(mixture(world, tokenizer)), threads=1)
+    iterator = loader.iterate(batches(mixture(world, tokenizer)), threads=1)
     for _ in range(step):
         next(iterator)
     state = iterator.get_state()
@@ -213,7 +213,7 @@ def test_a_run_resumes_on_other_threads_and_hosts(world, tokenizer) -> None:
     resumed = []
     for host in range(2):
         part = mixture(world, tokenizer, process_index=host, process_count=2)
-        resumed.append(image_streams.iterate(batches(part), threads=3, ahead=2))
+        resumed.append(loader.iterate(batches(part), threads=3, ahead=2))
         resumed[-1].set_state(state)
     for batch in going_on:
         for host, part in enumerate(resumed):
@@ -293,7 +293,7 @@ def test_bad_rows_of_every_kind_are_passed_over_counted_and_listed(
     expected = break_rows(world, tokenizer)
     log = BadRows(tmp_path / "bad_rows.jsonl", limit=0.05, least=20)
     mixed = broken_mixture(world, tokenizer, log)
-    iterator = image_streams.iterate(batches(mixed), threads=2)
+    iterator = loader.iterate(batches(mixed), threads=2)
     made = [next(iterator) for _ in range(50)]
     iterator.close()
     listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
@@ -332,7 +332,7 @@ def test_too_many_bad_rows_stop_the_run(world, tokenizer) -> None:
     )
     for name in names[:10]:
         (world.root / name).unlink()
-    iterator = image_streams.iterate(batches(mixed))
+    iterator = loader.iterate(batches(mixed))
     with pytest.raises(TooManyBadRows, match="rows drawn.*missing_file"):
         for _ in range(20):
             next(iterator)

@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from tuna_jax.data.invalid_examples import BadRow
-from tuna_jax.data.sources.jsonl import Manifest, Turn
+from tuna_jax.data.sources.base import Turn
+from tuna_jax.data.sources.jsonl import Manifest
 
 TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": " a dog "}]
 PLAIN = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.evaluation.vqa import run
+from tuna_jax.evaluation.vqa import datasets
 
 BUILDER = '''
 import io
@@ -69,7 +69,7 @@ def prepared(tmp_path_factory):
 
 def test_questions_and_answers_are_the_data_sets(prepared):
     fields = {"image": "photo", "question": "asked", "answer": "said"}
-    items = run.read_tfds(prepared, "test", fields)
+    items = datasets.read_tfds(prepared, "test", fields)
     assert sorted((item.question, item.answers) for item in items) == [
         (f"what is {i}?", (f"a {i}",)) for i in range(3)
     ]
@@ -78,14 +78,16 @@ def test_questions_and_answers_are_the_data_sets(prepared):
         number = int(item.answers[0][-1])
         assert shown.size == (20 + number, 10)
         assert np.asarray(shown)[0, 0].tolist() == [40 * number, 0, 0]
-    assert len(run.read_tfds(prepared, "test", fields, count=2)) == 2
+    assert len(datasets.read_tfds(prepared, "test", fields, count=2)) == 2
 
 
 def test_labels_answer_one_question(prepared):
     fields = {"image": "photo", "caption": "label"}
-    items = run.read_tfds(prepared, "test", fields, question="what is it?", choices=["cat", "dog"])
+    items = datasets.read_tfds(
+        prepared, "test", fields, question="what is it?", choices=["cat", "dog"]
+    )
     assert sorted(item.answers for item in items) == [("cat",), ("cat",), ("dog",)]
     assert {item.question for item in items} == {"what is it?"}
     assert {item.choices for item in items} == {("cat", "dog")}
     with pytest.raises(ValueError, match="the fields name no question; give one for all"):
-        run.read_tfds(prepared, "test", fields)
+        datasets.read_tfds(prepared, "test", fields)

@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -30,7 +29,7 @@ from tuna_jax.data.mixture.tokenize_example import (
     is_cut,
     text_tokens,
 )
-from tuna_jax.data.sources.jsonl import VIDEO_KINDS, Row
+from tuna_jax.data.sources.base import VIDEO_KINDS, Row, Rows
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
@@ -52,29 +51,6 @@ def named_sizes(text: str) -> tuple[Size, ...]:
             f"{text!r} is no size; give HEIGHTxWIDTH, for example 512x512, or {' or '.join(FAMILIES)} for TUNA's five"
         )
     return (Size(int(height), int(width)),)
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """A source of rows: a `Manifest`, or anything that reads like one."""
-
-    @property
-    def name(self) -> str:
-        """How lists of bad rows call it."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Changes when the rows do."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Row: ...
-
-    def line(self, index: int) -> int:
-        """The line, counted from 1, of a row."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -9,8 +9,9 @@ import numpy as np
 
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.media.video import check_frames
-from tuna_jax.data.mixture.bucketing import SIZES_512, Rows
+from tuna_jax.data.mixture.bucketing import SIZES_512
 from tuna_jax.data.mixture.tokenize_example import ACCEPTS, VIDEO_TASKS, Task
+from tuna_jax.data.sources.base import Rows
 from tuna_jax.data.sources.precomputed_latents import LatentRows
 from tuna_jax.sequence import Grid
 

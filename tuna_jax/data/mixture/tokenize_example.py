@@ -24,7 +24,7 @@ import numpy as np
 from tuna_jax import sequence
 from tuna_jax.data.invalid_examples import Fault
 from tuna_jax.data.media.image import Medium
-from tuna_jax.data.sources.jsonl import Kind, Row
+from tuna_jax.data.sources.base import Kind, Row
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, Text, TokenSequence
 

@@ -14,7 +14,6 @@ system with `value`; `role` and `content` are read too. Relative paths begin at 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -22,16 +21,15 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tuna_jax.data.invalid_examples import Fault, blaming
 from tuna_jax.data.media.image import Medium
+from tuna_jax.data.sources.base import Row, Turn
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 
-Kind = Literal["image_caption", "image_chat", "chat", "edit", "video_caption", "video_chat"]
-VIDEO_KINDS: tuple[Kind, ...] = ("video_caption", "video_chat")
 VIDEO_TAG = "<video>"
 _ROLES = {
     "human": "user",
@@ -41,35 +39,6 @@ _ROLES = {
     "system": "system",
 }
 _CHUNK = 1 << 24
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """What somebody says: `role` is 'system', 'user' or 'assistant'; `<image>` marks where a picture or clip goes."""
-
-    role: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a manifest.
-
-    Attributes:
-        kind: which format it came in.
-        media: its pictures (an edit's are source, then target) or of its one clip.
-        source: the manifest.
-        line: its line there, counted from 1.
-        text: the caption or the instruction; empty for conversations.
-        turns: the conversation; empty for the others.
-    """
-
-    kind: Kind
-    media: tuple[Medium, ...]
-    source: str
-    line: int
-    text: str = ""
-    turns: tuple[Turn, ...] = ()
 
 
 class Manifest:

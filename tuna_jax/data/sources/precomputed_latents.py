@@ -31,9 +31,10 @@ from jaxtyping import BFloat16
 
 from tuna_jax.data.invalid_examples import blaming
 from tuna_jax.data.media.image import Encoded, Medium, Size
-from tuna_jax.data.sources.jsonl import Row, make_row
-from tuna_jax.emoji.latent_pool import fingerprint
+from tuna_jax.data.sources.base import Row
+from tuna_jax.data.sources.jsonl import make_row
 from tuna_jax.sequence import Grid
+from tuna_jax.utils.fingerprint import fingerprint
 
 SETTINGS_FILE = "latents.json"
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from tuna_jax.data.invalid_examples import Fault, blaming
 from tuna_jax.data.media.image import Medium
-from tuna_jax.data.sources.jsonl import Row, make_row
+from tuna_jax.data.sources.base import Row
+from tuna_jax.data.sources.jsonl import make_row
 
 _MEDIA = ("image", "video", "raw_image", "out_image")
 _KEYS = (*_MEDIA, "caption", "instruction", "conversations", "question", "answer")

@@ -36,9 +36,10 @@ from tuna_jax.emoji.world.scenes import (
     SceneSource,
 )
 from tuna_jax.evaluation.metrics.accuracy import commonest_share
+from tuna_jax.evaluation.metrics.psnr_ssim import capped_psnr
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.pipeline import Model
-from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task, psnr, seeds
+from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task, seeds
 
 _judge = functools.cache(ObjectJudge)
 _LONGEST = 24
@@ -240,7 +241,7 @@ def edit(count: int = 64) -> Task:
         made = edits.Edited(wanted, said, before, after, results)
         right = edits.verdicts(made, _judge()).astype(float)
         same = (before == after).all(-1)
-        kept = [psnr(a[s], b[s]) for a, b, s in zip(results, after, same, strict=True)]
+        kept = [capped_psnr(a[s], b[s]) for a, b, s in zip(results, after, same, strict=True)]
         values: dict[str, Sequence[float]] = {"right": right.tolist(), "untouched_db": kept}
         for kind in EDITS:
             of_kind = [one.kind == kind for one in wanted]

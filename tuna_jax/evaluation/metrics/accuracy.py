@@ -7,6 +7,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 
 def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval for a share (95 % at z = 1.96); (0, 1) if nothing was counted."""
@@ -66,3 +69,23 @@ class Score:
 def commonest_share(answers: Sequence[str]) -> float:
     """What always giving the commonest answer would score: the chance level of a question."""
     return Counter(answers).most_common(1)[0][1] / len(answers) if answers else 0.0
+
+
+_RESAMPLES = 2000
+
+
+def interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % interval of the mean of values, which are not none."""
+    if np.isin(values, (0.0, 1.0)).all():
+        return wilson(int(values.sum()), len(values))
+    return bootstrap(values)
+
+
+def bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean (Efron and Tibshirani 1993, chapter 13); the same every time."""
+    random = np.random.default_rng(0)
+    means = [
+        values[random.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)

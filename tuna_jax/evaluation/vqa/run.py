@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tuna_jax.data.invalid_examples import BadRow
-from tuna_jax.data.sources.jsonl import Row
-from tuna_jax.data.sources.tfds import TfdsRows
-from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.evaluation.metrics.accuracy import Score
 from tuna_jax.evaluation.vqa import metrics
 from tuna_jax.evaluation.vqa.metrics import Item, Likelihood, Reply
@@ -25,7 +16,6 @@ from tuna_jax.inference.scoring import likelihoods
 
 TASKS = ("exact_match", "multiple_choice", "log_likelihood")
 _AT_ONCE = 256  # conversations whose pictures are held in memory together
-_KEYS = ("image", "video", "question", "answer", "choices", "kind")
 
 
 def run(
@@ -79,117 +69,6 @@ def judge(model: Model, *, frames: int = 17, **options: Any) -> Likelihood:
         return np.concatenate(parts[0]), np.concatenate(parts[1])
 
     return likelihood
-
-
-def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
-    """Questions of a JSONL file, a line each; pictures and videos lie beside it.
-
-        {"image": "a.png", "question": "what is this?", "answer": "a cat", "choices": ["a dog", "a cat"]}
-
-    `image` may be a list, or `video` stand in its place, or neither; `answer` a list of right ones, or a number: the
-    place among the choices.
-
-    Args:
-      path: the file.
-      choices: of lines without their own.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a line that is no question, by its number; or nothing in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of questions at {path}")
-    items = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
-        if raw.strip():
-            where = f"{path}:{number}"
-            try:
-                values = json.loads(raw)
-            except ValueError as error:
-                raise ValueError(f"{where}: not JSON: {error}") from error
-            items.append(_item(values, where, path.parent, tuple(choices)))
-    if not items:
-        raise ValueError(f"{path} has no questions")
-    return items
-
-
-def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: a {type(values).__name__} where an object is wanted: {{...}}")
-    if unknown := [key for key in values if key not in _KEYS]:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; it may have {', '.join(_KEYS)}")
-    question, answer = values.get("question"), values.get("answer")
-    if not isinstance(question, str) or not question:
-        raise ValueError(f"{where}: 'question' must be a text")
-    choices = _texts(values.get("choices", list(usual)), "choices", where)
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if not 0 <= answer < len(choices):
-            raise ValueError(f"{where}: 'answer' {answer} is no place among {len(choices)} choices")
-        answer = choices[answer]
-    answers = _texts(answer, "answer", where)
-    if not answers:
-        raise ValueError(f"{where}: 'answer' must be a text, several, or a place among the choices")
-    if "image" in values and "video" in values:
-        raise ValueError(f"{where}: 'image' and 'video' cannot be shown together")
-    files = _texts(values.get("image", values.get("video", [])), "image", where)
-    return Item(question, answers, tuple(folder / file for file in files), choices, where)
-
-
-def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{where}: {key!r} is {value!r}; it is a text or a list of texts")
-    return tuple(found)
-
-
-def read_tfds(
-    dataset: str | os.PathLike[str],
-    split: str,
-    fields: Mapping[str, str],
-    *,
-    question: str = "",
-    choices: Sequence[str] = (),
-    data_dir: str | os.PathLike[str] | None = None,
-    count: int | None = None,
-) -> list[Item]:
-    """Questions of a TFDS data set.
-
-    Args:
-      dataset, split, data_dir: as `TfdsRows`.
-      fields: `image` or `video`, with `question` and `answer`; or with `caption`, whose text (a label's name) answers
-        `question`.
-      question: what is asked of every picture that has a caption.
-      choices: of all questions.
-      count: only the first so many.
-
-    Raises:
-      FileNotFoundError: the data set is not prepared.
-      ValueError: fields that do not exist, a caption without a question, or an example that cannot be read.
-    """
-    rows = TfdsRows(dataset, split, fields, data_dir=data_dir)
-    items = []
-    for index in range(min(len(rows), count or len(rows))):
-        try:
-            items.append(_of_row(rows[index], question, tuple(choices)))
-        except BadRow as error:
-            raise ValueError(f"{rows.name}, example {index + 1}: {error}") from error
-    return items
-
-
-def _of_row(row: Row, question: str, choices: tuple[str, ...]) -> Item:
-    where = f"{row.source}, example {row.line}"
-    if row.turns:
-        asked, answer = row.turns[0].text, row.turns[1].text
-    else:
-        asked, answer = question, row.text
-    asked = asked.replace(IMAGE_TAG, "").strip()
-    if not asked:
-        raise ValueError(f"{where}: the fields name no question; give one for all")
-    shown = tuple(
-        Image.open(io.BytesIO(one)) if isinstance(one, bytes) else one for one in row.media
-    )
-    return Item(asked, (answer,), shown, choices, where)
 
 
 def _conversation(model: Model, item: Item, frames: int) -> Conversation:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tuna_jax.emoji.background import ahead
+from tuna_jax.emoji.vae_trainer import ahead
 from tuna_jax.training.preemption import StopRequest
 
 

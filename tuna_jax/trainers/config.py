@@ -1,0 +1,70 @@
+"""Configuration of a multitask experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tuna_jax.flow import EVERYWHERE
+from tuna_jax.inference.generation_config import SampleSettings
+from tuna_jax.trainers.stream_config import MixtureData
+from tuna_jax.training import loop
+from tuna_jax.utils.config_parsing import defaults
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SheetSettings:
+    """The contact sheet that training draws every `sample_every` steps.
+
+    Attributes:
+      prompts: what is drawn.
+      size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
+      points, guidance, guidance_interval, shift, solver: see `inference.generation_config.SampleSettings`.
+    """
+
+    prompts: tuple[str, ...] = ()
+    size: str = "512x512"
+    points: int = 50
+    guidance: float = 3.0
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    shift: float = 3.0
+    solver: str = "euler"
+
+    @property
+    def drawing(self) -> SampleSettings:
+        """How to draw."""
+        return SampleSettings(
+            points=self.points,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            shift=self.shift,
+            solver=self.solver,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureExperiment(loop.LoopSettings):
+    """An experiment file of kind 'mixture': the loop's settings, and these.
+
+    Attributes:
+      model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
+      vae: the frozen VAE: Wan 2.2's weights, a converted model's, or a file of `experiments/emoji/vae.py`; empty: the
+        emoji VAE that ships.
+      start_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
+        wrote. Empty: fresh ones.
+      data: the streams. samples: the contact sheet.
+    """
+
+    kind: str = "mixture"
+    model: dict
+    vae: str = ""
+    start_from: str = ""
+    data: MixtureData = MixtureData()
+    samples: SheetSettings = SheetSettings()
+
+
+def experiment() -> Any:
+    """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
+    return ConfigDict(defaults(MixtureExperiment))
