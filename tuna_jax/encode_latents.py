@@ -7,7 +7,7 @@ Examples:
 The same command goes on where a killed one stopped. On several hosts that see one folder, give each the same command
 with --process_index 0, 1, ... and --process_count; each writes shards of its own.
 
-A stream of training takes the folder in place of the manifest: data.latent_records.LatentRows(folder).
+A stream of training takes the folder in place of the manifest: data.latent_records.LatentExamples(folder).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 
 from tuna_jax.config import VAEConfig, preset
 from tuna_jax.conversion.image_vae_file import shipped_image_vae
-from tuna_jax.data.invalid_examples import BadRows, TooManyBadRows
+from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.mixture.bucketing import SIZES_512, named_sizes
 from tuna_jax.data.precompute_latents import EncodeClips, Encoding, encode_manifest
@@ -76,7 +76,12 @@ def _arguments() -> argparse.ArgumentParser:
     add("--smallest", type=int, default=SMALLEST_SIDE, help="pixels that a side must have (16)")
     add("--batch_size", type=int, default=8, help="pictures or clips a call of the VAE (8)")
     add("--shard_rows", type=int, default=256, help="rows a shard (256)")
-    add("--bad_share", type=float, default=0.05, help="stop when more rows are unusable (0.05)")
+    add(
+        "--max_invalid_fraction",
+        type=float,
+        default=0.05,
+        help="stop when more rows are unusable (0.05)",
+    )
     add("--threads", type=int, default=8, help="files that are decoded at once (8)")
     add("--process_index", type=int, default=0, help="this host's number, from 0")
     add("--process_count", type=int, default=1, help="how many hosts encode this manifest")
@@ -107,9 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
             process_index=given.process_index,
             process_count=given.process_count,
             threads=given.threads,
-            bad_rows=BadRows(limit=given.bad_share),
+            invalid_examples=InvalidExamples(limit=given.max_invalid_fraction),
         )
-    except (FileNotFoundError, ValueError, TooManyBadRows) as error:
+    except (FileNotFoundError, ValueError, TooManyInvalidExamples) as error:
         print(f"encode_latents: {error}", file=sys.stderr)
         return 1
     rows = counts.pop("rows")

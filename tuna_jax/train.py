@@ -98,10 +98,10 @@ def _train_tuna(values: dict[str, Any], workdir: str) -> None:
 
 def _train_mixture(values: dict[str, Any], workdir: str) -> None:
     from tuna_jax.trainers import multitask
-    from tuna_jax.trainers.config import MixtureExperiment
+    from tuna_jax.trainers.config import MultitaskExperiment
     from tuna_jax.utils import config_parsing
 
-    multitask.train(values, config_parsing.parse(MixtureExperiment, values), workdir)
+    multitask.train(values, config_parsing.parse(MultitaskExperiment, values), workdir)
 
 
 _KINDS = {"tuna": _train_tuna, "vae": _train_vae, "mixture": _train_mixture}

@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict({"preset": "tuna_1p5b"})
     config.model.attention_backend = "auto"  # The splash kernel on TPUs.
     config.model.remat = "full"
-    config.vae = config.start_from = "weights/tuna_1p5b"
+    config.vae = config.init_from = "weights/tuna_1p5b"
     config.steps = 150_000  # Not in the paper: Show-o2's stage 1.
 
     # Which streams: the paper. Their shares: the released code has 50 to draw and 20 to understand.

@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.attention_backend = "auto"  # The splash kernel on TPUs.
     config.model.remat = "full"
     config.vae = "weights/tuna_1p5b"
-    config.start_from = "runs/tuna_1p5b_stage1"
+    config.init_from = "runs/tuna_1p5b_stage1"
     config.steps = 300_000  # Not in the paper: Tuna-2's first stage.
 
     # Which streams: the paper. Their shares: the released code's 50, 20, 20 and 10; of video, our choice.

@@ -6,11 +6,18 @@ import threading
 
 import pytest
 
-from tuna_jax.data.invalid_examples import KINDS, BadRow, BadRows, Fault, TooManyBadRows, blaming
+from tuna_jax.data.invalid_examples import (
+    KINDS,
+    Fault,
+    InvalidExample,
+    InvalidExamples,
+    TooManyInvalidExamples,
+    report_as_invalid,
+)
 
 
-def row(line: int, kind: str = "missing_file") -> BadRow:
-    return BadRow(kind, "m.jsonl", line, "é.jpg is not there")
+def row(line: int, kind: str = "missing_file") -> InvalidExample:
+    return InvalidExample(kind, "m.jsonl", line, "é.jpg is not there")
 
 
 def entries(path):
@@ -19,7 +26,7 @@ def entries(path):
 
 def test_each_row_is_listed_once_and_counted_by_kind(tmp_path) -> None:
     path = tmp_path / "run" / "bad_rows.jsonl"
-    log = BadRows(path)
+    log = InvalidExamples(path)
     for bad in (row(3), row(4, "tiny_image"), row(3), row(5)):
         log.bad(bad)
     log.scanned("m.jsonl", 100, [row(5), row(9, "empty_text")])
@@ -32,36 +39,36 @@ def test_each_row_is_listed_once_and_counted_by_kind(tmp_path) -> None:
 
 def test_a_list_is_continued(tmp_path) -> None:
     path = tmp_path / "bad_rows.jsonl"
-    BadRows(path).bad(row(3))
+    InvalidExamples(path).bad(row(3))
     with path.open("a") as file:
         file.write('{"source": "m.jsonl", "li')  # killed while it wrote
-    log = BadRows(path)
+    log = InvalidExamples(path)
     log.bad(row(3))
     log.bad(row(4))
     assert [entry["line"] for entry in entries(path)] == [3, 4]
     assert log.counts() == {"missing_file": 2}
     path.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"bad_rows\.jsonl, line 1"):
-        BadRows(path)
+    with pytest.raises(ValueError, match=r"invalid_examples\.jsonl, line 1"):
+        InvalidExamples(path)
 
 
 def test_too_many_stop_the_run_but_not_too_early(tmp_path) -> None:
-    log = BadRows(tmp_path / "bad.jsonl", limit=0.1, least=20)
+    log = InvalidExamples(tmp_path / "bad.jsonl", limit=0.1, least=20)
     for line in range(10):
         log.bad(row(line))  # ten of ten, but only ten were seen
     for _ in range(100):
         log.good()
     with pytest.raises(
-        TooManyBadRows, match=r"(?s)12 of 112 rows drawn.*10\.0%.*bad\.jsonl.*m\.jsonl"
+        TooManyInvalidExamples, match=r"(?s)12 of 112 rows drawn.*10\.0%.*bad\.jsonl.*m\.jsonl"
     ):
         for line in range(20):
             log.bad(row(line))
-    with pytest.raises(TooManyBadRows, match=r"30 of 100 rows of m\.jsonl"):
-        BadRows(limit=0.1, least=20).scanned("m.jsonl", 100, map(row, range(30)))
+    with pytest.raises(TooManyInvalidExamples, match=r"30 of 100 rows of m\.jsonl"):
+        InvalidExamples(limit=0.1, least=20).scanned("m.jsonl", 100, map(row, range(30)))
 
 
 def test_many_threads_may_write(tmp_path) -> None:
-    log = BadRows(tmp_path / "bad.jsonl", limit=1.0)
+    log = InvalidExamples(tmp_path / "bad.jsonl", limit=1.0)
 
     def work() -> None:
         for line in range(200):
@@ -78,13 +85,13 @@ def test_many_threads_may_write(tmp_path) -> None:
 
 
 def test_a_fault_becomes_the_rows(tmp_path) -> None:
-    with pytest.raises(BadRow) as raised, blaming("m.jsonl", 7):
+    with pytest.raises(InvalidExample) as raised, report_as_invalid("m.jsonl", 7):
         raise Fault("no_frames", "nothing to see")
     assert (
         str(pickle.loads(pickle.dumps(raised.value)))
         == "m.jsonl, line 7: no_frames: nothing to see"
     )
-    with pytest.raises(OSError, match="disk"), blaming("m.jsonl", 7):
+    with pytest.raises(OSError, match="disk"), report_as_invalid("m.jsonl", 7):
         raise OSError("disk")
     with pytest.raises(KeyError, match=KINDS[0]):
         Fault("ugly", "")

@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tuna_jax.data import loader, shared_memory
-from tuna_jax.data.invalid_examples import BadRows, TooManyBadRows
+from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture, batches
-from tuna_jax.data.mixture.stream import RowStream
+from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ def numbers(**options):
 def mixture(files, names, **options):
     """Twenty captioned pictures: those of `names`, of which some may be missing."""
     rows = [{"image": name, "caption": f"number {i}"} for i, name in enumerate(names)]
-    stream = RowStream(name="draw", task="t2i", source=Manifest(files.manifest("m.jsonl", rows)),
+    stream = ExampleStream(name="draw", task="t2i", source=Manifest(files.manifest("m.jsonl", rows)),
                        weight=1.0, rows=4, lengths=(32,), sizes=(Size(32, 32), Size(32, 48)))  # fmt: skip
     return Mixture([stream], Tokenizer(), directory=files.root / "cache", **options)
 
@@ -127,14 +127,14 @@ def test_large_arrays_come_through_shared_memory(files, monkeypatch) -> None:
 
 def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
     names = [files.image(f"{i}.png", 40, 40) for i in range(20)]
-    log = BadRows(files.root / "bad_rows.jsonl", limit=0.5, least=1000)
-    mixed = mixture(files, names, bad_rows=log)
+    log = InvalidExamples(files.root / "bad_rows.jsonl", limit=0.5, least=1000)
+    mixed = mixture(files, names, invalid_examples=log)
     for i in (3, 11):
         (files.root / names[i]).unlink()  # the survey saw them
     counts = {}
     for workers in (0, 1):
-        log = BadRows(files.root / f"bad{workers}.jsonl", limit=0.5, least=1000)
-        mixed = mixture(files, names, bad_rows=log)
+        log = InvalidExamples(files.root / f"bad{workers}.jsonl", limit=0.5, least=1000)
+        mixed = mixture(files, names, invalid_examples=log)
         running = loader.iterate(batches(mixed), workers=workers)
         shown = [next(running) for _ in range(10)]  # two epochs
         assert all(set(batch) == set(mixed.shape_of(0).arrays()) for batch in shown)
@@ -151,12 +151,14 @@ def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
 
 def test_the_limit_stops_a_run_with_workers(files) -> None:
     names = [files.image(f"{i}.png", 40, 40) for i in range(20)]
-    log = BadRows(files.root / "bad_rows.jsonl", limit=0.3, least=10)
-    mixed = mixture(files, names, bad_rows=log)
+    log = InvalidExamples(files.root / "bad_rows.jsonl", limit=0.3, least=10)
+    mixed = mixture(files, names, invalid_examples=log)
     for name in names[:12]:
         (files.root / name).unlink()
     running = loader.iterate(batches(mixed), workers=1)
-    with pytest.raises(TooManyBadRows, match=r"rows drawn .*bad_rows\.jsonl.*missing_file"):
+    with pytest.raises(
+        TooManyInvalidExamples, match=r"rows drawn .*invalid_examples\.jsonl.*missing_file"
+    ):
         for _ in range(20):
             next(running)
     running.close()

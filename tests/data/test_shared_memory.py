@@ -14,7 +14,7 @@ from grain.multiprocessing import SharedMemoryArray
 from tuna_jax.data import loader, shared_memory
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture, batches
-from tuna_jax.data.mixture.stream import RowStream
+from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def test_memory_goes_with_the_array_until_it_is_handed_over(worker) -> None:
 def test_batches_of_a_worker_are_made_there_and_nothing_is_left(files) -> None:
     names = [files.image(f"{i}.png", 160, 160, shade=3 * i) for i in range(12)]
     path = files.manifest("m.jsonl", [{"image": name, "caption": name} for name in names])
-    stream = RowStream(
+    stream = ExampleStream(
         name="s",
         task="t2i",
         source=Manifest(path),

@@ -47,10 +47,10 @@ def test_the_contract(tokenizer):
         "spans": ((24, 1, 2), "int32"),
         "is_target": ((24, 1), "bool"),
         "latents": ((24, 1, *SHAPE), "float32"),
-        "task": ((24,), "int32"),
+        "stream": ((24,), "int32"),
     }
-    np.testing.assert_array_equal(batch["task"], [0] * 16 + [1] * 8)
-    np.testing.assert_array_equal(batch["is_target"][:, 0], batch["task"] == 0)
+    np.testing.assert_array_equal(batch["stream"], [0] * 16 + [1] * 8)
+    np.testing.assert_array_equal(batch["is_target"][:, 0], batch["stream"] == 0)
     special = tokenizer.special
     for row in range(24):
         offset, length = batch["spans"][row, 0]
@@ -78,7 +78,7 @@ def test_text_belongs_to_the_latents(tokenizer):
             assert (batch["latents"][row] == index).all()
             before, after = texts_of(batch, row, tokenizer)
             labels = batch["labels"][row]
-            if batch["task"][row] == 0:
+            if batch["stream"][row] == 0:
                 assert after == ""
                 assert (labels == IGNORE).all()
                 known = captions(SceneSource("train", 1)[index])
@@ -149,7 +149,7 @@ def test_hosts_share_a_batch(tokenizer):
     whole = mixture(tokenizer, std=1.0)[4]
     parts = [mixture(tokenizer, std=1.0, process_index=i, process_count=2)[4] for i in range(2)]
     assert parts[0]["tokens"].shape == (12, LENGTH)
-    np.testing.assert_array_equal(whole["task"], [0] * 16 + [1] * 8)
+    np.testing.assert_array_equal(whole["stream"], [0] * 16 + [1] * 8)
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 

@@ -43,7 +43,7 @@ def values(tmp_path_factory):
 def trained(values, tmp_path_factory):
     """(world, params), through a workdir as a run leaves it."""
     workdir = tmp_path_factory.mktemp("run")
-    world = model_bundle.load_world(parse(EmojiExperiment, values))
+    world = model_bundle.load_bundle(parse(EmojiExperiment, values))
     params = tuna.init(world.config, jax.random.key(1))
     weights_file.export_model(workdir / weights_file.MODEL_FILE, params, values, 7)
     loaded, again, stored = model_bundle.load_trained(workdir)
@@ -87,7 +87,7 @@ def test_table_smaller_than_the_vocabulary_is_refused(values):
     with pytest.raises(
         ValueError, match=r"config\.model\.language\.vocabulary is 100.*needs a row"
     ):
-        model_bundle.load_world(parse(EmojiExperiment, small))
+        model_bundle.load_bundle(parse(EmojiExperiment, small))
 
 
 def test_a_run_too_short_for_its_schedule_is_refused_before_its_data(values, tmp_path):
@@ -100,7 +100,7 @@ def test_a_run_too_short_for_its_schedule_is_refused_before_its_data(values, tmp
 def test_vae_with_other_channels_is_refused(values):
     other = values | {"model": {"preset": "emoji"}}
     with pytest.raises(ValueError, match="8 latent channels and the model wants 16"):
-        model_bundle.load_world(parse(EmojiExperiment, other))
+        model_bundle.load_bundle(parse(EmojiExperiment, other))
 
 
 def test_a_picture_depends_on_its_seed_place_and_prompt_alone(trained):
@@ -144,10 +144,10 @@ def test_sheet_shows_unseen_combinations(values):
 def test_batches_hold_both_tasks_and_are_random_access(values):
     settings = parse(EmojiExperiment, values)
     data = dataclasses.replace(settings.data, scenes=64, draw_rows=3, understand_rows=2)
-    world = model_bundle.load_world(settings)
+    world = model_bundle.load_bundle(settings)
     dataset = batches.batches(world, data, progress=False)
     batch = dataset[5]
-    assert batch["task"].tolist() == [0, 0, 0, 1, 1]
+    assert batch["stream"].tolist() == [0, 0, 0, 1, 1]
     assert batch["latents"].shape == (5, 1, 1, 4, 4, 8)
     # The loop tells the loss how many rows have which target; more than that would be left out.
     assert batch["is_target"][:, 0].tolist() == [True, True, True, False, False]
@@ -176,10 +176,10 @@ def small(values, experiment):
 
 def test_all_tasks_come_in_groups_of_one_shape(values):
     settings = parse(EmojiExperiment, small(values, "all_tasks.py"))
-    world = model_bundle.load_world(settings)
+    world = model_bundle.load_bundle(settings)
     assert world.config.vae.by_frame
     groups = batches.groups(world, settings.data, progress=False)
-    found = {tuple(group.first["task"].tolist()): group.first for group in groups}
+    found = {tuple(group.first["stream"].tolist()): group.first for group in groups}
     shapes = {task: batch["latents"].shape[1:3] for task, batch in found.items()}
     assert shapes == {(0, 0, 1): (1, 1), (5, 5): (1, 1), (2, 2): (2, 1), (3, 3, 4): (1, 4)}
     assert {task: tuple(batches.heads(settings.data, batch)) for task, batch in found.items()} == {
@@ -208,9 +208,9 @@ def test_one_side_alone_has_as_many_rows_of_each_shape(values, experiment, tasks
         assert one.draw_rows + one.understand_rows == both.draw_rows + both.understand_rows
         assert 0 in (one.draw_rows, one.understand_rows)
     settings = parse(EmojiExperiment, small(values, experiment))
-    world = model_bundle.load_world(settings)
+    world = model_bundle.load_bundle(settings)
     groups = batches.groups(world, settings.data, progress=False)
-    assert {int(task) for group in groups for task in group.first["task"]} == tasks
+    assert {int(task) for group in groups for task in group.first["stream"]} == tasks
     draw, answer, able = run.measured(world, None, small(values, experiment))
     sided = [draw, able.edit, able.draw_clips], [answer, able.answer_clips, able.converse]
     done, not_done = sided if 0 in tasks else sided[::-1]
@@ -221,7 +221,7 @@ def test_the_full_experiment_fits_its_model():
     """Every shape of emoji_all goes through the step, traced alone; a row's text fits its length."""
     values = runpy.run_path(str(ALL))["get_config"]().to_dict()
     settings = parse(EmojiExperiment, values)
-    world = model_bundle.load_world(settings)
+    world = model_bundle.load_bundle(settings)
     data, params = settings.data, jax.eval_shape(lambda: tuna.init(world.config, jax.random.key(0)))
     shapes = [(data.draw_rows + data.understand_rows, data.length, 1, 1)]
     shapes += [(data.edits.rows, data.edits.length, 2, 1)]
@@ -244,7 +244,7 @@ def test_the_full_experiment_fits_its_model():
 
 def test_an_untrained_model_does_all_of_it(values):
     made = small(values, "all_tasks.py")
-    world = model_bundle.load_world(parse(EmojiExperiment, made))
+    world = model_bundle.load_bundle(parse(EmojiExperiment, made))
     params = tuna.init(world.config, jax.random.key(1))
     draw, answer, able = run.measured(world, params, made)
     pictures = np.zeros((2, 64, 64, 3), np.uint8)

@@ -15,7 +15,7 @@ from tuna_jax.emoji import vae_trainer as vae_training
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.models import vae
 from tuna_jax.parallel.mesh import make_mesh, sizes
-from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import abstract_batch, possible_shapes, stream_settings
 from tuna_jax.training import optimizer
 from tuna_jax.training.step import Heads
@@ -27,7 +27,7 @@ FILES = sorted(
     for room in ("emoji", "tuna")
     for path in (Path(__file__).parents[2] / "experiments" / room).glob("*.py")
 )
-KINDS = {"tuna": EmojiExperiment, "mixture": MixtureExperiment, "vae": vae_training.VAESettings}
+KINDS = {"tuna": EmojiExperiment, "mixture": MultitaskExperiment, "vae": vae_training.VAESettings}
 
 
 def load(path):
@@ -81,7 +81,7 @@ def test_emoji_experiment_has_its_shapes(path):
         "spans": ((rows, 1, 2), jnp.int32),
         "is_target": ((rows, 1), jnp.bool_),
         "latents": ((rows, 1, *latent), jnp.float32),
-        "task": ((rows,), jnp.int32),
+        "stream": ((rows,), jnp.int32),
     }
     batch = {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
     check(program, batch, None, Heads(settings.data.draw_rows, settings.data.understand_rows))
@@ -114,8 +114,8 @@ def test_stages_follow_one_another(size):
         (),
         (),
     )
-    assert two.start_from.endswith(f"tuna_{size}_stage1")
-    assert three.start_from.endswith(f"tuna_{size}_stage2")
+    assert two.init_from.endswith(f"tuna_{size}_stage1")
+    assert three.init_from.endswith(f"tuna_{size}_stage2")
     assert (two.optimizer.warmup, three.optimizer.learning_rate) == (2000, 2e-5)
     assert all((s.flow_weight, s.text_weight) == (1.0, 0.2) for s in (one, two, three))
     tasks = [{s.task for s in stream_settings(stage.data).values()} for stage in (one, two, three)]

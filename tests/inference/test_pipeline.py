@@ -1,4 +1,4 @@
-"""Abilities of a model that lies on a mesh; what they make is tested with the recipes that use them."""
+"""TaskFunctions of a model that lies on a mesh; what they make is tested with the recipes that use them."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from tuna_jax.utils.config_parsing import parse
 
 
 class Recorder:
-    """A placement that leaves all as it is, and keeps what it was asked to place."""
+    """A sharding that leaves all as it is, and keeps what it was asked to place."""
 
     platform = "cpu"
 
@@ -52,8 +52,8 @@ NETWORK, VAE = ("batch", "sequence", "width"), ("batch", None, None, None, None)
 )
 def test_what_is_computed_is_laid_out_as_the_placement_says(tmp_path, tiny_run, call):
     values = tiny_run.experiment(tmp_path)
-    world = model_bundle.load_world(parse(EmojiExperiment, values))
+    world = model_bundle.load_bundle(parse(EmojiExperiment, values))
     recorder = Recorder()
-    model = dataclasses.replace(world.model(tiny_run.parameters(values, 0)), placement=recorder)
+    model = dataclasses.replace(world.model(tiny_run.parameters(values, 0)), sharding=recorder)
     call(model)
     assert {NETWORK, VAE} <= recorder.placed

@@ -108,9 +108,9 @@ def test_names_that_cannot_be_get_one_that_can(given, proposed):
 
 
 def test_buckets_become_folders_wherever_they_are_named():
-    words = ["--workdir=gs://my-bucket.1/a", "--config.start_from=gs://other/b", "x"]
+    words = ["--workdir=gs://my-bucket.1/a", "--config.init_from=gs://other/b", "x"]
     assert launching.mounted(words) == (
-        ["--workdir=/gcs/my-bucket.1/a", "--config.start_from=/gcs/other/b", "x"],
+        ["--workdir=/gcs/my-bucket.1/a", "--config.init_from=/gcs/other/b", "x"],
         ["my-bucket.1", "other"],
     )
 

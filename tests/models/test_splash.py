@@ -177,7 +177,7 @@ def shapes(length, keys=None):
 
 
 class OnTpu:
-    """A placement that says what the program is compiled for, and nothing else."""
+    """A sharding that says what the program is compiled for, and nothing else."""
 
     platform = "tpu"
 
@@ -200,7 +200,7 @@ def kernels(*arguments):
 
 def test_auto_takes_the_kernel_on_tpus_where_it_can_be_had():
     assert kernels(*shapes(512)) == 0, "not on a CPU"
-    with logical_sharding.placing(OnTpu()):
+    with logical_sharding.use_sharding(OnTpu()):
         assert kernels(*shapes(512)) == 1
         assert kernels(*shapes(8)) == 0, "short sequences are dense"
         assert kernels(*shapes(65_536)) == 0, "longer than the kernel carries"
@@ -217,7 +217,7 @@ def test_auto_takes_cudnn_on_gpus_for_halves_alone():
         query, key = (jnp.zeros((1, n, 2, 64), dtype) for n in (tokens, keys or tokens))
         return _fastest(query, key, masked=masked)
 
-    with logical_sharding.placing(OnGpu()):
+    with logical_sharding.use_sharding(OnGpu()):
         assert chosen(512, jnp.bfloat16) == "cudnn"
         assert chosen(512, jnp.bfloat16, keys=700) == "cudnn", "cached"
         assert chosen(512, jnp.float32) == "xla"

@@ -64,9 +64,9 @@ def test_parts_are_counted():
 def test_one_device_is_left_alone_but_wrong_names_are_not():
     where = Activations(make_mesh(devices=jax.devices()[:1]))
     x = jnp.ones((3, 5))
-    with logical_sharding.placing(where):
-        assert logical_sharding.placed(x, "batch", "width") is x
+    with logical_sharding.use_sharding(where):
+        assert logical_sharding.constrain(x, "batch", "width") is x
         assert logical_sharding.platform() == "cpu"
         with pytest.raises(ValueError, match="'wdith'"):
-            logical_sharding.placed(x, "batch", "wdith")
-    assert logical_sharding.placed(x, "batch", "wdith") is x, "nobody asks outside"
+            logical_sharding.constrain(x, "batch", "wdith")
+    assert logical_sharding.constrain(x, "batch", "wdith") is x, "nobody asks outside"

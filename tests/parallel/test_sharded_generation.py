@@ -12,7 +12,7 @@ import jax, jax.numpy as jnp, numpy as np
 from tuna_jax.config import preset
 from tuna_jax.inference.generation import flow_sampler as images, prefix_cache as prefix, text_decoder as text
 from tuna_jax.models import attention, splash, tuna
-from tuna_jax.models.logical_sharding import placing
+from tuna_jax.models.logical_sharding import use_sharding
 from tuna_jax.parallel import param_sharding as rules
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
@@ -37,8 +37,8 @@ def on(mesh):
 long = make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))
 inputs = (random.integers(0, 500, (4, 24)), np.tile(np.array([[[3, 5]]]), (4, 1, 1)), normal(4, 1, 1, 2, 2, 8),
           np.full((4, 1), 0.4, np.float32))
-def forward(params, placement):
-    with placing(placement):
+def forward(params, sharding):
+    with use_sharding(sharding):
         return tuna.forward(config, params, *inputs)
 run = jax.jit(forward, static_argnums=1)
 want = jax.device_get(run(params, None))
@@ -55,21 +55,21 @@ spans = jnp.tile(jnp.asarray([[[0, 5]]]), (4, 1, 1))
 source = jnp.asarray(normal(4, 1, 1, 2, 2, 8))
 positive = prefix.Prefix(jnp.asarray(tokens), jnp.asarray([6, 6, 6, 6]), spans, source)
 noise = jnp.asarray(normal(4, 1, 2, 2, 8))
-def sample(params, placement):
+def sample(params, sharding):
     return jax.device_get(images.sample(config, params, positive, noise, negative=positive._replace(
-        tokens=positive.tokens[::-1]), guidance=2.0, points=3, placement=placement))
+        tokens=positive.tokens[::-1]), guidance=2.0, points=3, sharding=sharding))
 report("pictures", sample(on(wide), where), sample(params, None))
-def decode(params, placement):
+def decode(params, sharding):
     out = text.generate(config, params, positive, jax.random.key(0), eos=-1, max_new_tokens=3, keep_logits=True,
-                        placement=placement)
+                        sharding=sharding)
     return jax.device_get(out.logits)
 report("text", decode(on(wide), where), decode(params, None))
 
 # ---- the kernel: queries over context, heads over tensor, of which there are more than heads of keys
 query, key, value, weight = (jnp.asarray(normal(2, 256, heads, 64)) for heads in (4, 1, 1, 4))
 end = attention.sequence_layout(jnp.asarray([[[10, 150]], [[120, 60]]]), 256).visible_end
-def value_of(query, key, value, backend, placement):
-    with placing(placement):
+def value_of(query, key, value, backend, sharding):
+    with use_sharding(sharding):
         out = attention.attention(query, key, value, end, backend=backend)
     return jnp.sum(out * weight), out
 grad = jax.jit(jax.value_and_grad(value_of, (0, 1, 2), has_aux=True), static_argnums=(3, 4))
@@ -81,8 +81,8 @@ for name, a, b in zip(("dq", "dk", "dv"), found, wanted):
 
 # ---- the same without a mask, rows over fsdp
 alone = tuple(jnp.asarray(normal(4, 200, 2, 72)) for _ in range(3))
-def sum_of(arguments, backend, placement):
-    with placing(placement):
+def sum_of(arguments, backend, sharding):
+    with use_sharding(sharding):
         out = attention.attention(*arguments, backend=backend)
     return jnp.sum(out * out), out
 grad = jax.jit(jax.grad(sum_of, has_aux=True), static_argnums=(1, 2))

@@ -8,7 +8,7 @@ import jax, jax.numpy as jnp, numpy as np
 from tuna_jax import flow
 from tuna_jax.config import preset
 from tuna_jax.models import tuna
-from tuna_jax.models.logical_sharding import placing
+from tuna_jax.models.logical_sharding import use_sharding
 from tuna_jax.parallel import param_sharding as rules
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import AXES, MeshSettings, make_mesh
@@ -25,7 +25,7 @@ batch = {
     "spans": np.tile(np.array([[[3, 5]]], np.int32), (rows, 1, 1)),
     "is_target": np.arange(rows)[:, None] < 4,
     "latents": random.standard_normal((rows, 1, 1, 2, 2, 8)).astype(np.float32),
-    "task": (np.arange(rows) >= 4).astype(np.int32),
+    "stream": (np.arange(rows) >= 4).astype(np.int32),
 }
 params = jax.tree.map(
     # AdaLN-Zero would hide what reaches the velocities.
@@ -51,7 +51,7 @@ alone = None
 for sizes in ((1, 1, 1, 1, 1), (1, 8, 1, 1, 1), (1, 1, 8, 1, 1), (1, 2, 2, 1, 2), (1, 1, 2, 2, 2)):
     mesh = mesh_of(*sizes)
     def loss(params, batch):
-        with placing(Activations(mesh)):
+        with use_sharding(Activations(mesh)):
             return tuna.loss(config, params, batch, noise, t)
     laid = rules.shardings(params, mesh)
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(laid, rules.batch_sharding(mesh)),

@@ -21,7 +21,7 @@ import dataclasses, json, sys
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tuna_jax.models.attention import attention as attend
-from tuna_jax.models.logical_sharding import placing
+from tuna_jax.models.logical_sharding import use_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.planning import attention, collectives, compiler
@@ -56,7 +56,7 @@ def rows(device, length, channels, masked):
     one = make_mesh(MeshSettings(), [device])
     whole = NamedSharding(one, PartitionSpec())
     def loss(arrays, end):
-        with placing(Activations(one)):
+        with use_sharding(Activations(one)):
             seen = attend(*arrays, end if masked else None, backend="splash")
         return seen.astype(jnp.float32).sum()
     array = jax.ShapeDtypeStruct((4, length, 16, channels), jnp.bfloat16, sharding=whole)

@@ -80,7 +80,7 @@ def watched(monkeypatch):
 def evaluator(values, workdir, **changes):
     run = parse(EmojiExperiment, values)
     settings = EvaluationSettings(every=1, tasks={"watched": {}}, **changes)
-    model = model_bundle.load_world(run).model
+    model = model_bundle.load_bundle(run).model
     return online.evaluator(dataclasses.replace(run, evaluate=settings), model, workdir)
 
 
@@ -97,7 +97,7 @@ def test_the_parameters_are_those_of_training_and_no_copy(values, tmp_path, tiny
     evaluate = evaluator(values, tmp_path)
     before = sum(array.shape == shape for array in jax.live_arrays())
     evaluate(1, params)
-    assert watched[0].params is params and watched[0].placement.generation
+    assert watched[0].params is params and watched[0].sharding.generation
     assert sum(array.shape == shape for array in jax.live_arrays()) == before
 
 
@@ -122,7 +122,7 @@ def test_results_of_steps_that_are_taken_again_are_measured_again(
 
 def test_what_cannot_be_evaluated_is_told_before_training(values, tmp_path, monkeypatch):
     run = parse(EmojiExperiment, values)
-    world = model_bundle.load_world(run)
+    world = model_bundle.load_bundle(run)
 
     def made(**changes):
         settings = dataclasses.replace(EvaluationSettings(every=1, tasks=TASKS), **changes)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tuna_jax import Tuna, encode_latents
 from tuna_jax.data import loader
-from tuna_jax.data.invalid_examples import TooManyBadRows
+from tuna_jax.data.invalid_examples import TooManyInvalidExamples
 from tuna_jax.data.media.clips import write_clip
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.emoji.world.nouns import NOUNS
@@ -19,7 +19,7 @@ from tuna_jax.emoji.world.scenes import GROUNDS
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.trainers import multitask
 from tuna_jax.trainers.build_mixture import open_mixture, weights_history
-from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.training import state
 from tuna_jax.training.checkpoints import Checkpoints
 from tuna_jax.training.metrics import read
@@ -110,7 +110,7 @@ def experiment(folder, streams, **changes):
 
 def run(values, workdir):
     """Runs an experiment; returns the lines of its log."""
-    multitask.train(values, parse(MixtureExperiment, values), workdir)
+    multitask.train(values, parse(MultitaskExperiment, values), workdir)
     return read(workdir / "metrics.jsonl")
 
 
@@ -190,11 +190,11 @@ def test_shapes_are_compiled_once_and_a_resumed_run_has_the_same_batches(shaped,
     assert [line["compilations"] for line in log[3:]] == [0.0] * (stop - 3)
 
     # The run goes on in another place, with another number of workers.
-    settings = parse(MixtureExperiment, values)
-    config, _, tokenizer = multitask.load_surroundings(settings)
+    settings = parse(MultitaskExperiment, values)
+    config, _, tokenizer = multitask.load_components(settings)
     once = open_mixture(settings.data, config, tokenizer)
     following = [once[n] for n in range(stop, stop + 50)]
-    assert {int(batch["task"][0]) for batch in following} == {0, 1, 2, 3}
+    assert {int(batch["stream"][0]) for batch in following} == {0, 1, 2, 3}
     saved = Checkpoints(tmp_path / "checkpoints")
     program = Program(settings, config, tuple(STREAMS), make_mesh())
     template = state.abstract(program.shapes, program.shardings)
@@ -276,24 +276,28 @@ def test_bad_rows_are_skipped_counted_and_listed(damaged, tmp_path):
         "film": ("t2v", "damaged_clips", {"frames": 5, "sizes": ("32x32",)}),
     }
     wanted = wanted | {("damaged_clips.jsonl", 21): "no_frames"}
-    log = run(experiment(folder, streams, steps=40, data={"bad_share": 0.2}), tmp_path)
+    log = run(experiment(folder, streams, steps=40, data={"max_invalid_fraction": 0.2}), tmp_path)
     assert log[-1]["step"] == 40
     listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
     found = {(entry["source"].rsplit("/", 1)[-1], entry["line"]): entry["kind"] for entry in listed}
     assert found == wanted
     assert len(listed) == len(wanted), "each once"
     kinds = set(wanted.values())
-    assert {kind: log[-1][f"bad_rows/{kind}"] for kind in kinds} == {
+    assert {kind: log[-1][f"invalid_examples/{kind}"] for kind in kinds} == {
         kind: float(list(wanted.values()).count(kind)) for kind in kinds
     }
-    assert log[-1]["bad_rows"] == len(wanted)
+    assert log[-1]["invalid_examples"] == len(wanted)
 
 
 def test_too_many_bad_rows_stop_the_run_with_a_message(damaged, tmp_path):
     folder, _ = damaged
     streams = {"draw": ("t2i", "damaged", {"sizes": ("32x32",)})}
-    values = experiment(folder, streams, data={"bad_share": 0.02, "bad_least": 50})
-    with pytest.raises(TooManyBadRows, match=r"more than the limit of 2\.0%.*bad_rows.jsonl"):
+    values = experiment(
+        folder, streams, data={"max_invalid_fraction": 0.02, "min_examples_to_judge": 50}
+    )
+    with pytest.raises(
+        TooManyInvalidExamples, match=r"more than the limit of 2\.0%.*bad_rows.jsonl"
+    ):
         run(values, tmp_path)
 
 
@@ -302,7 +306,7 @@ def test_stage_begins_at_the_last_ones_parameters_and_leaves_the_frozen_part(fol
     run(experiment(folder, first, steps=3, checkpoint_every=3), tmp_path / "first")
     before = load_model(tmp_path / "first")[0]
     values = experiment(
-        folder, first, steps=2, checkpoint_every=2, start_from=str(tmp_path / "first")
+        folder, first, steps=2, checkpoint_every=2, init_from=str(tmp_path / "first")
     )
     values["optimizer"] |= {"frozen": ("language",), "learning_rate": 1e-3, "warmup": 0, "ema": 0.0}
     run(values, tmp_path / "second")
@@ -343,7 +347,7 @@ def test_a_run_too_short_for_its_schedule_is_refused_before_its_data(folder, tmp
 
 
 def test_start_from_nowhere_is_an_error(folder, tmp_path):
-    values = experiment(folder, {"one": ("t2i", "captions", {})}, start_from="nowhere")
+    values = experiment(folder, {"one": ("t2i", "captions", {})}, init_from="nowhere")
     with pytest.raises(FileNotFoundError, match="no parameters at nowhere"):
         run(values, tmp_path)
 
@@ -398,14 +402,14 @@ def test_a_conversation_that_ends_in_a_picture_is_a_bad_row_unless_the_stream_dr
     drawn = {"image": "0.jpg", "conversations": talk("draw a dog", "here: <image>")}
     write_rows(folder / "ending.jsonl", [*rows[:3], drawn, *rows[3:]])
     told = {"one": ("understand", "ending", {})}
-    limits = {"bad_share": 0.5}
+    limits = {"max_invalid_fraction": 0.5}
     log = run(experiment(folder, told, steps=6, data=limits), tmp_path / "told")
-    assert log[-1]["bad_rows/drawn_picture"] == log[-1]["bad_rows"] > 0
+    assert log[-1]["invalid_examples/drawn_picture"] == log[-1]["invalid_examples"] > 0
     (line,) = map(json.loads, (tmp_path / "told" / "bad_rows.jsonl").read_text().splitlines())
     assert line["line"] == 4 and "set draws=True for the stream 'one'" in line["reason"]
     both = {"one": ("understand", "ending", {"draws": True})}
     log = run(experiment(folder, both, steps=6, data=limits), tmp_path / "both")
-    assert log[-1]["bad_rows"] == 0
+    assert log[-1]["invalid_examples"] == 0
     assert any("flow_loss/one" in line for line in log)
 
 

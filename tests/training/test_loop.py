@@ -43,7 +43,7 @@ class Latents:
             "spans": np.tile(np.array([2, 5], np.int32), (ROWS, 1, 1)),
             "is_target": np.ones((ROWS, 1), bool),
             "latents": latents.astype(np.float32),
-            "task": np.zeros(ROWS, np.int32),
+            "stream": np.zeros(ROWS, np.int32),
         }
 
     def get_state(self):

@@ -42,7 +42,7 @@ def batch(seed=0, rows=4, bad=False):
         "tokens": random.integers(0, 5, (rows, 6)).astype(np.int32),
         "latents": latents,
         "is_target": np.array([[True], [True], [False], [False]]),
-        "task": np.array([0, 0, 1, 1], np.int32),
+        "stream": np.array([0, 0, 1, 1], np.int32),
     }
 
 

@@ -43,7 +43,7 @@ def batch(length=24, rows=2, slots=1, side=32):
         "spans": np.tile(np.array([2, span], np.int32), (rows, slots, 1)),
         "is_target": np.ones((rows, slots), bool),
         "pixels": pixels(rows, slots, side),
-        "task": np.zeros(rows, np.int32),
+        "stream": np.zeros(rows, np.int32),
     }
 
 
@@ -169,7 +169,7 @@ def test_moments_are_drawn_from_in_the_step():
     inputs = {
         "moments": jnp.asarray(moments),
         "is_target": jnp.ones((2, 3), bool),
-        "task": jnp.zeros(2, int),
+        "stream": jnp.zeros(2, int),
     }
     for _ in range(2):
         current, _ = run(current, inputs)

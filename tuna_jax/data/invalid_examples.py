@@ -1,7 +1,7 @@
-"""Rows that cannot be used: what is wrong with them, a list of them, and when there are too many.
+"""ExampleSource that cannot be used: what is wrong with them, a list of them, and when there are too many.
 
-A reader that knows only a file raises `Fault`; whoever knows the row turns it into `BadRow` with the
-source and the line. `BadRows` keeps the list. Everything else (a full disk, a wrong setting) is no
+A reader that knows only a file raises `Fault`; whoever knows the row turns it into `InvalidExample` with the
+source and the line. `InvalidExamples` keeps the list. Everything else (a full disk, a wrong setting) is no
 fault of a row and goes up as it is.
 """
 
@@ -48,7 +48,7 @@ class Fault(ValueError):
         return f"{self.kind}: {self.reason}"
 
 
-class BadRow(ValueError):
+class InvalidExample(ValueError):
     """A row that cannot be used.
 
     Attributes:
@@ -66,20 +66,20 @@ class BadRow(ValueError):
         return f"{self.source}, line {self.line}: {self.kind}: {self.reason}"
 
 
-class TooManyBadRows(RuntimeError):
+class TooManyInvalidExamples(RuntimeError):
     """The share of bad rows passed the limit: the data set is not what it should be."""
 
 
 @contextlib.contextmanager
-def blaming(source: str, line: int) -> Iterator[None]:
-    """Turns a `Fault` inside into the `BadRow` of a source and line."""
+def report_as_invalid(source: str, line: int) -> Iterator[None]:
+    """Turns a `Fault` inside into the `InvalidExample` of a source and line."""
     try:
         yield
     except Fault as fault:
-        raise BadRow(fault.kind, source, line, fault.reason) from fault
+        raise InvalidExample(fault.kind, source, line, fault.reason) from fault
 
 
-class BadRows:
+class InvalidExamples:
     """A list of bad rows, each once, and a limit on their share. Safe to use from many threads.
 
     The share is of draws (a bad row drawn in each of three epochs counts three times, and so do the good ones),
@@ -142,11 +142,11 @@ class BadRows:
         """Whether so many bad ones of `seen` rows pass the limit, if they are enough to judge."""
         return seen >= self.least and bad > self.limit * seen
 
-    def bad(self, row: BadRow) -> None:
+    def bad(self, row: InvalidExample) -> None:
         """Lists a row that was drawn and could not be used.
 
         Raises:
-            TooManyBadRows: the share of such rows passed the limit.
+            TooManyInvalidExamples: the share of such rows passed the limit.
         """
         with self._lock:
             self.drawn += 1
@@ -154,11 +154,11 @@ class BadRows:
             self._list([row])
             self._judge(self.failed, self.drawn, "rows drawn", str(row))
 
-    def scanned(self, source: str, rows: int, bad: Iterable[BadRow]) -> None:
+    def scanned(self, source: str, rows: int, bad: Iterable[InvalidExample]) -> None:
         """Lists the bad rows that were found while a source of `rows` rows was looked through.
 
         Raises:
-            TooManyBadRows: they are too large a share of the source.
+            TooManyInvalidExamples: they are too large a share of the source.
         """
         found = list(bad)
         with self._lock:
@@ -166,7 +166,7 @@ class BadRows:
             if found:
                 self._judge(len(found), rows, f"rows of {source}", str(found[-1]))
 
-    def _list(self, rows: Iterable[BadRow]) -> None:
+    def _list(self, rows: Iterable[InvalidExample]) -> None:
         """Writes rows that are not listed yet (the lock is held)."""
         fresh = []
         for row in rows:
@@ -192,12 +192,12 @@ class BadRows:
             return
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._counts.most_common())
         where = f"they are listed in {self.path}" if self.path else "no list was asked for"
-        raise TooManyBadRows(
+        raise TooManyInvalidExamples(
             f"{bad} of {seen} {what} ({bad / seen:.1%}) cannot be used, more than the limit of "
             f"{self.limit:.1%}; {where}. Kinds: {kinds}. The last one: {last}. "
             "Mend the data, or raise the limit on bad rows"
         )
 
 
-def _without_list(limit: float, least: int) -> BadRows:
-    return BadRows(limit=limit, least=least)
+def _without_list(limit: float, least: int) -> InvalidExamples:
+    return InvalidExamples(limit=limit, least=least)

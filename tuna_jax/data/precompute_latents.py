@@ -1,4 +1,4 @@
-"""Encoding a manifest's pictures and clips in advance, into the shards that `latent_records.LatentRows` reads.
+"""Encoding a manifest's pictures and clips in advance, into the shards that `latent_records.LatentExamples` reads.
 
 Shard i of S has the same rows whoever writes it; host p of P writes shards p, p + P, ... A shard is encoded in batches
 of its own, so that its bytes depend on its rows alone, and not on where a killed run went on.
@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import BFloat16, Float, UInt8
 from tqdm import tqdm
 
-from tuna_jax.data.invalid_examples import BadRow, BadRows, Fault, blaming
+from tuna_jax.data.invalid_examples import Fault, InvalidExample, InvalidExamples, report_as_invalid
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
 from tuna_jax.data.mixture.bucketing import nearest, picture_size
@@ -72,7 +72,7 @@ class Encoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedRow:
+class EncodedExample:
     """A row as a shard holds it: `line` of the manifest with its `content`, and its latents [2, n, T, h, w, C]."""
 
     line: int
@@ -102,7 +102,7 @@ def encode_manifest(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 8,
-    bad_rows: BadRows | None = None,
+    invalid_examples: InvalidExamples | None = None,
     progress: bool = True,
 ) -> dict[str, int]:
     """Writes this host's shards that are not there yet.
@@ -114,7 +114,7 @@ def encode_manifest(
         encoding: what the latents depend on.
         process_index, process_count: this host, and how many.
         threads: files that are decoded at once.
-        bad_rows: counts them, and stops when they are too many.
+        invalid_examples: counts them, and stops when they are too many.
         progress: show a bar.
 
     Returns:
@@ -122,14 +122,14 @@ def encode_manifest(
 
     Raises:
         ValueError: the folder holds latents of something else, or the VAE's output is not finite.
-        TooManyBadRows: more rows than `bad_rows` allows cannot be used.
+        TooManyInvalidExamples: more rows than `invalid_examples` allows cannot be used.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index is {process_index} of process_count={process_count}")
     shards = -(-len(manifest) // encoding.shard_rows)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, manifest, encoding, shards)
-    bad_rows, rows = bad_rows or BadRows(), 0
+    invalid_examples, rows = invalid_examples or InvalidExamples(), 0
     own = range(process_index, shards, process_count)
     total = sum(len(_rows_of(shard, manifest, encoding)) for shard in own)
     bar = tqdm(total=total, desc="encoding", unit="row", disable=not progress)
@@ -142,12 +142,12 @@ def encode_manifest(
             for left in folder.glob(f".{name}*"):  # of a run that was killed
                 left.unlink()
             found, bad = _encode_shard(manifest, numbers, encode, encoding, pool, bar.update)
-            bad_rows.good(len(found))
+            invalid_examples.good(len(found))
             for row in bad:
-                bad_rows.bad(row)
+                invalid_examples.bad(row)
             write_shard(folder, name, found, bad)
             rows += len(found)
-    return {"rows": rows, **bad_rows.counts()}
+    return {"rows": rows, **invalid_examples.counts()}
 
 
 def _rows_of(shard: int, manifest: Manifest, encoding: Encoding) -> range:
@@ -186,10 +186,10 @@ def _encode_shard(
     encoding: Encoding,
     pool: concurrent.futures.Executor,
     done: Callable[[int], Any],
-) -> tuple[list[EncodedRow], list[BadRow]]:
+) -> tuple[list[EncodedExample], list[InvalidExample]]:
     """The rows of a shard in the manifest's order, and those that cannot be used."""
     rows: dict[int, tuple[_Decoded, list[Any]]] = {}
-    bad: list[BadRow] = []
+    bad: list[InvalidExample] = []
     # Clips of one shape that wait for a full batch: (row's number, slot, clip).
     waiting: dict[tuple[int, ...], list[tuple[int, int, np.ndarray]]] = {}
 
@@ -200,14 +200,14 @@ def _encode_shard(
         for (number, slot, _), moments in zip(batch, _moments(encode, clips), strict=False):
             rows[number][1][slot] = moments
 
-    def decode(number: int) -> _Decoded | BadRow:
+    def decode(number: int) -> _Decoded | InvalidExample:
         return _decode(manifest, number, encoding)
 
     for number, found in zip(
         numbers, _ahead(pool, decode, numbers, 2 * encoding.batch_size), strict=True
     ):
         done(1)
-        if isinstance(found, BadRow):
+        if isinstance(found, InvalidExample):
             bad.append(found)
             continue
         # A shard's pixels together would be many times its latents.
@@ -219,7 +219,7 @@ def _encode_shard(
     for shape in sorted(waiting):
         flush(shape)
     encoded = [
-        EncodedRow(row.line, row.content, row.size, row.frames, np.stack(moments, axis=1))
+        EncodedExample(row.line, row.content, row.size, row.frames, np.stack(moments, axis=1))
         for row, moments in rows.values()
     ]
     return encoded, bad
@@ -238,11 +238,11 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | BadRow:
+def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | InvalidExample:
     """A row's pictures at the size of its bucket."""
     try:
         row, line = manifest[number], manifest.line(number)
-        with blaming(manifest.name, line):
+        with report_as_invalid(manifest.name, line):
             found = picture_size(row, encoding.smallest)
             if not row.media:
                 raise Fault("wrong_image_count", "the row has no picture and no clip to encode")
@@ -258,7 +258,7 @@ def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | B
                     clips.append(read_image(medium, size, smallest=encoding.smallest)[None])
             content = manifest.content(number).decode()
             return _Decoded(line, content, size, len(clips[0]), clips)
-    except BadRow as bad:
+    except InvalidExample as bad:
         return bad
 
 
@@ -277,7 +277,9 @@ def _moments(
     return list(moments)
 
 
-def write_shard(folder: Path, name: str, rows: list[EncodedRow], bad: list[BadRow]) -> None:
+def write_shard(
+    folder: Path, name: str, rows: list[EncodedExample], bad: list[InvalidExample]
+) -> None:
     """Writes a shard's two files, each whole or not at all; the JSON, last, says that the shard is done."""
     if rows:
         with atomic_file(folder / f"{name}.array_record") as scratch:

@@ -10,7 +10,7 @@ import jax
 
 from tuna_jax.emoji import image_streams, latent_pool, task_streams
 from tuna_jax.emoji.config import EmojiData
-from tuna_jax.emoji.model_bundle import World
+from tuna_jax.emoji.model_bundle import ModelBundle
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
 from tuna_jax.emoji.world.edits import EditSource
 from tuna_jax.emoji.world.scenes import SceneSource
@@ -18,12 +18,12 @@ from tuna_jax.training.step import Heads
 from tuna_jax.utils import fingerprint
 
 
-def batches(world: World, data: EmojiData, progress: bool = True) -> Any:
+def batches(world: ModelBundle, data: EmojiData, progress: bool = True) -> Any:
     """The endless data set of this process's part of every batch; see `groups`."""
     return task_streams.alternate(groups(world, data, progress), data.seed)
 
 
-def groups(world: World, data: EmojiData, progress: bool = True) -> list[task_streams.Group]:
+def groups(world: ModelBundle, data: EmojiData, progress: bool = True) -> list[task_streams.Group]:
     """Batches of one shape each, as endless data sets of this process's part of every batch.
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
@@ -145,4 +145,4 @@ def heads(data: EmojiData, batch: Mapping[str, Any]) -> Heads:
         "video_understand": clips,
         "dialogue": Heads(0, data.dialogues.rows),
     }
-    return by_task[task_streams.TASKS[int(batch["task"][0])]]
+    return by_task[task_streams.TASKS[int(batch["stream"][0])]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tuna_jax.inference.generation_config import SampleSettings
+from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
 
@@ -110,4 +110,4 @@ class EmojiExperiment(loop.LoopSettings):
     model: dict
     vae: str = ""
     data: EmojiData = EmojiData()
-    samples: SampleSettings = SampleSettings()
+    samples: SamplingSettings = SamplingSettings()

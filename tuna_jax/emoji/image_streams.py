@@ -233,7 +233,7 @@ def batches(
         for row, sample in enumerate(samples):
             latents[row, : len(sample.latents)] = sample.latents
         task = np.array([s.task for s in samples], np.int32)
-        return {**batch, "latents": latents, "task": task}
+        return {**batch, "latents": latents, "stream": task}
 
     choice = _Rows(rows, process_index, process_count)
     mixture = grain.MapDataset.select_from_datasets([s.samples for s in streams], choice)

@@ -21,7 +21,7 @@ from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
-from tuna_jax.inference.generation_config import SampleSettings
+from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.sequence import Grid
 from tuna_jax.training.checkpoints import finished_checkpoints
@@ -36,7 +36,7 @@ Frames = Float[np.ndarray, "n frames h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class ModelBundle:
     """A model's surroundings.
 
     Attributes:
@@ -51,7 +51,7 @@ class World:
     vae_params: Any
     tokenizer: Tokenizer
     size: int
-    samples: SampleSettings = SampleSettings()
+    samples: SamplingSettings = SamplingSettings()
 
     @property
     def grid(self) -> Grid:
@@ -129,7 +129,7 @@ class World:
         return self.model(params).reply(asked, max_new_tokens=longest, template="chat")
 
 
-def load_world(settings: EmojiExperiment) -> World:
+def load_bundle(settings: EmojiExperiment) -> ModelBundle:
     """Reads the VAE and the tokenizer that an experiment names, and checks that they fit its model.
 
     Raises:
@@ -151,7 +151,7 @@ def load_world(settings: EmojiExperiment) -> World:
             f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the table needs a row for each"
         )
     config = dataclasses.replace(config, vae=for_clips(vae_config, settings.data))
-    return World(config, vae_params, tokenizer, settings.data.size, settings.samples)
+    return ModelBundle(config, vae_params, tokenizer, settings.data.size, settings.samples)
 
 
 def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:
@@ -159,7 +159,7 @@ def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:
     return dataclasses.replace(config, by_frame=True) if data.clips.rows else config
 
 
-def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
+def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:
     """A trained emoji TUNA, ready to draw and answer.
 
     Args:
@@ -169,7 +169,7 @@ def load_trained(path: str | Path) -> tuple[World, Any, dict[str, Any]]:
       Its world, its (averaged) parameters, and the experiment's mapping.
     """
     params, values, _ = load_model(path)
-    return load_world(parse(EmojiExperiment, values)), params, values
+    return load_bundle(parse(EmojiExperiment, values)), params, values
 
 
 def checkpoints(workdir: str | Path) -> dict[int, Path]:

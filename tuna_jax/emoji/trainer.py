@@ -16,7 +16,7 @@ from tuna_jax.data import loader
 from tuna_jax.emoji import image_streams, task_streams
 from tuna_jax.emoji.batches import groups, heads
 from tuna_jax.emoji.config import EmojiData, EmojiExperiment
-from tuna_jax.emoji.model_bundle import load_world
+from tuna_jax.emoji.model_bundle import load_bundle
 from tuna_jax.emoji.world.captions import captions
 from tuna_jax.emoji.world.scenes import SceneSource
 from tuna_jax.sweeps.online import evaluator
@@ -31,7 +31,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
     Returns whether it reached its last step.
     """
     learning_rate(settings.optimizer, settings.steps)  # Refused before minutes go into its data.
-    world = load_world(settings)
+    world = load_bundle(settings)
     shapes = groups(world, settings.data)
     mixture = task_streams.alternate(shapes, settings.data.seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)

@@ -19,7 +19,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.inference.generation.flow_sampler import to_uint8
 from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.models import vae
-from tuna_jax.models.logical_sharding import Placement, placed, placing
+from tuna_jax.models.logical_sharding import LogicalSharding, constrain, use_sharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
 from tuna_jax.sequence import Special, TokenSequence, stack
 
@@ -112,29 +112,29 @@ def noise(seed: Seed, count: int, shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "placement", "tile_above"))
+@functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))
 def encode(
     config: TunaConfig,
     vae_params: Any,
     clips: UInt8[Any, "n frames height width 3"],
-    placement: Placement | None = None,
+    sharding: LogicalSharding | None = None,
     tile_above: int = TILE_ABOVE,
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
     """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame.
 
     Frames of more than `tile_above` pixels go in tiles.
     """
-    with placing(placement):
-        clips = placed(jnp.asarray(clips), "batch", None, None, None, None)
+    with use_sharding(sharding):
+        clips = constrain(jnp.asarray(clips), "batch", None, None, None, None)
         return vae.posterior(config.vae, vae_params, clips, tile_above=tile_above)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "placement", "tile_above"))
+@functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))
 def decode(
     config: TunaConfig,
     vae_params: Any,
     latents: Float[Any, "n t h w c"],
-    placement: Placement | None = None,
+    sharding: LogicalSharding | None = None,
     tile_above: int = TILE_ABOVE,
 ) -> UInt8[Array, "n frames height width 3"]:
     """Normalised latents -> clips; frames of more than `tile_above` pixels go in tiles."""
@@ -142,6 +142,6 @@ def decode(
     chunked = latents.shape[1] > _WHOLE
     height, width = (side * config.vae.spatial_factor for side in latents.shape[2:4])
     tiles = tiling(height, width, tile_above)
-    with placing(placement):
-        latents = placed(jnp.asarray(latents), "batch", None, None, None, None)
+    with use_sharding(sharding):
+        latents = constrain(jnp.asarray(latents), "batch", None, None, None, None)
         return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked, tiles=tiles))

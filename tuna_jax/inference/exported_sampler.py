@@ -29,7 +29,7 @@ from tuna_jax.inference import batching
 from tuna_jax.inference.components import PathLike
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation.prefix_cache import Prefix
-from tuna_jax.inference.generation_config import SampleSettings
+from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.sequence import Special, TokenSequence
 
@@ -45,7 +45,7 @@ class Drawing:
       rows: prompts at a time.
       prompt: tokens that prompts are padded to; shorter ones do.
       frames, height, width: of what is drawn, in frames and pixels.
-      points, shift, solver: as `options.Sampling`.
+      points, shift, solver: as `options.SamplingOptions`.
       guided: whether the negative side is run; the scale is an argument.
     """
 
@@ -103,7 +103,7 @@ class Programs:
         special: Special,
         noise: Float[np.ndarray, "n t h w c"],
         frames: int,
-        how: SampleSettings,
+        how: SamplingSettings,
     ) -> UInt8[np.ndarray, "n f y x 3"] | None:
         """Clips that a program draws; None: there is none for this.
 

@@ -13,7 +13,7 @@ from tuna_jax.inference import batching
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleSettings:
+class SamplingSettings:
     """How pictures are drawn: `points` of the time grid (one step fewer), guidance, shift of the grid, solver.
 
     Attributes:
@@ -29,7 +29,7 @@ class SampleSettings:
     solver: str = "euler"
 
 
-class Sampling(TypedDict, total=False):
+class SamplingOptions(TypedDict, total=False):
     """Options of every call that draws. One that is absent or None takes the model's own.
 
     Attributes:
@@ -57,7 +57,7 @@ class Sampling(TypedDict, total=False):
     batch_size: int | None
 
 
-class Decoding(TypedDict, total=False):
+class DecodingOptions(TypedDict, total=False):
     """Options of every call that writes text. One that is absent or None takes the default.
 
     Attributes:
@@ -80,7 +80,7 @@ class Decoding(TypedDict, total=False):
 
 
 def check(decoding: Mapping[str, Any]) -> None:
-    """Raises ValueError if an option of `Decoding` is out of its range."""
+    """Raises ValueError if an option of `DecodingOptions` is out of its range."""
     for name, low, high in (("temperature", 0, np.inf), ("top_k", 0, np.inf), ("top_p", 0, 1)):
         value = decoding.get(name, low)
         if not low <= value <= high:

@@ -14,18 +14,18 @@ from tuna_jax.data.media import clips
 from tuna_jax.data.media.pictures import fit, read_picture
 
 # A file, a Pillow picture, or uint8 [height, width, 3]; a clip is a video file or uint8 [frames, height, width, 3].
-Shown = str | os.PathLike[str] | Image.Image | np.ndarray
+MediaInput = str | os.PathLike[str] | Image.Image | np.ndarray
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 
-def is_video(item: Shown) -> bool:
+def is_video(item: MediaInput) -> bool:
     """Whether it is a clip: an array with a frame axis, or a file that is named like a video."""
     if isinstance(item, np.ndarray):
         return item.ndim == 4
     return isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in clips.SUFFIXES
 
 
-def as_clip(item: Shown, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
+def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
     """Bytes of (height, width); a picture is a clip of one frame.
 
     Args:
@@ -56,7 +56,7 @@ def as_clip(item: Shown, size: tuple[int, int], frames: int = 17, step: int = 4)
     return np.stack([fit(Image.fromarray(frame), size) for frame in array])
 
 
-def as_list(items: Shown | Sequence[Shown] | None) -> list[Shown]:
+def as_list(items: MediaInput | Sequence[MediaInput] | None) -> list[MediaInput]:
     """None, one or several: always a list. An array is one picture or one clip, whatever its axes."""
     if items is None:
         return []

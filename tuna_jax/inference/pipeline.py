@@ -24,9 +24,14 @@ from tuna_jax.inference.conversation import Conversation, ask
 from tuna_jax.inference.exported_sampler import Programs
 from tuna_jax.inference.generation import flow_sampler, text_decoder
 from tuna_jax.inference.generation.prefix_cache import Prefix, prepared
-from tuna_jax.inference.generation_config import Decoding, SampleSettings, Sampling, check
-from tuna_jax.inference.media_inputs import Shown, as_clip, as_list
-from tuna_jax.models.logical_sharding import Placement
+from tuna_jax.inference.generation_config import (
+    DecodingOptions,
+    SamplingOptions,
+    SamplingSettings,
+    check,
+)
+from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
+from tuna_jax.models.logical_sharding import LogicalSharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
@@ -48,7 +53,7 @@ class Model:
       size: (height, width) of a picture in pixels, where a call names none.
       samples: how to draw, where a call names nothing else.
       template: how a question is put: 'plain' if the model was trained so, else 'chat'; see `conversations.ask`.
-      placement: how rows lie over the devices, `Activations(mesh, generation=True)` where the parameters lie on a mesh
+      sharding: how rows lie over the devices, `Activations(mesh, generation=True)` where the parameters lie on a mesh
         of several; None: nobody says.
       tile_above: pixels of a frame above which the VAE takes it in overlapping tiles, to save memory.
       programs: exported ones, which are called instead of tracing where one fits.
@@ -59,23 +64,25 @@ class Model:
     vae_params: Any = dataclasses.field(repr=False)
     tokenizer: Tokenizer = dataclasses.field(repr=False)
     size: tuple[int, int]
-    samples: SampleSettings = SampleSettings(points=50, guidance=3.0)
+    samples: SamplingSettings = SamplingSettings(points=50, guidance=3.0)
     template: str = "chat"
-    placement: Placement | None = None
+    sharding: LogicalSharding | None = None
     tile_above: int = TILE_ABOVE
     programs: Programs | None = dataclasses.field(default=None, repr=False)
 
     @functools.cached_property
     def _prepared(self) -> Any:
         """The network as text and pictures take it. On a mesh it stays as it was laid out."""
-        return prepared(self.config, self.params) if self.placement is None else self.params
+        return prepared(self.config, self.params) if self.sharding is None else self.params
 
-    def generate_image(self, prompts: str | Sequence[str], **options: Unpack[Sampling]) -> Pictures:
+    def generate_image(
+        self, prompts: str | Sequence[str], **options: Unpack[SamplingOptions]
+    ) -> Pictures:
         """A picture of each prompt, uint8 [n, height, width, 3].
 
         Args:
           prompts: one or several.
-          **options: see `Sampling`.
+          **options: see `SamplingOptions`.
 
         Raises:
           ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, a guidance interval
@@ -85,14 +92,14 @@ class Model:
         return self._draw(self._drawing, listed, None, 1, options)[:, 0]
 
     def generate_video(
-        self, prompts: str | Sequence[str], *, frames: int = 17, **options: Unpack[Sampling]
+        self, prompts: str | Sequence[str], *, frames: int = 17, **options: Unpack[SamplingOptions]
     ) -> Clips:
         """A clip of each prompt, uint8 [n, frames, height, width, 3].
 
         Args:
           prompts: one or several.
           frames: 1 + 4k.
-          **options: see `Sampling`.
+          **options: see `SamplingOptions`.
 
         Raises:
           ValueError: as `generate_image`, and another number of frames.
@@ -101,9 +108,9 @@ class Model:
 
     def edit_image(
         self,
-        pictures: Shown | Sequence[Shown],
+        pictures: MediaInput | Sequence[MediaInput],
         instructions: str | Sequence[str],
-        **options: Unpack[Sampling],
+        **options: Unpack[SamplingOptions],
     ) -> Pictures:
         """Each picture changed as its instruction says, uint8 [n, height, width, 3].
 
@@ -113,7 +120,7 @@ class Model:
           pictures: the sources, one for all or one for each instruction: files, Pillow pictures, or arrays uint8
             [height, width, 3]. They are scaled and cropped to the size of the result.
           instructions: what to change, one or several.
-          **options: see `Sampling`.
+          **options: see `SamplingOptions`.
 
         Raises:
           ValueError: as `generate_image`, and another number of pictures than instructions.
@@ -134,12 +141,12 @@ class Model:
 
     def answer(
         self,
-        shown: Shown | Sequence[Shown] | None,
+        shown: MediaInput | Sequence[MediaInput] | None,
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
         frames: int = 17,
-        **options: Unpack[Decoding],
+        **options: Unpack[DecodingOptions],
     ) -> str:
         """The answer to a question about pictures or a video, or about nothing that is shown.
 
@@ -148,7 +155,7 @@ class Model:
           question: what is asked.
           history: (question, answer) of earlier turns; what is shown stands before the first question.
           frames: at most so many frames of a video file, evenly spaced; 1 + 4k.
-          **options: see `Decoding`.
+          **options: see `DecodingOptions`.
 
         Raises:
           ValueError: a file that cannot be read, pictures beside a clip, a template that does not fit.
@@ -159,12 +166,12 @@ class Model:
 
     def stream_answer(
         self,
-        shown: Shown | Sequence[Shown] | None,
+        shown: MediaInput | Sequence[MediaInput] | None,
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
         frames: int = 17,
-        **options: Unpack[Decoding],
+        **options: Unpack[DecodingOptions],
     ) -> Iterator[str]:
         """What `answer` returns, in parts, as they are decoded; arguments and errors as there.
 
@@ -178,10 +185,10 @@ class Model:
     def chat(
         self,
         messages: Sequence[Mapping[str, str]],
-        shown: Shown | Sequence[Shown] | None = None,
+        shown: MediaInput | Sequence[MediaInput] | None = None,
         *,
         frames: int = 17,
-        **options: Unpack[Decoding],
+        **options: Unpack[DecodingOptions],
     ) -> str:
         """The assistant's next message.
 
@@ -190,7 +197,7 @@ class Model:
             or clip goes where a user's content has `<image>`.
           shown: what goes there, in order.
           frames: at most so many frames of a video file.
-          **options: see `Decoding`.
+          **options: see `DecodingOptions`.
 
         Raises:
           ValueError: as `answer`, and another number of `<image>` than of what is shown.
@@ -201,17 +208,17 @@ class Model:
     def stream_chat(
         self,
         messages: Sequence[Mapping[str, str]],
-        shown: Shown | Sequence[Shown] | None = None,
+        shown: MediaInput | Sequence[MediaInput] | None = None,
         *,
         frames: int = 17,
-        **options: Unpack[Decoding],
+        **options: Unpack[DecodingOptions],
     ) -> Iterator[str]:
         """What `chat` returns, in parts, as they are decoded; arguments and errors as there."""
         seen = self.see(as_list(shown), frames)
         return self.stream(Conversation(tuple(messages), tuple(seen)), **options)
 
     def reply(
-        self, conversations: Sequence[Conversation], **options: Unpack[Decoding]
+        self, conversations: Sequence[Conversation], **options: Unpack[DecodingOptions]
     ) -> list[str]:
         """The assistant's next message in each conversation; what `answer` and `chat` are made of.
 
@@ -232,7 +239,9 @@ class Model:
                 replies[place] = self.tokenizer.decode(self._said(row))
         return replies
 
-    def stream(self, conversation: Conversation, **options: Unpack[Decoding]) -> Iterator[str]:
+    def stream(
+        self, conversation: Conversation, **options: Unpack[DecodingOptions]
+    ) -> Iterator[str]:
         """The assistant's next message in parts, as they are decoded; together they are what `reply` returns.
 
         Each part is text that stays as it is: a character of several tokens comes when it is whole. Two programs are
@@ -251,7 +260,7 @@ class Model:
             self.prefix([asked], [conversation.shown]),
             keys if chosen.get("temperature") else keys[0],
             eos=self.tokenizer.special.eos,
-            placement=self.placement,
+            sharding=self.sharding,
             **chosen,
         )
         return self.tokenizer.decode_parts(self._said(part[0]) for part in parts)
@@ -276,7 +285,7 @@ class Model:
                 prefix,
                 keys[0] if greedy else keys[part],  # Greedy decoding draws nothing.
                 eos=self.tokenizer.special.eos,
-                placement=self.placement,
+                sharding=self.sharding,
                 **decoding,
             )
             return np.asarray(decoded.tokens)
@@ -306,7 +315,7 @@ class Model:
             latents = mean.reshape(len(shown), -1, *mean.shape[1:])
         return batching.prefix_of(asked, self.tokenizer.special, latents, width)
 
-    def see(self, shown: Sequence[Shown], frames: int = 17) -> list[np.ndarray]:
+    def see(self, shown: Sequence[MediaInput], frames: int = 17) -> list[np.ndarray]:
         """What is shown as clips of the model's size, for a `Conversation`; errors as `answer`."""
         return [as_clip(item, self.size, frames, self.config.vae.temporal_factor) for item in shown]
 
@@ -318,7 +327,12 @@ class Model:
         return editing_prompt(self.tokenizer.special, self.tokenizer.encode(instruction), grid)
 
     def _draw(
-        self, layout: Any, prompts: list[str], sources: Clips | None, frames: int, options: Sampling
+        self,
+        layout: Any,
+        prompts: list[str],
+        sources: Clips | None,
+        frames: int,
+        options: SamplingOptions,
     ) -> Clips:
         """Clips of prompts, laid out by `layout`, beside clean sources if there are any."""
         fields = {field.name for field in dataclasses.fields(self.samples)}
@@ -349,7 +363,7 @@ class Model:
 
         def some(part: np.ndarray) -> np.ndarray:
             special = self.tokenizer.special
-            if sources is None and self.programs is not None and self.placement is None:
+            if sources is None and self.programs is not None and self.sharding is None:
                 sides = [[side[i] for i in part] for side in (positive, negative)]
                 held = (self.params, self.vae_params)
                 made = self.programs.draw(*held, sides, special, noise[part], frames, chosen)
@@ -369,10 +383,10 @@ class Model:
                 points=chosen.points,
                 shift=chosen.shift,
                 solver=chosen.solver,
-                placement=self.placement,
+                sharding=self.sharding,
             )
             made = batching.decode(
-                self.config, self.vae_params, drawn, self.placement, self.tile_above
+                self.config, self.vae_params, drawn, self.sharding, self.tile_above
             )
             return np.asarray(made)
 
@@ -382,9 +396,9 @@ class Model:
 
     def _encode(self, clips: Clips) -> Array:
         """The normalised latents of clips."""
-        return batching.encode(
-            self.config, self.vae_params, clips, self.placement, self.tile_above
-        )[0]
+        return batching.encode(self.config, self.vae_params, clips, self.sharding, self.tile_above)[
+            0
+        ]
 
     def _said(self, row: Int[np.ndarray, " n"]) -> list[int]:
         """The ids before the end that can be read."""
@@ -401,7 +415,7 @@ def _listed(prompts: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def _decoding(options: Decoding) -> dict[str, Any]:
+def _decoding(options: DecodingOptions) -> dict[str, Any]:
     """Options with their defaults, checked; what only the decoder knows is left to it."""
     chosen: dict[str, Any] = {"max_new_tokens": 128, "seed": 0}
     chosen |= {name: value for name, value in options.items() if value is not None}
@@ -422,5 +436,5 @@ def on_mesh(model: Model, mesh: Mesh) -> Model:
     """A model whose parameters lie on `mesh` already, with its VAE on every device and its rows split over them."""
     vae_params = jax.device_put(model.vae_params, param_sharding.replicated(mesh))
     return dataclasses.replace(
-        model, vae_params=vae_params, placement=Activations(mesh, generation=True)
+        model, vae_params=vae_params, sharding=Activations(mesh, generation=True)
     )

@@ -13,7 +13,7 @@ from tuna_jax.data.media import clips
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.inference.batching import Seed
 from tuna_jax.inference.conversation import Conversation
-from tuna_jax.inference.generation_config import Decoding, Sampling
+from tuna_jax.inference.generation_config import DecodingOptions, SamplingOptions
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
@@ -41,7 +41,7 @@ def draw_pictures(
       edit: whether requests are edits of the picture that each shows.
       seed: of requests without their own.
       say: gets a line a file.
-      **options: see `Sampling`; `negative` is for requests without their own.
+      **options: see `SamplingOptions`; `negative` is for requests without their own.
 
     Returns:
       The pictures' files, in order.
@@ -116,13 +116,13 @@ def write_answers(
       seed: of requests without their own.
       say: gets the answers.
       write: gets them in parts instead, as they come, and a line's end after each; they are then made one by one.
-      **options: see `Decoding`.
+      **options: see `DecodingOptions`.
 
     Returns:
       The file.
     """
     asked = [_conversation(model, request, frames) for request in requests]
-    chosen: Decoding = {**options, "seed": _seeds(requests, seed)}  # pyright: ignore[reportAssignmentType]
+    chosen: DecodingOptions = {**options, "seed": _seeds(requests, seed)}  # pyright: ignore[reportAssignmentType]
     if write is None:
         answers = model.reply(asked, **chosen)
     else:
@@ -174,7 +174,7 @@ def converse(
     for place, request in enumerate(requests):
         tags = f"{IMAGE_TAG}\n" * len(request.shown) if place == 0 else ""
         messages.append({"role": "user", "content": tags + request.text})
-        chosen: Decoding = {**options, "seed": [(seed, len(messages))]}  # pyright: ignore[reportAssignmentType]
+        chosen: DecodingOptions = {**options, "seed": [(seed, len(messages))]}  # pyright: ignore[reportAssignmentType]
         conversation = Conversation(tuple(messages), seen)
         if write is None:
             answer = model.reply([conversation], **chosen)[0]
@@ -202,7 +202,9 @@ def read_history(path: str | Path) -> Request:
         raise ValueError(f"{path} is no conversation that --task=chat wrote: {error!r}") from error
 
 
-def _written(model: Model, conversation: Conversation, write: Write, options: Decoding) -> str:
+def _written(
+    model: Model, conversation: Conversation, write: Write, options: DecodingOptions
+) -> str:
     """The answer, which was written in parts as they came."""
     parts = []
     for part in model.stream(conversation, **options):
@@ -219,7 +221,7 @@ def _conversation(model: Model, request: Request, frames: int) -> Conversation:
     return Conversation.of(seen, request.text)
 
 
-def _sampling(requests: Sequence[Request], seed: int, options: dict[str, Any]) -> Sampling:
+def _sampling(requests: Sequence[Request], seed: int, options: dict[str, Any]) -> SamplingOptions:
     """The options of one call that draws all requests."""
     usual = options.get("negative") or ""
     against = [usual if one.negative is None else one.negative for one in requests]

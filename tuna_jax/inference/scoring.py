@@ -18,7 +18,7 @@ from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation.prefix_cache import Prefix, prefill
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.models import tuna
-from tuna_jax.models.logical_sharding import Placement, placing
+from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 from tuna_jax.sequence import TokenSequence
 
 _NONE = -1  # where an answer is shorter than others
@@ -54,7 +54,7 @@ def likelihoods(
       conversations: what was said and shown; those that show equally much run together.
       answers: the assistant's next message in each.
       ended: whether the answer has to end there: the end's token counts too.
-      template: as `Decoding.template`.
+      template: as `DecodingOptions.template`.
       batch_size: most rows at once.
 
     Raises:
@@ -99,7 +99,7 @@ def _of_alike(
     def some(part: Int[np.ndarray, " rows"]) -> np.ndarray:
         prefix = model.prefix([whole[i] for i in part], [shown[i] for i in part], width)
         scores = _scores(
-            model.config, model.params, prefix, starts[part], targets[part], model.placement
+            model.config, model.params, prefix, starts[part], targets[part], model.sharding
         )
         return np.stack([np.asarray(score) for score in scores], axis=-1)
 
@@ -113,18 +113,18 @@ def _joined(asked: TokenSequence, answer: Sequence[int]) -> TokenSequence:
     return dataclasses.replace(asked, tokens=tokens, labels=np.concatenate([asked.labels, ids]))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "placement"))
+@functools.partial(jax.jit, static_argnames=("config", "sharding"))
 def _scores(
     config: TunaConfig,
     params: Any,
     prefix: Prefix,
     starts: Int[Any, " b"],
     targets: Int[Any, "b a"],
-    placement: Placement | None,
+    sharding: LogicalSharding | None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Of the tokens that begin at `starts`; logits are made at those alone."""
     length = prefix.tokens.shape[1]
-    with placing(placement):
+    with use_sharding(sharding):
         _, hidden = prefill(config, params, prefix, length, with_flow_head=False)
         before = jnp.asarray(starts)[:, None] - 1 + jnp.arange(targets.shape[1])
         before = jnp.minimum(before, length - 1)

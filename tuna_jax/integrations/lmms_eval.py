@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.inference.conversation import Conversation
-from tuna_jax.inference.generation_config import Decoding
+from tuna_jax.inference.generation_config import DecodingOptions
 from tuna_jax.inference.loading import Tuna
 from tuna_jax.inference.scoring import likelihoods
 
@@ -158,13 +158,13 @@ class TunaSimple(lmms):
                     answers[index] = reply[: min(ends)] if ends else reply
         return answers
 
-    def _decoding(self, options: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
+    def _decoding(self, options: Mapping[str, Any]) -> tuple[DecodingOptions, list[str]]:
         """A task's options in our words, and its stop strings."""
         temperature = float(options.get("temperature") or 0)
         if options.get("do_sample") is False:
             temperature = 0.0
         stops = options.get("until") or []
-        decoding: Decoding = {
+        decoding: DecodingOptions = {
             "max_new_tokens": int(options.get("max_new_tokens") or self._longest),
             "temperature": temperature,
             "top_k": int(options.get("top_k") or 0),

@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax.models.layers import ATTENTION, Apart
-from tuna_jax.models.logical_sharding import placed, platform
+from tuna_jax.models.logical_sharding import constrain, platform
 
 KVCache = dict[str, Array]  # {'key', 'value'}: [B, kv heads, capacity, head_dim], of one layer
 KVCaches = dict[str, Array | Apart]  # of all layers: [layers, B, ...], or a layer's array each
@@ -279,22 +279,22 @@ def attend(
     With a cache the new keys and values are written at the rows' first positions, and the cache with them is returned;
     the attention is then dense, unless cuDNN does it.
     """
-    query = placed(query, "batch", "sequence", "heads", None)
+    query = constrain(query, "batch", "sequence", "heads", None)
     if cache is not None:
         start = layout.position[:, 0]
         cache = {
             "key": _write(cache["key"], key, start),
             "value": _write(cache["value"], value, start),
         }
-        cache = {name: placed(x, *_CACHE_AXES) for name, x in cache.items()}
+        cache = {name: constrain(x, *_CACHE_AXES) for name, x in cache.items()}
         # Heads first, as the products want them: so nothing but what is new is transposed, token after token.
         key, value = (cache[name].swapaxes(1, 2).astype(key.dtype) for name in ("key", "value"))
         if platform() not in ("gpu", "cuda"):
             backend = "xla"
-    key = placed(key, "batch", "keys", "kv_heads", None)
-    value = placed(value, "batch", "keys", "kv_heads", None)
+    key = constrain(key, "batch", "keys", "kv_heads", None)
+    value = constrain(value, "batch", "keys", "kv_heads", None)
     seen = attention(query, key, value, layout.visible_end, backend=backend)
-    return placed(seen, "batch", "sequence", "heads", None), cache
+    return constrain(seen, "batch", "sequence", "heads", None), cache
 
 
 _CACHE_AXES = ("batch", "kv_heads", "keys", None)
@@ -314,4 +314,6 @@ def empty_cache(
 ) -> KVCaches:
     """A stacked cache of zeros, `[layers, batch, kv_heads, capacity, head_dim]` each."""
     shape = (layers, batch, kv_heads, capacity, head_dim)
-    return {name: placed(jnp.zeros(shape, dtype), None, *_CACHE_AXES) for name in ("key", "value")}
+    return {
+        name: constrain(jnp.zeros(shape, dtype), None, *_CACHE_AXES) for name in ("key", "value")
+    }

@@ -18,7 +18,7 @@ from tuna_jax.models.layers import (
     xavier_init,
     zeros_init,
 )
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.models.rope import Rotation, flow_head_rotation, rotate
 
 
@@ -74,7 +74,7 @@ def _laid(one_hot: Float[Array, "b s n"], vectors: Float[Array, "#b n d"]) -> Fl
     else:
         # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
         laid = jnp.matmul(one_hot, vectors, precision="highest")
-    return placed(laid, "batch", "sequence", "width")
+    return constrain(laid, "batch", "sequence", "width")
 
 
 def modulate(
@@ -133,9 +133,9 @@ class FlowLayer(nnx.Module):
         value = self.value(y).reshape(split)
         seen, cache = attend(query, key, value, layout, cache, self.backend)
         x = gated(x, gate1, is_text, self.out(seen.reshape(*x.shape[:2], -1)))
-        y = modulate(self.norm2(placed(x, "batch", "sequence", "width")), shift2, scale2)
+        y = modulate(self.norm2(constrain(x, "batch", "sequence", "width")), shift2, scale2)
         x = gated(x, gate2, is_text, self.mlp(y))
-        return placed(x, "batch", "sequence", "width"), cache
+        return constrain(x, "batch", "sequence", "width"), cache
 
 
 class FinalLayer(nnx.Module):
@@ -151,7 +151,7 @@ class FinalLayer(nnx.Module):
     ) -> Float[Array, "b s c"]:
         shift, scale = self.modulation(time, layout.one_hot(time.shape[1]))
         velocity = self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
-        return placed(velocity, "batch", "sequence", "channels")
+        return constrain(velocity, "batch", "sequence", "channels")
 
 
 class FlowHead(nnx.Module):
@@ -184,7 +184,7 @@ class FlowHead(nnx.Module):
           cache: keys and values of what came before, or None.
         """
         rotation = flow_head_rotation(layout, self.config, *grid)
-        hidden = placed(hidden, "batch", "sequence", "width")
+        hidden = constrain(hidden, "batch", "sequence", "width")
         x, cache = scan_layers(
             self.layers,
             lambda layer, x, layer_cache: layer(x, time, rotation, layout, layer_cache),

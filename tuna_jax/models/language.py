@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from tuna_jax.config import LanguageConfig, TunaConfig
 from tuna_jax.models.attention import KVCache, KVCaches, Layout, attend, empty_cache
 from tuna_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stacked
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.models.rope import Rotation, inverse_frequencies, rotate, text_rotation
 
 
@@ -43,8 +43,8 @@ class LanguageLayer(nnx.Module):
         key = rotate(self.key(y).reshape(split), rotation)
         value = self.value(y).reshape(split)
         seen, cache = attend(query, key, value, layout, cache, self.backend)
-        x = placed(x + self.out(seen.reshape(*x.shape[:2], -1)), "batch", "sequence", "width")
-        return placed(x + self.mlp(self.norm2(x)), "batch", "sequence", "width"), cache
+        x = constrain(x + self.out(seen.reshape(*x.shape[:2], -1)), "batch", "sequence", "width")
+        return constrain(x + self.mlp(self.norm2(x)), "batch", "sequence", "width"), cache
 
 
 class LanguageModel(nnx.Module):
@@ -68,9 +68,9 @@ class LanguageModel(nnx.Module):
         """Token ids -> embeddings in the compute dtype."""
         # The table is split by its width. Rows of it are taken with every device of such a group looking up the whole
         # group's tokens, and then exchanged: one step that XLA can do, where both at once made it copy everything.
-        x = jnp.take(self.embedding[...], placed(tokens, "group", "sequence"), axis=0)
-        x = placed(x, "group", "sequence", "table_width").astype(dtype)
-        return placed(x, "batch", "sequence", "width")
+        x = jnp.take(self.embedding[...], constrain(tokens, "group", "sequence"), axis=0)
+        x = constrain(x, "group", "sequence", "table_width").astype(dtype)
+        return constrain(x, "batch", "sequence", "width")
 
     def __call__(
         self, x: Float[Array, "b s d"], layout: Layout, cache: KVCaches | None = None
@@ -85,7 +85,7 @@ class LanguageModel(nnx.Module):
             self.remat if cache is None else "none",
             self.unroll,
         )
-        return placed(self.norm(x), "batch", "sequence", "width"), cache
+        return constrain(self.norm(x), "batch", "sequence", "width"), cache
 
     def text_head(self) -> TextHead:
         """What `scores` multiplies with: the token table when tied."""
@@ -112,11 +112,11 @@ def scores(head: TextHead, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v
         axes = (((1,), (2,)), ((), ()))
         table = head.table.astype(hidden.dtype)
         single = jax.lax.dot_general(table, hidden, axes, preferred_element_type=jnp.float32)
-        return placed(single.reshape(1, 1, -1), "batch", "sequence", "vocabulary")
+        return constrain(single.reshape(1, 1, -1), "batch", "sequence", "vocabulary")
     kernel = head.kernel if head.table is None else head.table.T
     assert kernel is not None
     product = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return placed(product, "batch", "sequence", "vocabulary")
+    return constrain(product, "batch", "sequence", "vocabulary")
 
 
 def new_cache(config: TunaConfig, batch: int, capacity: int) -> KVCaches:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 
 Params = dict[str, Any]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -268,5 +268,5 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, width, bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        hidden = placed(silu_product(self.gate(x), self.up(x)), "batch", "sequence", "mlp")
-        return placed(self.down(hidden), "batch", "sequence", "width")
+        hidden = constrain(silu_product(self.gate(x), self.up(x)), "batch", "sequence", "mlp")
+        return constrain(self.down(hidden), "batch", "sequence", "width")

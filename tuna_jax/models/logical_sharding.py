@@ -1,10 +1,10 @@
 """How activations lie over the devices, said by the model in logical names and decided by somebody else.
 
-The model knows no mesh. Where it matters it says what an array's axes are, `placed(x, "batch", "sequence", "width")`,
-and a `Placement`, entered with `placing` while a program is traced, makes of that what it will
+The model knows no mesh. Where it matters it says what an array's axes are, `constrain(x, "batch", "sequence", "width")`,
+and a `LogicalSharding`, entered with `use_sharding` while a program is traced, makes of that what it will
 (`parallel/activation_sharding.py`). Without one nothing happens.
 
-A placement must be entered inside the function that `jax.jit` traces, or be an argument of it: JAX remembers a trace
+A sharding must be entered inside the function that `jax.jit` traces, or be an argument of it: JAX remembers a trace
 by the function and its arguments, and knows nothing of what stood around it.
 """
 
@@ -23,7 +23,7 @@ Axes = tuple[str | None, ...]
 
 
 @runtime_checkable
-class Placement(Protocol):
+class LogicalSharding(Protocol):
     """What decides how activations lie."""
 
     @property
@@ -46,29 +46,29 @@ class Placement(Protocol):
         ...
 
 
-_current: ContextVar[Placement | None] = ContextVar("placement", default=None)
+_current: ContextVar[LogicalSharding | None] = ContextVar("sharding", default=None)
 
 
 @contextlib.contextmanager
-def placing(placement: Placement | None) -> Iterator[None]:
-    """Everything traced inside is laid out by `placement`; None: by nobody."""
-    token = _current.set(placement)
+def use_sharding(sharding: LogicalSharding | None) -> Iterator[None]:
+    """Everything traced inside is laid out by `sharding`; None: by nobody."""
+    token = _current.set(sharding)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def placed(x: Array, *axes: str | None) -> Array:
-    """`x`, whose axes are named, where the placement wants it; `x` itself without a placement."""
-    placement = _current.get()
-    return x if placement is None else placement.place(x, axes)
+def constrain(x: Array, *axes: str | None) -> Array:
+    """`x`, whose axes are named, where the sharding wants it; `x` itself without a sharding."""
+    sharding = _current.get()
+    return x if sharding is None else sharding.place(x, axes)
 
 
 def parts(name: str, size: int) -> int:
-    """Into how many parts an axis is split; 1 without a placement."""
-    placement = _current.get()
-    return 1 if placement is None else placement.parts(name, size)
+    """Into how many parts an axis is split; 1 without a sharding."""
+    sharding = _current.get()
+    return 1 if sharding is None else sharding.parts(name, size)
 
 
 def local(
@@ -80,11 +80,11 @@ def local(
       function: of arrays, to an array.
       inputs: the axes of every argument. output: those of the result.
     """
-    placement = _current.get()
-    return function if placement is None else placement.local(function, inputs, output)
+    sharding = _current.get()
+    return function if sharding is None else sharding.local(function, inputs, output)
 
 
 def platform() -> str:
-    """What the program that is being traced is compiled for: the placement's devices, else JAX's default."""
-    placement: Any = _current.get()
-    return jax.default_backend() if placement is None else placement.platform
+    """What the program that is being traced is compiled for: the sharding's devices, else JAX's default."""
+    sharding: Any = _current.get()
+    return jax.default_backend() if sharding is None else sharding.platform

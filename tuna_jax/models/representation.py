@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from tuna_jax.config import RepresentationConfig
 from tuna_jax.models.attention import attention
 from tuna_jax.models.layers import LayerNorm, Linear, RMSNorm, scan_layers, stacked, xavier_init
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 
 
 @functools.cache
@@ -66,22 +66,22 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         y = self.norm1(x)
         split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
-        query = placed(self.query(y).reshape(split), "batch", "tokens", "heads", None)
-        key = placed(self.key(y).reshape(split), "batch", "keys", "heads", None)
-        value = placed(self.value(y).reshape(split), "batch", "keys", "heads", None)
+        query = constrain(self.query(y).reshape(split), "batch", "tokens", "heads", None)
+        key = constrain(self.key(y).reshape(split), "batch", "keys", "heads", None)
+        value = constrain(self.value(y).reshape(split), "batch", "keys", "heads", None)
         seen = attention(query, key, value, backend=self.backend)
-        seen = placed(seen, "batch", "tokens", "heads", None)
-        x = placed(x + self.out(seen.reshape(x.shape)), "batch", "tokens", "width")
-        hidden = placed(self.up(self.norm2(x)), "batch", "tokens", "mlp")
+        seen = constrain(seen, "batch", "tokens", "heads", None)
+        x = constrain(x + self.out(seen.reshape(x.shape)), "batch", "tokens", "width")
+        hidden = constrain(self.up(self.norm2(x)), "batch", "tokens", "mlp")
         out = x + self.down(jax.nn.gelu(hidden, approximate=True))
-        return placed(out, "batch", "tokens", "width")
+        return constrain(out, "batch", "tokens", "width")
 
 
 class RepresentationEncoder(nnx.Module):
     """Latents, one token a latent position; frames never see each other here. `backend` is attention's
     (`models/attention.attention`).
 
-    Every step says how its result lies (`placement`): left to itself on a mesh with a tensor axis, XLA's partitioner
+    Every step says how its result lies (`sharding`): left to itself on a mesh with a tensor axis, XLA's partitioner
     exchanged rows in programs without a backward pass (jax 0.10.2).
     """
 
@@ -105,13 +105,13 @@ class RepresentationEncoder(nnx.Module):
         """Latents -> semantic tokens, frame-major, then row, then column."""
         batch, time, height, width, channels = latents.shape
         frames = latents.reshape(batch * time, height * width, channels)
-        x = self.patch(placed(frames, "batch", "tokens", "channels"))
+        x = self.patch(constrain(frames, "batch", "tokens", "channels"))
         positions = interpolate_positions(self.position[...], self.grid, height, width)
-        x = placed(x + positions.astype(x.dtype), "batch", "tokens", "width")
+        x = constrain(x + positions.astype(x.dtype), "batch", "tokens", "width")
         x, _ = scan_layers(
             self.layers, lambda layer, x, _: (layer(x), None), x, None, remat, unroll
         )
-        return placed(x.reshape(batch, time * height * width, -1), "batch", "tokens", "width")
+        return constrain(x.reshape(batch, time * height * width, -1), "batch", "tokens", "width")
 
 
 class Connector(nnx.Module):
@@ -123,5 +123,7 @@ class Connector(nnx.Module):
         self.down = Linear(outputs, outputs, init=xavier_init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n d"]:
-        hidden = placed(self.up(self.norm(x)), "batch", "tokens", "mlp")
-        return placed(self.down(jax.nn.gelu(hidden, approximate=False)), "batch", "tokens", "width")
+        hidden = constrain(self.up(self.norm(x)), "batch", "tokens", "mlp")
+        return constrain(
+            self.down(jax.nn.gelu(hidden, approximate=False)), "batch", "tokens", "width"
+        )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.sequence import IGNORE
 
 Score = Callable[[Any, Float[Array, "b s d"]], Float[Array, "b s v"]]
@@ -120,7 +120,7 @@ def _run(
 
     def one(carry: tuple[Array, Any], part: tuple[Array, Array, Array]) -> tuple[Any, Any]:
         hidden, target, learn = part
-        hidden = placed(hidden, "batch", "sequence", "width")
+        hidden = constrain(hidden, "batch", "sequence", "width")
 
         def run(carry: tuple[Array, Any]) -> tuple[Any, Any]:
             rows, slope = carry
@@ -148,5 +148,5 @@ def _run(
     if by_hidden is not None:
         by_hidden = jnp.moveaxis(by_hidden, 0, 1).reshape(batch, count * chunk, -1)
         back = jnp.argsort(order, axis=1)[..., None]
-        by_hidden = placed(jnp.take_along_axis(by_hidden, back, 1), "batch", "sequence", "width")
+        by_hidden = constrain(jnp.take_along_axis(by_hidden, back, 1), "batch", "sequence", "width")
     return rows, slope, by_hidden

@@ -25,7 +25,7 @@ from tuna_jax.models.attention import Layout, sequence_layout
 from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.models.representation import Connector, RepresentationEncoder
 from tuna_jax.models.text_loss import chunked_text_loss, text_loss
 from tuna_jax.sequence import IGNORE
@@ -52,9 +52,9 @@ class Tuna(nnx.Module):
         """The unified visual representation z of every slot's latents."""
         batch, slots = latents.shape[:2]
         flat = latents.reshape(batch * slots, *latents.shape[2:]).astype(self.dtype)
-        flat = placed(flat, "batch", None, None, None, "channels")
+        flat = constrain(flat, "batch", None, None, None, "channels")
         z = self.connector(self.representation(flat, self.remat, self.unroll))
-        return placed(z.reshape(batch, slots, *z.shape[1:]), "batch", "slots", "tokens", "width")
+        return constrain(z.reshape(batch, slots, *z.shape[1:]), "batch", "slots", "tokens", "width")
 
     def embed(
         self,
@@ -72,10 +72,10 @@ class Tuna(nnx.Module):
         batch, slots, length, width = spans.shape
         index = jnp.maximum(layout.slot, 0) * length + layout.within
         # Any device may want any of its rows' image tokens.
-        spans = placed(spans.reshape(batch, slots * length, width), "batch", None, "width")
+        spans = constrain(spans.reshape(batch, slots * length, width), "batch", None, "width")
         inside = jnp.take_along_axis(spans, index[..., None], 1)
         x = jnp.where((layout.slot >= 0)[..., None], inside, x)
-        return placed(x, "batch", "sequence", "width")
+        return constrain(x, "batch", "sequence", "width")
 
 
 class Outputs(NamedTuple):
@@ -140,7 +140,7 @@ def forward(
     if latents is None or t is None:
         hidden, _ = model.language(model.embed(tokens, layout, None, None), layout)
         return Outputs(hidden, None)
-    time = placed(model.time_embedding(t), "batch", "slots", "width")
+    time = constrain(model.time_embedding(t), "batch", "slots", "width")
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
     if velocity_rows is not None and not len(velocity_rows):
         return Outputs(hidden, None)

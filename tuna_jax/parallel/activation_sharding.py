@@ -1,4 +1,4 @@
-"""Which activation is split along which of its axes: one table of logical names, and the placement that follows it.
+"""Which activation is split along which of its axes: one table of logical names, and the sharding that follows it.
 
 The model names the axes of what it computes (`models/logical_sharding.py`); this table says on which mesh axes each lies.
 """
@@ -66,7 +66,7 @@ GENERATION: Mapping[str, Split] = {
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Lays activations over a mesh as a table says; the `Placement` of `models/logical_sharding.py`.
+    """Lays activations over a mesh as a table says; the `LogicalSharding` of `models/logical_sharding.py`.
 
     On a mesh of one device it changes nothing. It can be hashed, so that it may be a static argument.
 

@@ -202,5 +202,5 @@ def _batch(config: TunaConfig, settings: Settings) -> dict[str, np.ndarray]:
         "spans": np.tile(span, (settings.rows, 1, 1)),
         "is_target": np.ones((settings.rows, 1), bool),
         "latents": random.standard_normal(latents).astype(np.float32),
-        "task": np.zeros(settings.rows, np.int32),
+        "stream": np.zeros(settings.rows, np.int32),
     }

@@ -40,12 +40,12 @@ from tuna_jax.data.media.clips import write_clip
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.media.video import import_av
 from tuna_jax.data.mixture.mixture import Mixture, batches
-from tuna_jax.data.mixture.stream import RowStream
+from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.mixture.tokenize_example import Task
 from tuna_jax.data.precompute_latents import Encoding, encode_manifest
 from tuna_jax.data.sources.jsonl import Manifest
-from tuna_jax.data.sources.precomputed_latents import LatentRows
-from tuna_jax.data.sources.tfds import TfdsRows
+from tuna_jax.data.sources.precomputed_latents import LatentExamples
+from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 
 GOAL, LATENT_GOAL = 0.9, 20.0
@@ -202,7 +202,7 @@ def _prepare_tfds(folder: Path, pictures: dict[Size, list[Path]]) -> Path:
     return Path(builder.data_path)
 
 
-def _latent_rows(folder: Path, manifest: Manifest, settings: Settings) -> LatentRows:
+def _latent_rows(folder: Path, manifest: Manifest, settings: Settings) -> LatentExamples:
     """The same pictures as latents of a 48-channel VAE: random numbers, for how fast they are read is asked."""
     random = np.random.default_rng(0)
 
@@ -214,7 +214,7 @@ def _latent_rows(folder: Path, manifest: Manifest, settings: Settings) -> Latent
 
     encoding = Encoding(vae_fingerprint="benchmark", sizes=(settings.size,))
     encode_manifest(manifest, folder, encode, encoding, progress=False)
-    return LatentRows(folder)
+    return LatentExamples(folder)
 
 
 def plain_picture(path: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
@@ -321,7 +321,7 @@ class _Case:
     def rounds(self, settings: Settings, cache: Path) -> Iterator[tuple[float, float]]:
         """(library, plain loop), in rows a second of one core, endlessly."""
         picture = self.task == "t2i"
-        stream = RowStream(
+        stream = ExampleStream(
             name="benchmark",
             task=self.task,
             source=self.source,
@@ -364,7 +364,7 @@ def measure(settings: Settings, folder: Path) -> list[Rate]:
     workers, cases = settings.workers, {}
     for size, paths in made.pictures.items():
         manifest = Manifest(folder / f"{size}.jsonl")
-        examples = TfdsRows(tfds, f"of_{size}", {"image": "image", "caption": "caption"})
+        examples = TfdsExamples(tfds, f"of_{size}", {"image": "image", "caption": "caption"})
         latents = _latent_rows(folder / f"latents_{size}", manifest, settings)
         for name, source in {"JSONL": manifest, "TFDS": examples}.items():
             cases[f"{name}, pictures {size}"] = _Case(source, "t2i", picture, paths, workers)

@@ -119,5 +119,5 @@ def _batch(config: TunaConfig, settings: Settings) -> dict[str, np.ndarray]:
         "spans": np.tile(span, (settings.batch, 1, 1)),
         "is_target": np.ones((settings.batch, 1), bool),
         "latents": latents.astype(np.float32),
-        "task": np.zeros(settings.batch, np.int32),
+        "stream": np.zeros(settings.batch, np.int32),
     }

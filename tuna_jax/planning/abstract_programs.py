@@ -166,7 +166,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
             points=settings.points,
             shift=settings.shift,
             solver=settings.solver,
-            placement=Activations(mesh, generation=True),
+            sharding=Activations(mesh, generation=True),
         )
 
     shapes = tuna.shapes(config)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tuna_jax.config import ATTENTION_BACKENDS
 from tuna_jax.hardware.chips import GIB
 from tuna_jax.models.attention import attention
-from tuna_jax.models.logical_sharding import placing
+from tuna_jax.models.logical_sharding import use_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.planning import compiler
@@ -74,7 +74,7 @@ def _lowered(device: Any, length: int, backend: str) -> Any:
         )  # fmt: skip
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array) -> jax.Array:
-        with placing(Activations(mesh)):  # So that kernels know for whom they are compiled.
+        with use_sharding(Activations(mesh)):  # So that kernels know for whom they are compiled.
             return attention(query, key, value, end, backend=backend).astype(jnp.float32).sum()
 
     end = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=placed)

@@ -11,7 +11,7 @@ import jax
 
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.data.mixture.stream import BatchShape
-from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import abstract_batch, possible_shapes, stream_settings
 from tuna_jax.training.step import Heads
 from tuna_jax.utils.config_parsing import parse
@@ -57,7 +57,7 @@ class Experiment:
     """
 
     name: str
-    settings: MixtureExperiment
+    settings: MultitaskExperiment
     config: TunaConfig
 
     @property
@@ -104,7 +104,7 @@ def read(name: str, values: Mapping[str, Any]) -> Experiment:
             f"{name} has kind {kind!r}; plan knows experiments of kind 'mixture', which train on files, such as "
             "experiments/tuna/tuna_1p5b_stage1.py"
         )
-    settings = parse(MixtureExperiment, values)
+    settings = parse(MultitaskExperiment, values)
     return Experiment(name=name, settings=settings, config=from_dict(settings.model))
 
 

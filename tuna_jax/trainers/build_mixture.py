@@ -8,16 +8,16 @@ from pathlib import Path
 import jax
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.data.invalid_examples import BadRows
+from tuna_jax.data.invalid_examples import InvalidExamples
 from tuna_jax.data.mixture.mixture import Mixture
-from tuna_jax.data.mixture.stream import BatchShape, RowStream
-from tuna_jax.data.sources.base import Rows
+from tuna_jax.data.mixture.stream import BatchShape, ExampleStream
+from tuna_jax.data.sources.base import ExampleSource
 from tuna_jax.data.sources.jsonl import Manifest
-from tuna_jax.data.sources.precomputed_latents import LatentRows
-from tuna_jax.data.sources.tfds import TfdsRows
+from tuna_jax.data.sources.precomputed_latents import LatentExamples
+from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.trainers.stream_config import (
-    MixtureData,
+    MultitaskData,
     StreamSettings,
     picture_sizes,
     stream_settings,
@@ -28,7 +28,7 @@ from tuna_jax.training.step import Heads
 History = list[tuple[int, dict[str, float]]]
 
 
-def open_source(settings: StreamSettings) -> Rows:
+def open_source(settings: StreamSettings) -> ExampleSource:
     """The rows that a stream names.
 
     Raises:
@@ -36,13 +36,13 @@ def open_source(settings: StreamSettings) -> Rows:
       ValueError: they are not what they should be.
     """
     if settings.latents:
-        return LatentRows(settings.latents)
+        return LatentExamples(settings.latents)
     if settings.tfds:
-        return TfdsRows(settings.tfds, settings.split, settings.fields)
+        return TfdsExamples(settings.tfds, settings.split, settings.fields)
     return Manifest(settings.manifest, settings.image_root or None)
 
 
-def row_stream(name: str, settings: StreamSettings) -> RowStream:
+def row_stream(name: str, settings: StreamSettings) -> ExampleStream:
     """Opens a stream's rows.
 
     Raises:
@@ -55,9 +55,9 @@ def row_stream(name: str, settings: StreamSettings) -> RowStream:
     except FileNotFoundError as error:
         key = "latents" if settings.latents else "tfds" if settings.tfds else "manifest"
         raise FileNotFoundError(f"{error}. Set {where}.{key}, or remove the stream") from error
-    return RowStream(
+    return ExampleStream(
         name=name,
-        task=settings.task,  # pyright: ignore[reportArgumentType]  RowStream checks it
+        task=settings.task,  # pyright: ignore[reportArgumentType]  ExampleStream checks it
         source=source,
         weight=settings.weight,
         rows=settings.rows,
@@ -74,10 +74,10 @@ def row_stream(name: str, settings: StreamSettings) -> RowStream:
 
 
 def open_mixture(
-    data: MixtureData,
+    data: MultitaskData,
     config: TunaConfig,
     tokenizer: Tokenizer,
-    bad_rows: BadRows | None = None,
+    invalid_examples: InvalidExamples | None = None,
     history: History | None = None,
     vae_fingerprint: str | None = None,
 ) -> Mixture:
@@ -87,7 +87,7 @@ def open_mixture(
         streams,
         tokenizer,
         seed=data.seed,
-        bad_rows=bad_rows,
+        invalid_examples=invalid_examples,
         history=history,
         vae_fingerprint=vae_fingerprint,
         spatial_factor=config.vae.spatial_factor,

@@ -8,20 +8,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tuna_jax.flow import EVERYWHERE
-from tuna_jax.inference.generation_config import SampleSettings
-from tuna_jax.trainers.stream_config import MixtureData
+from tuna_jax.inference.generation_config import SamplingSettings
+from tuna_jax.trainers.stream_config import MultitaskData
 from tuna_jax.training import loop
 from tuna_jax.utils.config_parsing import defaults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SheetSettings:
+class SampleGridSettings:
     """The contact sheet that training draws every `sample_every` steps.
 
     Attributes:
       prompts: what is drawn.
       size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
-      points, guidance, guidance_interval, shift, solver: see `inference.generation_config.SampleSettings`.
+      points, guidance, guidance_interval, shift, solver: see `inference.generation_config.SamplingSettings`.
     """
 
     prompts: tuple[str, ...] = ()
@@ -33,9 +33,9 @@ class SheetSettings:
     solver: str = "euler"
 
     @property
-    def drawing(self) -> SampleSettings:
+    def drawing(self) -> SamplingSettings:
         """How to draw."""
-        return SampleSettings(
+        return SamplingSettings(
             points=self.points,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
@@ -45,14 +45,14 @@ class SheetSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureExperiment(loop.LoopSettings):
+class MultitaskExperiment(loop.LoopSettings):
     """An experiment file of kind 'mixture': the loop's settings, and these.
 
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
       vae: the frozen VAE: Wan 2.2's weights, a converted model's, or a file of `experiments/emoji/vae.py`; empty: the
         emoji VAE that ships.
-      start_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
+      init_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
         wrote. Empty: fresh ones.
       data: the streams. samples: the contact sheet.
     """
@@ -60,11 +60,11 @@ class MixtureExperiment(loop.LoopSettings):
     kind: str = "mixture"
     model: dict
     vae: str = ""
-    start_from: str = ""
-    data: MixtureData = MixtureData()
-    samples: SheetSettings = SheetSettings()
+    init_from: str = ""
+    data: MultitaskData = MultitaskData()
+    samples: SampleGridSettings = SampleGridSettings()
 
 
 def experiment() -> Any:
     """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
-    return ConfigDict(defaults(MixtureExperiment))
+    return ConfigDict(defaults(MultitaskExperiment))

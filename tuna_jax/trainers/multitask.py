@@ -18,7 +18,7 @@ import numpy as np
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion.image_vae_file import shipped_image_vae
 from tuna_jax.data import loader
-from tuna_jax.data.invalid_examples import BadRows
+from tuna_jax.data.invalid_examples import InvalidExamples
 from tuna_jax.data.mixture import mixture as mixing
 from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.data.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from tuna_jax.inference.components import PathLike, read_parameters, read_tokeni
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers.build_mixture import open_mixture, programs, weights_history
-from tuna_jax.trainers.config import MixtureExperiment
+from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import (
     abstract_batch,
     picture_size,
@@ -39,8 +39,8 @@ from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
 
-def load_surroundings(
-    settings: MixtureExperiment,
+def load_components(
+    settings: MultitaskExperiment,
     *,
     vae: PathLike | None = None,
     tokenizer: Tokenizer | PathLike | None = None,
@@ -76,14 +76,14 @@ def load_model(
 ) -> Model:
     """A trained model with its surroundings; `record` is what its run saved (`train`)."""
     values = {key: value for key, value in record.items() if key != "mixture"}
-    settings = parse(MixtureExperiment, values)
-    config, vae_params, words = load_surroundings(settings, vae=vae, tokenizer=tokenizer)
+    settings = parse(MultitaskExperiment, values)
+    config, vae_params, words = load_components(settings, vae=vae, tokenizer=tokenizer)
     size = picture_size(settings.samples.size, "config.samples.size")
     shape = (size.height, size.width)
     return Model(config, params, vae_params, words, shape, settings.samples.drawing)
 
 
-def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str | Path) -> bool:
+def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:
     """Runs or resumes the experiment `settings`, whose mapping was `values`.
 
     Returns whether it reached its last step.
@@ -91,17 +91,17 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     learning_rate(settings.optimizer, settings.steps)  # Refused before its data is looked at.
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
-    config, vae_params, tokenizer = load_surroundings(settings)
+    config, vae_params, tokenizer = load_components(settings)
     in_advance = any(one.latents for one in streams.values())
     fingerprint = vae_fingerprint(config.vae, vae_params) if in_advance else None
     host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
-    bad_rows = BadRows(
-        workdir / f"bad_rows{host}.jsonl",
-        limit=settings.data.bad_share,
-        least=settings.data.bad_least,
+    invalid_examples = InvalidExamples(
+        workdir / f"invalid_examples{host}.jsonl",
+        limit=settings.data.max_invalid_fraction,
+        least=settings.data.min_examples_to_judge,
     )
     history = weights_history(workdir, {name: one.weight for name, one in streams.items()})
-    mixture = open_mixture(settings.data, config, tokenizer, bad_rows, history, fingerprint)
+    mixture = open_mixture(settings.data, config, tokenizer, invalid_examples, history, fingerprint)
     if jax.process_index() == 0:
         print(mixture.summary())
     iterator = loader.iterate(
@@ -113,7 +113,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
     names = tuple(streams)
 
     def heads(batch: Mapping[str, np.ndarray]) -> Heads:
-        return streams[names[int(batch["task"][0])]].heads
+        return streams[names[int(batch["stream"][0])]].heads
 
     def model(params: Any) -> Model:
         size = picture_size(settings.samples.size, "config.samples.size")
@@ -128,11 +128,14 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
         sheet.save(folder / f"{step:06d}.png")
 
     def counters() -> dict[str, float]:
-        kinds = {f"bad_rows/{kind}": float(count) for kind, count in bad_rows.counts().items()}
-        return {"bad_rows": float(sum(kinds.values())), **kinds}
+        kinds = {
+            f"invalid_examples/{kind}": float(count)
+            for kind, count in invalid_examples.counts().items()
+        }
+        return {"invalid_examples": float(sum(kinds.values())), **kinds}
 
     def parameters(shapes: Any, shardings: Any) -> Any:
-        return read_parameters(settings.start_from, shapes, shardings)
+        return read_parameters(settings.init_from, shapes, shardings)
 
     record = {
         **values,
@@ -149,7 +152,7 @@ def train(values: Mapping[str, Any], settings: MixtureExperiment, workdir: str |
             heads=heads,
             ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
             vae_params=vae_params,
-            parameters=parameters if settings.start_from else None,
+            parameters=parameters if settings.init_from else None,
             evaluate=evaluator(settings, model, workdir),
             draw=draw if settings.samples.prompts else None,
             counters=counters,

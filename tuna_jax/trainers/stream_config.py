@@ -79,15 +79,15 @@ class StreamSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureData:
+class MultitaskData:
     """Where rows come from.
 
     Attributes:
       streams: name -> the keys of `StreamSettings`.
       seed: of the order of rows and of all draws.
       vocabulary: empty: Qwen2.5's whole one; else the name or file of a compact one, or a Hugging Face folder.
-      bad_share: the largest share of rows that may be unusable before the run stops.
-      bad_least: how many rows must be seen before the share is judged.
+      max_invalid_fraction: the largest share of rows that may be unusable before the run stops.
+      min_examples_to_judge: how many rows must be seen before the share is judged.
       cache: folder for what is known of each row; empty: $TUNA_JAX_DATA, else ~/.cache/tuna_jax.
       threads: threads that make batches, in each process that does.
       workers: processes that make batches; 0: the training process itself does.
@@ -97,8 +97,8 @@ class MixtureData:
     streams: dict = dataclasses.field(default_factory=dict)
     seed: int = 0
     vocabulary: str = ""
-    bad_share: float = 0.05
-    bad_least: int = 1000
+    max_invalid_fraction: float = 0.05
+    min_examples_to_judge: int = 1000
     cache: str = ""
     threads: int = 8
     workers: int = 0
@@ -125,7 +125,7 @@ def stream(task: str, manifest: str, weight: float, **changes: Any) -> dict[str,
     return defaults(StreamSettings) | given
 
 
-def stream_settings(data: MixtureData) -> dict[str, StreamSettings]:
+def stream_settings(data: MultitaskData) -> dict[str, StreamSettings]:
     """The streams by name.
 
     Raises:

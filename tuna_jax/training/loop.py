@@ -60,7 +60,7 @@ def train(
         `model.safetensors`.
       iterator: Grain iterator of this process's part of every batch (emoji/image_streams.py and data/mixture/mixture.py say what is
         in one).
-      tasks: names of the mixture's streams, in the order of `batch['task']`.
+      tasks: names of the mixture's streams, in the order of `batch['stream']`.
       record: the experiment as JSON: saved with every checkpoint and with the model. A restored run
         must have the same `record['model']`; other differences are allowed and told.
       heads: how many rows of a batch its heads are needed for.

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.parallel import param_sharding
 from tuna_jax.training.state import Params, TrainState
 
@@ -93,7 +93,7 @@ def make_step(
       sample_time: `(key, shape) -> t` for the slots that are noised.
       ema: decay of the moving average; ignored if the state has none.
       log_every: the window starts afresh after every multiple of this many steps.
-      tasks: kinds of sample; `batch['task']` counts below it.
+      tasks: kinds of sample; `batch['stream']` counts below it.
       trained: tree of bools like the parameters; no gradient is computed of what is False. None: all are trained.
       encode: makes latents of pixels; None: batches hold latents.
       accumulate: parts that a batch's gradient is computed in, one after the other; times, noise and latents are those
@@ -150,7 +150,7 @@ def make_step(
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
         taken = state.step + 1
-        by_task = jax.nn.one_hot(batch["task"], tasks, dtype=jnp.float32, axis=0)
+        by_task = jax.nn.one_hot(batch["stream"], tasks, dtype=jnp.float32, axis=0)
         seen = {"steps": jnp.float32(1), "loss": value, "gradient_norm": norm}
         for pair in _TERMS.values():
             seen |= {name: by_task @ rows[name] for name in pair}
@@ -185,7 +185,7 @@ def _in_parts(
 
     def split(x: Array) -> Array:
         x = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-        return placed(x, None, "batch", *(None,) * (x.ndim - 2))
+        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
     def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], Any]:
         (value, rows), grads = gradient(params, *part, counts)

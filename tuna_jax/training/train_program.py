@@ -20,7 +20,7 @@ from tuna_jax import flow
 from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.hardware import flops
 from tuna_jax.models import layers, tuna, vae
-from tuna_jax.models.logical_sharding import placed, placing
+from tuna_jax.models.logical_sharding import constrain, use_sharding
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.sequence import IGNORE
@@ -36,7 +36,7 @@ class Program:
     Args:
       settings: the loop's.
       config: the model.
-      tasks: names of the streams, in the order of `batch['task']`.
+      tasks: names of the streams, in the order of `batch['stream']`.
       mesh: the devices.
 
     Attributes:
@@ -229,7 +229,7 @@ def encode(
     """A draw from the posterior of every slot's clip, float32; model.md section 1."""
     batch, slots = pixels.shape[:2]
     clips = pixels.reshape(batch * slots, *pixels.shape[2:])
-    clips = placed(clips, "batch", None, None, None, None)
+    clips = constrain(clips, "batch", None, None, None, None)
     mean, std = vae.posterior(config, params, clips, dtype)
     drawn = step.draw(mean, std, key)
     return drawn.reshape(batch, slots, *drawn.shape[1:])
@@ -270,7 +270,7 @@ def _laid_out(made: step.Step, activations: Activations) -> step.Step:
         frozen: Any = None,
         heads: step.Heads = step.NO_LIMITS,
     ) -> Any:
-        with placing(activations):
+        with use_sharding(activations):
             return made(state, batch, frozen, heads)
 
     return run

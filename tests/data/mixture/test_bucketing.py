@@ -11,10 +11,10 @@ from tuna_jax.data.mixture.bucketing import (
     SIZES_512,
     SIZES_1024,
     Bucket,
-    Facts,
+    ExampleMetadata,
     assign,
     nearest,
-    survey,
+    scan,
 )
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def sort(rows, facts, task="understand"):
 
 def test_rows_are_sorted_and_bad_ones_told(files, tokenizer) -> None:
     rows = manifest(files)
-    facts = survey(rows, "understand", tokenizer, directory=files.root / "cache")
+    facts = scan(rows, "understand", tokenizer, directory=files.root / "cache")
     assert facts.height[[0, 2, 4]].tolist() == [40, 64, 40]
     assert facts.width[[0, 2, 4]].tolist() == [80, 64, 80]
     assert facts.media[[0, 2, 4, 5]].tolist() == [1, 1, 2, 4]
@@ -111,7 +111,7 @@ def test_rows_are_sorted_and_bad_ones_told(files, tokenizer) -> None:
 
 def test_a_caption_that_will_be_cut_is_not_too_long(files, tokenizer) -> None:
     rows = manifest(files)
-    found, members, bad = sort(rows, survey(rows, "t2i", tokenizer, directory=files.root), "t2i")
+    found, members, bad = sort(rows, scan(rows, "t2i", tokenizer, directory=files.root), "t2i")
     assert {row.kind for row in bad} & {"too_long"} == set()
     assert [int(index) for one in members for index in one].count(8) == 1
     assert found[[8 in one for one in members].index(True)].length == 128
@@ -119,28 +119,28 @@ def test_a_caption_that_will_be_cut_is_not_too_long(files, tokenizer) -> None:
 
 def test_facts_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
     rows, cache = manifest(files), files.root / "cache"
-    first = survey(rows, "understand", tokenizer, directory=cache)
+    first = scan(rows, "understand", tokenizer, directory=cache)
     with monkeypatch.context() as broken:
         broken.setattr(bucketing, "image_size", None)
-        again = survey(rows, "understand", tokenizer, directory=cache)
+        again = scan(rows, "understand", tokenizer, directory=cache)
     for one, other in zip(sort(rows, first), sort(rows, again), strict=True):
         assert repr(one) == repr(other)
     # A file that turns up later changes nothing, unless one asks.
     files.image("none.png", 64, 64)
-    assert 1 in survey(rows, "understand", tokenizer, directory=cache).bad
-    assert 1 not in survey(rows, "understand", tokenizer, directory=cache, anew=True).bad
+    assert 1 in scan(rows, "understand", tokenizer, directory=cache).bad
+    assert 1 not in scan(rows, "understand", tokenizer, directory=cache, anew=True).bad
 
 
 @pytest.mark.filterwarnings("ignore:.*not in the compact vocabulary")
 def test_other_content_tasks_and_vocabularies_are_looked_up_anew(files, tokenizer) -> None:
     rows, cache = manifest(files), files.root / "cache"
-    survey(rows, "understand", tokenizer, directory=cache)
-    survey(rows, "t2i", tokenizer, directory=cache)
-    survey(rows, "understand", tokenizer, directory=cache, smallest=50)
-    survey(rows, "understand", Tokenizer("emoji"), directory=cache)
+    scan(rows, "understand", tokenizer, directory=cache)
+    scan(rows, "t2i", tokenizer, directory=cache)
+    scan(rows, "understand", tokenizer, directory=cache, smallest=50)
+    scan(rows, "understand", Tokenizer("emoji"), directory=cache)
     with rows.path.open("a") as file:
         file.write('{"image": "wide.png", "caption": "A cat."}\n')
-    assert survey(Manifest(rows.path), "t2i", tokenizer, directory=cache).height[-1] == 40
+    assert scan(Manifest(rows.path), "t2i", tokenizer, directory=cache).height[-1] == 40
     assert len(list((cache / "facts").iterdir())) == 5
 
 
@@ -148,7 +148,7 @@ def test_an_edit_has_the_size_of_its_target(files, tokenizer) -> None:
     files.image("a.png", 64, 64)
     files.image("b.png", 40, 80)
     row = {"raw_image": "a.png", "out_image": "b.png", "instruction": "Wider."}
-    facts = survey(
+    facts = scan(
         Manifest(files.manifest("e.jsonl", [row])), "edit", tokenizer, directory=files.root
     )
     assert (facts.height[0], facts.width[0]) == (40, 80)
@@ -159,7 +159,7 @@ def test_the_smallest_length_that_holds_spans_and_text(files) -> None:
     # A span of 32x32 has 1 + 4 tokens.
     media, text = np.array([1, 1, 2, 2, 0, 2]), np.array([43, 44, 38, 39, 48, 119])
     side = np.full(6, 32)
-    found, members, bad = sort(rows, Facts(side, side, media, text, {}))
+    found, members, bad = sort(rows, ExampleMetadata(side, side, media, text, {}))
     lengths = {int(i): b.length for b, one in zip(found, members, strict=True) for i in one}
     assert lengths == {0: 48, 1: 64, 2: 48, 3: 64, 4: 48}
     assert "129 tokens (10 of them visual) exceed the longest length, 128" in str(bad[0])

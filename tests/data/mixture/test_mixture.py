@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tuna_jax.data import loader
-from tuna_jax.data.invalid_examples import BadRows, TooManyBadRows
+from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture, batches
-from tuna_jax.data.mixture.stream import RowStream
+from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import IGNORE
@@ -86,7 +86,7 @@ def streams(world, **changes):
         if settings["task"] != "chat":
             settings["sizes"] = SIZES
         settings.update(changes.get(name, {}))
-    return [RowStream(name=name, **settings) for name, settings in made.items()]
+    return [ExampleStream(name=name, **settings) for name, settings in made.items()]
 
 
 def mixture(world, tokenizer, seed=1, changes=None, **options):
@@ -117,7 +117,7 @@ def test_every_batch_has_one_of_the_stated_shapes(world, tokenizer) -> None:
         kinds = {key: (array.shape, array.dtype) for key, array in batch.items()}
         assert kinds == shape.arrays()
         seen.add(shape)
-        (task,) = set(batch["task"].tolist())
+        (task,) = set(batch["stream"].tolist())
         assert mixed.streams[task].name == mixed.stream_of(n)
     assert seen <= set(stated)
     assert len(seen) >= 13
@@ -136,7 +136,7 @@ def test_text_belongs_to_the_pixels(world, tokenizer) -> None:
     seen = collections.Counter()
     for n in range(100):
         batch, name = mixed[n], mixed.stream_of(n)
-        for row in range(len(batch["task"])):
+        for row in range(len(batch["stream"])):
             text = tokenizer.decode(batch["tokens"][row])
             labels, spans = batch["labels"][row], batch["spans"][row]
             learned = tokenizer.decode(labels[labels != IGNORE])
@@ -279,19 +279,19 @@ def break_rows(files, tokenizer):
 
 
 def broken_mixture(files, tokenizer, log, **options):
-    draw = RowStream(name="draw", task="t2i", source=Manifest(files.root / "broken.jsonl"), weight=3.0,
+    draw = ExampleStream(name="draw", task="t2i", source=Manifest(files.root / "broken.jsonl"), weight=3.0,
                      rows=16, lengths=(32,), sizes=SIZES)  # fmt: skip
-    watch = RowStream(name="watch", task="video_understand", source=Manifest(files.root / "broken_clips.jsonl"),
+    watch = ExampleStream(name="watch", task="video_understand", source=Manifest(files.root / "broken_clips.jsonl"),
                       weight=1.0, rows=4, lengths=(96,), sizes=SIZES[:1], frames=5)  # fmt: skip
     options = {"directory": files.root / "cache", **options}
-    return Mixture([draw, watch], tokenizer, bad_rows=log, **options)
+    return Mixture([draw, watch], tokenizer, invalid_examples=log, **options)
 
 
 def test_bad_rows_of_every_kind_are_passed_over_counted_and_listed(
     world, tokenizer, tmp_path
 ) -> None:
     expected = break_rows(world, tokenizer)
-    log = BadRows(tmp_path / "bad_rows.jsonl", limit=0.05, least=20)
+    log = InvalidExamples(tmp_path / "bad_rows.jsonl", limit=0.05, least=20)
     mixed = broken_mixture(world, tokenizer, log)
     iterator = loader.iterate(batches(mixed), threads=2)
     made = [next(iterator) for _ in range(50)]
@@ -301,9 +301,9 @@ def test_bad_rows_of_every_kind_are_passed_over_counted_and_listed(
     assert len(listed) == len(expected), "each row once"
     assert log.counts() == dict(collections.Counter(expected.values()))
     # The same batches on one host without threads, and shared by two.
-    again = broken_mixture(world, tokenizer, BadRows())
+    again = broken_mixture(world, tokenizer, InvalidExamples())
     hosts = [
-        broken_mixture(world, tokenizer, BadRows(), process_index=i, process_count=2)
+        broken_mixture(world, tokenizer, InvalidExamples(), process_index=i, process_count=2)
         for i in range(2)
     ]
     for n, batch in enumerate(made):
@@ -320,28 +320,33 @@ def test_bad_rows_of_every_kind_are_passed_over_counted_and_listed(
 
 def test_too_many_bad_rows_stop_the_run(world, tokenizer) -> None:
     break_rows(world, tokenizer)
-    with pytest.raises(TooManyBadRows, match=r"7 of 400 rows of .*broken\.jsonl"):
-        broken_mixture(world, tokenizer, BadRows(limit=0.01, least=20))
+    with pytest.raises(TooManyInvalidExamples, match=r"7 of 400 rows of .*broken\.jsonl"):
+        broken_mixture(world, tokenizer, InvalidExamples(limit=0.01, least=20))
     # Found by decoding alone: the headers were whole when the survey looked.
     names = [world.image(f"late{i}.jpg", 40, 40) for i in range(20)]
     world.manifest("late.jsonl", [{"image": name, "caption": "x"} for name in names])
-    stream = RowStream(name="late", task="t2i", source=Manifest(world.root / "late.jsonl"), weight=1.0,
+    stream = ExampleStream(name="late", task="t2i", source=Manifest(world.root / "late.jsonl"), weight=1.0,
                        rows=4, lengths=(32,), sizes=SIZES[:1])  # fmt: skip
     mixed = Mixture(
-        [stream], tokenizer, bad_rows=BadRows(limit=0.3, least=10), directory=world.root
+        [stream],
+        tokenizer,
+        invalid_examples=InvalidExamples(limit=0.3, least=10),
+        directory=world.root,
     )
     for name in names[:10]:
         (world.root / name).unlink()
     iterator = loader.iterate(batches(mixed))
-    with pytest.raises(TooManyBadRows, match="rows drawn.*missing_file"):
+    with pytest.raises(TooManyInvalidExamples, match="rows drawn.*missing_file"):
         for _ in range(20):
             next(iterator)
     for name in names:
         (world.root / name).unlink(missing_ok=True)
-    with pytest.raises(TooManyBadRows, match="'late': none of the 20 rows"):
-        Mixture([stream], tokenizer, bad_rows=BadRows(least=1000))[0]
-    with pytest.raises(TooManyBadRows, match="'late': none of the 20 rows of bucket 32x32"):
-        Mixture([stream], tokenizer, bad_rows=BadRows(least=1000), directory=world.root)[0]
+    with pytest.raises(TooManyInvalidExamples, match="'late': none of the 20 rows"):
+        Mixture([stream], tokenizer, invalid_examples=InvalidExamples(least=1000))[0]
+    with pytest.raises(TooManyInvalidExamples, match="'late': none of the 20 rows of bucket 32x32"):
+        Mixture(
+            [stream], tokenizer, invalid_examples=InvalidExamples(least=1000), directory=world.root
+        )[0]
 
 
 def test_settings_that_cannot_be_are_named(world, tokenizer) -> None:

@@ -6,7 +6,7 @@ import pytest
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture import stream as streams
 from tuna_jax.data.mixture.bucketing import SIZES_512
-from tuna_jax.data.mixture.stream import UNUSED_SIZE, BatchShape, RowStream, stream_grids
+from tuna_jax.data.mixture.stream import UNUSED_SIZE, BatchShape, ExampleStream, stream_grids
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.sequence import Grid
 
@@ -14,7 +14,7 @@ from tuna_jax.sequence import Grid
 def stream(files, **settings):
     path = files.manifest("m.jsonl", [{"image": "a", "caption": "b"}])
     given = {"name": "s", "task": "t2i", "weight": 1.0, "rows": 4, "lengths": (64, 2048)}
-    return RowStream(source=Manifest(path), **{**given, **settings})
+    return ExampleStream(source=Manifest(path), **{**given, **settings})
 
 
 def test_defaults(files) -> None:

@@ -11,8 +11,8 @@ from tuna_jax.data.invalid_examples import Fault
 from tuna_jax.data.mixture.tokenize_example import (
     ACCEPTS,
     caption_prompts,
-    lay_out,
     text_tokens,
+    tokenize_example,
 )
 from tuna_jax.data.sources.jsonl import parse
 from tuna_jax.data.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def talk(*texts):
 
 def laid(row, task, tokenizer, grid=GRID, seed=0, longest=512, **options):
     random = np.random.default_rng(seed)
-    return lay_out(row, task, tokenizer, grid, random, longest=longest, **options)
+    return tokenize_example(row, task, tokenizer, grid, random, longest=longest, **options)
 
 
 def written(made, tokenizer) -> str:
@@ -167,7 +167,7 @@ def test_a_drawing_assistant_is_the_released_formatter_but_for_what_closes(token
         assert batch["labels"][0][:kept].tolist() == theirs["text_labels"][:kept]
 
 
-# Rows -----------------------------------------------------------------------------------------------------------
+# ExampleSource -----------------------------------------------------------------------------------------------------------
 
 
 def test_text_to_image_and_to_video(tokenizer) -> None:

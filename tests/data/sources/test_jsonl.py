@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from tuna_jax.data.invalid_examples import BadRow
+from tuna_jax.data.invalid_examples import InvalidExample
 from tuna_jax.data.sources.base import Turn
 from tuna_jax.data.sources.jsonl import Manifest
 
@@ -106,7 +106,7 @@ DRAWN = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "Here. <im
 )  # fmt: skip
 def test_bad_rows_are_named(files, row, kind, words) -> None:
     manifest = Manifest(files.manifest("bad.jsonl", [ROWS[0], row]))
-    with pytest.raises(BadRow, match=words) as raised:
+    with pytest.raises(InvalidExample, match=words) as raised:
         manifest[1]
     assert raised.value.kind == kind
     assert raised.value.line == 2

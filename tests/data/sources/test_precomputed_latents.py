@@ -9,13 +9,13 @@ import pytest
 
 from tuna_jax import encode_latents
 from tuna_jax.conversion.image_vae_file import load_image_vae
-from tuna_jax.data.invalid_examples import BadRows, TooManyBadRows
+from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture
-from tuna_jax.data.mixture.stream import RowStream
+from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.precompute_latents import Encoding, encode_manifest
 from tuna_jax.data.sources.jsonl import Manifest
-from tuna_jax.data.sources.precomputed_latents import LatentRows, vae_fingerprint
+from tuna_jax.data.sources.precomputed_latents import LatentExamples, vae_fingerprint
 from tuna_jax.data.text.tokenizer import Tokenizer
 
 SIZES = (Size(32, 32), Size(32, 48))
@@ -77,7 +77,7 @@ def encoded(world, name, folder, spread=0.0, **options):
     settings = options.pop("encoding", encoding())
     encode = options.pop("encode", encode_with(spread))
     encode_manifest(manifest, folder, encode, settings, progress=False, **options)
-    return LatentRows(folder)
+    return LatentExamples(folder)
 
 
 SETTINGS = {
@@ -91,7 +91,9 @@ SETTINGS = {
 def mixture(world, tokenizer, source_of, **options):
     """All four streams, of whatever source."""
     streams = [
-        RowStream(name=name, source=source_of(name), weight=1.0, rows=2, sizes=SIZES, **settings)
+        ExampleStream(
+            name=name, source=source_of(name), weight=1.0, rows=2, sizes=SIZES, **settings
+        )
         for name, settings in SETTINGS.items()
     ]
     return Mixture(streams, tokenizer, directory=world.root / "cache", seed=3, **options)
@@ -109,7 +111,7 @@ def test_a_stream_of_latents_is_the_stream_of_pixels(world, tokenizer, tmp_path)
     for n in range(40):
         one, other, noisy = pixels[n], exact[n], drawn[n]
         assert {key: (a.shape, a.dtype) for key, a in other.items()} == exact.shape_of(n).arrays()
-        for key in ("tokens", "labels", "spans", "is_target", "task"):
+        for key in ("tokens", "labels", "spans", "is_target", "stream"):
             np.testing.assert_array_equal(one[key], other[key], err_msg=key)
             np.testing.assert_array_equal(one[key], noisy[key], err_msg=key)
         name = pixels.stream_of(n)
@@ -145,7 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path) -> None:
         encoded(world, "captions", broken, encode=dies)
     assert set(calls) == {(3, 1, 32, 32, 3), (3, 1, 32, 48, 3)}, "one program a shape"
     with pytest.raises(FileNotFoundError, match=r"of 4 shards.*the same command"):
-        LatentRows(broken)
+        LatentExamples(broken)
     done = len(list(broken.glob("0*.json")))
     assert 0 < done < 4
     # Killed between a shard's two files, and while it wrote another.
@@ -185,8 +187,10 @@ def test_rows_and_bad_rows_are_told(world, tmp_path) -> None:
     with pytest.raises(ValueError, match="none of the rows.*could be encoded"):
         encoded(world, "text", tmp_path / "text")
     world.manifest("gone.jsonl", [{"image": f"gone{i}.png", "caption": "x"} for i in range(30)])
-    with pytest.raises(TooManyBadRows, match="missing_file"):
-        encoded(world, "gone", tmp_path / "gone", bad_rows=BadRows(limit=0.5, least=20))
+    with pytest.raises(TooManyInvalidExamples, match="missing_file"):
+        encoded(
+            world, "gone", tmp_path / "gone", invalid_examples=InvalidExamples(limit=0.5, least=20)
+        )
 
 
 def test_what_does_not_fit_is_refused(world, tokenizer, tmp_path) -> None:
@@ -202,7 +206,7 @@ def test_what_does_not_fit_is_refused(world, tokenizer, tmp_path) -> None:
             "lengths": (64,),
             "sizes": SIZES,
         }
-        stream = RowStream(source=source, **{**settings, **changes})  # fmt: skip
+        stream = ExampleStream(source=source, **{**settings, **changes})  # fmt: skip
         return Mixture([stream], tokenizer, vae_fingerprint=vae, spatial_factor=factor,
                        directory=tmp_path / "facts")  # fmt: skip
 
@@ -219,7 +223,7 @@ def test_what_does_not_fit_is_refused(world, tokenizer, tmp_path) -> None:
     with pytest.raises(ValueError, match="vae_fingerprint: 'ours' there, 'new' now"):
         encoded(world, "captions", tmp_path / "captions", encoding=encoding(vae_fingerprint="new"))
     with pytest.raises(FileNotFoundError, match="no folder of latents"):
-        LatentRows(tmp_path)
+        LatentExamples(tmp_path)
     with pytest.raises(ValueError, match="not finite"):
         encoded(world, "captions", tmp_path / "nan", np.nan)
 
@@ -228,7 +232,7 @@ def test_the_command_encodes_with_a_vae(world, tmp_path, capsys) -> None:
     flags = ["--manifest", str(world.root / "captions.jsonl"), "--output", str(tmp_path / "out")]
     assert encode_latents.main([*flags, "--sizes=32x32", "--shard_rows=8", "--batch_size=4"]) == 0
     assert "14 rows encoded now; bad rows: 1 missing_file" in capsys.readouterr().out
-    rows = LatentRows(tmp_path / "out")
+    rows = LatentExamples(tmp_path / "out")
     assert rows.vae_fingerprint == vae_fingerprint(*load_image_vae())
     mean, std = rows[5].media[0].read()
     assert mean.shape == std.shape == (1, 2, 2, 16)

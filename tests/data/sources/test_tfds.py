@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from tuna_jax.data.invalid_examples import BadRow, BadRows
+from tuna_jax.data.invalid_examples import InvalidExample, InvalidExamples
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture
-from tuna_jax.data.mixture.stream import RowStream
+from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.sources.jsonl import Manifest
-from tuna_jax.data.sources.tfds import TfdsRows
+from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 
 COUNT = 12
@@ -92,13 +92,13 @@ def prepared(module_files):
 def fails(rows, i):
     try:
         rows[i]
-    except BadRow:
+    except InvalidExample:
         return True
     return False
 
 
 def test_a_batch_is_that_of_the_same_files(module_files, prepared) -> None:
-    rows = TfdsRows(prepared, "train", {"image": "photo", "caption": "text"})
+    rows = TfdsExamples(prepared, "train", {"image": "photo", "caption": "text"})
     assert len(rows) == COUNT
     # TFDS shuffles as it writes.
     order = {int(rows[i].text.split()[-1]): i for i in range(COUNT) if not fails(rows, i)}
@@ -115,11 +115,13 @@ def test_a_batch_is_that_of_the_same_files(module_files, prepared) -> None:
     files = Manifest(module_files.manifest("same.jsonl", listed))
 
     def mixture(source, log):
-        stream = RowStream(name="s", task="t2i", source=source, weight=1.0, rows=4, lengths=(32,),
+        stream = ExampleStream(name="s", task="t2i", source=source, weight=1.0, rows=4, lengths=(32,),
                            sizes=(Size(32, 32), Size(32, 48)))  # fmt: skip
-        return Mixture([stream], Tokenizer(), bad_rows=log, directory=module_files.root / "cache")
+        return Mixture(
+            [stream], Tokenizer(), invalid_examples=log, directory=module_files.root / "cache"
+        )
 
-    logs = BadRows(), BadRows()
+    logs = InvalidExamples(), InvalidExamples()
     mixed = mixture(rows, logs[0]), mixture(files, logs[1])
     for n in range(6):
         one, other = (mixture[n] for mixture in mixed)
@@ -141,7 +143,7 @@ def test_a_batch_is_that_of_the_same_files(module_files, prepared) -> None:
     ],
 )
 def test_every_kind_of_row(module_files, prepared, fields, kind, shown) -> None:
-    rows = TfdsRows(prepared, "train", fields)
+    rows = TfdsExamples(prepared, "train", fields)
     at = next(i for i in range(COUNT) if "text" not in fields.values() or not fails(rows, i))
     row = rows[at]
     assert (row.kind, row.line, row.source) == (kind, at + 1, "tiny_world/1.2.0, train")
@@ -151,9 +153,11 @@ def test_every_kind_of_row(module_files, prepared, fields, kind, shown) -> None:
         assert [turn.role for turn in row.turns] == ["user", "assistant"]
     task = {"image_caption": "t2i", "image_chat": "understand", "edit": "edit"}.get(kind, "t2v")
     frames = 5 if task == "t2v" else 1
-    stream = RowStream(name="s", task=task, source=rows, weight=1.0, rows=3, lengths=(64,), frames=frames,
+    stream = ExampleStream(name="s", task=task, source=rows, weight=1.0, rows=3, lengths=(64,), frames=frames,
                        sizes=(Size(32, 32),))  # fmt: skip
-    mixture = Mixture([stream], Tokenizer(), bad_rows=BadRows(), directory=module_files.root)
+    mixture = Mixture(
+        [stream], Tokenizer(), invalid_examples=InvalidExamples(), directory=module_files.root
+    )
     batch = mixture[0]
     if "pixels" in fields.values() or "frames" in fields.values():
         shades = batch["pixels"][:, -1].reshape(3, -1)
@@ -164,30 +168,33 @@ def test_every_kind_of_row(module_files, prepared, fields, kind, shown) -> None:
 
 def test_identity_and_splits(prepared) -> None:
     fields = {"image": "photo", "caption": "text"}
-    rows = TfdsRows(prepared, "train", fields)
+    rows = TfdsExamples(prepared, "train", fields)
     assert rows.identity.startswith("tiny_world/1.2.0, train ")
-    half = TfdsRows(prepared, "train[:50%]", fields)
+    half = TfdsExamples(prepared, "train[:50%]", fields)
     assert len(half) == COUNT // 2
-    others = [half.identity, TfdsRows(prepared, "train", {**fields, "caption": "label"}).identity]
+    others = [
+        half.identity,
+        TfdsExamples(prepared, "train", {**fields, "caption": "label"}).identity,
+    ]
     assert rows.identity not in others
-    assert rows.identity == TfdsRows(prepared, "train", fields).identity
+    assert rows.identity == TfdsExamples(prepared, "train", fields).identity
     with pytest.raises(IndexError, match="example 12"):
         rows[COUNT]
 
 
 def test_what_is_wrong_is_named(prepared, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"fields maps \['picture'\]; the keys are image, video"):
-        TfdsRows(prepared, "train", {"picture": "photo"})
+        TfdsExamples(prepared, "train", {"picture": "photo"})
     with pytest.raises(
         ValueError, match="no feature 'jpg' for 'image'; it has film, frames, label, number"
     ):
-        TfdsRows(prepared, "train", {"image": "jpg", "caption": "text"})
+        TfdsExamples(prepared, "train", {"image": "jpg", "caption": "text"})
     with pytest.raises(FileNotFoundError, match="mnist/.* is not prepared in"):
-        TfdsRows("mnist", "train", {"image": "image", "caption": "label"}, data_dir=tmp_path)
+        TfdsExamples("mnist", "train", {"image": "image", "caption": "label"}, data_dir=tmp_path)
     for fields, why in (
         ({"image": "number", "caption": "text"}, "image is float, neither encoded bytes"),
         ({"image": "photo", "caption": "said.value.7"}, "the example has no said.value.7"),
         ({"image": "photo", "caption": "said.value"}, "caption is a list, not a string"),
     ):
-        with pytest.raises(BadRow, match=why):
-            TfdsRows(prepared, "train", fields)[0]
+        with pytest.raises(InvalidExample, match=why):
+            TfdsExamples(prepared, "train", fields)[0]

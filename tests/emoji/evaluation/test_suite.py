@@ -18,7 +18,7 @@ def found(judge):
         known |= {text: render_clip(clip) for text in clip_captions(clip)}
         known |= {(render_clip(clip).tobytes(), q[0]): q.answer for q in clip_questions(clip)}
     truth = edits.change(lambda pictures, texts, seed: pictures, 12).targets
-    able = suite_tasks.Abilities(
+    able = suite_tasks.TaskFunctions(
         edit=lambda pictures, texts, seed: truth,
         draw_clips=lambda prompts, frames, seed: np.stack([known[text] for text in prompts]),
         answer_clips=lambda shown, asked: [
@@ -44,7 +44,7 @@ def test_everything_is_measured_and_kept_to_show(found):
 
 def test_what_is_not_trained_is_not_measured(judge):
     empty = suite.Evaluation({}, {}, [], [], None)
-    assert suite_tasks.add(empty, suite_tasks.Abilities(), judge=judge) == empty
+    assert suite_tasks.add(empty, suite_tasks.TaskFunctions(), judge=judge) == empty
     nothing = suite.measure(None, None, judge=judge)
     assert nothing.scores == {} and nothing.sheets == [] and nothing.answered == []
 

@@ -1,6 +1,6 @@
 """Pictures at the size that a batch wants: uint8 pixels, nothing normalised. Clips: video.py.
 
-Every failure that is the file's fault is a `Fault` (bad_rows.py); a failing disk is not.
+Every failure that is the file's fault is a `Fault` (invalid_examples.py); a failing disk is not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Clips at the size that a batch wants: which frames to take, and how to get at them without decoding the rest.
 
-Every failure that is the file's fault is a `Fault` (bad_rows.py); a failing disk or a missing decoder is not.
+Every failure that is the file's fault is a `Fault` (invalid_examples.py); a failing disk or a missing decoder is not.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tuna_jax.data.mixture.bucketing import Bucket
 from tuna_jax.sequence import Grid
 
 
-class Cell:
+class BucketSampler:
     """A bucket of a stream, in an endless sequence of shuffled epochs: a batch comes from one cell.
 
     Args:

@@ -2,7 +2,7 @@
 
 A bucket is a picture size (the nearest by logarithm of the aspect ratio), a number of visual slots, and a
 sequence length (the smallest that holds the visual tokens and the text). A row's bucket follows from its
-*facts*: its picture's size, how many it has, and its tokens. `survey` looks them up once, from headers (of a
+*facts*: its picture's size, how many it has, and its tokens. `scan` looks them up once, from headers (of a
 clip, the first frame) and text alone, and keeps them in the cache folder under the manifest's content.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from tuna_jax.data.invalid_examples import BadRow, Fault
+from tuna_jax.data.invalid_examples import Fault, InvalidExample
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Medium, Size, image_size
 from tuna_jax.data.media.video import video_size
 from tuna_jax.data.mixture.tokenize_example import (
@@ -29,7 +29,7 @@ from tuna_jax.data.mixture.tokenize_example import (
     is_cut,
     text_tokens,
 )
-from tuna_jax.data.sources.base import VIDEO_KINDS, Row, Rows
+from tuna_jax.data.sources.base import VIDEO_KINDS, Example, ExampleSource
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
@@ -66,7 +66,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class ExampleMetadata:
     """What bucketing needs to know of each row; a bad row's numbers are 0.
 
     Attributes:
@@ -80,7 +80,7 @@ class Facts:
     width: Int[np.ndarray, " rows"]
     media: Int[np.ndarray, " rows"]
     text: Int[np.ndarray, " rows"]
-    bad: dict[int, BadRow]
+    bad: dict[int, InvalidExample]
 
 
 def _fingerprint(tokenizer: Tokenizer) -> str:
@@ -90,7 +90,7 @@ def _fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(f"{tokenizer.size} {text}".encode()).hexdigest()[:16]
 
 
-def picture_size(row: Row, smallest: int = SMALLEST_SIDE) -> Size:
+def picture_size(row: Example, smallest: int = SMALLEST_SIDE) -> Size:
     """The size by which a row is sorted: its first picture's or clip's, or an edit's target's; 0x0 without any.
 
     Raises:
@@ -109,7 +109,7 @@ def picture_size(row: Row, smallest: int = SMALLEST_SIDE) -> Size:
     return sizes[-1] if row.kind == "edit" else sizes[0]
 
 
-def _look(rows: Rows, task: Task, tokenizer: Tokenizer, smallest: int, index: int):
+def _look(rows: ExampleSource, task: Task, tokenizer: Tokenizer, smallest: int, index: int):
     """(height, width, media, text) of a row, or why it is bad."""
     try:
         row = rows[index]
@@ -117,14 +117,14 @@ def _look(rows: Rows, task: Task, tokenizer: Tokenizer, smallest: int, index: in
             text = text_tokens(row, task, tokenizer)
             size = picture_size(row, smallest)
         except Fault as fault:
-            return BadRow(fault.kind, rows.name, rows.line(index), fault.reason)
-    except BadRow as bad:
+            return InvalidExample(fault.kind, rows.name, rows.line(index), fault.reason)
+    except InvalidExample as bad:
         return bad
     return size.height, size.width, len(row.media), text
 
 
-def survey(
-    rows: Rows,
+def scan(
+    rows: ExampleSource,
     task: Task,
     tokenizer: Tokenizer,
     *,
@@ -132,7 +132,7 @@ def survey(
     directory: Path | None = None,
     threads: int = 8,
     anew: bool = False,
-) -> Facts:
+) -> ExampleMetadata:
     """The facts of all rows, from the cache folder if they are there.
 
     What is kept stays as it was found, also if a missing file turns up later: a run must not change its
@@ -156,7 +156,7 @@ def survey(
         return _load(kept, rows)
     look = functools.partial(_look, rows, task, tokenizer, smallest)
     numbers = np.zeros((len(rows), 4), np.int32)
-    bad: dict[int, BadRow] = {}
+    bad: dict[int, InvalidExample] = {}
     # A bar for those who wait: a survey of a moment shows none.
     bar = tqdm(total=len(rows), desc=f"looking at {rows.name}", unit="row", delay=3.0)
     with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -164,18 +164,18 @@ def survey(
         for start in range(0, len(rows), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(rows)))
             for index, found in zip(chunk, pool.map(look, chunk), strict=True):
-                if isinstance(found, BadRow):
+                if isinstance(found, InvalidExample):
                     bad[index] = found
                 else:
                     numbers[index] = found
             bar.update(len(chunk))
     height, width, media, text = (np.ascontiguousarray(column) for column in numbers.T)
-    facts = Facts(height, width, media, text, bad)
+    facts = ExampleMetadata(height, width, media, text, bad)
     _save(kept, facts)
     return facts
 
 
-def _save(path: Path, facts: Facts) -> None:
+def _save(path: Path, facts: ExampleMetadata) -> None:
     listed = [[index, row.kind, row.reason] for index, row in facts.bad.items()]
     with atomic_file(path) as scratch, scratch.open("wb") as file:
         np.savez_compressed(
@@ -185,12 +185,12 @@ def _save(path: Path, facts: Facts) -> None:
         )
 
 
-def _load(path: Path, rows: Rows) -> Facts:
+def _load(path: Path, rows: ExampleSource) -> ExampleMetadata:
     with np.load(path) as kept:
         numbers, listed = kept["numbers"], json.loads(kept["bad"].tobytes())
-    bad = {i: BadRow(kind, rows.name, rows.line(i), reason) for i, kind, reason in listed}
+    bad = {i: InvalidExample(kind, rows.name, rows.line(i), reason) for i, kind, reason in listed}
     height, width, media, text = numbers
-    return Facts(height, width, media, text, bad)
+    return ExampleMetadata(height, width, media, text, bad)
 
 
 def nearest(
@@ -211,15 +211,15 @@ def nearest(
 
 
 def assign(
-    facts: Facts,
-    rows: Rows,
+    facts: ExampleMetadata,
+    rows: ExampleSource,
     task: Task,
     *,
     sizes: Sequence[Size],
     slots: Sequence[int],
     lengths: Sequence[int],
     grids: Sequence[Grid],
-) -> tuple[list[Bucket], list[Int[np.ndarray, " _"]], list[BadRow]]:
+) -> tuple[list[Bucket], list[Int[np.ndarray, " _"]], list[InvalidExample]]:
     """Sorts rows into buckets.
 
     Args:
@@ -253,7 +253,7 @@ def assign(
         else:
             kind = "too_long"
             why = f"{needed[index]} tokens ({visual[index]} of them visual) exceed the longest length, {lengths[-1]}"
-        bad.append(BadRow(kind, rows.name, rows.line(int(index)), why))
+        bad.append(InvalidExample(kind, rows.name, rows.line(int(index)), why))
         usable[index] = False
     code = (size * len(slots) + slot) * len(lengths) + length
     buckets, members = [], []

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Shaped
 
-from tuna_jax.data.invalid_examples import Fault, blaming
+from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Encoded, read_image
 from tuna_jax.data.media.video import read_video
-from tuna_jax.data.mixture.bucket_sampler import Cell
-from tuna_jax.data.mixture.stream import RowStream
-from tuna_jax.data.mixture.tokenize_example import VIDEO_TASKS, lay_out
+from tuna_jax.data.mixture.bucket_sampler import BucketSampler
+from tuna_jax.data.mixture.stream import ExampleStream
+from tuna_jax.data.mixture.tokenize_example import VIDEO_TASKS, tokenize_example
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import TokenSequence
 
 
 def make_sample(
-    stream: RowStream,
-    cell: Cell,
+    stream: ExampleStream,
+    cell: BucketSampler,
     index: int,
     random: np.random.Generator,
     tokenizer: Tokenizer,
@@ -27,7 +27,7 @@ def make_sample(
     *,
     encode: Callable[[str], list[int]],
 ) -> TokenSequence:
-    """Row `index` of a stream's source, for a batch of a cell.
+    """Example `index` of a stream's source, for a batch of a cell.
 
     Args:
         stream: which one.
@@ -39,11 +39,11 @@ def make_sample(
         encode: the tokenizer's, with a memory.
 
     Raises:
-        BadRow: the row cannot be used; `space` may hold some of it.
+        InvalidExample: the row cannot be used; `space` may hold some of it.
     """
     row, size = stream.source[index], cell.bucket.size
-    with blaming(row.source, row.line):
-        layout = lay_out(
+    with report_as_invalid(row.source, row.line):
+        layout = tokenize_example(
             row,
             stream.task,
             tokenizer,

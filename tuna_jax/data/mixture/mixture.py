@@ -1,7 +1,7 @@
 """Streams of manifests with weights, as endless batches of which each has one shape.
 
     manifest --survey--> facts --assign--> buckets --schedule--> batch n is of a cell (stream, bucket)
-                                                       its rows --lay_out, decode--> Batch
+                                                       its rows --tokenize_example, decode--> Batch
 
 Batch n depends on (seed, n) and the history of weights alone: not on threads, hosts or restarts. It holds rows k*B to
 k*B + B - 1 of its cell, k the batches of that cell before it; a cell's rows come in a new order every epoch. Each
@@ -15,7 +15,7 @@ manifest's order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, 
     pixels     uint8 [B, N, F, H, W, 3] what fills each slot; zeros where it is unused
     task       int32 [B]                index into the mixture's streams
 
-A stream of latents that were computed in advance (`LatentRows`) has, instead of pixels,
+A stream of latents that were computed in advance (`LatentExamples`) has, instead of pixels,
 
     moments    bfloat16 [B, N, 2, T, h, w, C]  the posterior's mean and standard deviation; zeros where a slot is unused
 """
@@ -34,14 +34,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from tuna_jax.data import shared_memory
-from tuna_jax.data.invalid_examples import BadRow, BadRows, TooManyBadRows
+from tuna_jax.data.invalid_examples import InvalidExample, InvalidExamples, TooManyInvalidExamples
 from tuna_jax.data.loader import Batch, Batches
-from tuna_jax.data.mixture.bucket_sampler import Cell, words
-from tuna_jax.data.mixture.bucketing import assign, survey
+from tuna_jax.data.mixture.bucket_sampler import BucketSampler, words
+from tuna_jax.data.mixture.bucketing import assign, scan
 from tuna_jax.data.mixture.load_example import make_sample
 from tuna_jax.data.mixture.schedule import Schedule
-from tuna_jax.data.mixture.stream import BatchShape, RowStream, check_latents, stream_grids
-from tuna_jax.data.sources.precomputed_latents import LatentRows
+from tuna_jax.data.mixture.stream import BatchShape, ExampleStream, check_latents, stream_grids
+from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, TokenSequence, stack
 
@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
 
     batch: Batch
     good: int
-    passed_over: tuple[BadRow, ...] = ()
+    passed_over: tuple[InvalidExample, ...] = ()
     failure: str | None = None
 
 
@@ -73,7 +73,7 @@ class Mixture:
         streams: their order gives `task`; names are distinct.
         tokenizer: makes the ids.
         seed: another seed, other batches.
-        bad_rows: the list of bad rows; what a stream's survey finds is put on it at once.
+        invalid_examples: the list of bad rows; what a stream's survey finds is put on it at once.
         history: (batch from which they hold, weights by stream name), the first at 0; None takes the streams' own
             weights throughout. To change weights at a resume from batch n, append (n, new weights): each stream goes on
             in its data where it was.
@@ -86,16 +86,16 @@ class Mixture:
 
     Raises:
         ValueError: a setting that cannot be; it names the stream and what would do.
-        TooManyBadRows: a stream's survey found more than the list's limit.
+        TooManyInvalidExamples: a stream's survey found more than the list's limit.
     """
 
     def __init__(
         self,
-        streams: Sequence[RowStream],
+        streams: Sequence[ExampleStream],
         tokenizer: Tokenizer,
         *,
         seed: int = 0,
-        bad_rows: BadRows | None = None,
+        invalid_examples: InvalidExamples | None = None,
         history: Sequence[tuple[int, Mapping[str, float]]] | None = None,
         spatial_factor: int = 16,
         temporal_factor: int = 4,
@@ -106,14 +106,14 @@ class Mixture:
         threads: int = 8,
     ):
         self.streams = tuple(streams)
-        self.bad_rows = bad_rows or BadRows()
+        self.invalid_examples = invalid_examples or InvalidExamples()
         names = [stream.name for stream in self.streams]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"the streams are named {names}; give each a name of its own")
         self._tokenizer, self._seed = tokenizer, seed
         self._process, self._processes = process_index, process_count
         self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
-        self._cells: list[Cell] = []
+        self._cells: list[BucketSampler] = []
         for number, stream in enumerate(self.streams):
             if stream.rows <= 0 or stream.rows % process_count:
                 raise ValueError(
@@ -138,13 +138,13 @@ class Mixture:
     def _add_cells(
         self,
         number: int,
-        stream: RowStream,
+        stream: ExampleStream,
         grids: list[Grid],
         directory: Path | None,
         threads: int,
     ) -> None:
         """Surveys a stream and sorts its rows."""
-        facts = survey(
+        facts = scan(
             stream.source,
             stream.task,
             self._tokenizer,
@@ -161,16 +161,16 @@ class Mixture:
             lengths=stream.lengths,
             grids=grids,
         )
-        self.bad_rows.scanned(stream.source.name, len(stream.source), bad)
+        self.invalid_examples.scanned(stream.source.name, len(stream.source), bad)
         if not buckets:
-            raise TooManyBadRows(
+            raise TooManyInvalidExamples(
                 f"stream {stream.name!r}: none of the {len(stream.source)} rows of "
                 f"{stream.source.name} can be used. The first: {bad[0]}"
             )
         for bucket, rows in zip(buckets, members, strict=True):
             key = (self._seed, *words(f"{stream.name}: {bucket}"))
             grid = grids[stream.picture_sizes.index(bucket.size)]
-            self._cells.append(Cell(number, bucket, grid, rows, key))
+            self._cells.append(BucketSampler(number, bucket, grid, rows, key))
 
     def _weights(self, named: Mapping[str, float]) -> list[float]:
         """Weights of the cells: a stream's, shared by its buckets as its rows are."""
@@ -187,10 +187,10 @@ class Mixture:
             for cell in self._cells
         ]
 
-    def _shape(self, cell: Cell) -> BatchShape:
+    def _shape(self, cell: BucketSampler) -> BatchShape:
         stream, bucket = self.streams[cell.stream], cell.bucket
         latents = ()
-        if isinstance(stream.source, LatentRows):
+        if isinstance(stream.source, LatentExamples):
             latents = (*dataclasses.astuple(cell.grid), stream.source.channels)
         return BatchShape(
             stream.rows, bucket.slots, stream.frames, bucket.size, bucket.length, latents
@@ -259,13 +259,13 @@ class Mixture:
         """The batch; the rows that were passed over for it go on the list, and the good ones are counted.
 
         Raises:
-            TooManyBadRows: the share of bad rows passed the limit, or no good one was found.
+            TooManyInvalidExamples: the share of bad rows passed the limit, or no good one was found.
         """
-        self.bad_rows.good(prepared.good)
+        self.invalid_examples.good(prepared.good)
         for bad in prepared.passed_over:
-            self.bad_rows.bad(bad)
+            self.invalid_examples.bad(bad)
         if prepared.failure:
-            raise TooManyBadRows(prepared.failure)
+            raise TooManyInvalidExamples(prepared.failure)
         return prepared.batch
 
     def prepare(self, index: int) -> Prepared:
@@ -277,7 +277,7 @@ class Mixture:
         share = shape.rows // self._processes
         local = range(self._process * share, (self._process + 1) * share)
         sequences: list[TokenSequence] = []
-        passed_over: list[BadRow] = []
+        passed_over: list[InvalidExample] = []
         arrays = shape.arrays(self._processes)
         visual = shared_memory.zeros(*arrays[shape.visual])
         for row, place in enumerate(local):
@@ -289,15 +289,15 @@ class Mixture:
         batch = stack(sequences, shape.length, shape.slots, self._tokenizer.special)
         del batch["lengths"]
         task = np.full(len(sequences), cell.stream, np.int32)
-        batch = {**batch, shape.visual: visual, "task": task}
+        batch = {**batch, shape.visual: visual, "stream": task}
         return Prepared(batch, len(sequences), tuple(passed_over))
 
     def _sample(
         self,
-        cell: Cell,
+        cell: BucketSampler,
         position: int,
         good: int,
-        passed_over: list[BadRow],
+        passed_over: list[InvalidExample],
         space: Shaped[np.ndarray, "n ..."],
     ) -> TokenSequence | str:
         """The row at a position of a cell, or the next good one after it; or why there is none.
@@ -314,11 +314,11 @@ class Mixture:
                 return make_sample(
                     stream, cell, index, random, self._tokenizer, space, encode=self._encode
                 )
-            except BadRow as bad:
+            except InvalidExample as bad:
                 passed_over.append(bad)
                 space[:] = 0
             # Not the whole of a cell that is gone: that may take hours.
-            if self.bad_rows.too_many(len(passed_over), len(passed_over) + good):
+            if self.invalid_examples.too_many(len(passed_over), len(passed_over) + good):
                 return (
                     f"stream {stream.name!r}: {len(passed_over)} of {len(passed_over) + good} rows tried for one "
                     f"batch cannot be used. The last: {passed_over[-1]}"

@@ -11,8 +11,8 @@ from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.media.video import check_frames
 from tuna_jax.data.mixture.bucketing import SIZES_512
 from tuna_jax.data.mixture.tokenize_example import ACCEPTS, VIDEO_TASKS, Task
-from tuna_jax.data.sources.base import Rows
-from tuna_jax.data.sources.precomputed_latents import LatentRows
+from tuna_jax.data.sources.base import ExampleSource
+from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.sequence import Grid
 
 UNUSED_SIZE = Size(32, 32)
@@ -23,7 +23,7 @@ def _smallest_slots(task: Task) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowStream:
+class ExampleStream:
     """A named task over a source of rows.
 
     Attributes:
@@ -38,14 +38,14 @@ class RowStream:
         slots: numbers of visual slots, ascending; None is 2 for edits, else 1.
         frames: of a clip, 1 + 4k; 1 for pictures.
         fps: how close a clip's frames are; None spreads them over the whole clip.
-        text_dropout, source_dropout: see `lay_out`.
+        text_dropout, source_dropout: see `tokenize_example`.
         smallest: pixels that a side must have.
         draws: whether a conversation may end in a picture that the assistant draws.
     """
 
     name: str
     task: Task
-    source: Rows
+    source: ExampleSource
     weight: float
     rows: int
     lengths: tuple[int, ...]
@@ -125,7 +125,7 @@ class BatchShape:
             "spans": ((rows, slots, 2), np.dtype(np.int32)),
             "is_target": ((rows, slots), np.dtype(bool)),
             self.visual: visual,
-            "task": ((rows,), np.dtype(np.int32)),
+            "stream": ((rows,), np.dtype(np.int32)),
         }
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ class BatchShape:
         return f"{self.rows} rows of {self.slots}x{self.frames}x{self.size}{kind}, {self.length} tokens"
 
 
-def stream_grids(stream: RowStream, spatial: int, temporal: int) -> list[Grid]:
+def stream_grids(stream: ExampleStream, spatial: int, temporal: int) -> list[Grid]:
     """The latent extent of each of a stream's sizes; ValueError if one does not fit the VAE or the lengths."""
     grids = []
     try:
@@ -157,10 +157,10 @@ def stream_grids(stream: RowStream, spatial: int, temporal: int) -> list[Grid]:
     return grids
 
 
-def check_latents(stream: RowStream, grids: list[Grid], vae_fingerprint: str | None) -> None:
+def check_latents(stream: ExampleStream, grids: list[Grid], vae_fingerprint: str | None) -> None:
     """Raises ValueError if a stream's latents, computed in advance, are not what the stream and its VAE would make."""
     source = stream.source
-    if not isinstance(source, LatentRows):
+    if not isinstance(source, LatentExamples):
         return
     where = f"stream {stream.name!r}: the latents in {source.name}"
     if vae_fingerprint is not None and source.vae_fingerprint != vae_fingerprint:

@@ -24,7 +24,7 @@ import numpy as np
 from tuna_jax import sequence
 from tuna_jax.data.invalid_examples import Fault
 from tuna_jax.data.media.image import Medium
-from tuna_jax.data.sources.base import Kind, Row
+from tuna_jax.data.sources.base import Example, Kind
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, Text, TokenSequence
 
@@ -53,14 +53,14 @@ CAPTION_PROMPTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TokenizedExample:
     """A row's sequence, and the pictures or clips that fill its spans, in order."""
 
     sequence: TokenSequence
     media: tuple[Medium, ...]
 
 
-def check_task(row: Row, task: Task) -> None:
+def check_task(row: Example, task: Task) -> None:
     """Raises Fault if the task has no use for a row of this kind."""
     if row.kind not in ACCEPTS[task]:
         raise Fault(
@@ -80,7 +80,7 @@ def _prompt_ids(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(tokenizer.encode(prompt)) for prompt in caption_prompts(task))
 
 
-def _messages(row: Row) -> list[dict[str, str]]:
+def _messages(row: Example) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.text} for turn in row.turns]
 
 
@@ -93,7 +93,7 @@ def is_cut(task: Task) -> bool:
     return task in ("t2i", "t2v")
 
 
-def text_tokens(row: Row, task: Task, tokenizer: Tokenizer) -> int:
+def text_tokens(row: Example, task: Task, tokenizer: Tokenizer) -> int:
     """The tokens of a row beside its spans, at most: without dropout, with the longest prompt, uncut."""
     check_task(row, task)
     if row.turns:
@@ -107,8 +107,8 @@ def text_tokens(row: Row, task: Task, tokenizer: Tokenizer) -> int:
     return text + 4 + max(len(ids) for ids in _prompt_ids(tokenizer, task))
 
 
-def lay_out(
-    row: Row,
+def tokenize_example(
+    row: Example,
     task: Task,
     tokenizer: Tokenizer,
     grid: Grid,
@@ -118,7 +118,7 @@ def lay_out(
     text_dropout: float = 0.1,
     source_dropout: float = 0.0,
     encode: Callable[[str], list[int]] | None = None,
-) -> Layout:
+) -> TokenizedExample:
     """What a task makes of a row.
 
     Args:
@@ -163,4 +163,4 @@ def lay_out(
             "too_long",
             f"{len(built.tokens)} tokens ({visual} of them visual) exceed the longest length, {longest}",
         )
-    return Layout(built, media)
+    return TokenizedExample(built, media)

@@ -22,7 +22,7 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Example:
     """A row of a manifest.
 
     Attributes:
@@ -43,7 +43,7 @@ class Row:
 
 
 @runtime_checkable
-class Rows(Protocol):
+class ExampleSource(Protocol):
     """A source of rows: a `Manifest`, or anything that reads like one."""
 
     @property
@@ -58,7 +58,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> Example: ...
 
     def line(self, index: int) -> int:
         """The line, counted from 1, of a row."""

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from tuna_jax.data.invalid_examples import Fault, blaming
+from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Medium
-from tuna_jax.data.sources.base import Row, Turn
+from tuna_jax.data.sources.base import Example, Turn
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 
 VIDEO_TAG = "<video>"
@@ -85,11 +85,11 @@ class Manifest:
         """The line in the file, counted from 1, of a row."""
         return int(self._lines[index])
 
-    def __getitem__(self, index: int) -> Row:
-        """A row; raises BadRow if its line is none."""
+    def __getitem__(self, index: int) -> Example:
+        """A row; raises InvalidExample if its line is none."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.path}, which has {len(self)}")
-        with blaming(self.name, self.line(index)):
+        with report_as_invalid(self.name, self.line(index)):
             return parse(self.content(index), self.image_root, self.name, self.line(index))
 
     def content(self, index: int) -> bytes:
@@ -135,7 +135,7 @@ def _find_lines(path: Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     return digest.hexdigest(), start[kept], end[kept], number[kept]
 
 
-def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Row:
+def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Example:
     """A manifest's line as a row.
 
     Raises:
@@ -148,12 +148,12 @@ def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Row
     if not isinstance(entry, dict):
         raise Fault("malformed_json", f"the line is a {type(entry).__name__}, not an object")
 
-    return make_row(entry, functools.partial(_path, image_root), source, line)
+    return make_example(entry, functools.partial(_path, image_root), source, line)
 
 
-def make_row(
+def make_example(
     entry: Mapping[str, Any], medium: Callable[[str, Any], Medium], source: str, line: int
-) -> Row:
+) -> Example:
     """An entry in one of the formats as a row.
 
     Args:
@@ -165,7 +165,7 @@ def make_row(
     Raises:
         Fault: it is of no known format, without text, or its marks do not fit its pictures.
     """
-    row = functools.partial(Row, source=source, line=line)
+    row = functools.partial(Example, source=source, line=line)
     keys = {key for key, value in entry.items() if not _is_empty(value) or key == "caption"}
     if {"raw_image", "out_image"} <= keys:
         media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)

@@ -1,4 +1,4 @@
-"""Latents computed in advance, as a folder of ArrayRecord shards; `LatentRows` reads one as a source of rows.
+"""Latents computed in advance, as a folder of ArrayRecord shards; `LatentExamples` reads one as a source of rows.
 
     latents.json                       how they were made: the VAE's fingerprint, sizes, frames, the manifest's digest
     00007-of-00040.array_record        of rows 7 * shard_rows and on: two records a row, in the manifest's order
@@ -29,10 +29,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import BFloat16
 
-from tuna_jax.data.invalid_examples import blaming
+from tuna_jax.data.invalid_examples import report_as_invalid
 from tuna_jax.data.media.image import Encoded, Medium, Size
-from tuna_jax.data.sources.base import Row
-from tuna_jax.data.sources.jsonl import make_row
+from tuna_jax.data.sources.base import Example
+from tuna_jax.data.sources.jsonl import make_example
 from tuna_jax.sequence import Grid
 from tuna_jax.utils.fingerprint import fingerprint
 
@@ -49,7 +49,7 @@ def shard_name(shard: int, shards: int) -> str:
     return f"{shard:05d}-of-{shards:05d}"
 
 
-class LatentRows:
+class LatentExamples:
     """The rows of a folder of latents: a source like `Manifest`, without the rows that could not be encoded.
 
     Reading is safe from many threads.
@@ -60,7 +60,7 @@ class LatentRows:
     Attributes:
         vae_fingerprint: the VAE's.
         sizes: picture sizes that occur.
-        frames, fps: of clips; see `RowStream`.
+        frames, fps: of clips; see `ExampleStream`.
         grids: (size, frames) -> latent extent.
         channels: C.
 
@@ -126,7 +126,7 @@ class LatentRows:
         """The line in the manifest, counted from 1, of a row."""
         return int(self._lines[index])
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Example:
         """A row; its media are `Encoded`, which read their numbers when asked."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.name}, which has {len(self)}")
@@ -145,8 +145,8 @@ class LatentRows:
             slot = next(slots)
             return Encoded(size, lambda: moments()[:, slot])
 
-        with blaming(self.name, self.line(index)):
-            return make_row(json.loads(header["row"]), medium, self.name, self.line(index))
+        with report_as_invalid(self.name, self.line(index)):
+            return make_example(json.loads(header["row"]), medium, self.name, self.line(index))
 
     def _reader(self, shard: int) -> Any:
         with self._lock:

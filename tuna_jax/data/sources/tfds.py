@@ -1,7 +1,7 @@
 """Any data set of TensorFlow Datasets (`tfds.data_source`) as a source of rows, by a map of its fields.
 
-    TfdsRows("beans", "train", {"image": "image", "caption": "label"})           image_caption
-    TfdsRows("my_vqa", "train", {"image": "image", "question": "q", "answer": "a"})   image_chat
+    TfdsExamples("beans", "train", {"image": "image", "caption": "label"})           image_caption
+    TfdsExamples("my_vqa", "train", {"image": "image", "question": "q", "answer": "a"})   image_chat
 
 Keys are those of the manifests' formats (manifests.py), and `question` with `answer` for a conversation of two turns.
 TensorFlow is not needed, but the data set must have been prepared as ArrayRecord.
@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from tuna_jax.data.invalid_examples import Fault, blaming
+from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Medium
-from tuna_jax.data.sources.base import Row
-from tuna_jax.data.sources.jsonl import make_row
+from tuna_jax.data.sources.base import Example
+from tuna_jax.data.sources.jsonl import make_example
 
 _MEDIA = ("image", "video", "raw_image", "out_image")
 _KEYS = (*_MEDIA, "caption", "instruction", "conversations", "question", "answer")
 
 
-class TfdsRows:
+class TfdsExamples:
     """The examples of a split as rows; row i is the split's example i.
 
     Pictures stay encoded until a batch wants them, at the size that it wants. A class label becomes its name.
@@ -140,19 +140,19 @@ class TfdsRows:
         """The example's number, counted from 1."""
         return index + 1
 
-    def __getitem__(self, index: int) -> Row:
-        """A row; raises BadRow if the example is none."""
+    def __getitem__(self, index: int) -> Example:
+        """A row; raises InvalidExample if the example is none."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {self.name}, which has {len(self)}")
         record = self._records()[index]
-        with blaming(self.name, self.line(index)):
+        with report_as_invalid(self.name, self.line(index)):
             entry = {key: self._value(record, key, path) for key, path in self._fields.items()}
             if "question" in entry or "answer" in entry:
                 entry["conversations"] = [
                     {"from": "human", "value": entry.pop("question", None)},
                     {"from": "gpt", "value": entry.pop("answer", None)},
                 ]
-            return make_row(entry, _medium, self.name, self.line(index))
+            return make_example(entry, _medium, self.name, self.line(index))
 
     def _value(self, record: Any, key: str, path: str) -> Any:
         """A feature, with texts and labels as strings."""

@@ -8,14 +8,14 @@ from typing import Any
 
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.emoji.evaluation.images import Answer, Draw
-from tuna_jax.emoji.evaluation.suite_tasks import Abilities
-from tuna_jax.emoji.model_bundle import World
+from tuna_jax.emoji.evaluation.suite_tasks import TaskFunctions
+from tuna_jax.emoji.model_bundle import ModelBundle
 from tuna_jax.utils.config_parsing import parse
 
 
 def measured(
-    world: World, params: Any, values: Mapping[str, Any]
-) -> tuple[Draw | None, Answer | None, Abilities]:
+    world: ModelBundle, params: Any, values: Mapping[str, Any]
+) -> tuple[Draw | None, Answer | None, TaskFunctions]:
     """What a trained model is measured on: the functions of those tasks that its settings gave rows."""
     data = parse(EmojiExperiment, values).data
 
@@ -26,7 +26,7 @@ def measured(
     return (
         given(data.draw_rows, functools.partial(world.draw, params)),
         given(data.understand_rows, answer),
-        Abilities(
+        TaskFunctions(
             edit=given(data.edits.rows, functools.partial(world.edit, params)),
             draw_clips=given(data.clips.draw_rows, functools.partial(world.draw_clips, params)),
             answer_clips=given(data.clips.understand_rows, answer),

@@ -15,7 +15,7 @@ from tuna_jax.emoji.world.clips import CLIP_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
-class Abilities:
+class TaskFunctions:
     """What a model can do beside drawing and answering; None: it was not trained for it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Abilities:
 
 def add(
     found: Evaluation,
-    abilities: Abilities,
+    abilities: TaskFunctions,
     *,
     judge: ObjectJudge | None = None,
     reconstruct: Reconstruct | None = None,

@@ -15,7 +15,7 @@ from tuna_jax.evaluation.benchmarks.spec import Benchmark
 from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference import batching
-from tuna_jax.inference.generation_config import Sampling
+from tuna_jax.inference.generation_config import SamplingOptions
 from tuna_jax.inference.pipeline import Model
 from tuna_jax.utils.param_tree import flatten
 
@@ -84,7 +84,7 @@ def drawer(
         sources: list[np.ndarray] | None,
         size: Size,
     ) -> np.ndarray:
-        options: Sampling = {**sampling, "seed": seeds, "size": size}  # pyright: ignore[reportAssignmentType]
+        options: SamplingOptions = {**sampling, "seed": seeds, "size": size}  # pyright: ignore[reportAssignmentType]
         options |= {"batch_size": batch_size, "negative": negative}
         if sources is not None:
             return model.edit_image(sources, prompts, **options)

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from tuna_jax.data.invalid_examples import BadRow
-from tuna_jax.data.sources.base import Row
-from tuna_jax.data.sources.tfds import TfdsRows
+from tuna_jax.data.invalid_examples import InvalidExample
+from tuna_jax.data.sources.base import Example
+from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.evaluation.vqa.metrics import Item
 
@@ -95,7 +95,7 @@ def read_tfds(
     """Questions of a TFDS data set.
 
     Args:
-      dataset, split, data_dir: as `TfdsRows`.
+      dataset, split, data_dir: as `TfdsExamples`.
       fields: `image` or `video`, with `question` and `answer`; or with `caption`, whose text (a label's name) answers
         `question`.
       question: what is asked of every picture that has a caption.
@@ -106,17 +106,17 @@ def read_tfds(
       FileNotFoundError: the data set is not prepared.
       ValueError: fields that do not exist, a caption without a question, or an example that cannot be read.
     """
-    rows = TfdsRows(dataset, split, fields, data_dir=data_dir)
+    rows = TfdsExamples(dataset, split, fields, data_dir=data_dir)
     items = []
     for index in range(min(len(rows), count or len(rows))):
         try:
             items.append(_of_row(rows[index], question, tuple(choices)))
-        except BadRow as error:
+        except InvalidExample as error:
             raise ValueError(f"{rows.name}, example {index + 1}: {error}") from error
     return items
 
 
-def _of_row(row: Row, question: str, choices: tuple[str, ...]) -> Item:
+def _of_row(row: Example, question: str, choices: tuple[str, ...]) -> Item:
     where = f"{row.source}, example {row.line}"
     if row.turns:
         asked, answer = row.turns[0].text, row.turns[1].text

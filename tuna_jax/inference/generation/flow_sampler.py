@@ -19,13 +19,13 @@ from tuna_jax.inference.generation.prefix_cache import (
     span_velocity,
 )
 from tuna_jax.models.layers import Params, cut
-from tuna_jax.models.logical_sharding import Placement, placing
+from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 
 Latent = Float[Array, "b t h w c"]
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "points", "shift", "solver", "trajectory", "placement")
+    jax.jit, static_argnames=("config", "points", "shift", "solver", "trajectory", "sharding")
 )
 def _sample(
     config: TunaConfig,
@@ -39,9 +39,9 @@ def _sample(
     shift: float,
     solver: str,
     trajectory: bool,
-    placement: Placement | None,
+    sharding: LogicalSharding | None,
 ) -> Array:
-    with placing(placement):
+    with use_sharding(sharding):
         velocity = _velocity(config, params, positive, negative, noise, guidance, bounds)
         grid = jnp.asarray(flow.time_grid(points, shift))
         final, states = flow.integrate(velocity, noise.astype(jnp.float32), grid, solver)
@@ -93,7 +93,7 @@ def sample(
     shift: float = 3.0,
     solver: str = "euler",
     trajectory: bool = False,
-    placement: Placement | None = None,
+    sharding: LogicalSharding | None = None,
 ) -> Array:
     """Latents that the prompts ask for; one compiled program a shape.
 
@@ -109,7 +109,7 @@ def sample(
       shift: `a` of the grid's map.
       solver: 'euler' or 'heun'.
       trajectory: return the states after every step instead, `[points - 1, B, T, h, w, C]`.
-      placement: how activations lie over the devices, `parallel.activations.Activations(mesh, generation=True)` where
+      sharding: how activations lie over the devices, `parallel.activations.Activations(mesh, generation=True)` where
         the parameters lie on a mesh of several; None: nobody says.
 
     Raises:
@@ -135,7 +135,7 @@ def sample(
         shift,
         solver,
         trajectory,
-        placement,
+        sharding,
     )
 
 

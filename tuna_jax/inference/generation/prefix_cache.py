@@ -18,7 +18,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.models import flow_head, language, tuna
 from tuna_jax.models.attention import KVCaches, sequence_layout, span_layout, text_layout
 from tuna_jax.models.layers import Params, apart
-from tuna_jax.models.logical_sharding import placed
+from tuna_jax.models.logical_sharding import constrain
 
 
 class Prefix(NamedTuple):
@@ -116,7 +116,7 @@ def span_velocity(
     time = model.time_embedding(t.reshape(1, 1))
     first = jnp.broadcast_to(time.astype(visual.dtype), (len(start), *time.shape[1:]))
     tokens = jnp.concatenate([first, visual], axis=1)
-    tokens = placed(tokens, "batch", "sequence", "width")
+    tokens = constrain(tokens, "batch", "sequence", "width")
     layout = span_layout(start, tokens.shape[1])
     hidden, _ = model.language(tokens, layout, cache.language)
     velocity, _ = model.flow_head(hidden, time, layout, (x.shape[2], x.shape[3]), cache.flow_head)

@@ -22,7 +22,7 @@ from tuna_jax.inference.generation.prefix_cache import (
 )
 from tuna_jax.models import tuna
 from tuna_jax.models.layers import Params, cut
-from tuna_jax.models.logical_sharding import Placement, placing
+from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 
 Choose = Callable[[Array, Array], Array]  # (logits, key) -> the next token of each row
 
@@ -86,7 +86,7 @@ def choose(
         "top_k",
         "top_p",
         "keep_logits",
-        "placement",
+        "sharding",
     ),
 )
 def generate(
@@ -101,7 +101,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     keep_logits: bool = False,
-    placement: Placement | None = None,
+    sharding: LogicalSharding | None = None,
 ) -> Decoded:
     """Continues every row until `eos` or `max_new_tokens`; stops early when all rows have ended.
 
@@ -115,10 +115,10 @@ def generate(
       top_k: sample among this many likeliest; 0 among all.
       top_p: sample within this much probability; 1 within all.
       keep_logits: also return every step's logits.
-      placement: how activations lie over the devices, see `images.sample`.
+      sharding: how activations lie over the devices, see `images.sample`.
     """
     chosen = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
-    with placing(placement):
+    with use_sharding(sharding):
         return _continue(config, params, prefix, key, eos, max_new_tokens, chosen, keep_logits)
 
 
@@ -204,7 +204,7 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     chunk: int = CHUNK,
-    placement: Placement | None = None,
+    sharding: LogicalSharding | None = None,
 ) -> Iterator[Int[np.ndarray, "b n"]]:
     """What `generate` returns as `tokens`, a part at a time; a row that ended has `eos` from then on.
 
@@ -212,14 +212,14 @@ def stream(
     copied. While the caller has one part the device makes the next, so the host waits once a part and not once a token.
 
     Args:
-      config, params, prefix, key, eos, max_new_tokens, temperature, top_k, top_p, placement: as there.
+      config, params, prefix, key, eos, max_new_tokens, temperature, top_k, top_p, sharding: as there.
       chunk: tokens of a part; the last one may have fewer.
     """
     chosen = (temperature, top_k, top_p)
-    state = _prefilled(config, params, prefix, eos, max_new_tokens, placement)
+    state = _prefilled(config, params, prefix, eos, max_new_tokens, sharding)
 
     def further(state: _State) -> tuple[_State, Array, Array]:
-        return _further(config, params, prefix.lengths, key, eos, state, chunk, chosen, placement)
+        return _further(config, params, prefix.lengths, key, eos, state, chunk, chosen, sharding)
 
     state, tokens, ended = further(state)
     for begin in range(0, max_new_tokens, chunk):
@@ -231,22 +231,22 @@ def stream(
             return
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "placement"))
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "sharding"))
 def _prefilled(
     config: TunaConfig,
     params: Params,
     prefix: Prefix,
     eos: int | Array,
     max_new_tokens: int,
-    placement: Placement | None,
+    sharding: LogicalSharding | None,
 ) -> _State:
-    with placing(placement):
+    with use_sharding(sharding):
         return _begin(config, params, prefix, eos, max_new_tokens, keep_logits=False)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "chunk", "chosen", "placement"),
+    static_argnames=("config", "chunk", "chosen", "sharding"),
     donate_argnames="state",
 )
 def _further(
@@ -258,13 +258,13 @@ def _further(
     state: _State,
     chunk: int,
     chosen: tuple[float, int, float],
-    placement: Placement | None,
+    sharding: LogicalSharding | None,
 ) -> tuple[_State, Int[Array, "b n"], Bool[Array, ""]]:
     """The state after `chunk` more tokens, those tokens, and whether all rows have ended."""
     temperature, top_k, top_p = chosen
     how = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
     room = state.tokens.shape[1]
-    with placing(placement):
+    with use_sharding(sharding):
         until = jnp.minimum(state.step + chunk, room)
         end = _go_on(config, params, lengths, key, eos, how, state, until)
     # Padded, for a slice that reaches beyond the end would begin earlier.
