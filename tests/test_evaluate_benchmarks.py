@@ -33,7 +33,7 @@ def _arguments(prompts, *more):
 
 
 def _drawing(prompts, model):
-    flags = (f"--model={model}", "--tokenizer=emoji", "--size=32", "--points=3", "--batch_size=1")
+    flags = (f"--model={model}", "--tokenizer=emoji", "--size=32", "--steps=2", "--batch_size=1")
     return _arguments(prompts, *flags)
 
 

@@ -13,11 +13,11 @@ pytestmark = pytest.mark.usefixtures("any_words")
 def test_what_is_exported_draws_without_tracing(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = [f"--model={tiny_model}", "--tokenizer=emoji"]
-    flags = ["--size=32,32x48", "--points=3", "--prompt=32", "--output=programs"]
+    flags = ["--size=32,32x48", "--steps=2", "--prompt=32", "--output=programs"]
     assert export.main([*model, *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[1].startswith("programs/draw_1_of_1x32x48_prompt_32_3_3_euler")
-    draw = [*model, "--prompt=a dog", "--size=32x48", "--points=3"]
+    draw = [*model, "--prompt=a dog", "--size=32x48", "--steps=2"]
     assert generate.main([*draw, "--output=traced"]) == 0
     monkeypatch.setattr(flow_sampler, "_sample", None)
     assert generate.main([*draw, "--programs=programs", "--output=called"]) == 0

@@ -13,7 +13,7 @@ from tuna_jax.data.media import clips
 from tuna_jax.inference import batching
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
-QUICK = ["--points=3", "--size=32"]
+QUICK = ["--steps=2", "--size=32"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
     assert run(f"--prompt={DOG}", "--prompts=more.txt", "--seed=3", *QUICK) == 0
     drawn = [_read(f"pictures/prompt_{i}.png") for i in range(2)]
     wanted = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji").generate_image(
-        [DOG, CAT], seed=3, points=3, size=(32, 32)
+        [DOG, CAT], seed=3, steps=2, size=(32, 32)
     )
     np.testing.assert_array_equal(drawn, wanted)
     assert (tmp_path / "pictures/sheet.png").exists()
@@ -55,7 +55,7 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
     assert (_read("other/prompt_0.png") != drawn[0]).any(), "the negative prompt changes it"
     flags = [f"--prompt={DOG}", "--guidance=5", "--guidance_interval=0.2,1", "--output=late"]
     assert run(*flags, *QUICK) == 0
-    late = {"guidance": 5.0, "guidance_interval": (0.2, 1.0), "points": 3, "size": (32, 32)}
+    late = {"guidance": 5.0, "guidance_interval": (0.2, 1.0), "steps": 2, "size": (32, 32)}
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
     np.testing.assert_array_equal(_read("late/prompt_0.png"), model.generate_image(DOG, **late)[0])
 
@@ -64,7 +64,7 @@ def test_large_pictures_go_in_tiles(run, monkeypatch):
     seen = []
     decode = batching.decode
     monkeypatch.setattr(batching, "decode", lambda *args: seen.append(args[4]) or decode(*args))
-    flags = [f"--prompt={DOG}", "--points=2", "--size=32x736"]
+    flags = [f"--prompt={DOG}", "--steps=1", "--size=32x736"]
     assert run(*flags) == 0
     assert run(*flags, "--tile_above=20000", "--output=tiles") == 0
     assert seen == [1024 * 1024, 20000]
@@ -102,7 +102,7 @@ def test_edits_start_from_their_pictures(run, tmp_path):
 @pytest.mark.slow
 def test_text_becomes_video_and_video_becomes_text(run, tmp_path, capsys):
     pytest.importorskip("av")
-    assert run("--task=t2v", f"--prompt={DOG}", "--frames=5", "--points=2", "--size=32x48") == 0
+    assert run("--task=t2v", f"--prompt={DOG}", "--frames=5", "--steps=1", "--size=32x48") == 0
     clip = clips.read_clip(tmp_path / "videos/video_0.mp4", (32, 48), 17)
     assert clip.shape == (5, 32, 48, 3)
     capsys.readouterr()

@@ -7,7 +7,7 @@ Examples:
 
     # A quick look with fewer pictures, and other settings of the sampler:
     python -m tuna_jax.evaluate --workdir=runs/demo --output=runs/look --drawings=64 --answers=64 \\
-        --guidance=3 --points=20
+        --guidance=3 --steps=19
 
     # Scores over steps, of all checkpoints that were kept, and of another run beside them; writes learning.png:
     python -m tuna_jax.evaluate --workdir=runs/emoji_all --curve --beside=runs/emoji_generation --drawings=64
@@ -50,7 +50,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; by default 
 _DRAWINGS = flags.DEFINE_integer("drawings", 256, "Pictures a task.", lower_bound=1)
 _ANSWERS = flags.DEFINE_integer("answers", 256, "Questions for naming; others a quarter.", 4)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; by default the run's own.")
-_POINTS = flags.DEFINE_integer("points", None, "Points of the time grid; by default the run's own.")
+_STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the run's own.")
 _STARTED = flags.DEFINE_float(
     "started", None, "When it all began, in seconds since 1970: the report tells the minutes since."
 )
@@ -111,7 +111,7 @@ def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:
     from tuna_jax.emoji import model_bundle
 
     world, params, settings = model_bundle.load_trained(source)
-    changes = {"guidance": _GUIDANCE.value, "points": _POINTS.value}
+    changes = {"guidance": _GUIDANCE.value, "steps": _STEPS.value}
     samples = dataclasses.replace(
         world.samples, **{name: value for name, value in changes.items() if value is not None}
     )
@@ -138,7 +138,7 @@ def _evaluate() -> None:
         facts={
             "parameters": f"{world.parameter_count(params):,}",
             "training steps": settings["steps"],
-            "sampling": f"{samples.points} points, {samples.solver}, guidance {samples.guidance:g}",
+            "sampling": f"{samples.steps} steps, {samples.solver}, guidance {samples.guidance:g}",
             "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
         },
     )

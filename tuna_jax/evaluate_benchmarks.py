@@ -10,9 +10,9 @@ Examples:
     # wrong metadata, each by name; exit status 1 if there is any. No model is loaded:
     python -m tuna_jax.evaluate_benchmarks --benchmark=geneval --prompts=benchmarks/ --output=drawn/geneval --check
 
-    # A trial with the first ten prompts; DPG-Bench at 512 pixels, guidance 4, 50 points:
+    # A trial with the first ten prompts; DPG-Bench at 512 pixels, guidance 4, 50 steps:
     python -m tuna_jax.evaluate_benchmarks --benchmark=dpg_bench --prompts=ELLA/dpg_bench --model=model/ \\
-        --output=drawn/dpg_bench --size=512 --guidance=4 --points=50 --limit=10
+        --output=drawn/dpg_bench --size=512 --guidance=4 --steps=49 --limit=10
 
     # VBench, its prompts from the package vbench; the second of four processes that share the work:
     python -m tuna_jax.evaluate_benchmarks --benchmark=vbench --model=model/ --output=drawn/vbench --size=320x512 \\
@@ -40,7 +40,7 @@ from tuna_jax.evaluation.benchmarks.registry import NAMES
 if TYPE_CHECKING:
     from tuna_jax.evaluation.benchmarks.spec import Benchmark
 
-_SAMPLING = ("guidance", "points", "shift", "solver", "negative")
+_SAMPLING = ("guidance", "steps", "shift", "solver", "negative")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of all samples (default 0)")
     add("--negative", metavar="PROMPT", help="what not to draw")
     add("--guidance", type=float, metavar="SCALE", help="by default the model's own")
-    add("--points", type=_count, metavar="N", help="points of the time grid: one step fewer")
+    add("--steps", type=_count, metavar="N", help="solver steps")
     add("--shift", type=float, help="of the time grid toward noise")
     add("--solver", choices=("euler", "heun"), help="how the flow is followed")
     add("--fps", type=float, default=8.0, help="frames a second of a clip's file (default 8)")

@@ -5,8 +5,8 @@ Examples:
     # Pictures of the model's own size, one and four at a time, prompts of up to 32 and 64 tokens, for all platforms:
     python -m tuna_jax.export --model=runs/demo --output=programs --rows=1,4 --prompt=32,64
 
-    # Pictures of 512x512 and 384x672, 30 points, for TPUs alone:
-    python -m tuna_jax.export --model=model/ --output=programs --size=512,384x672 --points=30 --platforms=tpu
+    # Pictures of 512x512 and 384x672, 30 steps, for TPUs alone:
+    python -m tuna_jax.export --model=model/ --output=programs --size=512,384x672 --steps=29 --platforms=tpu
 
     # What uses them; a server says Tuna.load("runs/demo", programs="programs"):
     python -m tuna_jax.generate --model=runs/demo --programs=programs --prompt="a red apple"
@@ -62,8 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--rows", type=_numbers, default=[1], metavar="N,...", help="prompts at a time (default 1)")
     add("--prompt", type=_numbers, default=[64], metavar="N,...", help="most tokens (default 64)")
-    add("--points", type=int, metavar="N", help="of the time grid; by default the model's own")
-    add("--shift", type=float, help="of the time grid; by default the model's own")
+    add("--steps", type=int, metavar="N", help="solver steps (default: the model's own)")
+    add(
+        "--shift", type=float, help="shift of the time grid toward noise (default: the model's own)"
+    )
     add("--solver", choices=("euler", "heun"), help="by default the model's own")
     add("--unguided", action="store_true", help="without the negative side: for guidance 1")
     add("--platforms", default="cpu,tpu,cuda", metavar="NAMES", help="default cpu,tpu,cuda")
@@ -97,7 +99,7 @@ def _run(chosen: argparse.Namespace) -> None:
             frames=frames,
             height=height,
             width=width,
-            points=chosen.points or usual.points,
+            steps=chosen.steps or usual.steps,
             shift=usual.shift if chosen.shift is None else chosen.shift,
             solver=chosen.solver or usual.solver,
             guided=not chosen.unguided,

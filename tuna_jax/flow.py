@@ -73,15 +73,17 @@ def interpolate(
     return t * clean + (1.0 - t) * noise
 
 
-def time_grid(points: int, shift: float = 3.0) -> Float[np.ndarray, " points"]:
-    """Sampling times: `linspace(0, 1, points)` mapped by `t / (t + a - a t)`; n points make n - 1 Euler steps.
+def time_grid(steps: int, shift: float = 3.0) -> Float[np.ndarray, " points"]:
+    """The `steps + 1` sampling times of `steps` solver steps: `linspace(0, 1)` mapped by `t / (t + a - a t)`.
+
+    The released code counts points: its `num_steps=50` is `steps=49` here.
 
     Raises:
-      ValueError: fewer than two points.
+      ValueError: fewer than one step.
     """
-    if points < 2:
-        raise ValueError(f"a sampling grid needs at least 2 points (one step), got {points}")
-    t = np.linspace(0.0, 1.0, points, dtype=np.float32)
+    if steps < 1:
+        raise ValueError(f"sampling needs at least 1 solver step, got steps={steps}")
+    t = np.linspace(0.0, 1.0, steps + 1, dtype=np.float32)
     return (t / (t + shift - shift * t)).astype(np.float32)
 
 

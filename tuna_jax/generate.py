@@ -48,7 +48,7 @@ from typing import Any
 from tuna_jax.inference.requests import DRAWN, TASKS, Request, read_requests
 from tuna_jax.utils import malloc
 
-_DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "points")
+_DRAWING = ("prompt", "prompts", "negative", "size", "guidance", "guidance_interval", "steps")
 _DRAWING = (*_DRAWING, "shift", "solver")
 _WRITING = ("question", "prompts", "image", "video", "frames", "max_new_tokens", "temperature")
 _WRITING = (*_WRITING, "top_k", "top_p", "template", "stream")
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LOW,HIGH",
         help="guide only at times of the grid within it, 0 is noise and 1 is clean, such as 0.1,0.9; faster",
     )
-    add("--points", type=int, metavar="N", help="points of the time grid: one step fewer")
+    add("--steps", type=int, metavar="N", help="solver steps")
     add("--shift", type=float, help="of the time grid toward noise")
     add("--solver", choices=("euler", "heun"), help="how the flow is followed")
     add("--fps", type=float, help="frames a second of a written video (default 8)")

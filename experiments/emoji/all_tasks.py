@@ -114,8 +114,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.samples = ConfigDict()
     config.samples.count = 24
-    config.samples.points = (
-        10  # More cost time and leave a little less of an edited picture as it was.
+    config.samples.steps = (
+        9  # More cost time and leave a little less of an edited picture as it was.
     )
     config.samples.guidance = 2.0
     config.samples.shift = 3.0

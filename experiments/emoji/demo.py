@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.samples = ConfigDict()
     config.samples.count = 24
-    config.samples.points = 16
+    config.samples.steps = 15
     config.samples.guidance = 2.0
     config.samples.shift = 3.0
 

@@ -35,7 +35,7 @@ def values(tmp_path_factory):
     image_vae_file.export(path, config, params, statistics)
     values = runpy.run_path(str(EXPERIMENT))["get_config"]().to_dict()
     values |= {"vae": str(path), "model": {"preset": "tiny", "language": {"vocabulary": 640}}}
-    values["samples"] |= {"points": 3, "count": 4}
+    values["samples"] |= {"steps": 2, "count": 4}
     return values
 
 

@@ -17,8 +17,8 @@ from tuna_jax.sequence import drawing_prompt
 pytestmark = pytest.mark.usefixtures("any_words")
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
-QUICK = {"points": 3, "size": (32, 32)}
-DRAWING = Drawing(prompt=32, height=32, width=32, points=3, shift=3.0, solver="euler")
+QUICK = {"steps": 2, "size": (32, 32)}
+DRAWING = Drawing(prompt=32, height=32, width=32, steps=2, shift=3.0, solver="euler")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_reloaded_program_gives_the_same_latent(tuna, folder):
     ]
     noise = jax.random.normal(jax.random.key(0), (1, 1, 2, 2, 8))
     wanted = flow_sampler.sample(
-        tuna.config, tuna.params, sides[0], noise, negative=sides[1], guidance=2.5, points=3
+        tuna.config, tuna.params, sides[0], noise, negative=sides[1], guidance=2.5, steps=2
     )
     given = [(one.tokens, one.lengths) for one in sides]
     latents, clips = known[DRAWING](tuna.params, tuna.vae_params, *given, noise, jnp.float32(2.5))
@@ -81,15 +81,15 @@ def test_a_loaded_model_draws_the_same_and_traces_nothing(tuna, loaded, monkeypa
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model: model.generate_image(DOG, points=3, size=(32, 48)),
-        lambda model: model.generate_image(DOG, points=4, size=(32, 32)),
+        lambda model: model.generate_image(DOG, steps=2, size=(32, 48)),
+        lambda model: model.generate_image(DOG, steps=3, size=(32, 32)),
         lambda model: model.generate_image([DOG] * 3, **QUICK),
         lambda model: model.generate_image(" ".join([DOG] * 9), **QUICK),
         lambda model: model.generate_image(DOG, guidance_interval=(0.1, 0.9), **QUICK),
         lambda model: model.generate_video(DOG, frames=5, **QUICK),
         lambda model: model.edit_image(np.zeros((32, 32, 3), np.uint8), DOG, **QUICK),
     ],
-    ids=["size", "points", "rows", "long", "interval", "clip", "edit"],
+    ids=["size", "steps", "rows", "long", "interval", "clip", "edit"],
 )
 def test_what_no_program_is_for_is_traced(loaded, call):
     with pytest.raises(AssertionError, match="the sampler was traced"):

@@ -23,7 +23,7 @@ from tuna_jax.sequence import Grid, build, drawing_prompt, editing_prompt
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
-QUICK = {"points": 3, "size": (32, 32)}
+QUICK = {"steps": 2, "size": (32, 32)}
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
 
 
@@ -61,7 +61,7 @@ def test_a_picture_is_what_the_sampler_makes(tuna):
     sides = [batching.prefix_of([drawing_prompt(special, encode(p))], special) for p in (DOG, CAT)]
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(5), 0), (1, 2, 2, 8))
     latents = flow_sampler.sample(
-        tuna.config, tuna.params, sides[0], noise[None], negative=sides[1], guidance=4.0, points=3
+        tuna.config, tuna.params, sides[0], noise[None], negative=sides[1], guidance=4.0, steps=2
     )
     pixels = jax.jit(vae.decode, static_argnums=0)(tuna.config.vae, tuna.vae_params, latents)
     np.testing.assert_array_equal(drawn, flow_sampler.to_uint8(pixels)[:, 0])
@@ -81,7 +81,7 @@ def test_a_picture_depends_on_its_seed_place_prompt_and_negative(tuna):
 
 
 def test_a_picture_depends_on_the_guidance_interval(tuna):
-    """Of three points the middle one is 0.25: guidance in the first step alone, in the second, in both."""
+    """Of two steps the second begins at time 0.25: guidance in the first step alone, in the second, in both."""
     how = {"guidance": 5.0, "negative": CAT, **QUICK}
     first, second, both, none = (
         tuna.generate_image(DOG, guidance_interval=interval, **how)
@@ -110,7 +110,7 @@ def test_own_seeds_draw_what_a_call_alone_would(tuna):
 
 def test_sizes_are_height_and_width(tuna):
     assert tuna.size == (64, 64)
-    assert tuna.generate_image(DOG, points=2, size=(32, 48)).shape == (1, 32, 48, 3)
+    assert tuna.generate_image(DOG, steps=1, size=(32, 48)).shape == (1, 32, 48, 3)
 
 
 def test_a_clip_has_its_frames(tuna):
@@ -145,7 +145,7 @@ def test_an_edit_is_what_the_sampler_makes(tuna):
     ]
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), (1, 2, 2, 8))
     latents = flow_sampler.sample(
-        tuna.config, tuna.params, sides[0], noise[None], negative=sides[1], guidance=2.0, points=3
+        tuna.config, tuna.params, sides[0], noise[None], negative=sides[1], guidance=2.0, steps=2
     )
     decoded = jax.jit(vae.decode, static_argnums=0)(tuna.config.vae, tuna.vae_params, latents)
     assert not _differ(edited, np.asarray(flow_sampler.to_uint8(decoded)[:, 0]))
@@ -284,7 +284,7 @@ def test_files_and_pillow_pictures_are_shown_as_arrays_are(tuna, tmp_path):
             lambda t: t.generate_image(DOG, guidance_interval=(0.1, 0.9), guidance=1.0),
             "interval has no effect at guidance 1",
         ),
-        (lambda t: t.generate_image(DOG, points=1, size=(32, 32)), "at least 2 points"),
+        (lambda t: t.generate_image(DOG, steps=0, size=(32, 32)), "at least 1 solver step"),
         (lambda t: t.edit_image([_picture(0)] * 2, [DOG] * 3), "2 pictures and 3 instructions"),
         (
             lambda t: t.edit_image(np.zeros((5, 64, 64, 3), np.uint8), DOG),

@@ -57,7 +57,7 @@ positive = prefix.Prefix(jnp.asarray(tokens), jnp.asarray([6, 6, 6, 6]), spans, 
 noise = jnp.asarray(normal(4, 1, 2, 2, 8))
 def sample(params, sharding):
     return jax.device_get(images.sample(config, params, positive, noise, negative=positive._replace(
-        tokens=positive.tokens[::-1]), guidance=2.0, points=3, sharding=sharding))
+        tokens=positive.tokens[::-1]), guidance=2.0, steps=2, sharding=sharding))
 report("pictures", sample(on(wide), where), sample(params, None))
 def decode(params, sharding):
     out = text.generate(config, params, positive, jax.random.key(0), eos=-1, max_new_tokens=3, keep_logits=True,

@@ -105,7 +105,7 @@ def test_a_task_that_tells_of_too_few_items_is_refused(tmp_path):
 
 
 def test_a_cell_is_named_by_all_that_determines_it():
-    settings = {"guidance": 2.0, "points": 10}
+    settings = {"guidance": 2.0, "steps": 9}
 
     def key(one=None, model="a", chosen=settings, seed=SEED):
         determined_by = cell_store.determining(one or task(), {"parameters": model}, chosen, seed)
@@ -122,4 +122,4 @@ def test_a_cell_is_named_by_all_that_determines_it():
         key(task(11)),
     ]
     assert len({key(), *others}) == len(others) + 1
-    assert key(chosen={**settings, "points": 20}) == key(), "points do not bear on this task"
+    assert key(chosen={**settings, "steps": 19}) == key(), "steps do not bear on this task"

@@ -41,7 +41,7 @@ def test_a_model_without_checkpoints_is_one(tiny_model):
     model = checkpoints.load(
         found.path, make_mesh(MeshSettings(), jax.devices()[:1]), tokenizer="emoji"
     )
-    assert model.generate_image(["a cat"], points=2, size=(32, 32)).shape == (1, 32, 32, 3)
+    assert model.generate_image(["a cat"], steps=1, size=(32, 32)).shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize("until", [0, 20])
@@ -116,5 +116,5 @@ def test_averaged_parameters_or_not(run, tiny_run):
         want = jax.tree.leaves(tiny_run.parameters(values, seed))
         for a, b in zip(jax.tree.leaves(model.params), want, strict=True):
             np.testing.assert_array_equal(a, b)
-    assert model.template == "plain" and model.samples.points == 3
+    assert model.template == "plain" and model.samples.steps == 2
     assert str(checkpoints.vae_of(path)) == values["vae"]

@@ -43,7 +43,7 @@ def made(name, **options):
 
 
 def drawing(tuna):
-    chosen = registry.configured(tuna, {"points": 3, "size": 32, "guidance": 2.0})
+    chosen = registry.configured(tuna, {"steps": 2, "size": 32, "guidance": 2.0})
     assert chosen.size == (32, 32)
     return chosen
 

@@ -76,7 +76,7 @@ def test_the_batch_changes_nothing(measured, run, tmp_path):
 
 
 def test_parameters_averaged_or_not_and_other_settings_are_other_models(run, tmp_path):
-    choices = {"ema": (False, True), "points": (3, 4)}
+    choices = {"ema": (False, True), "steps": (2, 3)}
     one = {"draw_single": {"count": 2}}
     found = runner.Sweep(settings(tasks=one, settings=choices, checkpoints=(20,)), tmp_path).run(
         [run]
@@ -158,8 +158,8 @@ def test_two_runs_are_compared(measured, run, tmp_path):
     [
         ({"tasks": {}}, "no tasks are named; there are draw_single"),
         (
-            {"settings": {"steps": (3,)}},
-            "unknown setting 'steps'; guidance, guidance_interval, points",
+            {"settings": {"speed": (3,)}},
+            "unknown setting 'speed'; guidance, guidance_interval, steps",
         ),
         ({"settings": {"guidance": 2.0}}, "give the values to try"),
         ({"taks": {}}, r"unknown config key config.taks; did you mean 'tasks'\?"),

@@ -317,7 +317,7 @@ def test_stage_begins_at_the_last_ones_parameters_and_leaves_the_frozen_part(fol
     assert 0 < max(jax.tree.leaves(moved)) < 4e-3, "two updates from where the first stage ended"
     # What was trained is ready to draw.
     tuna = Tuna.load(tmp_path / "second")
-    drawn = tuna.generate_image("a red apple", points=3, size=(32, 32))
+    drawn = tuna.generate_image("a red apple", steps=2, size=(32, 32))
     assert drawn.shape == (1, 32, 32, 3)
 
 

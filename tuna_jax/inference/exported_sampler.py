@@ -45,7 +45,7 @@ class Drawing:
       rows: prompts at a time.
       prompt: tokens that prompts are padded to; shorter ones do.
       frames, height, width: of what is drawn, in frames and pixels.
-      points, shift, solver: as `options.SamplingOptions`.
+      steps, shift, solver: as `options.SamplingOptions`.
       guided: whether the negative side is run; the scale is an argument.
     """
 
@@ -54,7 +54,7 @@ class Drawing:
     frames: int = 1
     height: int
     width: int
-    points: int
+    steps: int
     shift: float
     solver: str
     guided: bool = True
@@ -63,7 +63,7 @@ class Drawing:
     def name(self) -> str:
         """Of its file."""
         size = f"{self.frames}x{self.height}x{self.width}"
-        how = f"{self.points}_{self.shift:g}_{self.solver}{'' if self.guided else '_unguided'}"
+        how = f"{self.steps}_{self.shift:g}_{self.solver}{'' if self.guided else '_unguided'}"
         return f"draw_{self.rows}_of_{size}_prompt_{self.prompt}_{how}.program"
 
 
@@ -122,7 +122,7 @@ class Programs:
             frames=frames,
             height=noise.shape[2] * self.spatial_factor,
             width=noise.shape[3] * self.spatial_factor,
-            points=how.points,
+            steps=how.steps,
             shift=how.shift,
             solver=how.solver,
             guided=guided,
@@ -220,7 +220,7 @@ def read(folder: PathLike, config: TunaConfig, params: Any, vae_params: Any) -> 
 def _function(config: TunaConfig, drawing: Drawing, tile_above: int) -> Program:
     """(params, vae_params, positive, negative, noise, guidance) -> latents and clips; sides are (tokens, lengths)."""
     sample = flow_sampler.sampler(
-        config, points=drawing.points, shift=drawing.shift, solver=drawing.solver
+        config, steps=drawing.steps, shift=drawing.shift, solver=drawing.solver
     )
 
     def draw(

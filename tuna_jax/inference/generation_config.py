@@ -14,7 +14,7 @@ from tuna_jax.inference import batching
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How pictures are drawn: `points` of the time grid (one step fewer), guidance, shift of the grid, solver.
+    """How pictures are drawn: the number of solver `steps`, guidance, shift of the grid, solver.
 
     Attributes:
       count: pictures on the contact sheet that training draws.
@@ -22,7 +22,7 @@ class SamplingSettings:
     """
 
     count: int = 24
-    points: int = 16
+    steps: int = 15
     guidance: float = 2.0
     guidance_interval: tuple[float, float] = EVERYWHERE
     shift: float = 3.0
@@ -40,7 +40,7 @@ class SamplingOptions(TypedDict, total=False):
       guidance: scale; 0 and 1 sample without.
       guidance_interval: (low, high), 0 is noise and 1 is clean: guidance is applied at times of the grid within it
         alone, and the others take half the work.
-      points: points of the time grid, one step fewer.
+      steps: solver steps; the time grid has one point more.
       shift: of the time grid.
       solver: 'euler' or 'heun'.
       batch_size: most rows at once.
@@ -51,7 +51,7 @@ class SamplingOptions(TypedDict, total=False):
     size: tuple[int, int] | None
     guidance: float | None
     guidance_interval: tuple[float, float] | None
-    points: int | None
+    steps: int | None
     shift: float | None
     solver: str | None
     batch_size: int | None

@@ -64,7 +64,7 @@ class Model:
     vae_params: Any = dataclasses.field(repr=False)
     tokenizer: Tokenizer = dataclasses.field(repr=False)
     size: tuple[int, int]
-    samples: SamplingSettings = SamplingSettings(points=50, guidance=3.0)
+    samples: SamplingSettings = SamplingSettings(steps=49, guidance=3.0)
     template: str = "chat"
     sharding: LogicalSharding | None = None
     tile_above: int = TILE_ABOVE
@@ -85,7 +85,7 @@ class Model:
           **options: see `SamplingOptions`.
 
         Raises:
-          ValueError: a size that is not divisible by 16, an unknown solver, fewer than two points, a guidance interval
+          ValueError: a size that is not divisible by 16, an unknown solver, fewer than one step, a guidance interval
             that is none, no prompt, another number of negatives or seeds than prompts.
         """
         listed = _listed(prompts)
@@ -380,7 +380,7 @@ class Model:
                 negative=batching.prefix_of([negative[i] for i in part], special, latents, width),
                 guidance=chosen.guidance,
                 guidance_interval=chosen.guidance_interval,
-                points=chosen.points,
+                steps=chosen.steps,
                 shift=chosen.shift,
                 solver=chosen.solver,
                 sharding=self.sharding,

@@ -243,7 +243,7 @@ def transport(golden: GoldenSet, case: Case) -> Computed:
         out[name] = flow.shift_time(jnp.asarray(x["ts_in"]), flow.shift_mu(int(match[1])))
     for name, match in numbers(r"grid_(\d+)_(?:shift(\d+)|noshift)(?:_noise(\d)(\d+))?", x):
         points = int(match[1])
-        grid = flow.time_grid(points, float(match[2] or 1))
+        grid = flow.time_grid(points - 1, float(match[2] or 1))
         level = float(f"{match[3]}.{match[4]}") if match[3] else 1.0
         out[name] = grid[int((1 - level) * points) :]
 
@@ -252,7 +252,7 @@ def transport(golden: GoldenSet, case: Case) -> Computed:
 
     start = jnp.asarray(x["euler_y0"])
     points = len(x["euler_traj"])
-    _, states = flow.integrate(derivative, start, jnp.asarray(flow.time_grid(points, 3.0)))
+    _, states = flow.integrate(derivative, start, jnp.asarray(flow.time_grid(points - 1, 3.0)))
     out["euler_traj"] = jnp.concatenate([start[None], states])
     for tokens, mu in case.scalar("mu_by_seq_len").items():
         out[f"mu({tokens})"] = Against(flow.shift_mu(int(tokens)), mu)

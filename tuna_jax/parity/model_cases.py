@@ -267,7 +267,7 @@ def _sampled(golden: GoldenSet, case: Case, source: jax.Array | None) -> dict[st
         component_cases.last(x["z"]),
         negative=negative,
         guidance=float(case.scalar("guidance_scale")),
-        points=points,
+        steps=points - 1,
         shift=shift,
         trajectory=True,
     )
@@ -280,7 +280,7 @@ def _sampled(golden: GoldenSet, case: Case, source: jax.Array | None) -> dict[st
     if "uint8" in x:
         out["uint8"] = flow_sampler.to_uint8(decoded[:, 0])
     if "grid" in x:
-        out["grid"] = flow.time_grid(points, shift)
+        out["grid"] = flow.time_grid(points - 1, shift)
     return out
 
 

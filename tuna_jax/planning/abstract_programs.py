@@ -163,7 +163,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
             negative=Prefix(other, lengths, none),
             guidance=settings.guidance,
             guidance_interval=settings.guidance_interval,
-            points=settings.points,
+            steps=settings.steps,
             shift=settings.shift,
             solver=settings.solver,
             sharding=Activations(mesh, generation=True),

@@ -15,7 +15,7 @@ from tuna_jax.sweeps.task import Task
 TASKS: dict[str, Callable[..., Task]] = {**sweep_tasks.TASKS, **file_tasks.TASKS}
 """By name: functions that make a task of its options. More tasks are more entries."""
 
-SETTINGS = ("guidance", "guidance_interval", "points", "solver", "shift", "size", "ema")
+SETTINGS = ("guidance", "guidance_interval", "steps", "solver", "shift", "size", "ema")
 """What a sweep can vary."""
 
 

@@ -44,7 +44,7 @@ class SweepSettings:
       patience: with `follow`, minutes without a new checkpoint after which the sweep ends.
       tasks: by the name that results get: the options of a task, among them `kind`, its name in the table; where the
         two are the same, `kind` can be left out.
-      settings: by name (guidance, guidance_interval, points, solver, shift, size, ema), the values to try, all
+      settings: by name (guidance, guidance_interval, steps, solver, shift, size, ema), the values to try, all
         combinations of them. What is not named is as the run has it, and averaged parameters are taken.
       batch: rows a call.
       seed: of the noise.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-DRAWING = ("guidance", "guidance_interval", "points", "solver", "shift", "size")
+DRAWING = ("guidance", "guidance_interval", "steps", "solver", "shift", "size")
 """Settings that bear on what is drawn."""
 SHOWING = ("size",)
 """Settings that bear on what is answered about pictures."""

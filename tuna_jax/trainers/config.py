@@ -21,12 +21,12 @@ class SampleGridSettings:
     Attributes:
       prompts: what is drawn.
       size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
-      points, guidance, guidance_interval, shift, solver: see `inference.generation_config.SamplingSettings`.
+      steps, guidance, guidance_interval, shift, solver: see `inference.generation_config.SamplingSettings`.
     """
 
     prompts: tuple[str, ...] = ()
     size: str = "512x512"
-    points: int = 50
+    steps: int = 49
     guidance: float = 3.0
     guidance_interval: tuple[float, float] = EVERYWHERE
     shift: float = 3.0
@@ -36,7 +36,7 @@ class SampleGridSettings:
     def drawing(self) -> SamplingSettings:
         """How to draw."""
         return SamplingSettings(
-            points=self.points,
+            steps=self.steps,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
             shift=self.shift,

@@ -12,7 +12,7 @@ from tuna_jax.evaluation.benchmarks import registry, run, validate
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
-QUICK = {"points": 3, "sizes": [(32, 32)], "progress": False}
+QUICK = {"steps": 2, "sizes": [(32, 32)], "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_sample_is_what_the_model_draws_alone(tuna, geneval, tmp_path):
     for place, prompt in enumerate(("a dog", "a red cat on a blue background in the rain")):
         for sample in range(4):
             alone = tuna.generate_image(
-                prompt, seed=[(5, place * 64 + sample)], guidance=4.0, points=3, size=(32, 32)
+                prompt, seed=[(5, place * 64 + sample)], guidance=4.0, steps=2, size=(32, 32)
             )[0]
             samples.append(_pixels(tmp_path / f"g/{place:05d}/samples/{sample:04d}.png"))
             # Other batches round otherwise.
@@ -70,7 +70,7 @@ def test_clips_are_drawn_and_read_back(tuna, tmp_path):
     run.run(tuna, benchmark, folder, frames=5, **QUICK)
     assert validate.check(benchmark, folder, [(32, 32)], frames=5) == []
     seeds = [(0, sample) for sample in range(5)]
-    drawn = tuna.generate_video(["a cat grows"] * 5, seed=seeds, frames=5, points=3, size=(32, 32))
+    drawn = tuna.generate_video(["a cat grows"] * 5, seed=seeds, frames=5, steps=2, size=(32, 32))
     written = read_clip(folder / "a cat grows-2.mp4", (32, 32), 5)
     # H.264 halves the resolution of colours: brightness tells which sample it is.
     alike = [np.corrcoef(written.mean(-1).ravel(), one.mean(-1).ravel())[0, 1] for one in drawn]
@@ -85,7 +85,7 @@ def test_an_edit_is_of_its_source(tuna, tmp_path):
     Image.fromarray(source).save(tmp_path / "a.png")
     benchmark, folder = registry.read("imgedit", tmp_path), tmp_path / "edits"
     run.run(tuna, benchmark, folder, **QUICK)
-    alone = tuna.edit_image(source, "make it blue", seed=[(0, 0)], points=3, size=(32, 32))[0]
+    alone = tuna.edit_image(source, "make it blue", seed=[(0, 0)], steps=2, size=(32, 32))[0]
     assert np.abs(_pixels(folder / "7.png") - alone.astype(int)).max() <= 1
 
 

@@ -67,9 +67,9 @@ def _editing() -> tuple[prefix_cache.Prefix, prefix_cache.Prefix]:
 def test_a_cached_trajectory_is_the_uncached_one(editing: bool) -> None:
     positive, negative = _editing() if editing else (POSITIVE, NEGATIVE)
     cached = flow_sampler.sample(
-        CONFIG, PARAMS, positive, NOISE, negative=negative, guidance=2.0, points=4, trajectory=True
+        CONFIG, PARAMS, positive, NOISE, negative=negative, guidance=2.0, steps=3, trajectory=True
     )
-    x, grid = NOISE, flow.time_grid(4)
+    x, grid = NOISE, flow.time_grid(3)
     for step, (t, following) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         velocity = flow.guided(
             _uncached_velocity(positive, x, t), _uncached_velocity(negative, x, t), 2.0
@@ -80,13 +80,13 @@ def test_a_cached_trajectory_is_the_uncached_one(editing: bool) -> None:
 
 
 def test_guidance_zero_and_one_sample_from_the_prompt_alone() -> None:
-    alone = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, guidance=1.0, points=3)
+    alone = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, guidance=1.0, steps=2)
     none = flow_sampler.sample(
-        CONFIG, PARAMS, POSITIVE, NOISE, negative=NEGATIVE, guidance=0.0, points=3
+        CONFIG, PARAMS, POSITIVE, NOISE, negative=NEGATIVE, guidance=0.0, steps=2
     )
     np.testing.assert_array_equal(alone, none)
     with pytest.raises(ValueError, match="guidance 3.0 needs a negative prefix"):
-        flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, points=3)
+        flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, steps=2)
 
 
 def test_pictures_become_bytes_by_truncation_after_clamping() -> None:
@@ -178,7 +178,7 @@ def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
     how: dict[str, Any] = {"eos": -1, "max_new_tokens": 5, "keep_logits": True}
     said = text_decoder.generate(out, PARAMS, POSITIVE, jax.random.key(0), **how)
     np.testing.assert_allclose(said.logits, _greedy().logits, atol=1e-5)
-    drawing: dict[str, Any] = {"negative": NEGATIVE, "guidance": 2.0, "points": 3}
+    drawing: dict[str, Any] = {"negative": NEGATIVE, "guidance": 2.0, "steps": 2}
     drawn = flow_sampler.sample(out, PARAMS, POSITIVE, NOISE, **drawing)
     expected = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, **drawing)
     np.testing.assert_allclose(drawn, expected, atol=1e-5)

@@ -55,7 +55,7 @@ def test_both_follow_the_same_trajectory(name: str, solver: str) -> None:
     positive, negative = make()
     # Both rows begin with the same noise: the prompts must matter, or equal states would say little.
     noise = jnp.tile(jax.random.normal(jax.random.key(5), (1, frames, 2, 2, 8)), (2, 1, 1, 1, 1))
-    how = {"guidance": 2.0, "points": 10, "solver": solver, "trajectory": True}
+    how = {"guidance": 2.0, "steps": 9, "solver": solver, "trajectory": True}
     cached = flow_sampler.sample(CONFIG, PARAMS, positive, noise, negative=negative, **how)
     whole = reference.sample(CONFIG, PARAMS, positive, noise, negative=negative, **how)
     assert whole.shape == (9, *noise.shape)
@@ -67,9 +67,9 @@ def test_both_follow_the_same_trajectory(name: str, solver: str) -> None:
 def test_padding_changes_nothing_and_too_little_room_is_an_error() -> None:
     positive, negative = _drawing()
     noise = jax.random.normal(jax.random.key(5), (2, 1, 2, 2, 8))
-    plain = reference.sample(CONFIG, PARAMS, positive, noise, negative=negative, points=3)
+    plain = reference.sample(CONFIG, PARAMS, positive, noise, negative=negative, steps=2)
     padded = reference.sample(
-        CONFIG, PARAMS, positive, noise, negative=negative, points=3, length=24
+        CONFIG, PARAMS, positive, noise, negative=negative, steps=2, length=24
     )
     np.testing.assert_allclose(plain, padded, atol=1e-5)
     with pytest.raises(ValueError, match="length is 12; these sequences have up to 13 tokens"):
@@ -79,8 +79,8 @@ def test_padding_changes_nothing_and_too_little_room_is_an_error() -> None:
 def test_without_a_negative_side_there_is_no_guidance() -> None:
     positive, _ = _drawing()
     noise = jax.random.normal(jax.random.key(5), (2, 1, 2, 2, 8))
-    whole = reference.sample(CONFIG, PARAMS, positive, noise, points=3)
-    cached = flow_sampler.sample(CONFIG, PARAMS, positive, noise, guidance=1.0, points=3)
+    whole = reference.sample(CONFIG, PARAMS, positive, noise, steps=2)
+    cached = flow_sampler.sample(CONFIG, PARAMS, positive, noise, guidance=1.0, steps=2)
     np.testing.assert_allclose(whole, cached, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_text_is_the_same_with_and_without_the_cache() -> None:
     assert len(np.unique(np.asarray(whole))) > 1
 
 
-GRID = flow.time_grid(10)
+GRID = flow.time_grid(9)
 # The grid's 3rd to 6th point, an end without its like on the grid, and no point at all.
 INTERVALS = [(float(GRID[2]), float(GRID[5])), (0.3, 1.0), (0.001, 0.002)]
 
@@ -109,7 +109,7 @@ def test_a_guidance_interval_gives_both_the_same(
     make, frames = CASES[name]
     positive, negative = make()
     noise = jax.random.normal(jax.random.key(5), (2, frames, 2, 2, 8))
-    how = {"guidance": 4.0, "points": 10, "solver": solver, "trajectory": True}
+    how = {"guidance": 4.0, "steps": 9, "solver": solver, "trajectory": True}
     how["guidance_interval"] = interval
     cached = flow_sampler.sample(CONFIG, PARAMS, positive, noise, negative=negative, **how)
     whole = reference.sample(CONFIG, PARAMS, positive, noise, negative=negative, **how)
@@ -122,7 +122,7 @@ def test_guidance_is_applied_within_its_interval_alone() -> None:
     noise = jax.random.normal(jax.random.key(5), (2, 1, 2, 2, 8))
 
     def states(**how: Any) -> Any:
-        how = {"guidance": 4.0, "points": 10, "trajectory": True} | how
+        how = {"guidance": 4.0, "steps": 9, "trajectory": True} | how
         return flow_sampler.sample(CONFIG, PARAMS, positive, noise, negative=negative, **how)
 
     @jax.jit
@@ -174,7 +174,7 @@ def test_half_precision_has_both_branches_too() -> None:
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     positive, negative = _drawing()
     noise = jax.random.normal(jax.random.key(5), (2, 1, 2, 2, 8))
-    how = {"negative": negative, "points": 4, "guidance": 3.0, "guidance_interval": (0.3, 0.8)}
+    how = {"negative": negative, "steps": 3, "guidance": 3.0, "guidance_interval": (0.3, 0.8)}
     drawn = flow_sampler.sample(config, PARAMS, positive, noise, **how)
     assert drawn.dtype == jnp.float32
     np.testing.assert_allclose(

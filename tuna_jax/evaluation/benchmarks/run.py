@@ -51,7 +51,7 @@ def run(
       shard: this process's number and how many there are.
       first: only so many of the first prompts.
       progress: whether to show a bar.
-      **sampling: `guidance`, `guidance_interval`, `points`, `shift`, `solver` and `negative` of `Sampling`.
+      **sampling: `guidance`, `guidance_interval`, `steps`, `shift`, `solver` and `negative` of `Sampling`.
 
     Returns:
       How many files were drawn, and how many were there already.
@@ -98,7 +98,7 @@ def drawer(
 def described(model: Model, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how samples of a model look, beside sizes and seeds: plain values for a file."""
     usual = model.samples
-    values = {name: getattr(usual, name) for name in ("guidance", "points", "shift", "solver")} | {
+    values = {name: getattr(usual, name) for name in ("guidance", "steps", "shift", "solver")} | {
         "negative": ""
     }
     # Said only where it matters: folders that were begun before there were intervals go on.

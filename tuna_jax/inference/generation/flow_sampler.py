@@ -25,7 +25,7 @@ Latent = Float[Array, "b t h w c"]
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "points", "shift", "solver", "trajectory", "sharding")
+    jax.jit, static_argnames=("config", "steps", "shift", "solver", "trajectory", "sharding")
 )
 def _sample(
     config: TunaConfig,
@@ -35,7 +35,7 @@ def _sample(
     noise: Latent,
     guidance: Array,
     bounds: Float[Array, " 2"] | None,
-    points: int,
+    steps: int,
     shift: float,
     solver: str,
     trajectory: bool,
@@ -43,7 +43,7 @@ def _sample(
 ) -> Array:
     with use_sharding(sharding):
         velocity = _velocity(config, params, positive, negative, noise, guidance, bounds)
-        grid = jnp.asarray(flow.time_grid(points, shift))
+        grid = jnp.asarray(flow.time_grid(steps, shift))
         final, states = flow.integrate(velocity, noise.astype(jnp.float32), grid, solver)
         return states if trajectory else final
 
@@ -89,7 +89,7 @@ def sample(
     negative: Prefix | None = None,
     guidance: float = 3.0,
     guidance_interval: Sequence[float] = flow.EVERYWHERE,
-    points: int = 50,
+    steps: int = 49,
     shift: float = 3.0,
     solver: str = "euler",
     trajectory: bool = False,
@@ -105,16 +105,16 @@ def sample(
       guidance: scale g of `v_neg + g (v_pos - v_neg)`; 0 and 1 sample without guidance, from the positive side alone.
       guidance_interval: (low, high): guidance is applied at times of the grid within it, ends included. At the others
         the positive side runs alone, for half the work. All intervals but (0, 1) share one program.
-      points: points of the time grid; n points are n - 1 steps.
+      steps: solver steps; the time grid has one point more.
       shift: `a` of the grid's map.
       solver: 'euler' or 'heun'.
-      trajectory: return the states after every step instead, `[points - 1, B, T, h, w, C]`.
+      trajectory: return the states after every step instead, `[steps, B, T, h, w, C]`.
       sharding: how activations lie over the devices, `parallel.activations.Activations(mesh, generation=True)` where
         the parameters lie on a mesh of several; None: nobody says.
 
     Raises:
-      ValueError: guidance without a negative prefix, an interval that is none, an unknown solver, or fewer than two
-        points.
+      ValueError: guidance without a negative prefix, an interval that is none, an unknown solver, or fewer than one
+        step.
     """
     bounds = flow.guidance_bounds(guidance_interval)
     guided = guidance not in (0.0, 1.0)
@@ -131,7 +131,7 @@ def sample(
         noise,
         jnp.float32(guidance),
         jnp.asarray(bounds) if guided and bounds is not None else None,
-        points,
+        steps,
         shift,
         solver,
         trajectory,
@@ -140,7 +140,7 @@ def sample(
 
 
 def sampler(
-    config: TunaConfig, *, points: int, shift: float, solver: str
+    config: TunaConfig, *, steps: int, shift: float, solver: str
 ) -> Callable[[Params, Prefix, Prefix | None, Latent, Array], Latent]:
     """`sample` as a function of arrays alone, `(params, positive, negative, noise, guidance) -> latents`, to be
     exported; without a negative side guidance has no effect."""
@@ -152,7 +152,7 @@ def sampler(
         noise: Latent,
         guidance: Float[Array, ""],
     ) -> Latent:
-        how = (points, shift, solver, False, None)
+        how = (steps, shift, solver, False, None)
         return _sample(config, params, positive, negative, noise, guidance, None, *how)
 
     return run

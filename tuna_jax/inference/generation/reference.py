@@ -26,7 +26,7 @@ Latent = Float[Array, "b t h w c"]
     static_argnames=(
         "config",
         "guidance_interval",
-        "points",
+        "steps",
         "shift",
         "solver",
         "trajectory",
@@ -42,7 +42,7 @@ def sample(
     negative: Prefix | None = None,
     guidance: float | Array = 3.0,
     guidance_interval: tuple[float, float] = flow.EVERYWHERE,
-    points: int = 50,
+    steps: int = 49,
     shift: float = 3.0,
     solver: str = "euler",
     trajectory: bool = False,
@@ -51,7 +51,7 @@ def sample(
     """What `images.sample` returns, the long way.
 
     Args:
-      config, params, positive, noise, points, shift, solver, trajectory: as there.
+      config, params, positive, noise, steps, shift, solver, trajectory: as there.
       negative: the other side of guidance; None samples from the positive side alone.
       guidance: scale; of no effect without a negative prefix.
       guidance_interval: as there; here both sides are run at every time.
@@ -78,7 +78,7 @@ def sample(
         return jnp.where(flow.guides(t, jnp.asarray(bounds)), guided, v[: len(x)])
 
     final, states = flow.integrate(
-        velocity, noise.astype(jnp.float32), jnp.asarray(flow.time_grid(points, shift)), solver
+        velocity, noise.astype(jnp.float32), jnp.asarray(flow.time_grid(steps, shift)), solver
     )
     return states if trajectory else final
 
