@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
 
 __all__ = ["Tuna"]
 
@@ -19,7 +19,7 @@ __all__ = ["Tuna"]
 def __getattr__(name: str) -> Any:
     # Imported when it is asked for: `import tuna_jax` stays cheap, and parts of it need no JAX.
     if name == "Tuna":
-        from tuna_jax.inference.loading import Tuna
+        from tuna_jax.inference.pipeline import Tuna
 
         return Tuna
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

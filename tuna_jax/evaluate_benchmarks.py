@@ -158,7 +158,7 @@ def _draw(chosen: argparse.Namespace) -> int:
     from absl import logging
 
     from tuna_jax.evaluation.benchmarks import run, validate
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
     from tuna_jax.parallel import distributed
 
     logging.set_verbosity(logging.WARNING)

@@ -195,7 +195,7 @@ def _rows(
 
 
 def _model(chosen: argparse.Namespace) -> Any:
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
 
     return Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
 

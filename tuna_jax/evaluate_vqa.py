@@ -88,7 +88,7 @@ def _list(text: str) -> list[str]:
 def _run(chosen: argparse.Namespace) -> None:
     from tuna_jax.evaluation.metrics.accuracy import Score
     from tuna_jax.evaluation.vqa import datasets, run
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
 
     if chosen.task not in run.TASKS:
         raise ValueError(f"unknown task {chosen.task!r}; choose {', '.join(run.TASKS)}")

@@ -88,7 +88,7 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 def _run(chosen: argparse.Namespace) -> None:
     from tuna_jax.inference import exported_sampler
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
 
     model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer, dtype=chosen.dtype)
     usual = model.samples

@@ -251,7 +251,7 @@ def _run(chosen: argparse.Namespace, task: str) -> None:
     from absl import logging
 
     from tuna_jax.inference import run_requests
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
     from tuna_jax.utils import compile_cache
 
     logging.set_verbosity(logging.WARNING)

@@ -16,7 +16,7 @@ from tuna_jax.emoji import batches, model_bundle, trainer
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.emoji.evaluation import run
 from tuna_jax.emoji.world.scenes import SceneSource, is_held_out
-from tuna_jax.inference.loading import Tuna
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna, vae
 from tuna_jax.training import weights_file
 from tuna_jax.training.checkpoints import Checkpoints

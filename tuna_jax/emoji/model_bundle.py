@@ -22,7 +22,7 @@ from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import SamplingSettings
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sequence import Grid
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.weights_file import load_model
@@ -58,10 +58,10 @@ class ModelBundle:
         """Latent extent of a picture."""
         return Grid(*self.config.vae.latent_shape(1, self.size, self.size)[:3])
 
-    def model(self, params: Any) -> Model:
+    def model(self, params: Any) -> Tuna:
         """All abilities, with these parameters."""
         size = (self.size, self.size)
-        return Model(
+        return Tuna(
             self.config, params, self.vae_params, self.tokenizer, size, self.samples, "plain"
         )
 

@@ -19,6 +19,7 @@ from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.emoji.model_bundle import load_bundle
 from tuna_jax.emoji.world.captions import captions
 from tuna_jax.emoji.world.scenes import SceneSource
+from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
@@ -36,6 +37,16 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
     mixture = task_streams.alternate(shapes, settings.data.seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
 
+    run = RunRecord(
+        kind=settings.kind,
+        model=world.config.to_dict(),
+        vae=settings.vae,
+        tokenizer=settings.data.vocabulary,
+        template="plain",
+        size=(world.size, world.size),
+        sampling=settings.samples,
+    )
+
     def draw(step: int, params: Any) -> None:
         prompts = sheet_prompts(settings.samples.count, settings.data)
         pictures = world.draw(params, prompts)
@@ -49,7 +60,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         workdir,
         iterator,
         tasks=image_streams.STREAMS if settings.data.pictures_alone else task_streams.TASKS,
-        record=dict(values),
+        record={**values, RECORD_KEY: run.to_json()},
         draw=draw,
         evaluate=evaluator(settings, world.model, workdir),
         heads=functools.partial(heads, settings.data),

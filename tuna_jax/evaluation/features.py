@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.media.pictures import read_picture, upright
 from tuna_jax.inference import batching
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -51,7 +51,7 @@ def read_all(paths: Sequence[Path], size: tuple[int, int]) -> UInt8[np.ndarray, 
 
 
 def reconstruct(
-    model: Model, pictures: UInt8[np.ndarray, "n h w 3"]
+    model: Tuna, pictures: UInt8[np.ndarray, "n h w 3"]
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Pictures through the model's VAE and back, of the posterior's mean."""
 
@@ -62,7 +62,7 @@ def reconstruct(
     return batching.in_chunks(some, pictures, _at_once(model, pictures))
 
 
-def unified(model: Model, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n width"]:
+def unified(model: Tuna, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n width"]:
     """The unified visual representation z (model.md section 4) of clean pictures: its mean over tokens, float32."""
 
     def some(part: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def _tokens(
     return tokens.astype("float32").mean((1, 2))
 
 
-def _at_once(model: Model, pictures: np.ndarray) -> int:
+def _at_once(model: Tuna, pictures: np.ndarray) -> int:
     shape = model.config.vae.latent_shape(1, *pictures.shape[1:3])
     return batching.rows_a_chunk(int(np.prod(shape[:3])))
 

@@ -1,113 +1,166 @@
-"""`tuna_jax.Tuna`: a trained or converted model, read from disk and ready to draw, edit, answer and chat."""
+"""Reads a trained or converted model from disk: parameters, VAE, tokenizer and defaults, as its run record says."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.conversion import checkpoint_source, convert_checkpoint
-from tuna_jax.conversion.checkpoint_source import settings_of
+from tuna_jax.conversion.image_vae_file import shipped_image_vae
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.inference.components import PathLike, check_whole, read_tokenizer, read_vae
+from tuna_jax.inference import run_record
+from tuna_jax.inference.components import (
+    PathLike,
+    check_whole,
+    read_parameters,
+    read_tokenizer,
+    read_vae,
+)
 from tuna_jax.inference.exported_sampler import read as read_programs
-from tuna_jax.inference.pipeline import Model
-from tuna_jax.inference.run_record import of_run
+from tuna_jax.inference.pipeline import Tuna, on_mesh
+from tuna_jax.inference.run_record import IN_MODEL, RunRecord
+from tuna_jax.models import tuna
+from tuna_jax.parallel import param_sharding
 from tuna_jax.training.weights_file import MODEL_FILE
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 
-class Tuna(Model):
-    """One model with all five abilities; `load` reads it, and `Model` says what it can do.
+def load(
+    path: PathLike,
+    *,
+    vae: PathLike | None = None,
+    tokenizer: Tokenizer | PathLike | None = None,
+    dtype: str = "",
+    programs: PathLike | None = None,
+    mesh: Mesh | None = None,
+    averaged: bool = True,
+) -> Tuna:
+    """Reads a model; `Tuna.load` is this function.
 
-    Example:
-        tuna = Tuna.load("runs/demo")
-        pictures = tuna.generate_image(["a red apple on a blue background"], seed=3)
-        print(tuna.answer(pictures[0], "what is this?"))
-    """
-
-    @classmethod
-    def load(
-        cls,
-        path: PathLike,
-        *,
-        vae: PathLike | None = None,
-        tokenizer: Tokenizer | PathLike | None = None,
-        dtype: str = "",
-        programs: PathLike | None = None,
-    ) -> Tuna:
-        """Reads a model.
-
-        Args:
-          path: a training run's workdir, its `model.safetensors` or a checkpoint of it; or what `convert from_torch`
-            wrote, as safetensors (a file or a folder) or Orbax.
-          vae: the VAE, where the model has none in it or another is wanted: a file of `experiments/emoji/vae.py`, a
-            converted model with a VAE in it, or the Wan 2.2 VAE in its own names or diffusers'.
-          tokenizer: a tokenizer; or the folder of a Hugging Face one; or the name or file of a compact vocabulary. A
-            run names its own; else the full Qwen2.5 tokenizer is taken.
-          dtype: 'float32' or 'bfloat16' to hold parameters in; empty keeps each as it is stored.
-          programs: a folder that `python -m tuna_jax.export` wrote for this model; see `inference/exported_sampler.py`.
-
-        Raises:
-          FileNotFoundError: nothing there.
-          ValueError: not a model, no VAE in it and none given, a VAE, tokenizer or programs that do not fit.
-        """
-        found = cls._load(path, vae, tokenizer, dtype)
-        if programs is None:
-            return found
-        known = read_programs(programs, found.config, found.params, found.vae_params)
-        return dataclasses.replace(found, programs=known)
-
-    @classmethod
-    def _load(
-        cls,
-        path: PathLike,
-        vae: PathLike | None,
-        tokenizer: Tokenizer | PathLike | None,
-        dtype: str,
-    ) -> Tuna:
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"no trained model at {path}; `python -m tuna_jax.train` writes one when a run ends or is stopped, "
-                f"and `python -m tuna_jax.convert from_torch` makes one of a PyTorch checkpoint"
-            )
-        if dtype and dtype not in convert_checkpoint.DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; choose {' or '.join(convert_checkpoint.DTYPES)}")
-        exported = path / MODEL_FILE
-        source = exported if path.is_dir() and exported.is_file() else path
-        config, state = checkpoint_source.open_parameters(source)
-        params = _tree(state, convert_checkpoint.parameter_shapes(config), dtype, path)
-        found = params.pop("vae", None)
-        settings = settings_of(source, state)
-        if settings is not None:
-            own = of_run(settings, params, vae, tokenizer)
-            return cls(
-                **{field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
-            )
-        if vae is not None:
-            vae_config, found = read_vae(Path(vae), config)
-            config = dataclasses.replace(config, vae=vae_config)
-        if found is None:
-            raise ValueError(f"{path} has no VAE in it; name one: --vae=FILE, or Tuna.load(vae=)")
-        words = read_tokenizer(tokenizer, config)
-        side = config.representation.grid * config.vae.spatial_factor
-        return cls(config, params, found, words, (side, side))
-
-
-def _tree(state: StateDict, shapes: Any, dtype: str, path: Path) -> dict[str, Any]:
-    """Parameters on the device, read one at a time, as a nested dict.
+    Args:
+      path: a training run's workdir, its `model.safetensors` or one of its checkpoints; or what `convert from_torch`
+        wrote, as safetensors (a file or a folder) or Orbax.
+      vae: the VAE, if the model stores none or another is to be used: a file of `experiments/emoji/vae.py`, a converted
+        model with a VAE, or the Wan 2.2 VAE in its own layout or diffusers'.
+      tokenizer: a tokenizer, the folder of a Hugging Face tokenizer, or the name or file of a compact vocabulary. The
+        default is the one that the run record names, otherwise Qwen2.5's.
+      dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one.
+      programs: a folder that `tuna-jax export` wrote for this model; see `inference/exported_sampler.py`.
+      mesh: shards the parameters over this mesh, each read separately; None: the default device holds them.
+      averaged: of a run's checkpoint, take the averaged parameters if it has them.
 
     Raises:
-      ValueError: missing, foreign or wrongly shaped parameters; all are listed.
+      FileNotFoundError: there is nothing at `path`, or no VAE or programs at theirs.
+      ValueError: not a model, a model without a VAE when none is given, or a VAE, tokenizer or programs that do not fit.
     """
-    wanted = flatten(shapes)
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no trained model at {path}; `tuna-jax train` writes one when a run ends or is stopped, and "
+            f"`tuna-jax convert from_torch` converts a PyTorch checkpoint"
+        )
+    if dtype and dtype not in convert_checkpoint.DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose {' or '.join(convert_checkpoint.DTYPES)}")
+    exported = path / MODEL_FILE
+    source = exported if path.is_dir() and exported.is_file() and averaged else path
+    stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
+    record = run_record.read(source, state)
+    if mesh is None:
+        params = _read_whole(state, convert_checkpoint.parameter_shapes(stored_config), dtype, path)
+        stored_vae = params.pop("vae", None)
+    else:
+        params = _read_sharded(source, stored_config, dtype, mesh, averaged)
+        stored_vae = None
+    vae_config, vae_params = _read_vae(path, record, stored_config, stored_vae, vae)
+    config = dataclasses.replace(stored_config, vae=vae_config)
+    model = Tuna(
+        config,
+        params,
+        vae_params,
+        read_tokenizer(tokenizer or record.tokenizer or None, config),
+        (record.size[0], record.size[1]),
+        record.sampling,
+        record.template,
+    )
+    if mesh is not None:
+        model = on_mesh(model, mesh)
+    if programs is None:
+        return model
+    return dataclasses.replace(
+        model, programs=read_programs(programs, config, params, model.vae_params)
+    )
+
+
+def vae_file(path: Path) -> Path | None:
+    """The file of the VAE that a run's record names; None: its weights are stored with the model's.
+
+    Raises:
+      ValueError, RuntimeError: the model cannot be read.
+    """
+    record = run_record.read(path, checkpoint_source.open_parameters(path)[1])
+    return None if record.vae == IN_MODEL else Path(record.vae or shipped_image_vae())
+
+
+def _read_vae(
+    path: Path, record: RunRecord, config: TunaConfig, stored: Any, given: PathLike | None
+) -> tuple[VAEConfig, Any]:
+    """The VAE's configuration and its parameters on the device: the given one, else the record's."""
+    if given is None and record.vae == IN_MODEL:
+        if stored is not None:
+            return config.vae, stored
+        try:
+            return read_vae(path, config)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} stores no VAE; name one: --vae=FILE, or Tuna.load(vae=)"
+            ) from error
+    file = Path(given or record.vae or shipped_image_vae())
+    try:
+        vae_config, vae_params = read_vae(file, config)
+    except ValueError as error:
+        if given or record.vae:
+            raise
+        raise ValueError(
+            f"{error}. That is the emoji VAE, which ships; name this model's with --vae=FILE, or Tuna.load(vae=)"
+        ) from error
+    by_frame = vae_config.by_frame or record.config.vae.by_frame
+    return dataclasses.replace(vae_config, by_frame=by_frame), vae_params
+
+
+def _read_sharded(
+    source: Path, config: TunaConfig, dtype: str, mesh: Mesh, averaged: bool
+) -> dict[str, Any]:
+    """The network's parameters sharded over a mesh, float32 unless `dtype` says otherwise."""
+    shapes = tuna.shapes(config)
+    if dtype:
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes
+        )
+    return read_parameters(
+        source, shapes, param_sharding.shardings(shapes, mesh), averaged=averaged
+    )
+
+
+def _read_whole(
+    state: StateDict, shapes: Mapping[str, Any], dtype: str, path: Path
+) -> dict[str, Any]:
+    """Parameters on the default device, read one at a time, as a nested dict.
+
+    Raises:
+      ValueError: missing, unknown or wrongly shaped parameters; all are listed.
+    """
+    expected = flatten(shapes)
     if not any(name.startswith("vae.") for name in state.entries):
-        wanted = {name: leaf for name, leaf in wanted.items() if not name.startswith("vae.")}
-    check_whole(f"the model in {path}", wanted, state.entries)
+        expected = {name: leaf for name, leaf in expected.items() if not name.startswith("vae.")}
+    check_whole(f"the model in {path}", expected, state.entries)
     return unflatten(
         {name: jnp.asarray(state.read(name), dtype=dtype or None) for name in state.entries}
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -36,14 +37,20 @@ from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.sequence import Grid, TokenSequence, drawing_prompt, editing_prompt
+from tuna_jax.utils import old_names
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Clips = UInt8[np.ndarray, "n frames height width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A TUNA and its surroundings.
+class Tuna:
+    """A model with its VAE, its tokenizer and its defaults: generates, edits, answers and chats.
+
+    Example:
+        tuna = Tuna.load("runs/demo")
+        images = tuna.generate_image(["a red apple on a blue background"], seed=3)
+        print(tuna.answer(images[0], "what is this?"))
 
     Attributes:
       config: the model, with the VAE's config in it.
@@ -69,6 +76,22 @@ class Model:
     sharding: LogicalSharding | None = None
     tile_above: int = TILE_ABOVE
     programs: Programs | None = dataclasses.field(default=None, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        vae: str | os.PathLike[str] | None = None,
+        tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+        dtype: str = "",
+        programs: str | os.PathLike[str] | None = None,
+        mesh: Mesh | None = None,
+    ) -> Tuna:
+        """Reads a training run or a converted model; arguments and errors are those of `inference.loading.load`."""
+        from tuna_jax.inference.loading import load  # It imports this module.
+
+        return load(path, vae=vae, tokenizer=tokenizer, dtype=dtype, programs=programs, mesh=mesh)
 
     @functools.cached_property
     def _prepared(self) -> Any:
@@ -336,8 +359,11 @@ class Model:
     ) -> Clips:
         """Clips of prompts, laid out by `layout`, beside clean sources if there are any."""
         fields = {field.name for field in dataclasses.fields(self.samples)}
+        given_options = old_names.sampling_options(options)
         changes: dict[str, Any] = {
-            name: value for name, value in options.items() if name in fields and value is not None
+            name: value
+            for name, value in given_options.items()
+            if name in fields and value is not None
         }
         chosen = dataclasses.replace(self.samples, **changes)
         shape = self.config.vae.latent_shape(frames, *(options.get("size") or self.size))
@@ -432,7 +458,7 @@ def _alike(conversations: Sequence[Conversation]) -> list[list[int]]:
     return list(groups.values())
 
 
-def on_mesh(model: Model, mesh: Mesh) -> Model:
+def on_mesh(model: Tuna, mesh: Mesh) -> Tuna:
     """A model whose parameters lie on `mesh` already, with its VAE on every device and its rows split over them."""
     vae_params = jax.device_put(model.vae_params, param_sharding.replicated(mesh))
     return dataclasses.replace(

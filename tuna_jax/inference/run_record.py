@@ -1,41 +1,132 @@
-"""The record that a run or an exported model carries about itself."""
+"""The record that a run or an exported model carries about itself: all that loading it needs to know.
+
+A training run stores it under `RECORD_KEY` in the configuration of every checkpoint and in the metadata of its
+`model.safetensors`. Loading, evaluating and serving read this record and never ask which trainer made the model. Runs of
+earlier versions and converted models carry none; `read` derives theirs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuna_jax.config import from_dict
-from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.emoji import model_bundle
-from tuna_jax.emoji.config import EmojiExperiment
-from tuna_jax.emoji.model_bundle import ModelBundle
-from tuna_jax.inference.components import PathLike, on_device, read_tokenizer, read_vae
-from tuna_jax.inference.pipeline import Model
-from tuna_jax.trainers import multitask
+from tuna_jax.config import TunaConfig, from_dict
+from tuna_jax.conversion import checkpoint_source
+from tuna_jax.conversion.readers import StateDict
+from tuna_jax.flow import EVERYWHERE
+from tuna_jax.inference.generation_config import SamplingSettings
+from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
 
+RECORD_KEY = "run_record"
+IN_MODEL = "in_model"
+"""`RunRecord.vae` of a model whose VAE's weights are stored with its own."""
 
-def of_run(
-    values: Mapping[str, Any],
-    params: Any,
-    vae: PathLike | None,
-    tokenizer: Tokenizer | PathLike | None,
-) -> Model:
-    """A model of a training run, whose settings name its VAE and its tokenizer."""
-    if values.get("kind") == "mixture":
-        return multitask.load_model(values, params, vae=vae, tokenizer=tokenizer)
-    settings = parse(EmojiExperiment, values)
-    if vae is None:
-        world = model_bundle.load_bundle(settings)
-    else:
-        config = from_dict(settings.model)
-        vae_config, vae_params = read_vae(Path(vae), config)
-        config = dataclasses.replace(config, vae=model_bundle.for_clips(vae_config, settings.data))
-        words = read_tokenizer(settings.data.vocabulary if tokenizer is None else tokenizer, config)
-        world = ModelBundle(config, vae_params, words, settings.data.size, settings.samples)
-    if tokenizer is not None:
-        world = dataclasses.replace(world, tokenizer=read_tokenizer(tokenizer, world.config))
-    return dataclasses.replace(world, vae_params=on_device(world.vae_params)).model(params)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a trained or converted model is.
+
+    Attributes:
+      kind: of experiment: 'emoji', 'multitask', or 'converted'.
+      model: the model's configuration, see `tuna_jax.config.from_dict`.
+      vae: file of the frozen VAE; '' names the VAE that ships with the package, `IN_MODEL` weights beside the model's.
+      tokenizer: name or file of a compact vocabulary, or a tokenizer's folder; '' is Qwen2.5's.
+      template: how questions are put: 'plain' or 'chat'.
+      size: (height, width) of an image in pixels.
+      sampling: the defaults of generation.
+    """
+
+    kind: str
+    model: Mapping[str, Any]
+    vae: str = ""
+    tokenizer: str = ""
+    template: str = "chat"
+    size: tuple[int, int]
+    sampling: SamplingSettings = SamplingSettings(steps=49, guidance=3.0)
+
+    @property
+    def config(self) -> TunaConfig:
+        """The model's configuration. The VAE's part is replaced by that of the VAE's own file when it is read."""
+        return from_dict({"preset": "tiny", **self.model})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the inverse of `from_json`."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunRecord:
+        """A record from its plain values.
+
+        Raises:
+          ValueError: an unknown or missing key, named.
+        """
+        return parse(cls, values, where=RECORD_KEY)
+
+
+def read(path: Path, state: StateDict) -> RunRecord:
+    """The record of a run's workdir, checkpoint or `model.safetensors`, or of a converted model.
+
+    Args:
+      path: where `state` was opened.
+      state: its parameters, for their metadata.
+
+    Raises:
+      ValueError: nothing there says what the model is.
+    """
+    stored = checkpoint_source.settings_of(path, state)
+    if stored is None:
+        config, _ = checkpoint_source.open_parameters(path)
+        return of_converted(config)
+    if RECORD_KEY in stored:
+        return RunRecord.from_json(stored[RECORD_KEY])
+    return of_old_run(stored)
+
+
+def of_converted(config: TunaConfig) -> RunRecord:
+    """The record of a model that `convert from_torch` wrote."""
+    side = config.representation.grid * config.vae.spatial_factor
+    return RunRecord(kind="converted", model=config.to_dict(), vae=IN_MODEL, size=(side, side))
+
+
+def of_old_run(stored: Mapping[str, Any]) -> RunRecord:
+    """The record of a run that an earlier version trained, from the settings that it stored."""
+    values = old_names.experiment(stored, stored=True)
+    samples = dict(values.get("samples", {}))
+    data = values.get("data", {})
+    if values.get("kind") == "multitask":
+        height, width = _size(samples.get("size", "512x512"))
+        usual = {"steps": 49, "guidance": 3.0, "guidance_interval": EVERYWHERE, "shift": 3.0}
+        known = {name: samples.get(name, value) for name, value in usual.items()}
+        return RunRecord(
+            kind="multitask",
+            model=values["model"],
+            vae=values.get("vae", ""),
+            tokenizer=data.get("vocabulary", ""),
+            size=(height, width),
+            sampling=parse(
+                SamplingSettings, {**known, "solver": samples.get("solver", "euler")}, "samples"
+            ),
+        )
+    clips = data.get("clips", {})
+    by_frame = bool(clips.get("generation_rows", 0) + clips.get("understanding_rows", 0))
+    model = dict(values["model"])
+    model["vae"] = {**model.get("vae", {}), "by_frame": by_frame}
+    side = data.get("size", 64)
+    return RunRecord(
+        kind="emoji",
+        model=model,
+        vae=values.get("vae", ""),
+        tokenizer=data.get("vocabulary", "emoji"),
+        template="plain",
+        size=(side, side),
+        sampling=parse(SamplingSettings, samples, "samples"),
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = str(text).partition("x")
+    return int(height), int(width or height)

@@ -14,7 +14,7 @@ from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.inference.batching import Seed
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import DecodingOptions, SamplingOptions
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
 
@@ -23,7 +23,7 @@ Write = Callable[[str], object]
 
 
 def draw_pictures(
-    model: Model,
+    model: Tuna,
     requests: Sequence[Request],
     folder: str | Path,
     *,
@@ -47,7 +47,7 @@ def draw_pictures(
       The pictures' files, in order.
 
     Raises:
-      ValueError: an edit without its one picture, and what `Model.generate_image` and `edit_image` raise.
+      ValueError: an edit without its one picture, and what `Tuna.generate_image` and `edit_image` raise.
     """
     prompts = [request.text for request in requests]
     chosen = _sampling(requests, seed, options)
@@ -73,7 +73,7 @@ def draw_pictures(
 
 
 def draw_clips(
-    model: Model,
+    model: Tuna,
     requests: Sequence[Request],
     folder: str | Path,
     *,
@@ -96,7 +96,7 @@ def draw_clips(
 
 
 def write_answers(
-    model: Model,
+    model: Tuna,
     requests: Sequence[Request],
     folder: str | Path,
     *,
@@ -142,7 +142,7 @@ def write_answers(
 
 
 def converse(
-    model: Model,
+    model: Tuna,
     requests: Sequence[Request],
     folder: str | Path,
     *,
@@ -203,7 +203,7 @@ def read_history(path: str | Path) -> Request:
 
 
 def _written(
-    model: Model, conversation: Conversation, write: Write, options: DecodingOptions
+    model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions
 ) -> str:
     """The answer, which was written in parts as they came."""
     parts = []
@@ -214,7 +214,7 @@ def _written(
     return "".join(parts)
 
 
-def _conversation(model: Model, request: Request, frames: int) -> Conversation:
+def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
     seen = model.see(request.shown, frames)
     if request.messages:
         return Conversation(request.messages, tuple(seen))

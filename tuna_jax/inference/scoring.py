@@ -16,7 +16,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation.prefix_cache import Prefix, prefill
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
 from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 from tuna_jax.sequence import TokenSequence
@@ -39,7 +39,7 @@ class Likelihoods(NamedTuple):
 
 
 def likelihoods(
-    model: Model,
+    model: Tuna,
     conversations: Sequence[Conversation],
     answers: Sequence[str],
     *,
@@ -81,7 +81,7 @@ def likelihoods(
 
 
 def _of_alike(
-    model: Model,
+    model: Tuna,
     asked: Sequence[TokenSequence],
     shown: Sequence[Sequence[np.ndarray]],
     answers: Sequence[Sequence[int]],

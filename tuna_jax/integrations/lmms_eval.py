@@ -27,7 +27,7 @@ from tqdm import tqdm
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import DecodingOptions
-from tuna_jax.inference.loading import Tuna
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
 
 _AT_ONCE = 256  # requests whose pictures are held in memory together
@@ -214,7 +214,7 @@ class TunaChat(TunaSimple):
 
 
 def _shown(item: Any) -> Any:
-    """A picture or file as `Model.see` takes it: lmms-eval may hand over a dict with its place."""
+    """A picture or file as `Tuna.see` takes it: lmms-eval may hand over a dict with its place."""
     if isinstance(item, Mapping):
         return item.get("url") or item.get("path") or item.get("video")
     return item

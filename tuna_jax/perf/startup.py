@@ -89,7 +89,7 @@ def draw_first(model: str, prompt: str, folder: str, begun: float) -> None:
     marks = [begun, time.time()]
     from PIL import Image
 
-    from tuna_jax.inference.loading import Tuna
+    from tuna_jax.inference.pipeline import Tuna
     from tuna_jax.utils import compile_cache
 
     compile_cache.enable()

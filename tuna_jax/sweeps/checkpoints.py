@@ -9,15 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jax.sharding import Mesh
-
-from tuna_jax.conversion import checkpoint_source
-from tuna_jax.conversion.image_vae_file import shipped_image_vae
-from tuna_jax.inference import run_record
-from tuna_jax.inference.components import read_parameters, read_tokenizer, read_vae
-from tuna_jax.inference.pipeline import Model, on_mesh
-from tuna_jax.models import tuna
-from tuna_jax.parallel import param_sharding
 from tuna_jax.training.checkpoints import finished_checkpoints, open_arrays
 from tuna_jax.training.weights_file import MODEL_FILE
 from tuna_jax.utils.atomic_io import atomic_file
@@ -175,44 +166,3 @@ def _sha(lines: list[str]) -> str:
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def vae_of(path: Path) -> Path | None:
-    """The VAE's file that a run names, or the one that ships; None: the model has its VAE in it.
-
-    Raises:
-      ValueError, RuntimeError: the model cannot be read.
-    """
-    record = checkpoint_source.settings_of(path, checkpoint_source.open_parameters(path)[1])
-    return None if record is None else Path(record.get("vae") or shipped_image_vae())
-
-
-def load(
-    path: Path, mesh: Mesh, *, averaged: bool = True, vae: str = "", tokenizer: str = ""
-) -> Model:
-    """The model of a checkpoint, its parameters laid over a mesh, and all it does split over it.
-
-    Args:
-      path: a checkpoint's folder, `model.safetensors`, or a converted model.
-      mesh: the devices.
-      averaged: take the averaged parameters if there are any.
-      vae, tokenizer: as `Tuna.load` takes them; empty: a run's own, or the VAE in the model and the full tokenizer.
-
-    Raises:
-      FileNotFoundError, ValueError, RuntimeError: it is not there, or not whole.
-    """
-    config, state = checkpoint_source.open_parameters(path, averaged=averaged)
-    shapes = tuna.shapes(config)
-    params = read_parameters(
-        path, shapes, param_sharding.shardings(shapes, mesh), averaged=averaged
-    )
-    record = checkpoint_source.settings_of(path, state)
-    if record is not None:
-        model = run_record.of_run(record, params, vae or None, tokenizer or None)
-    else:
-        vae_config, vae_params = read_vae(Path(vae) if vae else path, config)
-        config = dataclasses.replace(config, vae=vae_config)
-        side = config.representation.grid * config.vae.spatial_factor
-        words = read_tokenizer(tokenizer or None, config)
-        model = Model(config, params, vae_params, words, (side, side))
-    return on_mesh(model, mesh)

@@ -24,7 +24,7 @@ from tuna_jax.evaluation.metrics.accuracy import commonest_share
 from tuna_jax.evaluation.vqa import datasets
 from tuna_jax.evaluation.vqa import run as asking
 from tuna_jax.evaluation.vqa.metrics import Item, normalised
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task
 
 
@@ -77,7 +77,7 @@ def questions(
     else:
         chance = {}
 
-    def run(model: Model, wanted: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, wanted: Sequence[int], seed: int) -> Outcome:
         del seed  # Answers are greedy.
         some = [items[i] for i in wanted]
         options: dict[str, Any] = {"template": template, "frames": frames, "batch_size": len(some)}
@@ -131,7 +131,7 @@ def benchmark(
         whole = whole.first(count)
     fixed = tuple((int(height), int(width)) for height, width in sizes)
 
-    def run(model: Model, wanted: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, wanted: Sequence[int], seed: int) -> Outcome:
         some, chosen = whole.some(wanted), fixed or (model.size,)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "files"
@@ -177,7 +177,7 @@ TASKS: dict[str, Callable[..., Task]] = {"questions": questions, "benchmark": be
 _SHOWN = 128
 
 
-def _first_shown(model: Model, item: Item, frames: int) -> np.ndarray:
+def _first_shown(model: Tuna, item: Item, frames: int) -> np.ndarray:
     """The first picture of a question, or the first frame of its clip; white where nothing is shown."""
     if not item.shown:
         return np.full((*model.size, 3), 255, np.uint8)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from tuna_jax.inference import pipeline
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps import cell_store, registry, report_page, results
@@ -23,7 +23,7 @@ FOLDER = "evaluation"
 
 
 def evaluator(
-    run: LoopSettings, model: Callable[[Any], Model], workdir: str | Path
+    run: LoopSettings, model: Callable[[Any], Tuna], workdir: str | Path
 ) -> Evaluate | None:
     """What the loop calls every `run.evaluate.every` steps; None where that is 0.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tuna_jax.emoji.evaluation import sweep_tasks
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps import file_tasks
 from tuna_jax.sweeps.task import Task
 
@@ -62,7 +62,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     return task
 
 
-def configured(model: Model, settings: Mapping[str, Any]) -> Model:
+def configured(model: Tuna, settings: Mapping[str, Any]) -> Tuna:
     """A model that draws as the settings say; what is not among them is as it was."""
     changes = {name: settings[name] for name in settings if name not in ("ema", "size")}
     size = settings.get("size", model.size)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from tuna_jax.emoji.evaluation import sweep_tasks as emoji_tasks
 from tuna_jax.evaluation import html
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference import loading
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.sweeps import cell_store, registry, report_page, results
@@ -155,7 +156,7 @@ class Sweep:
         ]
         left = {one.key: one.missing for one in planned if isinstance(one, _Planned)}
         self._bar.total += sum(left.values())
-        loaded: tuple[bool, Model] | None = None
+        loaded: tuple[bool, Tuna] | None = None
         was_read = False
         for one in planned:
             if not isinstance(one, _Planned):
@@ -165,12 +166,12 @@ class Sweep:
                 if cell_store.missing(one.task, one.cell):
                     if loaded is None or loaded[0] != one.averaged:
                         loaded = None  # Never two of them in memory.
-                        read = run_checkpoints.load(
+                        read = loading.load(
                             checkpoint.path,
-                            self._mesh,
+                            mesh=self._mesh,
                             averaged=one.averaged,
-                            vae=self._settings.vae,
-                            tokenizer=self._settings.tokenizer,
+                            vae=self._settings.vae or None,
+                            tokenizer=self._settings.tokenizer or None,
                         )
                         loaded, was_read = (one.averaged, read), True
                         del read
@@ -208,7 +209,7 @@ class Sweep:
         """What tells the model's numbers from all others."""
         parameters = self._hashes(checkpoint.path)
         vae = self._settings.vae or self._hashes.once(
-            f"the VAE of {parameters}", lambda: str(run_checkpoints.vae_of(checkpoint.path) or "")
+            f"the VAE of {parameters}", lambda: str(loading.vae_file(checkpoint.path) or "")
         )
         identity = {"parameters": parameters, "averaged": averaged}
         if vae:
@@ -218,7 +219,7 @@ class Sweep:
             identity["tokenizer"] = self._hashes(Path(words)) if Path(words).exists() else words
         return identity
 
-    def _fill(self, one: _Planned, model: Model) -> None:
+    def _fill(self, one: _Planned, model: Tuna) -> None:
         self._bar.set_description(f"{one.row['run']} {one.row['step']} {one.row['task']}")
         cell_store.fill(
             one.task,

@@ -23,7 +23,8 @@ from tuna_jax.data.mixture import mixture as mixing
 from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference.components import PathLike, read_parameters, read_tokenizer, read_vae
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers.build_mixture import open_mixture, programs, weights_history
 from tuna_jax.trainers.config import MultitaskExperiment
@@ -35,7 +36,6 @@ from tuna_jax.trainers.stream_config import (
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
 from tuna_jax.training.step import Heads
-from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
 
@@ -65,22 +65,6 @@ def load_components(
         ) from error
     config = dataclasses.replace(config, vae=vae_config)
     return config, params, words
-
-
-def load_model(
-    record: Mapping[str, Any],
-    params: Any,
-    *,
-    vae: PathLike | None = None,
-    tokenizer: Tokenizer | PathLike | None = None,
-) -> Model:
-    """A trained model with its surroundings; `record` is what its run saved (`train`)."""
-    values = {key: value for key, value in record.items() if key != "mixture"}
-    settings = parse(MultitaskExperiment, values)
-    config, vae_params, words = load_components(settings, vae=vae, tokenizer=tokenizer)
-    size = picture_size(settings.samples.size, "config.samples.size")
-    shape = (size.height, size.width)
-    return Model(config, params, vae_params, words, shape, settings.samples.drawing)
 
 
 def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:
@@ -115,10 +99,10 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     def heads(batch: Mapping[str, np.ndarray]) -> Heads:
         return streams[names[int(batch["stream"][0])]].heads
 
-    def model(params: Any) -> Model:
+    def model(params: Any) -> Tuna:
         size = picture_size(settings.samples.size, "config.samples.size")
         shape = (size.height, size.width)
-        return Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
+        return Tuna(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
 
     def draw(step: int, params: Any) -> None:
         prompts = settings.samples.prompts
@@ -137,8 +121,18 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     def parameters(shapes: Any, shardings: Any) -> Any:
         return read_parameters(settings.init_from, shapes, shardings)
 
+    size = picture_size(settings.samples.size, "config.samples.size")
+    run = RunRecord(
+        kind=settings.kind,
+        model=config.to_dict(),
+        vae=settings.vae,
+        tokenizer=settings.data.vocabulary,
+        size=(size.height, size.width),
+        sampling=settings.samples.drawing,
+    )
     record = {
         **values,
+        RECORD_KEY: run.to_json(),
         "mixture": {"fingerprint": mixture.fingerprint, "history": [list(h) for h in history]},
     }
     with contextlib.closing(iterator):

@@ -30,6 +30,7 @@ from tuna_jax.training.throughput import Throughput, peak_of
 from tuna_jax.training.train_program import Arrays, Program
 from tuna_jax.training.weights_file import MODEL_FILE, export_model
 from tuna_jax.training.workdir import locked
+from tuna_jax.utils import old_names
 
 Draw = Callable[[int, Any], None]
 Evaluate = Callable[[int, Any], Mapping[str, float]]
@@ -215,8 +216,12 @@ def train(
 
 def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:
     """Raises if a checkpoint's settings describe another model; warns of every other difference."""
-    before, now = _flat(stored), _flat(record)
-    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    before, now = _flat(old_names.experiment(stored, stored=True)), _flat(record)
+    differ = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith("run_record.")
+    ]
     described = [f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differ]
     if any(key.split(".")[0] == "model" for key in differ):
         raise MismatchedCheckpointError(

@@ -13,12 +13,12 @@ from tuna_jax.emoji.world.clips import ClipSource, clip_captions, clip_questions
 from tuna_jax.emoji.world.edits import EditSource
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.emoji.world.scenes import SceneSource
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 
 COUNT = 10
 
 
-class Knowing(Model):
+class Knowing(Tuna):
     """Draws the scene that a caption of the splits is of, and answers as the scene says; keeps the seeds."""
 
     def __init__(self):

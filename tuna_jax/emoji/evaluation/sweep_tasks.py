@@ -38,7 +38,7 @@ from tuna_jax.emoji.world.scenes import (
 from tuna_jax.evaluation.metrics.accuracy import commonest_share
 from tuna_jax.evaluation.metrics.psnr_ssim import capped_psnr
 from tuna_jax.inference.conversation import Conversation
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task, seeds
 
 _judge = functools.cache(ObjectJudge)
@@ -52,7 +52,7 @@ def _scene(split: str, index: int, side: int) -> Scene:
 def draw_single(count: int = 64) -> Task:
     """One object: right by both judges, in its place, on its ground."""
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         drawn = _drawn(model, "test_single", items, seed)
         right = tasks.single_scores(drawn, _judge())[1]
         ground = [a == b for a, b in zip(judge_ground(drawn.images), drawn.grounds, strict=True)]
@@ -67,7 +67,7 @@ def draw_single(count: int = 64) -> Task:
 def draw_pairs(count: int = 64) -> Task:
     """Two objects, each on its side, by both judges."""
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         drawn = _drawn(model, "test_pairs", items, seed)
         return _pictured({"position": tasks.pair_scores(drawn, _judge())[1]}, drawn)
 
@@ -78,7 +78,7 @@ def draw_pairs(count: int = 64) -> Task:
 def draw_counts(count: int = 64) -> Task:
     """Two to four of a kind, each in its cell, by both judges."""
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         drawn = _drawn(model, "test_counts", items, seed)
         return _pictured({"counted": tasks.count_scores(drawn, _judge())[1]}, drawn)
 
@@ -86,7 +86,7 @@ def draw_counts(count: int = 64) -> Task:
     return Task("draw_counts", 1, count, {}, DRAWING, run, chance, "counted")
 
 
-def _drawn(model: Model, split: str, items: Sequence[int], seed: int) -> tasks.Drawn:
+def _drawn(model: Tuna, split: str, items: Sequence[int], seed: int) -> tasks.Drawn:
     scenes = tuple(_scene(split, i, model.size[0]) for i in items)
     known = [captions(scene) for scene in scenes]
     prompts = tuple(some[i % len(some)] for i, some in zip(items, known, strict=True))
@@ -119,7 +119,7 @@ def answer(question: str = "name", count: int = 64) -> Task:
         fitting = [one for one in questions(scene) if one.kind == question]
         return scene, fitting[index // len(splits) % len(fitting)]
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         del seed  # Answers are greedy.
         found = [item(i, model.size[0]) for i in items]
         shown = [render(scene)[None] for scene, _ in found]
@@ -154,7 +154,7 @@ def answer_clips(question: str = "motion", count: int = 64, frames: int = 4) -> 
             found.append((index, fitting[len(found) % len(fitting)]))
         index += 1
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         del seed
         asked = [found[i] for i in items]
         shown = [render_clip(source[i]) for i, _ in asked]
@@ -167,7 +167,7 @@ def answer_clips(question: str = "motion", count: int = 64, frames: int = 4) -> 
 
 
 def _answered(
-    model: Model, shown: Sequence[np.ndarray], asked: Sequence[str], expected: Sequence[str]
+    model: Tuna, shown: Sequence[np.ndarray], asked: Sequence[str], expected: Sequence[str]
 ) -> Outcome:
     put = [Conversation.of([clip], text) for clip, text in zip(shown, asked, strict=True)]
     texts = model.reply(put, max_new_tokens=_LONGEST, batch_size=len(put))
@@ -182,7 +182,7 @@ def converse(count: int = 48) -> Task:
     """
     splits = ("test_single", "test_pairs", "test_counts")
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         del seed
         scenes = [_scene(splits[i % 3], i // 3, model.size[0]) for i in items]
         talks = [
@@ -226,7 +226,7 @@ def converse(count: int = 48) -> Task:
 def edit(count: int = 64) -> Task:
     """Edits whose targets are held out: right by the judges, by kind, and how well the rest is kept, in dB."""
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         source = EditSource("test", tasks.SEED, model.size[0])
         wanted = tuple(source[i] for i in items)
         said = tuple(
@@ -254,7 +254,7 @@ def edit(count: int = 64) -> Task:
 def draw_clips(count: int = 32, frames: int = 4) -> Task:
     """Held-out clips: object, ground and motion, and all three."""
 
-    def run(model: Model, items: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         source = ClipSource("test", tasks.SEED, model.size[0], frames=frames)
         wanted = tuple(source[i] for i in items)
         known = [clip_captions(clip) for clip in wanted]

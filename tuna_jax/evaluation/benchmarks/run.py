@@ -16,14 +16,14 @@ from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference import batching
 from tuna_jax.inference.generation_config import SamplingOptions
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.utils.param_tree import flatten
 
 _LOOKED_AT = 64  # numbers of each parameter that the fingerprint is made of
 
 
 def run(
-    model: Model,
+    model: Tuna,
     benchmark: Benchmark,
     folder: str | Path,
     *,
@@ -74,7 +74,7 @@ def run(
 
 
 def drawer(
-    model: Model, *, clips: bool, frames: int, batch_size: int, negative: str = "", **sampling: Any
+    model: Tuna, *, clips: bool, frames: int, batch_size: int, negative: str = "", **sampling: Any
 ) -> Draw:
     """What draws samples with a model; see `drawing.Draw`."""
 
@@ -95,7 +95,7 @@ def drawer(
     return draw
 
 
-def described(model: Model, sampling: Mapping[str, Any]) -> dict[str, Any]:
+def described(model: Tuna, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how samples of a model look, beside sizes and seeds: plain values for a file."""
     usual = model.samples
     values = {name: getattr(usual, name) for name in ("guidance", "steps", "shift", "solver")} | {

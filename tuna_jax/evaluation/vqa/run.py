@@ -11,7 +11,7 @@ from tuna_jax.evaluation.metrics.accuracy import Score
 from tuna_jax.evaluation.vqa import metrics
 from tuna_jax.evaluation.vqa.metrics import Item, Likelihood, Reply
 from tuna_jax.inference.conversation import Conversation
-from tuna_jax.inference.pipeline import Model
+from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
 
 TASKS = ("exact_match", "multiple_choice", "log_likelihood")
@@ -19,7 +19,7 @@ _AT_ONCE = 256  # conversations whose pictures are held in memory together
 
 
 def run(
-    model: Model, items: Sequence[Item], task: str, **options: Any
+    model: Tuna, items: Sequence[Item], task: str, **options: Any
 ) -> tuple[Score | dict[str, float], list[dict[str, Any]]]:
     """A task's score, and a row an item.
 
@@ -43,7 +43,7 @@ def run(
     raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
 
 
-def replier(model: Model, *, frames: int = 17, max_new_tokens: int = 32, **options: Any) -> Reply:
+def replier(model: Tuna, *, frames: int = 17, max_new_tokens: int = 32, **options: Any) -> Reply:
     """What answers items with a model, greedily."""
 
     def reply(items: Sequence[Item]) -> list[str]:
@@ -56,7 +56,7 @@ def replier(model: Model, *, frames: int = 17, max_new_tokens: int = 32, **optio
     return reply
 
 
-def judge(model: Model, *, frames: int = 17, **options: Any) -> Likelihood:
+def judge(model: Tuna, *, frames: int = 17, **options: Any) -> Likelihood:
     """What tells with a model how likely a whole answer is, its end included."""
 
     def likelihood(items: Sequence[Item], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def judge(model: Model, *, frames: int = 17, **options: Any) -> Likelihood:
     return likelihood
 
 
-def _conversation(model: Model, item: Item, frames: int) -> Conversation:
+def _conversation(model: Tuna, item: Item, frames: int) -> Conversation:
     try:
         return Conversation.of(model.see(item.shown, frames), item.question)
     except FileNotFoundError as error:
