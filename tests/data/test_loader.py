@@ -151,7 +151,7 @@ def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
 
 def test_the_limit_stops_a_run_with_workers(files) -> None:
     names = [files.image(f"{i}.png", 40, 40) for i in range(20)]
-    log = InvalidExamples(files.root / "bad_rows.jsonl", limit=0.3, least=10)
+    log = InvalidExamples(files.root / "invalid_examples.jsonl", limit=0.3, least=10)
     mixed = mixture(files, names, invalid_examples=log)
     for name in names[:12]:
         (files.root / name).unlink()
@@ -182,7 +182,7 @@ def test_errors_arrive_in_their_turn_with_their_message() -> None:
 SCRIPT = """
 import os, sys, time
 import grain, numpy as np
-from tuna_jax.data import pipeline
+from tuna_jax.data import loader
 
 class Source:
     def __len__(self): return 100
@@ -193,7 +193,7 @@ class Source:
 
 if __name__ == "__main__":
     import jax
-    iterator = pipeline.iterate(grain.MapDataset.source(Source()), workers=1)
+    iterator = loader.iterate(grain.MapDataset.source(Source()), workers=1)
     found = next(iterator)
     print(int(found["pid"]), found["platform"], found["started"], flush=True)
     if sys.argv[1] == "stay":

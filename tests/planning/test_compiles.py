@@ -24,7 +24,7 @@ from tuna_jax.models.attention import attention as attend
 from tuna_jax.models.logical_sharding import use_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
-from tuna_jax.planning import attention, collectives, compiler
+from tuna_jax.planning import attention_memory, collectives, compiler
 
 jax.config.update("jax_enable_compilation_cache", False)
 mesh = Mesh(topology.devices("v5e:2x4"), "rows")
@@ -69,7 +69,7 @@ def rows(device, length, channels, masked):
 
 for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
     device = topology.devices(name)[0]
-    print(json.dumps(attention.measure(device, (2048,), ("splash",))[0]))
+    print(json.dumps(attention_memory.measure(device, (2048,), ("splash",))[0]))
     rows(device, 1153, 128, masked=True)
     rows(device, 1024, 72, masked=False)
 """

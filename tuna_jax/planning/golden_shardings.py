@@ -34,7 +34,7 @@ TOPOLOGIES = {"tuna_1p5b": ("v5e:8x8",), "tuna_7b": ("v5p:4x4x4",)}
 
 def stages() -> list[tuple[Path, str]]:
     """(experiment file, topology) of every golden file."""
-    files = sorted((ROOT / "experiments").glob("tuna_*_stage*.py"))
+    files = sorted((ROOT / "experiments" / "tuna").glob("tuna_*_stage*.py"))
     return [(file, name) for file in files for name in TOPOLOGIES[file.stem.rsplit("_", 1)[0]]]
 
 
