@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-
-ATTRIBUTION = (
-    "Emoji art: Twemoji, © Twitter, Inc and other contributors, CC BY 4.0 "
-    "(https://creativecommons.org/licenses/by/4.0/)."
-)
-
 
 STYLE = """
 :root { --ink:#1d2129; --soft:#626875; --line:#e3e6eb; --card:#fff; --page:#f6f7f9;
@@ -62,6 +57,11 @@ def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def inline(data: bytes, kind: str = "image/png") -> str:
+    """A file as a data URL, for pages that must not need any other file."""
+    return f"data:{kind};base64," + base64.b64encode(data).decode()
 
 
 def whole_page(title: str, body: str) -> str:

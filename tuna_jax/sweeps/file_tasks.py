@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,6 @@ def benchmark(
     known |= {"sizes": [list(size) for size in fixed], "frames": frames, "fps": fps}
     return Task("benchmark", 1, len(whole.pieces), known, DRAWING, run)
 
-
-TASKS: dict[str, Callable[..., Task]] = {"questions": questions, "benchmark": benchmark}
-"""By name: functions of options that make a task."""
 
 _SHOWN = 128
 

@@ -94,7 +94,9 @@ def evaluator(
         before = [row for row in results.read(folder / results.FILE) if row["step"] < step]
         known = results.merged(before, rows)
         results.write(folder / results.FILE, known)
-        report_page.write(folder / "report.html", "Evaluation in training", known, folder / "cells")
+        note = registry.attribution(tasks.values())
+        title = "Evaluation in training"
+        report_page.write(folder / "report.html", title, known, folder / "cells", note)
         return _numbers(rows)
 
     return evaluate

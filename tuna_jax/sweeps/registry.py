@@ -1,19 +1,32 @@
-"""The table of tasks that a sweep, or a run that evaluates itself, can name; and what can be varied about them."""
+"""The registry of tasks that a sweep, or a run that evaluates itself, can name, and the settings that can be varied.
+
+A task is named by "module:function" and imported when it is used, so that nothing here depends on the emoji demo.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tuna_jax.emoji.evaluation import sweep_tasks
 from tuna_jax.inference.pipeline import Tuna
-from tuna_jax.sweeps import file_tasks
 from tuna_jax.sweeps.task import Task
 
-TASKS: dict[str, Callable[..., Task]] = {**sweep_tasks.TASKS, **file_tasks.TASKS}
-"""By name: functions that make a task of its options. More tasks are more entries."""
+TASKS: dict[str, str | Callable[..., Task]] = {
+    "draw_single": "tuna_jax.emoji.evaluation.sweep_tasks:draw_single",
+    "draw_pairs": "tuna_jax.emoji.evaluation.sweep_tasks:draw_pairs",
+    "draw_counts": "tuna_jax.emoji.evaluation.sweep_tasks:draw_counts",
+    "answer": "tuna_jax.emoji.evaluation.sweep_tasks:answer",
+    "answer_clips": "tuna_jax.emoji.evaluation.sweep_tasks:answer_clips",
+    "converse": "tuna_jax.emoji.evaluation.sweep_tasks:converse",
+    "edit": "tuna_jax.emoji.evaluation.sweep_tasks:edit",
+    "draw_clips": "tuna_jax.emoji.evaluation.sweep_tasks:draw_clips",
+    "questions": "tuna_jax.sweeps.file_tasks:questions",
+    "benchmark": "tuna_jax.sweeps.file_tasks:benchmark",
+}
+"""By kind: a function that makes a task from its options, or where to import it from as "module:function"."""
 
 SETTINGS = ("guidance", "guidance_interval", "steps", "solver", "shift", "size", "ema")
 """What a sweep can vary."""
@@ -42,6 +55,24 @@ def choices(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def task_function(kind: str) -> Callable[..., Task]:
+    """The function that makes a task of this kind, imported if necessary.
+
+    Raises:
+      KeyError: the kind is not registered.
+    """
+    registered = TASKS[kind]
+    if not isinstance(registered, str):
+        return registered
+    module, function = registered.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def attribution(tasks: Iterable[Task]) -> str:
+    """The credits of these tasks for a report's footer, each once."""
+    return " ".join(dict.fromkeys(task.attribution for task in tasks if task.attribution))
+
+
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """The task of an entry of `tasks`.
 
@@ -54,7 +85,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     if kind not in TASKS:
         raise ValueError(f"config.tasks.{name}: {kind!r} is no task; there are {', '.join(TASKS)}")
     try:
-        task = TASKS[kind](**given)
+        task = task_function(kind)(**given)
     except TypeError as error:
         raise ValueError(f"config.tasks.{name}: {error}") from error
     if task.count < 1:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuna_jax.emoji.evaluation.report import inline
-from tuna_jax.evaluation.html import whole_page
+from tuna_jax.evaluation.html import inline, whole_page
 from tuna_jax.sweeps import plots, results
 from tuna_jax.sweeps.cell_store import Cell
 from tuna_jax.sweeps.results import Row

@@ -17,8 +17,6 @@ from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from tuna_jax.emoji.evaluation import sweep_tasks as emoji_tasks
-from tuna_jax.evaluation import html
 from tuna_jax.inference import loading
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.parallel import param_sharding
@@ -236,10 +234,15 @@ class Sweep:
     def _write(self) -> None:
         rows = results.merged(self._before, self._rows)
         results.write(self._output / results.FILE, rows)
-        kinds = {task.kind for task in self._tasks.values() if isinstance(task, Task)}
-        note = html.ATTRIBUTION if kinds & set(emoji_tasks.TASKS) else ""
+        tasks = [task for task in self._tasks.values() if isinstance(task, Task)]
         path = self._output / "report.html"
-        report_page.write(path, f"Sweep: {self._settings.name}", rows, self._output / "cells", note)
+        report_page.write(
+            path,
+            f"Sweep: {self._settings.name}",
+            rows,
+            self._output / "cells",
+            registry.attribution(tasks),
+        )
 
 
 def command(values: Mapping[str, Any], workdirs: Sequence[Path], output: Path | None) -> int:

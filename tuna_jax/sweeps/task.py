@@ -64,6 +64,7 @@ class Task:
         chance: what a guess would score, by metric; a metric without one is left out.
         run: `(model, items, seed) -> Outcome`. Row j is of items[j] and depends on (seed, items[j]) alone.
         verdict: the metric that says, as 1 or 0, whether an item is right; empty: none does.
+        attribution: credit that a report with this task's images must carry.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Task:
     run: Callable[[Any, Sequence[int], int], Outcome]
     chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
     verdict: str = ""
+    attribution: str = ""
 
 
 def seeds(seed: int, items: Sequence[int]) -> list[tuple[int, int]]:

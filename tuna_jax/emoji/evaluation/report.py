@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
@@ -13,10 +12,15 @@ from pathlib import Path
 from tuna_jax.emoji.evaluation import loss_curves
 from tuna_jax.emoji.evaluation.images import Answered, Sheet
 from tuna_jax.emoji.evaluation.suite import ClipSheet, Evaluation
-from tuna_jax.evaluation.html import ATTRIBUTION, percent, png, whole_page
+from tuna_jax.evaluation.html import inline, percent, png, whole_page
 from tuna_jax.evaluation.metrics.accuracy import Score
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.image_grid import contact_sheet
+
+ATTRIBUTION = (
+    "Emoji art: Twemoji, © Twitter, Inc and other contributors, CC BY 4.0 "
+    "(https://creativecommons.org/licenses/by/4.0/)."
+)
 
 # What each score asks, in the order of the report. HEADLINE are the tiles at the top.
 MEANING = {
@@ -86,11 +90,6 @@ HEADLINE = (
     "clip_motion_answer_accuracy",
     "dialogue_accuracy",
 )
-
-
-def inline(data: bytes) -> str:
-    """A PNG file as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def _tiles(scores: Mapping[str, Score], vae_psnr_db: float | None, minutes: float | None) -> str:
@@ -181,7 +180,7 @@ def animation(sheet: ClipSheet, *, columns: int = 8, seconds: float = 0.4) -> by
 
 
 def _moving(sheet: ClipSheet, gif: bytes) -> str:
-    data = "data:image/gif;base64," + base64.b64encode(gif).decode()
+    data = inline(gif, "image/gif")
     title = html.escape(sheet.title)
     return f'<h2>{title}</h2><img class="wide" alt="{title}" src="{data}">'
 

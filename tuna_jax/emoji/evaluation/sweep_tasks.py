@@ -14,6 +14,7 @@ import numpy as np
 from tuna_jax.emoji.evaluation import clips, edits
 from tuna_jax.emoji.evaluation import images as tasks
 from tuna_jax.emoji.evaluation.judges import ObjectJudge, judge_ground, judge_place
+from tuna_jax.emoji.evaluation.report import ATTRIBUTION
 from tuna_jax.emoji.world.captions import captions, questions
 from tuna_jax.emoji.world.clips import (
     CLIP_KINDS,
@@ -61,7 +62,7 @@ def draw_single(count: int = 64) -> Task:
         return _pictured({"object": right, "ground": ground, "place": place}, drawn)
 
     chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "place": 1 / len(PLACES)}
-    return Task("draw_single", 1, count, {}, DRAWING, run, chance, "object")
+    return Task("draw_single", 1, count, {}, DRAWING, run, chance, "object", ATTRIBUTION)
 
 
 def draw_pairs(count: int = 64) -> Task:
@@ -72,7 +73,7 @@ def draw_pairs(count: int = 64) -> Task:
         return _pictured({"position": tasks.pair_scores(drawn, _judge())[1]}, drawn)
 
     chance = {"position": 1 / (len(NAMES) * (len(NAMES) - 1) * len(RELATIONS))}
-    return Task("draw_pairs", 1, count, {}, DRAWING, run, chance, "position")
+    return Task("draw_pairs", 1, count, {}, DRAWING, run, chance, "position", ATTRIBUTION)
 
 
 def draw_counts(count: int = 64) -> Task:
@@ -83,7 +84,7 @@ def draw_counts(count: int = 64) -> Task:
         return _pictured({"counted": tasks.count_scores(drawn, _judge())[1]}, drawn)
 
     chance = {"counted": 1 / (len(NAMES) * len(COUNT_CELLS))}
-    return Task("draw_counts", 1, count, {}, DRAWING, run, chance, "counted")
+    return Task("draw_counts", 1, count, {}, DRAWING, run, chance, "counted", ATTRIBUTION)
 
 
 def _drawn(model: Tuna, split: str, items: Sequence[int], seed: int) -> tasks.Drawn:
@@ -128,7 +129,15 @@ def answer(question: str = "name", count: int = 64) -> Task:
     if chance is None:
         chance = commonest_share([item(i, 64)[1].answer for i in range(count)])
     return Task(
-        "answer", 1, count, {"question": question}, SHOWING, run, {"exact": chance}, "exact"
+        "answer",
+        1,
+        count,
+        {"question": question},
+        SHOWING,
+        run,
+        {"exact": chance},
+        "exact",
+        ATTRIBUTION,
     )
 
 
@@ -163,7 +172,9 @@ def answer_clips(question: str = "motion", count: int = 64, frames: int = 4) -> 
     known = {"motion": 1 / len(MOTIONS), "name": 1 / len(NAMES), "ground": 1 / len(GROUNDS)}
     chance = known.get(question, commonest_share([one.answer for _, one in found]))
     options = {"question": question, "frames": frames}
-    return Task("answer_clips", 1, count, options, SHOWING, run, {"exact": chance}, "exact")
+    return Task(
+        "answer_clips", 1, count, options, SHOWING, run, {"exact": chance}, "exact", ATTRIBUTION
+    )
 
 
 def _answered(
@@ -220,7 +231,7 @@ def converse(count: int = 48) -> Task:
             np.stack([render(scene) for scene in scenes]),
         )
 
-    return Task("converse", 1, count, {}, SHOWING, run, {}, "dialogue")
+    return Task("converse", 1, count, {}, SHOWING, run, {}, "dialogue", ATTRIBUTION)
 
 
 def edit(count: int = 64) -> Task:
@@ -248,7 +259,7 @@ def edit(count: int = 64) -> Task:
             values[kind] = np.where(of_kind, right, np.nan).tolist()
         return Outcome(values, said, pictures=made.strips)
 
-    return Task("edit", 1, count, {}, DRAWING, run, dict(edits.CHANCE), "right")
+    return Task("edit", 1, count, {}, DRAWING, run, dict(edits.CHANCE), "right", ATTRIBUTION)
 
 
 def draw_clips(count: int = 32, frames: int = 4) -> Task:
@@ -269,7 +280,9 @@ def draw_clips(count: int = 32, frames: int = 4) -> Task:
         return Outcome(values, prompts, pictures=drawn.strips)
 
     chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "motion": 1 / len(MOTIONS)}
-    return Task("draw_clips", 1, count, {"frames": frames}, DRAWING, run, chance, "clip")
+    return Task(
+        "draw_clips", 1, count, {"frames": frames}, DRAWING, run, chance, "clip", ATTRIBUTION
+    )
 
 
 TASKS = {
