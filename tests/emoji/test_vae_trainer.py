@@ -125,7 +125,7 @@ def test_wrong_file_is_refused_by_tensor(run, tmp_path, change, message):
 
 
 def test_missing_file_says_who_makes_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"experiments/emoji_vae\.py"):
+    with pytest.raises(FileNotFoundError, match=r"experiments/emoji/vae\.py"):
         image_vae_file.load_image_vae(tmp_path / "none.safetensors")
 
 

@@ -131,13 +131,15 @@ def test_shipped_vocabulary_is_current():
     assert len(shipped["ids"]) <= 640
 
 
-def test_the_vocabulary_of_all_tasks_is_current_and_the_demos_is_as_it_was():
+def test_the_vocabulary_of_all_tasks_is_current_and_the_demos_ids_are_unchanged():
     """If this fails, run: python -m tuna_jax.emoji.world.vocabulary --kind emoji_all"""
     ids = read_subset("emoji_all")
     assert list(ids) == vocabulary.emoji_ids("emoji_all")
     assert set(read_subset("emoji")) < set(ids) and len(ids) <= 640
-    digest = hashlib.sha256(vocabulary.EMOJI.read_bytes()).hexdigest()
-    assert digest == "ef894e3e8e9cc2c05b3cb1422e9b6e6d77f85bfc1a15f03c21c98b585617c257"
+    # Trained models depend on the ids and their order; the file's description may change.
+    listed = json.dumps(json.loads(vocabulary.EMOJI.read_text())["ids"])
+    digest = hashlib.sha256(listed.encode()).hexdigest()
+    assert digest == "9a12b1d2fc5175f6cf2e6a8db972df16678662c3044bb1f10183fe513b8fe4e0"
 
 
 def test_the_world_needs_no_fallback(compact):

@@ -84,7 +84,7 @@ def test_flags_are_left_out_unless_asked_for():
 def test_builds_once_without_tensorflow(tmp_path):
     program = (
         "import sys\n"
-        "from tuna_jax.data.emoji import data_source, load_art\n"
+        "from tuna_jax.emoji.world import data_source, load_art\n"
         f"source = data_source({str(tmp_path)!r})\n"
         "record = source[0]\n"
         "assert record['image'].shape == (72, 72, 4)\n"
