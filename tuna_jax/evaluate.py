@@ -1,199 +1,165 @@
-"""Measures a trained model: draws unseen scenes, asks questions, judges, and writes a report.
+"""Evaluates a training run: a report on its final model, learning curves, or a sweep over its checkpoints.
 
 Examples:
 
-    # The demo's model; writes runs/demo/report.html, runs/demo/summary.json, runs/demo/sheets/:
-    python -m tuna_jax.evaluate --workdir=runs/demo
+    # The final model; writes report.html, summary.json and image sheets to the workdir. A run of the emoji demo is
+    # measured on scenes that it never saw, by exact judges; a multitask run by its losses on held-out examples:
+    tuna-jax evaluate --workdir=runs/demo
 
-    # A quick look with fewer pictures, and other settings of the sampler:
-    python -m tuna_jax.evaluate --workdir=runs/demo --output=runs/look --drawings=64 --answers=64 \\
-        --guidance=3 --steps=19
+    # A quick look with fewer images, and other settings of the sampler:
+    tuna-jax evaluate --workdir=runs/demo --output=runs/look --images=64 --questions=64 --guidance=3 --steps=19
 
-    # Scores over steps, of all checkpoints that were kept, and of another run beside them; writes learning.png:
-    python -m tuna_jax.evaluate --workdir=runs/emoji_all --curve --beside=runs/emoji_generation --drawings=64
+    # Scores over training steps, of every checkpoint that was kept, next to those of another run; writes learning.png:
+    tuna-jax evaluate --workdir=runs/emoji_all --learning_curve --compare_to=runs/emoji_generation --images=64
 
-    # A sweep: checkpoints x tasks x settings on all devices, as the file says. Killed, it goes on where it was;
-    # repeated, it is instant. Writes results.jsonl and report.html to runs/emoji_all/sweeps/emoji:
-    python -m tuna_jax.evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all
+    # A sweep: checkpoints x tasks x settings on all devices, as the file says. The same command resumes it after an
+    # interruption. Writes results.jsonl and report.html to runs/emoji_all/sweeps/emoji:
+    tuna-jax evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all
 
-    # The same of two runs, compared item by item:
-    python -m tuna_jax.evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all --beside=runs/other \\
+    # The same for two runs, compared item by item:
+    tuna-jax evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all --compare_to=runs/other \\
         --sweep.checkpoints=4000,8000
-
-All that is asked for was held out of training. Every score comes with its chance level, its count
-and a 95 % interval; judges were never trained by us.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import platform
+import argparse
+import importlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from tuna_jax.cli import config_flags, parsing, shared_flags
+from tuna_jax.utils import malloc, old_names
 
-from tuna_jax.cli.config_flags import parse_flags
-from tuna_jax.utils import malloc
-
-if TYPE_CHECKING:  # JAX is not imported before flags are read.
-    from tuna_jax.emoji.evaluation.suite import Evaluation
-
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of a training run, or its model.safetensors."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; by default the workdir.")
-_DRAWINGS = flags.DEFINE_integer("drawings", 256, "Pictures a task.", lower_bound=1)
-_ANSWERS = flags.DEFINE_integer("answers", 256, "Questions for naming; others a quarter.", 4)
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; by default the run's own.")
-_STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the run's own.")
-_STARTED = flags.DEFINE_float(
-    "started", None, "When it all began, in seconds since 1970: the report tells the minutes since."
-)
-_CURVE = flags.DEFINE_bool(
-    "curve",
-    False,
-    "Measure every checkpoint that was kept (once: learning.jsonl in the workdir), and draw scores over steps.",
-)
-_BESIDE = flags.DEFINE_list(
-    "beside", [], "With --curve and --sweep: workdirs of other runs to show beside it."
-)
-_SWEEP = config_flags.DEFINE_config_file(
-    "sweep",
-    None,
-    "A sweep's file, such as experiments/sweeps/emoji.py; --sweep.KEY=VALUE overrides a key.",
-)
-flags.mark_flag_as_required("workdir")
+EVALUATORS = {
+    "emoji": "tuna_jax.emoji.evaluation.run:evaluate",
+    "multitask": "tuna_jax.trainers.evaluate_run:evaluate",
+}
+"""By the kind in the run record: the function `(options) -> exit status` that evaluates a run, as "module:function"."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        if _SWEEP.value is not None:
-            _sweep()
-        else:
-            _learning() if _CURVE.value else _evaluate()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
-class _Measure:
-    """Measures parameters of one world; the judge is made once for all."""
-
-    def __init__(self) -> None:
-        from tuna_jax.emoji.evaluation.judges import ObjectJudge
-
-        self._judge = ObjectJudge()
-
-    def __call__(self, world: Any, params: Any, settings: dict[str, Any]) -> Evaluation:
-        from tuna_jax.emoji.evaluation import run, suite, suite_tasks
-
-        draw, answer, more = run.measured(world, params, settings)
-        options: dict[str, Any] = {
-            "judge": self._judge,
-            "reconstruct": world.reconstruct,
-            "drawings": _DRAWINGS.value,
-            "answers": _ANSWERS.value,
-            "say": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
-        }
-        return suite_tasks.add(suite.measure(draw, answer, **options), more, **options)
-
-
-def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """What was trained, with the sampling that the flags ask for."""
-    from tuna_jax.emoji import model_bundle
-
-    world, params, settings = model_bundle.load_trained(source)
-    changes = {"guidance": _GUIDANCE.value, "steps": _STEPS.value}
-    samples = dataclasses.replace(
-        world.samples, **{name: value for name, value in changes.items() if value is not None}
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = _parser()
+    given, overrides = config_flags.split_overrides(
+        parsing.current_arguments("evaluate", arguments)
     )
-    return dataclasses.replace(world, samples=samples), params, settings
+    options = parser.parse_args(given)
+    if options.sweep and options.learning_curve:
+        parser.error("give either --sweep=FILE or --learning_curve")
+    if options.sweep:
+        return parsing.run(lambda: _sweep(options, overrides), options.verbosity)
+    return parsing.run(lambda: _evaluate(options), options.verbosity)
 
 
-def _evaluate() -> None:
-    from tuna_jax.emoji.evaluation import report
-
-    begun = time.time() if _STARTED.value is None else _STARTED.value
-    source = Path(str(_WORKDIR.value))
-    world, params, settings = _load(source)
-    found = _Measure()(world, params, settings)
-    workdir = source if source.is_dir() else source.parent
-    output = Path(_OUTPUT.value) if _OUTPUT.value else workdir
-    metrics, samples = workdir / "metrics.jsonl", world.samples
-    page = report.write(
-        output,
-        found,
-        lead="One model, trained from nothing on this machine, draws emoji scenes from captions "
-        "and answers questions about them.",
-        metrics=metrics if metrics.exists() else None,
-        minutes=(time.time() - begun) / 60,
-        facts={
-            "parameters": f"{world.parameter_count(params):,}",
-            "training steps": settings["steps"],
-            "sampling": f"{samples.steps} steps, {samples.solver}, guidance {samples.guidance:g}",
-            "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
-        },
+def _parser() -> argparse.ArgumentParser:
+    parser = parsing.make_parser("evaluate", __doc__)
+    add = parser.add_argument
+    add(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="folder of a training run, or its model.safetensors",
     )
-    for name, score in found.scores.items():
-        low, high = score.ci95
-        print(
-            f"{name:34} {100 * score.value:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  "
-            f"chance {100 * score.chance:.1f} %  n={score.count}"
+    add("--output", metavar="DIR", help="folder of the report (default: the workdir)")
+    add(
+        "--compare_to",
+        type=parsing.names,
+        default=(),
+        metavar="DIR,...",
+        help="with --learning_curve and --sweep: workdirs of further runs to compare with",
+    )
+    config_flags.add_config(parser, "sweep", example="experiments/sweeps/emoji.py")
+    add(
+        "--learning_curve",
+        action="store_true",
+        help="evaluate every checkpoint that was kept (each once; learning.jsonl in the workdir keeps the scores) and "
+        "plot scores over steps",
+    )
+
+    emoji = parser.add_argument_group("runs of the emoji demo")
+    add = emoji.add_argument
+    add(
+        "--images",
+        type=parsing.positive_int,
+        default=256,
+        metavar="N",
+        help="generated images per task (default 256)",
+    )
+    add(
+        "--questions",
+        type=_at_least_4,
+        default=256,
+        metavar="N",
+        help="questions of the naming task; the others ask a quarter of it (default 256)",
+    )
+    add(
+        "--started",
+        type=float,
+        metavar="SECONDS",
+        help="Unix time at which everything began; the report states the minutes since",
+    )
+
+    multitask = parser.add_argument_group("multitask runs")
+    multitask.add_argument(
+        "--batches",
+        type=parsing.positive_int,
+        default=8,
+        metavar="N",
+        help="batches per stream that losses are averaged over (default 8)",
+    )
+    shared_flags.add_sampling(parser.add_argument_group("sampling"))
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Evaluates one run as its record's kind requires."""
+    from tuna_jax.conversion import checkpoint_source
+    from tuna_jax.inference import run_record
+    from tuna_jax.utils import compile_cache
+
+    compile_cache.enable()
+    workdir = Path(options.workdir)
+    if not workdir.exists():
+        raise FileNotFoundError(f"there is no run at {workdir}; `tuna-jax train` writes one")
+    state = checkpoint_source.open_parameters(workdir)[1]
+    kind = run_record.read(workdir, state).kind
+    if kind not in EVALUATORS:
+        raise ValueError(
+            f"{workdir} is of kind {kind!r}, which has no report of its own; use --sweep=FILE, "
+            "`tuna-jax evaluate-benchmarks` or `tuna-jax evaluate-vqa`"
         )
-    for name, value in {"vae_psnr_db": found.vae_psnr_db, **found.decibels}.items():
-        print(f"{name:34} {value:5.1f}")
-    print(page)
+    module, _, function = EVALUATORS[kind].partition(":")
+    return getattr(importlib.import_module(module), function)(options)
 
 
-def _learning() -> None:
-    """Measures every checkpoint that was kept and not measured yet, of this run and those beside it."""
-    from tuna_jax.emoji import model_bundle
-    from tuna_jax.emoji.evaluation import learning_curves
+def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Runs a sweep; the exit status is 1 if a cell of it failed."""
+    values = old_names.sweep(config_flags.read(options.sweep, overrides, "sweep"))
 
-    measure, runs = _Measure(), {}
-    for workdir in [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]:
-        world, _, settings = _load(workdir)
-        known = learning_curves.read(workdir)
-        for step, path in model_bundle.checkpoints(workdir).items():
-            if step not in known:
-                print(f"{workdir.name}, step {step}", file=sys.stderr, flush=True)
-                found = measure(world, model_bundle.load_checkpoint(path), settings)
-                learning_curves.append(workdir, step, found.scores)
-        curve = learning_curves.read(workdir)
-        if not curve:
-            raise FileNotFoundError(f"{workdir} has no checkpoints left to measure")
-        runs[workdir.name] = curve
-    output = Path(_OUTPUT.value or str(_WORKDIR.value))
-    output.mkdir(parents=True, exist_ok=True)
-    picture = output / "learning.png"
-    picture.write_bytes(learning_curves.plot(runs))
-    print(learning_curves.table(runs))
-    print(picture)
+    from absl import logging
 
-
-def _sweep() -> None:
-    """Measures all cells of a sweep; the status is 1 if one of them failed."""
     from tuna_jax.sweeps import runner
+    from tuna_jax.utils import compile_cache
 
+    compile_cache.enable()
     logging.set_verbosity(logging.ERROR)  # Orbax warns at every checkpoint that is opened.
-    runs = [Path(str(_WORKDIR.value)), *map(Path, _BESIDE.value)]
+    runs = [Path(options.workdir), *map(Path, options.compare_to)]
     try:
-        failed = runner.command(
-            _SWEEP.value.to_dict(), runs, Path(_OUTPUT.value) if _OUTPUT.value else None
-        )
+        failed = runner.command(values, runs, Path(options.output) if options.output else None)
     except KeyboardInterrupt:
-        sys.exit("stopped as asked; the same command goes on from here")
-    sys.exit(1 if failed else 0)
+        sys.exit("stopped; the same command resumes the sweep")
+    return 1 if failed else 0
+
+
+def _at_least_4(text: str) -> int:
+    value = parsing.positive_int(text)
+    if value < 4:
+        raise argparse.ArgumentTypeError(f"{value} is less than 4")
+    return value
 
 
 if __name__ == "__main__":
     malloc.keep()
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main())

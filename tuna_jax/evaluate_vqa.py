@@ -1,23 +1,22 @@
-"""Asks a model questions with known answers, from a JSONL file or any TFDS data set.
+"""Visual question answering: asks a model questions with known answers, from a JSONL file or a TFDS data set.
 
 Examples:
 
-    # Words that match a right answer; replies go to answers.jsonl:
-    python -m tuna_jax.evaluate_vqa --model=runs/emoji_all --questions=runs/questions/pictures.jsonl
+    # Exact match with a right answer; the replies go to answers.jsonl:
+    tuna-jax evaluate-vqa --model=runs/emoji_all --questions=runs/questions/pictures.jsonl
 
-    # The likeliest of each line's choices; the likelihood and perplexity of the answers:
-    python -m tuna_jax.evaluate_vqa --model=model/ --questions=quiz.jsonl --task=multiple_choice
-    python -m tuna_jax.evaluate_vqa --model=model/ --questions=quiz.jsonl --task=log_likelihood
+    # The most likely of each question's choices; the likelihood and the perplexity of the answers:
+    tuna-jax evaluate-vqa --model=model/ --questions=quiz.jsonl --task=multiple_choice
+    tuna-jax evaluate-vqa --model=model/ --questions=quiz.jsonl --task=log_likelihood
 
-    # A prepared TFDS data set; of one with labels, the same question about each picture:
-    python -m tuna_jax.evaluate_vqa --model=model/ --tfds=my_vqa \\
-        --fields=image=image,question=q,answer=a
-    python -m tuna_jax.evaluate_vqa --model=model/ --tfds=beans --split=test --fields=image=image,caption=label \\
+    # A prepared TFDS data set; for one with labels, the same question about each image:
+    tuna-jax evaluate-vqa --model=model/ --tfds=my_vqa --fields=image=image,question=q,answer=a
+    tuna-jax evaluate-vqa --model=model/ --tfds=beans --split=test --fields=image=image,caption=label \\
         --question="how is this leaf?" --choices=angular_leaf_spot,bean_rust,healthy --task=multiple_choice
 
-A line of a file: {"image": "a.png", "question": "what is this?", "answer": "a cat", "choices": ["a dog", "a cat"]};
-`image` may be a list, or `video` in its place, or absent; `answer` a list of right ones, or a place among the choices.
-Pictures lie beside the file.
+A line of a file is {"image": "a.png", "question": "what is this?", "answer": "a cat", "choices": ["a dog", "a cat"]}.
+`image` may be a list, or be replaced by `video`, or be absent; `answer` may be a list of right answers, or the position
+of the right choice. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -29,99 +28,114 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuna_jax.cli import parsing, shared_flags
+
+TASKS = ("exact_match", "multiple_choice", "log_likelihood")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = _parser()
-    chosen = parser.parse_args(arguments)
-    if (chosen.questions is None) == (chosen.tfds is None):
+    options = parser.parse_args(parsing.current_arguments("evaluate_vqa", arguments))
+    if (options.questions is None) == (options.tfds is None):
         parser.error("give either --questions=FILE or --tfds=NAME")
-    if chosen.tfds and not chosen.fields:
-        parser.error("--tfds wants --fields, such as image=image,question=q,answer=a")
-    try:
-        _run(chosen)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.tfds and not options.fields:
+        parser.error("--tfds requires --fields, such as image=image,question=q,answer=a")
+    return parsing.run(lambda: _evaluate(options), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuna_jax.evaluate_vqa",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parsing.make_parser("evaluate-vqa", __doc__)
+    shared_flags.add_model(parser)
     add = parser.add_argument
-    add("--model", required=True, metavar="PATH", help="workdir of a run, or a converted model")
-    add("--vae", metavar="PATH", help="the VAE, if the model has none in it")
-    add("--tokenizer", metavar="PATH", help="the tokenizer, if the model names none")
-    add("--task", default="exact_match", help="exact_match, multiple_choice or log_likelihood")
-    add("--questions", metavar="FILE", help="JSON lines")
-    add("--tfds", metavar="NAME", help="a data set's name, or its prepared folder")
-    add("--split", default="test", help="of the data set (default test)")
-    add("--fields", type=_fields, metavar="A=B,...", help="our key = the data set's feature")
-    add("--data_dir", metavar="FOLDER", help="where prepared data sets are")
-    add("--question", default="", help="about every picture, where fields name a caption")
-    add("--choices", type=_list, default=[], metavar="A,B", help="where questions have none")
-    add("--count", type=int, metavar="N", help="only the first N questions")
-    add("--template", choices=("chat", "plain"), help="by default as in the model's training")
-    add("--frames", type=int, default=17, help="at most so many of a video, 1 + 4k (default 17)")
-    add("--max_new_tokens", type=int, default=32, help="of a reply (default 32)")
-    add("--batch_size", type=int, metavar="N", help="most rows at once")
-    add("--output", default="answers.jsonl", metavar="FILE", help="a line a question")
+    add(
+        "--task",
+        default="exact_match",
+        choices=TASKS,
+        help="what is measured (default exact_match)",
+    )
+    add("--questions", metavar="FILE", help="questions as JSON lines")
+    add("--tfds", metavar="NAME", help="name of a TFDS data set, or its prepared folder")
+    add("--split", default="test", help="split of the data set (default test)")
+    add(
+        "--fields",
+        type=parsing.mapping,
+        metavar="KEY=FEATURE,...",
+        help="which feature of the data set is our image, video, question, answer, choices or caption",
+    )
+    add("--data_dir", metavar="DIR", help="where prepared data sets are (default: TFDS's own)")
+    add("--question", default="", help="the question about every image, if fields name a caption")
+    add(
+        "--choices",
+        type=parsing.names,
+        default=(),
+        metavar="A,B",
+        help="choices of the questions that have none of their own",
+    )
+    add("--count", type=parsing.positive_int, metavar="N", help="only the first N questions")
+    add(
+        "--template",
+        choices=("chat", "plain"),
+        help="how a question is put (default: as in the model's training)",
+    )
+    add(
+        "--frames",
+        type=parsing.positive_int,
+        default=17,
+        metavar="N",
+        help="at most N frames of a video, 1 + 4k (default 17)",
+    )
+    add(
+        "--max_new_tokens",
+        type=parsing.positive_int,
+        default=32,
+        metavar="N",
+        help="longest reply in tokens (default 32)",
+    )
+    add("--batch_size", type=parsing.positive_int, metavar="N", help="largest batch")
+    add(
+        "--output",
+        default="answers.jsonl",
+        metavar="FILE",
+        help="one line per question (default answers.jsonl)",
+    )
     return parser
 
 
-def _fields(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(key and value for key, _, value in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form image=photo,answer=a")
-    return {key: value for key, _, value in pairs}
-
-
-def _list(text: str) -> list[str]:
-    return [one for one in text.split(",") if one]
-
-
-def _run(chosen: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> None:
     from tuna_jax.evaluation.metrics.accuracy import Score
     from tuna_jax.evaluation.vqa import datasets, run
-    from tuna_jax.inference.pipeline import Tuna
 
-    if chosen.task not in run.TASKS:
-        raise ValueError(f"unknown task {chosen.task!r}; choose {', '.join(run.TASKS)}")
-    if chosen.questions:
-        items = datasets.read_lines(chosen.questions, chosen.choices)[: chosen.count]
+    if options.questions:
+        items = datasets.read_lines(options.questions, list(options.choices))[: options.count]
     else:
         items = datasets.read_tfds(
-            chosen.tfds,
-            chosen.split,
-            chosen.fields,
-            question=chosen.question,
-            choices=chosen.choices,
-            data_dir=chosen.data_dir,
-            count=chosen.count,
+            options.tfds,
+            options.split,
+            options.fields,
+            question=options.question,
+            choices=list(options.choices),
+            data_dir=options.data_dir,
+            count=options.count,
         )
-    model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
+    model = shared_flags.load_model(options)
     names = ("template", "frames", "max_new_tokens", "batch_size")
-    options: dict[str, Any] = {name: getattr(chosen, name) for name in names}
-    found, rows = run.run(model, items, chosen.task, **options)
-    path = Path(chosen.output)
+    decoding: dict[str, Any] = {name: getattr(options, name) for name in names}
+    score, rows = run.run(model, items, options.task, **decoding)
+    path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
-    if isinstance(found, Score):
-        low, high = found.ci95
+    if isinstance(score, Score):
+        low, high = score.ci95
         print(
-            f"{chosen.task} {100 * found.value:.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  "
-            f"chance {100 * found.chance:.1f} %  n={found.count}"
+            f"{options.task} {100 * score.value:.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  "
+            f"chance {100 * score.chance:.1f} %  n={score.count}"
         )
     else:
-        print("  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        print("  ".join(f"{name} {value:.4f}" for name, value in score.items()))
     print(path)
-    print(json.dumps(found.as_json() if isinstance(found, Score) else found))
+    print(json.dumps(score.as_json() if isinstance(score, Score) else score))
 
 
 if __name__ == "__main__":

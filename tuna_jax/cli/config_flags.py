@@ -1,44 +1,91 @@
-"""Flags of commands that take an experiment's or a sweep's file: an override of a key that the file does not set is
-named clearly."""
+"""`--config=FILE --config.KEY=VALUE`: experiment and sweep files with overrides, read by ml_collections."""
 
 from __future__ import annotations
 
-import itertools
+import argparse
+import re
 import runpy
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from absl import app
+from absl import flags
+from ml_collections import config_flags
 
 from tuna_jax.utils.config_parsing import unknown_key
 
+_OVERRIDE = re.compile(r"--?(no)?(config|sweep)\.")
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Absl's own parsing, with a clear word for a `--config.KEY` or `--sweep.KEY` that the file does not set."""
+
+def add_config(
+    parser: argparse.ArgumentParser,
+    name: str = "config",
+    *,
+    example: str = "experiments/emoji/demo.py",
+    required: bool = False,
+) -> None:
+    """Adds `--NAME=FILE` to a parser; the overrides are taken off the command line by `split_overrides`."""
+    parser.add_argument(
+        f"--{name}",
+        metavar="FILE",
+        required=required,
+        help=f"experiment file, such as {example}; --{name}.KEY=VALUE overrides a key of it",
+    )
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other arguments, overrides): `--config.KEY VALUE` becomes `--config.KEY=VALUE`."""
+    others, overrides = [], []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = _OVERRIDE.match(argument)
+        if match is None:
+            others.append(argument)
+            continue
+        if "=" not in argument and not match[1] and rest and not rest[0].startswith("--"):
+            argument += f"={rest.pop(0)}"
+        overrides.append(argument)
+    return others, overrides
+
+
+def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict[str, Any]:
+    """The nested mapping of `get_config()` in a file, with the overrides applied.
+
+    Args:
+      file: path of a Python file; `FILE:ARGUMENT` passes an argument to its `get_config`.
+      overrides: `--config.KEY=VALUE`; those of other names are left out.
+      name: of the flag.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: an override names a key that the file does not set (with the nearest known key), or its value has
+        another type.
+    """
+    path, _, argument = file.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no experiment file {path} (--{name})")
+    mine = [text for text in overrides if re.match(rf"--?(no)?{name}\.", text)]
+    values = flags.FlagValues()
+    command_line = ["tuna-jax", f"--{name}={file}", *mine]
+    config_flags.DEFINE_config_file(name, None, "", values, sys_argv=command_line)
     try:
-        return app.parse_flags_with_usage(arguments)
-    except (AttributeError, KeyError):
-        # config_flags raises these for an unknown key, without its path. Read the file, and look.
-        given = " ".join(arguments).replace("=", " ").split()
-        for flag in ("config", "sweep"):
-            file = next(
-                (value for name, value in itertools.pairwise(given) if name.endswith(f"-{flag}")),
-                "",
-            )
-            path, _, argument = file.partition(":")
-            config = runpy.run_path(path)["get_config"](argument) if path else {}
-            for override in arguments if path else ():
-                if override.lstrip("-").startswith(f"{flag}."):
-                    _check_key(config, override.lstrip("-").split("=")[0])
-        raise
+        values(command_line)
+    except (AttributeError, KeyError, flags.Error) as error:
+        # ml_collections raises these for an unknown key, without its path. Look for it.
+        config = runpy.run_path(path)["get_config"](*([argument] if argument else []))
+        for text in mine:
+            _check_key(config, re.sub(r"^--?(no)?", "", text).split("=")[0])
+        raise ValueError(f"{file}: {error}") from error
+    return values[name].value.to_dict()
 
 
 def _check_key(config: Any, path: str) -> None:
-    """Ends the program with a message if the dotted `path` is not in the config."""
+    """Raises ValueError if the dotted `path` is not in the config."""
     _, *keys = path.split(".")
     for key in keys:
-        if not hasattr(config, "keys") or key not in config:
-            if not hasattr(config, "keys"):
-                sys.exit(f"error: unknown config key {path}: it has nothing below it but a value")
-            sys.exit(f"error: {unknown_key(path, key, sorted(config.keys()))}")
+        if not hasattr(config, "keys"):
+            raise ValueError(f"unknown config key {path}: it has nothing below it but a value")
+        if key not in config:
+            raise ValueError(unknown_key(path, key, sorted(config.keys())))
         config = config[key]

@@ -1,4 +1,4 @@
-"""Conversations about what is shown, and how they are put to a model (model.md sections 5 and 10)."""
+"""Conversations about what is media, and how they are put to a model (model.md sections 5 and 10)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TEMPLATES = ("chat", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """What was said and shown so far.
+    """What was said and media so far.
 
     Attributes:
       messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, the last of them the user's;
         `<image>` in a user's content is where a clip goes.
-      shown: the clips, uint8 [frames, height, width, 3], all of one shape; a picture is a clip of one frame.
+      media: the clips, uint8 [frames, height, width, 3], all of one shape; a picture is a clip of one frame.
 
     Raises:
       ValueError: clips of several shapes, another number of `<image>` than of clips, or a last message that is not the
@@ -28,7 +28,7 @@ class Conversation:
     """
 
     messages: tuple[Mapping[str, str], ...]
-    shown: tuple[np.ndarray, ...] = ()
+    media: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         for message in self.messages:
@@ -36,28 +36,28 @@ class Conversation:
                 raise ValueError(f"a message wants 'role' and 'content', and one is {message}")
         if not self.messages or self.messages[-1]["role"] != "user":
             raise ValueError("the last message of a conversation must be the user's")
-        if len({clip.shape for clip in self.shown}) > 1:
+        if len({clip.shape for clip in self.media}) > 1:
             raise ValueError(
-                "pictures and a video, or videos of several lengths, cannot be shown together; ask about one kind"
+                "pictures and a video, or videos of several lengths, cannot be media together; ask about one kind"
             )
         tags = sum(m["content"].count(IMAGE_TAG) for m in self.messages if m["role"] == "user")
-        if tags != len(self.shown):
+        if tags != len(self.media):
             raise ValueError(
-                f"the messages have {tags} {IMAGE_TAG}, and {len(self.shown)} pictures or videos are shown"
+                f"the messages have {tags} {IMAGE_TAG}, and {len(self.media)} pictures or videos are media"
             )
 
     @classmethod
     def of(
-        cls, shown: Sequence[np.ndarray], question: str, history: Sequence[tuple[str, str]] = ()
+        cls, media: Sequence[np.ndarray], question: str, history: Sequence[tuple[str, str]] = ()
     ) -> Conversation:
-        """A question after (question, answer) turns; what is shown stands before the first question."""
+        """A question after (question, answer) turns; what is media stands before the first question."""
         asked = [*(turn[0] for turn in history), question]
-        asked[0] = f"{IMAGE_TAG}\n" * len(shown) + asked[0]
+        asked[0] = f"{IMAGE_TAG}\n" * len(media) + asked[0]
         messages = [{"role": "user", "content": asked[0]}]
         for (_, answer), following in zip(history, asked[1:], strict=True):
             messages.append({"role": "assistant", "content": answer})
             messages.append({"role": "user", "content": following})
-        return cls(tuple(messages), tuple(shown))
+        return cls(tuple(messages), tuple(media))
 
 
 def ask(
@@ -72,9 +72,9 @@ def ask(
     Args:
       tokenizer: text to ids.
       conversation: what was said.
-      grids: latent extents of what is shown.
+      grids: latent extents of what is media.
       usual: the template that the model was trained with. 'plain', `<bos> <boi> [span] <eoi> question`, has one thing
-        shown and one question; any other conversation takes the chat template.
+        media and one question; any other conversation takes the chat template.
       template: another one, which must fit.
 
     Raises:

@@ -256,7 +256,7 @@ class Tuna:
         replies = [""] * len(conversations)
         for group in _alike(conversations):
             asked = [self.ask(conversations[i], template) for i in group]
-            shown = [conversations[i].shown for i in group]
+            shown = [conversations[i].media for i in group]
             words = self._continue(asked, shown, keys[np.asarray(group)], most, chosen)
             for place, row in zip(group, words, strict=True):
                 replies[place] = self.tokenizer.decode(self._said(row))
@@ -280,7 +280,7 @@ class Tuna:
         parts = text_decoder.stream(
             self.config,
             self._prepared,
-            self.prefix([asked], [conversation.shown]),
+            self.prefix([asked], [conversation.media]),
             keys if chosen.get("temperature") else keys[0],
             eos=self.tokenizer.special.eos,
             sharding=self.sharding,
@@ -320,7 +320,7 @@ class Tuna:
     def ask(self, conversation: Conversation, template: str | None = None) -> TokenSequence:
         """The tokens that the answer follows; see `conversations.ask`."""
         grids = [
-            Grid(*self.config.vae.latent_shape(*clip.shape[:3])[:3]) for clip in conversation.shown
+            Grid(*self.config.vae.latent_shape(*clip.shape[:3])[:3]) for clip in conversation.media
         ]
         return ask(self.tokenizer, conversation, grids, self.template, template)
 
@@ -453,7 +453,7 @@ def _alike(conversations: Sequence[Conversation]) -> list[list[int]]:
     """Indices of conversations that show equally many clips of one shape: they can share a batch."""
     groups: dict[Any, list[int]] = {}
     for index, conversation in enumerate(conversations):
-        shapes = tuple(clip.shape for clip in conversation.shown)
+        shapes = tuple(clip.shape for clip in conversation.media)
         groups.setdefault(shapes, []).append(index)
     return list(groups.values())
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ("t2i", "edit", "t2v", "understand", "chat")
-DRAWN = ("t2i", "edit", "t2v")  # The others are written.
+GENERATION_TASKS = ("t2i", "edit", "t2v")
 
 # What a line of JSON may say, by task.
-_DRAWN_KEYS = ("prompt", "negative", "seed")
-_WRITTEN_KEYS = ("question", "image", "video", "seed")
+_GENERATION_KEYS = ("prompt", "negative", "seed")
+_TEXT_KEYS = ("question", "image", "video", "seed")
 KEYS: dict[str, tuple[str, ...]] = {
-    "t2i": _DRAWN_KEYS,
-    "t2v": _DRAWN_KEYS,
-    "edit": (*_DRAWN_KEYS, "image"),
-    "understand": _WRITTEN_KEYS,
-    "chat": (*_WRITTEN_KEYS, "messages"),
+    "t2i": _GENERATION_KEYS,
+    "t2v": _GENERATION_KEYS,
+    "edit": (*_GENERATION_KEYS, "image"),
+    "understand": _TEXT_KEYS,
+    "chat": (*_TEXT_KEYS, "messages"),
 }
 
 
@@ -31,14 +31,14 @@ class Request:
       text: the prompt, the instruction, or the question.
       negative: what not to draw; None takes the command's.
       seed: its own seed; None takes the command's, with its place among the requests.
-      shown: files of pictures, or of one video.
+      media: files of images, or of one video.
       messages: the whole conversation instead of `text`, for a chat.
     """
 
     text: str = ""
     negative: str | None = None
     seed: int | None = None
-    shown: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
 
 
@@ -98,7 +98,7 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
         text=text or "",
         negative=_value(values, "negative", str, where),
         seed=_value(values, "seed", int, where),
-        shown=tuple(str(folder / file) for file in [*files, *([video] if video else [])]),
+        media=tuple(str(folder / file) for file in [*files, *([video] if video else [])]),
         messages=messages or (),
     )
 

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 Write = Callable[[str], object]
 
 
-def draw_pictures(
+def generate_images(
     model: Tuna,
     requests: Sequence[Request],
     folder: str | Path,
@@ -53,12 +53,12 @@ def draw_pictures(
     chosen = _sampling(requests, seed, options)
     if edit:
         for one in requests:
-            if len(one.shown) != 1:
+            if len(one.media) != 1:
                 raise ValueError(
-                    f"the edit {one.text!r} has {len(one.shown)} pictures; it wants one: --image=FILE, or 'image' "
+                    f"the edit {one.text!r} has {len(one.media)} pictures; it wants one: --image=FILE, or 'image' "
                     f"in its line"
                 )
-        pictures = model.edit_image([one.shown[0] for one in requests], prompts, **chosen)
+        pictures = model.edit_image([one.media[0] for one in requests], prompts, **chosen)
     else:
         pictures = model.generate_image(prompts, **chosen)
     folder = _made(folder)
@@ -72,7 +72,7 @@ def draw_pictures(
     return paths
 
 
-def draw_clips(
+def generate_clips(
     model: Tuna,
     requests: Sequence[Request],
     folder: str | Path,
@@ -83,7 +83,7 @@ def draw_clips(
     say: Say = print,
     **options: Any,
 ) -> list[Path]:
-    """Clips as MP4, `video_0.mp4` and so on; arguments as `draw_pictures`, `frames` (1 + 4k) and frames a second."""
+    """Clips as MP4, `video_0.mp4` and so on; arguments as `generate_images`, `frames` (1 + 4k) and frames a second."""
     clips.import_av("an MP4")  # Told before the time is spent.
     prompts = [request.text for request in requests]
     drawn = model.generate_video(prompts, frames=frames, **_sampling(requests, seed, options))
@@ -134,7 +134,7 @@ def write_answers(
     path = _made(folder) / "answers.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for request, conversation, answer in zip(requests, asked, answers, strict=True):
-            line = {"shown": request.shown, "messages": conversation.messages, "answer": answer}
+            line = {"media": request.media, "messages": conversation.messages, "answer": answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             if write is None:
                 say(answer)
@@ -166,13 +166,13 @@ def converse(
       The file.
     """
     earlier = history or Request()
-    if earlier.shown and any(request.shown for request in requests):
+    if earlier.media and any(request.media for request in requests):
         raise ValueError("the history shows something already; ask about that, or begin anew")
-    shown = earlier.shown or requests[0].shown
-    seen = tuple(model.see(shown, frames))
+    media = earlier.media or requests[0].media
+    seen = tuple(model.see(media, frames))
     messages = list(earlier.messages)
     for place, request in enumerate(requests):
-        tags = f"{IMAGE_TAG}\n" * len(request.shown) if place == 0 else ""
+        tags = f"{IMAGE_TAG}\n" * len(request.media) if place == 0 else ""
         messages.append({"role": "user", "content": tags + request.text})
         chosen: DecodingOptions = {**options, "seed": [(seed, len(messages))]}  # pyright: ignore[reportAssignmentType]
         conversation = Conversation(tuple(messages), seen)
@@ -183,7 +183,7 @@ def converse(
             answer = _written(model, conversation, write, chosen)
         messages.append({"role": "assistant", "content": answer})
     path = _made(folder) / "conversation.json"
-    values = {"shown": shown, "messages": messages}
+    values = {"media": media, "messages": messages}
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -197,7 +197,7 @@ def read_history(path: str | Path) -> Request:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Request(shown=tuple(values["shown"]), messages=tuple(values["messages"]))
+        return Request(media=tuple(values["media"]), messages=tuple(values["messages"]))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no conversation that --task=chat wrote: {error!r}") from error
 
@@ -215,7 +215,7 @@ def _written(
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
-    seen = model.see(request.shown, frames)
+    seen = model.see(request.media, frames)
     if request.messages:
         return Conversation(request.messages, tuple(seen))
     return Conversation.of(seen, request.text)

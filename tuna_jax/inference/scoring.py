@@ -69,11 +69,11 @@ def likelihoods(
             raise ValueError(f"the answer {answer!r} has no token")
     groups: dict[Any, list[int]] = {}
     for index, conversation in enumerate(conversations):
-        groups.setdefault(tuple(clip.shape for clip in conversation.shown), []).append(index)
+        groups.setdefault(tuple(clip.shape for clip in conversation.media), []).append(index)
     found = np.zeros((len(answers), 2))
     for group in groups.values():
         asked = [model.ask(conversations[i], template) for i in group]
-        shown = [conversations[i].shown for i in group]
+        shown = [conversations[i].media for i in group]
         some = [ids[i] for i in group]
         found[group] = _of_alike(model, asked, shown, some, batch_size)
     counts = np.array([len(tokens) for tokens in ids])

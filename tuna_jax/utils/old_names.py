@@ -8,8 +8,14 @@ line; what a stored run holds is translated silently.
 from __future__ import annotations
 
 import dataclasses
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -73,6 +79,19 @@ EXPERIMENT_FILES = {
         for stage in (1, 2, 3)
     },
 }
+FLAGS = {
+    "evaluate": {
+        "drawings": "images",
+        "answers": "questions",
+        "beside": "compare_to",
+        "curve": "learning_curve",
+    },
+    "evaluate_images": {"pictures": "images"},
+    "benchmark": {"peer": "baseline", "pictures": "images"},
+    "encode_latents": {"bad_share": "max_invalid_fraction"},
+    "plan": {"rows_a_device": "rows_per_device"},
+}
+"""By command: flags that have another name now. `--points=N` is `--steps=N-1` everywhere."""
 COMMANDS = {
     "tuna_jax.evaluate_generation": "tuna_jax.evaluate_benchmarks",
     "tuna_jax.evaluate_pictures": "tuna_jax.evaluate_images",
@@ -110,15 +129,30 @@ def sweep(values: Mapping[str, Any]) -> dict[str, Any]:
     return _translate(_copy(values), SWEEP_KEYS, "sweep", stored=False)
 
 
-def overrides(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with today's experiment files and today's keys in `--config.KEY=VALUE`.
+def arguments(command: str, given: Sequence[str]) -> list[str]:
+    """A command line with today's flags, experiment files and keys in `--config.KEY=VALUE`.
 
-    Kinds of experiment are not known here: a key that only one kind had is translated if no other kind has it.
+    Dashes within a flag's name become underscores. The kind of experiment is not known here, so a key that only one
+    kind had (`start` of a VAE's) is left to `experiment`.
+
+    Args:
+      command: the command's module name, such as 'evaluate'.
+      given: its arguments.
     """
     translated = []
-    for argument in arguments:
+    for argument in _joined_points(given):
         name, equals, value = argument.partition("=")
         flag = name.lstrip("-")
+        if name.startswith("--") and "." not in flag:
+            flag = flag.replace("-", "_")
+            new = FLAGS.get(command, {}).get(flag)
+            if new is not None:
+                report(f"--{flag}", f"--{new}")
+            elif flag == "points":
+                report(f"--points={value}", f"--steps={_points_text(value)}")
+                new, value = "steps", _points_text(value)
+            name = f"--{new or flag}"
+            argument = f"{name}{equals}{value}"
         if value in EXPERIMENT_FILES or argument in EXPERIMENT_FILES:
             old = value or argument
             report(old, EXPERIMENT_FILES[old])
@@ -134,6 +168,26 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     return translated
 
 
+class _OldCommands(importlib.abc.MetaPathFinder):
+    """Lets `python -m tuna_jax.OLD_NAME` run the command that has another module now."""
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        new = COMMANDS.get(fullname)
+        if new is None:
+            return None
+        print(f"warning: {fullname} is an old name; run {new}", file=sys.stderr)
+        file = Path(__file__).parents[1].joinpath(*new.split(".")[1:]).with_suffix(".py")
+        return importlib.util.spec_from_file_location(fullname, file)
+
+
+def install_old_commands() -> None:
+    """Makes the old modules of COMMANDS findable, once."""
+    if not any(isinstance(finder, _OldCommands) for finder in sys.meta_path):
+        sys.meta_path.append(_OldCommands())
+
+
 def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword options of generation calls, with `points=n` as `steps=n-1`."""
     translated = dict(options)
@@ -145,9 +199,23 @@ def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert_text(renamed: Renamed, text: str) -> str:
-    if renamed.convert is not _points_to_steps:
-        return text
-    return str(_points_to_steps(int(text))) if text.isdecimal() else text
+    return _points_text(text) if renamed.convert is _points_to_steps else text
+
+
+def _points_text(text: str) -> str:
+    """A number of grid points as it stands on a command line, as solver steps."""
+    return re.sub(r"\d+", lambda match: str(int(match[0]) - 1), text)
+
+
+def _joined_points(given: Sequence[str]) -> list[str]:
+    """`--points 16` as one argument, since its value changes."""
+    joined: list[str] = []
+    for argument in given:
+        if joined and joined[-1] == "--points":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _copy(values: Any) -> Any:

@@ -1,0 +1,143 @@
+"""Parsers of commands and of the values of their flags, and what every command does around its work.
+
+Every command parses with argparse, whose help teaches by example and knows subcommands. Experiment and sweep files and
+their `--config.KEY=VALUE` overrides go through ml_collections (`cli/config_flags.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+from tuna_jax.utils import old_names
+
+
+def make_parser(command: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a command; its module's docstring is the help text.
+
+    Args:
+      command: as the user types it after `tuna-jax`.
+      doc: the module's docstring.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"tuna-jax {command}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-v",
+        "--verbosity",
+        type=int,
+        default=0,
+        metavar="N",
+        help="1 also prints log messages of libraries and where an error was raised (default 0)",
+    )
+    return parser
+
+
+def current_arguments(command: str, arguments: Sequence[str] | None) -> list[str]:
+    """The command line with today's names of flags, keys and experiment files; underscores for dashes in flags."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with one_line_warnings():
+        return old_names.arguments(command, given)
+
+
+def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
+    """Runs a command's work and returns its exit status: errors of input become one line on standard error.
+
+    Args:
+      work: returns an exit status; None means 0.
+      verbosity: 1 prints the traceback too.
+    """
+    from absl import flags, logging
+
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for absl's flags.
+    logging.set_verbosity(logging.INFO if verbosity else logging.WARNING)
+    try:
+        with one_line_warnings():
+            return work() or 0
+    except (ValueError, OSError, ImportError) as error:
+        if verbosity:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Warnings print as one line, without the code that raised them."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def positive_ints(text: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas."""
+    return [positive_int(part) for part in text.split(",")]
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """'320x512' or '512' -> (height, width) in pixels."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; give HEIGHTxWIDTH in pixels, such as 320x512, or one side"
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def image_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Sizes separated by commas."""
+    return tuple(image_size(part) for part in text.split(","))
+
+
+def interval(text: str) -> tuple[float, float]:
+    """'0.1,0.9' -> (0.1, 0.9)."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an interval; give LOW,HIGH, such as 0.1,0.9"
+        ) from None
+    return low, high
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name for name in text.split(",") if name)
+
+
+def mapping(text: str) -> dict[str, str]:
+    """'image=photo,answer=a' -> a dict."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(key and value for key, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form image=photo,answer=a")
+    return {key: value for key, _, value in pairs}
+
+
+def shard(text: str) -> tuple[int, int]:
+    """'1/4' -> (1, 4): the second of four shards."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a shard; the shards of two are 0/2 and 1/2"
+        )
+    return int(number), int(count)

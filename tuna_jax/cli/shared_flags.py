@@ -1,0 +1,125 @@
+"""Flags that several commands share, declared once: the model with its VAE and tokenizer, the mesh, and sampling."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tuna_jax.cli import parsing
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from tuna_jax.inference.pipeline import Tuna
+
+SAMPLING = ("guidance", "guidance_interval", "steps", "shift", "solver")
+"""Sampling options that a command line can give; each defaults to the model's own."""
+
+
+def add_model(parser: Any, *, required: bool = True) -> None:
+    """Adds `--model`, `--vae`, `--tokenizer` and `--mesh`; `load_model` reads them."""
+    add = parser.add_argument
+    add(
+        "--model",
+        required=required,
+        metavar="PATH",
+        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote",
+    )
+    add("--vae", metavar="PATH", help="the VAE, if the model stores none or to use another")
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        help="folder of a Hugging Face tokenizer, or name or file of a compact vocabulary "
+        "(default: the run's own, otherwise Qwen2.5's)",
+    )
+    add(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="AXIS=N,...",
+        help="shard the model over this mesh of devices, such as fsdp=4 or data=2,tensor=2 (default: one device)",
+    )
+
+
+def add_dtype(parser: Any) -> None:
+    """Adds `--dtype` of the parameters."""
+    parser.add_argument(
+        "--dtype",
+        default="",
+        choices=("float32", "bfloat16"),
+        help="dtype of the parameters (default: as stored)",
+    )
+
+
+def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
+    """The model that the flags of `add_model` name; `more` are further arguments of `Tuna.load`."""
+    from tuna_jax.inference.pipeline import Tuna
+    from tuna_jax.utils import compile_cache
+
+    compile_cache.enable()
+    return Tuna.load(
+        options.model,
+        vae=options.vae,
+        tokenizer=options.tokenizer,
+        mesh=make_mesh(options.mesh),
+        **more,
+    )
+
+
+def make_mesh(sizes: dict[str, int] | None) -> Mesh | None:
+    """The mesh of `--mesh` over all devices; None without the flag.
+
+    Raises:
+      ValueError: the sizes do not fit the devices.
+    """
+    if sizes is None:
+        return None
+    from tuna_jax.parallel.mesh import MeshSettings
+    from tuna_jax.parallel.mesh import make_mesh as make
+
+    return make(MeshSettings(**sizes))
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """'fsdp=4,tensor=2' -> sizes by axis; axes that are not named have size 1."""
+    axes = ("slices", "data", "fsdp", "context", "tensor")
+    sizes = dict.fromkeys(axes, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in axes or not size.isdecimal() or int(size) < 1:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not AXIS=N with an axis of {', '.join(axes)} and a size of at least 1"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+def add_sampling(parser: Any, *, interval: bool = True) -> None:
+    """Adds the flags of SAMPLING, and without `interval` all but `--guidance_interval`."""
+    add = parser.add_argument
+    add(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="guidance scale; 1 samples without guidance (default: the model's own)",
+    )
+    if interval:
+        add(
+            "--guidance_interval",
+            type=parsing.interval,
+            metavar="LOW,HIGH",
+            help="apply guidance only at times within it, where 0 is noise and 1 is clean; faster (default 0,1)",
+        )
+    add(
+        "--steps",
+        type=parsing.positive_int,
+        metavar="N",
+        help="solver steps (default: the model's own); the older --points=N is --steps=N-1",
+    )
+    add("--shift", type=float, help="shift of the time grid toward noise (default: the model's own)")
+    add("--solver", choices=("euler", "heun"), help="ODE solver (default: the model's own)")
+
+
+def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of SAMPLING that were given, by name."""
+    given = {name: getattr(options, name, None) for name in SAMPLING}
+    return {name: value for name, value in given.items() if value is not None}
