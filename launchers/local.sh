@@ -17,7 +17,7 @@ Each command does all its own set-up in .venv (made on the first call, kept afte
   test [PYTEST ARGUMENT ...]
         Runs the tests; without arguments all of them.
   check
-        Lint, format and types: ruff check, ruff format --check, pyright.
+        Lint, format, imports and types: ruff check, ruff format --check, lint-imports, pyright.
   setup [dev|torch|plan]
         Only makes .venv: what running needs; with `dev` what the tests and checks need too; with `torch` also PyTorch,
         transformers, diffusers and a small pre-trained language model, without which the tests that compare with
@@ -143,6 +143,8 @@ check() {
   "$VENV/bin/ruff" check .
   say "ruff format --check"
   "$VENV/bin/ruff" format --check .
+  say "lint-imports"
+  "$VENV/bin/lint-imports"
   say "pyright"
   "$VENV/bin/pyright" --pythonpath "$VENV/bin/python"
 }

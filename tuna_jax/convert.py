@@ -1,40 +1,40 @@
-"""Weights to and from PyTorch, and the proof that both sides compute the same.
+"""Converts weights to and from PyTorch, inspects files of weights, and verifies parity with the released code.
 
 Examples:
 
     # A PyTorch checkpoint of TUNA (one file, shards with an index, or .pt) becomes ours:
-    python -m tuna_jax.convert from_torch tuna_2b/ model/ --preset=tuna_1p5b
+    tuna-jax convert from_torch tuna_2b/ model/ --preset=tuna_1p5b
 
-    # The VAE may lie apart; a model that no preset describes brings its config:
-    python -m tuna_jax.convert from_torch model.safetensors vae.safetensors OUT.safetensors --config=state_dict.json
+    # With the VAE in a separate file; a model that no preset describes brings its configuration:
+    tuna-jax convert from_torch model.safetensors vae.safetensors OUT.safetensors --config=state_dict.json
 
-    # A fresh TUNA of its parents, as the paper starts training:
-    python -m tuna_jax.convert from_torch Qwen2.5-1.5B-Instruct/ siglip2-so400m-patch16-384/ Wan2.2_VAE.pth \\
+    # A fresh TUNA from pre-trained backbones, as the paper starts training:
+    tuna-jax convert from_torch Qwen2.5-1.5B-Instruct/ siglip2-so400m-patch16-384/ Wan2.2_VAE.pth \\
         fresh/ --preset=tuna_1p5b --positions=interpolate
 
-    # Back again, to the bit, as the one file that the released PyTorch code's own loader reads:
-    python -m tuna_jax.convert to_torch model/ tuna_2b_again.safetensors
+    # Back to PyTorch, to the bit, as the one file that the released code's own loader reads:
+    tuna-jax convert to_torch model/ tuna_2b_again.safetensors
 
-    # Or as shards with an index, as Hugging Face's tools like them; or a part alone, for transformers and diffusers:
-    python -m tuna_jax.convert to_torch model/ tuna_2b_again/ --shard_gb=5
-    python -m tuna_jax.convert to_torch model/ qwen/ --part=language
+    # Or as shards with an index, as Hugging Face's tools expect; or only one part, for transformers and diffusers:
+    tuna-jax convert to_torch model/ tuna_2b_again/ --shard_gb=5
+    tuna-jax convert to_torch model/ qwen/ --part=language
 
-    # A TUNA with a language transformer that can talk, small enough for a laptop (pip install gguf):
-    python -m tuna_jax.convert from_torch SmolLM2-135M-Instruct.Q4_1.gguf smol/ --preset=tuna_smol
+    # A TUNA with a small language model that runs on a laptop (pip install gguf):
+    tuna-jax convert from_torch SmolLM2-135M-Instruct.Q4_1.gguf smol/ --preset=tuna_smol
 
-    # A run of ours for PyTorch, from its newest checkpoint:
-    python -m tuna_jax.convert to_torch runs/demo/ demo.safetensors
+    # A training run for PyTorch, from its newest checkpoint:
+    tuna-jax convert to_torch runs/demo/ demo.safetensors
 
-    # What is this file? Headers alone are read:
-    python -m tuna_jax.convert inspect model.safetensors
+    # What is this file? Only headers are read:
+    tuna-jax convert inspect model.safetensors
 
-    # Is this TUNA? Runs every case of a golden set (what the released PyTorch code computed)
-    # and prints a table; exit status 1 on any failure:
-    python -m tuna_jax.convert verify tests/goldens/public
+    # Parity: runs every case of a golden set (arrays that the released PyTorch code computed) and prints a table; the
+    # exit status is 1 if a case fails:
+    tuna-jax convert verify tests/goldens/public
 
-    # Has a preset exactly the parameters of the full-size model? Nothing is allocated:
-    python -m tuna_jax.convert verify --manifest tests/goldens/manifests/tuna_2b.json
-    python -m tuna_jax.convert verify --manifest FILE --preset tuna_7b
+    # Does a preset have exactly the parameters of the full-size model? Nothing is allocated:
+    tuna-jax convert verify --manifest tests/goldens/manifests/tuna_2b.json
+    tuna-jax convert verify --manifest FILE --preset tuna_7b
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import absl.logging
+from tuna_jax.cli import parsing
 
 if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
 
 # The released code names the 1.5B model after its total size.
 _PRESET_OF_MANIFEST = {"tuna_2b": "tuna_1p5b", "tuna_7b": "tuna_7b"}
-# --part -> the parent's layout.
+# --part -> the layout of its backbone.
 _PARTS = {
     "language": "qwen",
     "representation": "siglip",
@@ -66,34 +66,30 @@ _OUTPUT = "a .safetensors file, or a folder for shards with an index; it must no
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tuna_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parsing.make_parser("convert", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = functools.partial(commands.add_parser, formatter_class=argparse.HelpFormatter)
 
     inward = add(
         "from_torch",
-        help="a PyTorch checkpoint becomes ours",
+        help="convert a PyTorch checkpoint, or assemble a model from pre-trained backbones",
         description="Reads an official TUNA state dict tensor by tensor and writes it under our names, layers "
-        "stacked, with its config inside. Given its parents instead (a Qwen2.5 or llama-style language model, a "
-        "SigLIP, a Wan 2.2 VAE), puts a fresh TUNA together. Sources are left as they are.",
+        "stacked, with its configuration. Given pre-trained backbones instead (a Qwen2.5 or llama-style language "
+        "model, a SigLIP, a Wan 2.2 VAE), assembles a fresh TUNA from them. The sources are not changed.",
     )
     inward.add_argument(
         "source",
         nargs="+",
         metavar="SOURCE",
-        help=".safetensors, .pt, .pth, .bin, .gguf, an index, or a folder: a TUNA, and its VAE if that lies apart; or "
-        "its parents",
+        help=".safetensors, .pt, .pth, .bin, .gguf, an index, or a folder: a TUNA, and its VAE if that is a separate "
+        "file; or pre-trained backbones",
     )
     _add_output(inward)
     inward.add_argument(
         "--format",
         choices=("safetensors", "orbax"),
         default="safetensors",
-        help="orbax: a checkpoint sharded over the devices at hand, in OUT/00000000; all of it is in memory at once",
+        help="orbax: a checkpoint sharded over the available devices, in OUT/00000000; it is held in memory as a whole",
     )
     _add_config(inward, required=True)
 
@@ -101,34 +97,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--positions",
         choices=("fresh", "interpolate"),
         default="fresh",
-        help="of a SigLIP parent with another grid: new, or interpolated to the model's (default fresh)",
+        help="position table of a SigLIP with another grid: freshly initialised, or interpolated to the model's grid "
+        "(default fresh)",
     )
-    inward.add_argument("--seed", type=int, default=0, help="of what is new in a fresh TUNA")
+    inward.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the parameters that no backbone has (default 0)",
+    )
 
     outward = add(
         "to_torch",
-        help="ours becomes a PyTorch checkpoint",
+        help="write a PyTorch checkpoint",
         description="Writes an official TUNA state dict that the released PyTorch code loads: its own loader reads one "
         ".safetensors file; its `load_state_dict` takes the shards of a folder, merged, as well.",
     )
     outward.add_argument(
         "source",
         metavar="SOURCE",
-        help="what from_torch wrote, or a training run's workdir or checkpoint (its averaged parameters)",
+        help="what from_torch wrote, or a training run's workdir or checkpoint (averaged parameters)",
     )
     _add_output(outward)
     outward.add_argument(
         "--part",
         choices=tuple(_PARTS),
-        help="only this part, as its parent has it: language (Hugging Face's Qwen2), representation (SigLIP), vae "
-        "(Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json too",
+        help="only this part, in its backbone's own layout: language (Hugging Face's Qwen2), representation (SigLIP), "
+        "vae (Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json too",
     )
 
     look = add(
         "inspect",
         help="what a checkpoint is, without loading it",
-        description="Prints layout, components, sizes and dtypes, and which tensors are missing or foreign. Exit "
-        "status 1 if any is.",
+        description="Prints layout, components, sizes and dtypes, and which tensors are missing or unknown. The exit "
+        "status is 1 if there are any.",
     )
     look.add_argument("source", metavar="PATH", help="any file or folder with weights")
     _add_config(look, required=False)
@@ -140,29 +142,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     verify.add_argument("folder", nargs="?", metavar="DIR", help="a golden set")
     verify.add_argument(
-        "--manifest", metavar="FILE", help="full-size keys and shapes to hold a preset against"
+        "--manifest",
+        metavar="FILE",
+        help="keys and shapes of a full-size model to compare a preset with",
     )
     verify.add_argument(
-        "--preset", help="preset for --manifest; by default the one that the manifest names"
+        "--preset", help="preset for --manifest (default: the one that the manifest's name implies)"
     )
     verify.add_argument("--failures", action="store_true", help="print only what did not pass")
 
-    chosen = parser.parse_args(arguments)
-    if chosen.command == "verify" and (chosen.folder is None) == (chosen.manifest is None):
+    options = parser.parse_args(parsing.current_arguments("convert", arguments))
+    if options.command == "verify" and (options.folder is None) == (options.manifest is None):
         verify.error("give either a golden set's folder DIR or --manifest FILE")
-    # Files and a parity check belong on the CPU, in float32, whatever else the machine has.
+    # Files and parity checks belong on the CPU, in float32, whatever accelerators the machine has.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Many small programs, each run once: compiling fast matters more than running fast.
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
-    # Orbax warns of files that a checkpoint of its own need not have.
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        return _COMMANDS[chosen.command](chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+    def work() -> int:
+        import absl.logging
+
+        # Orbax warns about files that a checkpoint of its own need not have.
+        absl.logging.set_verbosity(absl.logging.ERROR)
+        return _COMMANDS[options.command](options)
+
+    return parsing.run(work, options.verbosity)
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -171,14 +177,14 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="",
-        help="cast to it; without it every tensor keeps its own, to the bit",
+        help="dtype to cast to (default: every tensor keeps its own, to the bit)",
     )
     command.add_argument(
         "--shard_gb",
         type=float,
         default=5.0,
         metavar="GB",
-        help="largest shard, where OUT is a folder (default 5)",
+        help="largest shard in gigabytes, if OUT is a folder (default 5)",
     )
 
 
@@ -190,20 +196,20 @@ def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
     which.add_argument(
         "--config",
         metavar="FILE",
-        help="JSON: a golden set's state_dict.json, or overrides as an experiment's config.model",
+        help="JSON: a golden set's state_dict.json, or overrides as in an experiment's config.model",
     )
 
 
-def _config(chosen: argparse.Namespace) -> TunaConfig | None:
+def _config(options: argparse.Namespace) -> TunaConfig | None:
     from tuna_jax.config import preset
     from tuna_jax.conversion import detect_format
 
-    if chosen.preset:
-        return preset(chosen.preset)
-    return detect_format.read_config(chosen.config) if chosen.config else None
+    if options.preset:
+        return preset(options.preset)
+    return detect_format.read_config(options.config) if options.config else None
 
 
-def _from_torch(chosen: argparse.Namespace) -> int:
+def _from_torch(options: argparse.Namespace) -> int:
     from tuna_jax.conversion import (
         checkpoint_source,
         convert_checkpoint,
@@ -212,77 +218,81 @@ def _from_torch(chosen: argparse.Namespace) -> int:
     )
     from tuna_jax.conversion.safetensors_writer import Writer
 
-    config = _config(chosen)
+    config = _config(options)
     assert config is not None
 
     def sink(specs: convert_checkpoint.Specs) -> checkpoint_source.OrbaxWriter | Writer:
-        if chosen.format == "orbax":
-            return checkpoint_source.OrbaxWriter(chosen.output, config, specs)
-        shard_bytes = int(chosen.shard_gb * 1e9)
-        return convert_checkpoint.parameters_writer(chosen.output, config, shard_bytes=shard_bytes)(
-            specs
-        )
+        if options.format == "orbax":
+            return checkpoint_source.OrbaxWriter(options.output, config, specs)
+        shard_bytes = int(options.shard_gb * 1e9)
+        return convert_checkpoint.parameters_writer(
+            options.output, config, shard_bytes=shard_bytes
+        )(specs)
 
-    state = detect_format.open_official(chosen.source)
+    state = detect_format.open_official(options.source)
     if not isinstance(state, list):
-        count = convert_checkpoint.to_ours(config, state, sink, dtype=chosen.dtype, progress=True)
-        print(f"{chosen.output}: {count} tensors of {', '.join(chosen.source)}")
+        count = convert_checkpoint.to_ours(config, state, sink, dtype=options.dtype, progress=True)
+        print(f"{options.output}: {count} tensors of {', '.join(options.source)}")
         return 0
     notes = pretrained_backbones.to_ours(
         config,
         state,
         sink,
-        positions=chosen.positions,
-        seed=chosen.seed,
-        dtype=chosen.dtype,
+        positions=options.positions,
+        seed=options.seed,
+        dtype=options.dtype,
         progress=True,
     )
-    print(f"{chosen.output}: a fresh TUNA of {', '.join(chosen.source)}")
+    print(f"{options.output}: a fresh TUNA from {', '.join(options.source)}")
     for what, names in notes.items():
-        print(f"{what}:" + "".join(f"\n  {name}" for name in names or ["nothing"]))
+        print(f"{what}:" + "".join(f"\n  {name}" for name in names or ["none"]))
     return 0
 
 
-def _to_torch(chosen: argparse.Namespace) -> int:
+def _to_torch(options: argparse.Namespace) -> int:
     from tuna_jax.conversion import checkpoint_source, convert_checkpoint, pretrained_backbones
     from tuna_jax.conversion.safetensors_writer import Writer
 
-    config, params = checkpoint_source.open_parameters(chosen.source)
+    config, params = checkpoint_source.open_parameters(options.source)
 
     extra = {}
-    if chosen.part and pretrained_backbones.parent_config(config, _PARTS[chosen.part]):
-        part_config = pretrained_backbones.parent_config(config, _PARTS[chosen.part])
+    if options.part and pretrained_backbones.parent_config(config, _PARTS[options.part]):
+        part_config = pretrained_backbones.parent_config(config, _PARTS[options.part])
         extra["config.json"] = json.dumps(part_config, indent=2)
 
     def sink(specs: convert_checkpoint.Specs) -> Writer:
         return Writer(
-            chosen.output,
+            options.output,
             specs,
-            metadata={"format": "pt"},  # PyTorch's readers ask for this remark.
-            shard_bytes=int(chosen.shard_gb * 1e9),
-            name="diffusion_pytorch_model" if chosen.part == "vae_diffusers" else "model",
+            metadata={"format": "pt"},  # PyTorch's readers require this entry.
+            shard_bytes=int(options.shard_gb * 1e9),
+            name="diffusion_pytorch_model" if options.part == "vae_diffusers" else "model",
             extra=extra,
         )
 
-    options: Any = {"dtype": chosen.dtype, "progress": True}
-    if chosen.part:
-        count = pretrained_backbones.to_parent(config, params, _PARTS[chosen.part], sink, **options)
+    how: Any = {"dtype": options.dtype, "progress": True}
+    if options.part:
+        count = pretrained_backbones.to_parent(
+            config, params, _PARTS[options.part], sink, **options
+        )
     else:
-        count = convert_checkpoint.to_torch(config, params, sink, **options)
-    print(f"{chosen.output}: {count} tensors of {chosen.source}")
+        count = convert_checkpoint.to_torch(config, params, sink, **how)
+    print(f"{options.output}: {count} tensors of {options.source}")
     return 0
 
 
-def _inspect(chosen: argparse.Namespace) -> int:
+def _inspect(options: argparse.Namespace) -> int:
     from tuna_jax.conversion import checkpoint_source, detect_format
 
-    carried, state = checkpoint_source.open_any(chosen.source)
-    against = f"preset {chosen.preset}" if chosen.preset else chosen.config or "its own config"
-    found = detect_format.summarize(state, _config(chosen) or carried, against)
+    carried, state = checkpoint_source.open_any(options.source)
+    against = (
+        f"preset {options.preset}" if options.preset else options.config or "its own configuration"
+    )
+    found = detect_format.summarize(state, _config(options) or carried, against)
     kind = (
         detect_format.LAYOUTS[found.layout][0] if found.layout else "weights of an unknown layout"
     )
-    print(f"{chosen.source}: {kind}, in {len(found.files)} file{'s' * (len(found.files) != 1)}\n")
+    print(f"{options.source}: {kind}, in {len(found.files)} file{'s' * (len(found.files) != 1)}\n")
     lines: list[tuple[Any, ...]] = [("component", "tensors", "parameters", "size", "dtypes")]
     for part in found.components:
         size = f"{part.nbytes / 1e6:,.1f} MB"
@@ -297,16 +307,16 @@ def _inspect(chosen: argparse.Namespace) -> int:
     if not found.against:
         return 0 if found.layout else 1
     if found.differences:
-        print(f"\nHeld against {found.against}: {found.differences}")
+        print(f"\nCompared with {found.against}: {found.differences}")
         return 1
-    print(f"\nHeld against {found.against}: nothing is missing, nothing is foreign.")
+    print(f"\nCompared with {found.against}: no tensor is missing, none is unknown.")
     return 0
 
 
-def _verify(chosen: argparse.Namespace) -> int:
-    if chosen.manifest is not None:
-        return _verify_manifest(chosen.manifest, chosen.preset)
-    return _verify_goldens(chosen.folder, chosen.failures)
+def _verify(options: argparse.Namespace) -> int:
+    if options.manifest is not None:
+        return _verify_manifest(options.manifest, options.preset)
+    return _verify_goldens(options.folder, options.failures)
 
 
 def _verify_manifest(manifest: str, name: str | None) -> int:

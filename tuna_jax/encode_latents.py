@@ -1,21 +1,21 @@
-"""Encodes the pictures and clips of a manifest in advance, so that training need not run the VAE.
+"""Precomputes the VAE's latents of a manifest's images and clips, so that training need not run the VAE.
 
 Examples:
-  python -m tuna_jax.encode_latents --manifest data/captions.jsonl --output data/captions_latents --sizes 512
-  python -m tuna_jax.encode_latents --manifest clips.jsonl --output latents --sizes 384x672 --frames 17 --fps 8
 
-The same command goes on where a killed one stopped. On several hosts that see one folder, give each the same command
-with --process_index 0, 1, ... and --process_count; each writes shards of its own.
+    tuna-jax encode-latents --manifest=data/captions.jsonl --output=data/captions_latents --sizes=512
+    tuna-jax encode-latents --manifest=clips.jsonl --output=latents --sizes=384x672 --frames=17 --fps=8
 
-A stream of training takes the folder in place of the manifest: data.latent_records.LatentExamples(folder).
+The same command resumes after an interruption. On several hosts that see one folder, run it on each with
+--process_index=0, 1, ... and --process_count; each host writes its own shards. In an experiment, the stream's key `latents`
+names the folder, in place of `manifest`.
 """
 
 from __future__ import annotations
 
-# A command, which is why it knows rooms that sit above data/: the VAE is the model's, and its files are training's.
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from tuna_jax.cli import parsing
 from tuna_jax.config import VAEConfig, preset
 from tuna_jax.conversion.image_vae_file import shipped_image_vae
 from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
@@ -50,76 +51,136 @@ def encoder(config: VAEConfig, params: Any) -> EncodeClips:
 
 
 def read_sizes(text: str) -> tuple[Size, ...]:
-    """'512,384x672' -> the sizes; see `buckets.named_sizes`."""
+    """'512,384x672' -> the sizes; see `data.mixture.bucketing.named_sizes`."""
     try:
         return tuple(size for part in text.split(",") for size in named_sizes(part))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuna_jax.encode_latents",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = parsing.make_parser("encode-latents", __doc__)
     add = parser.add_argument
-    add("--manifest", type=Path, required=True, help="the JSONL file, in any of the formats")
-    add("--output", type=Path, required=True, help="the folder of the latents, made if absent")
-    add("--image_root", type=Path, help="where relative paths begin; else the manifest's folder")
-    add("--vae", type=Path, default=shipped_image_vae(),
-        help="Wan 2.2's, a converted model, or a file of experiments/emoji/vae.py; else the emoji VAE")  # fmt: skip
-    add("--sizes", type=read_sizes, default=SIZES_512, metavar="SIZES",
-        help="512 (default) or 1024 for TUNA's five, or HEIGHTxWIDTH, with commas; rows take the nearest")  # fmt: skip
-    add("--frames", type=int, default=1, help="frames of a clip, 1 + 4k (default 1)")
-    add("--fps", type=float, help="frames a second of a clip; else spread over the whole of it")
-    add("--smallest", type=int, default=SMALLEST_SIDE, help="pixels that a side must have (16)")
-    add("--batch_size", type=int, default=8, help="pictures or clips a call of the VAE (8)")
-    add("--shard_rows", type=int, default=256, help="rows a shard (256)")
+    add("--manifest", type=Path, required=True, metavar="FILE", help="JSONL manifest")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the latents")
+    add(
+        "--image_root",
+        type=Path,
+        metavar="DIR",
+        help="where relative paths begin (default: the manifest's folder)",
+    )
+    add(
+        "--vae",
+        type=Path,
+        default=shipped_image_vae(),
+        metavar="PATH",
+        help="Wan 2.2's VAE, a converted model, or a file of experiments/emoji/vae.py "
+        "(default: the emoji VAE that ships)",
+    )
+    add(
+        "--sizes",
+        type=read_sizes,
+        default=SIZES_512,
+        metavar="SIZES",
+        help="512 or 1024 for TUNA's five sizes, or HEIGHTxWIDTH, separated by commas; each example takes the nearest "
+        "(default 512)",
+    )
+    add(
+        "--frames",
+        type=parsing.positive_int,
+        default=1,
+        metavar="N",
+        help="frames of a clip, 1 + 4k (default 1)",
+    )
+    add(
+        "--fps",
+        type=float,
+        help="frames per second of a clip (default: frames are spread over the whole clip)",
+    )
+    add(
+        "--smallest",
+        type=parsing.positive_int,
+        default=SMALLEST_SIDE,
+        metavar="PIXELS",
+        help=f"shortest side that an image may have (default {SMALLEST_SIDE})",
+    )
+    add(
+        "--batch_size",
+        type=parsing.positive_int,
+        default=8,
+        metavar="N",
+        help="images or clips per call of the VAE (default 8)",
+    )
+    add(
+        "--shard_rows",
+        type=parsing.positive_int,
+        default=256,
+        metavar="N",
+        help="examples per shard (default 256)",
+    )
     add(
         "--max_invalid_fraction",
         type=float,
         default=0.05,
-        help="stop when more rows are unusable (0.05)",
+        metavar="FRACTION",
+        help="stop if a larger fraction of the examples is invalid (default 0.05)",
     )
-    add("--threads", type=int, default=8, help="files that are decoded at once (8)")
-    add("--process_index", type=int, default=0, help="this host's number, from 0")
-    add("--process_count", type=int, default=1, help="how many hosts encode this manifest")
+    add(
+        "--threads",
+        type=parsing.positive_int,
+        default=8,
+        metavar="N",
+        help="files that are decoded at a time (default 8)",
+    )
+    add("--process_index", type=int, default=0, metavar="I", help="index of this host (default 0)")
+    add(
+        "--process_count",
+        type=parsing.positive_int,
+        default=1,
+        metavar="N",
+        help="number of hosts that encode this manifest (default 1)",
+    )
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    given = _arguments().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    options = _parser().parse_args(parsing.current_arguments("encode_latents", arguments))
+    return parsing.run(lambda: _encode(options), options.verbosity)
+
+
+def _encode(options: argparse.Namespace) -> int:
+    config, params = open_vae(options.vae, preset("tuna_1p5b"))
+    for size in options.sizes:
+        config.latent_shape(options.frames, size.height, size.width)
+    encoding = Encoding(
+        vae_fingerprint=vae_fingerprint(config, params),
+        sizes=options.sizes,
+        frames=options.frames,
+        fps=options.fps,
+        smallest=options.smallest,
+        batch_size=options.batch_size,
+        shard_rows=options.shard_rows,
+    )
     try:
-        config, params = open_vae(given.vae, preset("tuna_1p5b"))
-        for size in given.sizes:
-            config.latent_shape(given.frames, size.height, size.width)
-        encoding = Encoding(
-            vae_fingerprint=vae_fingerprint(config, params),
-            sizes=given.sizes,
-            frames=given.frames,
-            fps=given.fps,
-            smallest=given.smallest,
-            batch_size=given.batch_size,
-            shard_rows=given.shard_rows,
-        )
         counts = encode_manifest(
-            Manifest(given.manifest, given.image_root),
-            given.output,
+            Manifest(options.manifest, options.image_root),
+            options.output,
             encoder(config, params),
             encoding,
-            process_index=given.process_index,
-            process_count=given.process_count,
-            threads=given.threads,
-            invalid_examples=InvalidExamples(limit=given.max_invalid_fraction),
+            process_index=options.process_index,
+            process_count=options.process_count,
+            threads=options.threads,
+            invalid_examples=InvalidExamples(limit=options.max_invalid_fraction),
         )
-    except (FileNotFoundError, ValueError, TooManyInvalidExamples) as error:
-        print(f"encode_latents: {error}", file=sys.stderr)
+    except TooManyInvalidExamples as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     rows = counts.pop("rows")
-    bad = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
-    print(f"{given.output}: {rows} rows encoded now; bad rows: {bad} ('bad' in each shard's .json)")
+    invalid = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+    print(
+        f"{options.output}: {rows} examples encoded; invalid examples: {invalid} ('bad' in each shard's .json)"
+    )
     return 0
 
 

@@ -168,6 +168,7 @@ def _generate(options: argparse.Namespace) -> int:
     benchmark = _read(options)  # A wrong prompt file is reported before JAX starts.
 
     import jax
+
     from tuna_jax.evaluation.benchmarks import run, validate
     from tuna_jax.parallel import distributed
 

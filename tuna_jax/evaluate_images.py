@@ -1,25 +1,25 @@
-"""Compares folders of pictures and files of features: reconstruction, distributions, alignment of representations.
+"""Compares folders of images and files of features: reconstruction, distributions, alignment of representations.
 
 Examples:
 
-    # What a model's VAE keeps of pictures: PSNR and SSIM, mean and 95 % interval over pictures:
-    python -m tuna_jax.evaluate_images reconstruction --model=runs/emoji --pictures=photos/
+    # What a model's VAE preserves: PSNR and SSIM, mean and 95 % interval over the images:
+    tuna-jax evaluate-images reconstruction --model=runs/emoji --images=photos/
 
-    # FID and CMMD between two folders, with features of your own extractor, a function from a list of Pillow pictures
-    # to an array [pictures, width] (FID's is Inception's pool3, CMMD's is CLIP's image embedding of length 1), or
-    # between two files of features:
-    python -m tuna_jax.evaluate_images distribution --pictures=drawn/ --reference=photos/ --extractor=mine.py:clip
-    python -m tuna_jax.evaluate_images distribution --features=drawn.npy --reference=photos.npy
+    # FID and CMMD between two folders, with features of your own extractor, a function from a list of Pillow images to
+    # an array [images, width] (FID's is Inception's pool3, CMMD's is CLIP's image embedding, normalised), or between
+    # two files of features:
+    tuna-jax evaluate-images distribution --images=generated/ --reference=photos/ --extractor=mine.py:clip
+    tuna-jax evaluate-images distribution --features=generated.npy --reference=photos.npy
 
-    # A model's unified representation of pictures, averaged over tokens, as a file; or an extractor's:
-    python -m tuna_jax.evaluate_images features --model=runs/emoji --pictures=photos/ --output=ours.safetensors
+    # A model's unified representation of images, averaged over tokens, as a file; or an extractor's features:
+    tuna-jax evaluate-images features --model=runs/emoji --images=photos/ --output=ours.safetensors
 
-    # CKNNA between our unified features and any file of features of the same pictures, in the order of their paths:
-    python -m tuna_jax.evaluate_images alignment --model=runs/emoji --pictures=photos/ --reference=dino.npy
-    python -m tuna_jax.evaluate_images alignment --features=ours.npy --reference=dino.safetensors --neighbours=10
+    # CKNNA between our unified features and any file of features of the same images, in the order of their paths:
+    tuna-jax evaluate-images alignment --model=runs/emoji --images=photos/ --reference=dino.npy
+    tuna-jax evaluate-images alignment --features=ours.npy --reference=dino.safetensors --neighbours=10
 
-Files of features are .npy, or .safetensors with a tensor `features` (or FILE:NAME), [rows, width] or
-[rows, tokens, width]. Each command prints a line of JSON too.
+Files of features are .npy, or .safetensors with a tensor `features` (or FILE:NAME), [images, width] or
+[images, tokens, width]. The last line that a command prints is JSON.
 """
 
 from __future__ import annotations
@@ -31,177 +31,197 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuna_jax.cli import parsing, shared_flags
+
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
     import numpy as np
 
+_MODEL_COMMANDS = ("reconstruction", "features", "alignment")
 _FLAGS = {
-    "reconstruction": ("model", "vae", "tokenizer", "pictures", "count", "size"),
-    "distribution": ("pictures", "features", "reference", "extractor", "count", "sigma"),
-    "features": ("model", "vae", "tokenizer", "pictures", "extractor", "count", "size", "output"),
+    "reconstruction": ("images", "count", "size"),
+    "distribution": ("images", "features", "reference", "extractor", "count", "sigma"),
+    "features": ("images", "extractor", "count", "size", "output"),
     "alignment": (
-        *("model", "vae", "tokenizer", "pictures", "features", "extractor", "reference"),
+        *("images", "features", "extractor", "reference"),
         *("count", "size", "neighbours", "clip"),
     ),
 }
-_NEEDED = {
-    "reconstruction": ("model", "pictures"),
+_REQUIRED = {
+    "reconstruction": ("images",),
     "distribution": ("reference",),
-    "features": ("pictures", "output"),
+    "features": ("images", "output"),
     "alignment": ("reference",),
+}
+_HELP = {
+    "reconstruction": "PSNR and SSIM of the VAE's reconstructions",
+    "distribution": "FID and CMMD between two sets of images",
+    "features": "write features of images to a file",
+    "alignment": "CKNNA between two sets of features",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
-    try:
-        found = _COMMANDS[chosen.command](chosen)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(found))
-    return 0
+    options = _parser().parse_args(parsing.current_arguments("evaluate_images", arguments))
+
+    def work() -> None:
+        print(json.dumps(_COMMANDS[options.command](options)))
+
+    return parsing.run(work, options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuna_jax.evaluate_images",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parsing.make_parser("evaluate-images", __doc__)
     flags: dict[str, dict[str, Any]] = {
-        "model": {"metavar": "PATH", "help": "workdir of a run, or a converted model"},
-        "vae": {"metavar": "PATH", "help": "the VAE, if the model has none in it"},
-        "tokenizer": {"metavar": "PATH", "help": "the tokenizer, if the model names none"},
-        "pictures": {"metavar": "FOLDER", "help": "pictures, also in its folders"},
-        "features": {"metavar": "FILE", "help": "features instead of pictures"},
-        "reference": {"metavar": "PATH", "help": "what to compare with: features, or pictures"},
-        "extractor": {"metavar": "FILE.py:NAME", "help": "function: pictures to [n, width]"},
-        "output": {"metavar": "FILE", "help": ".npy or .safetensors"},
-        "count": {"type": int, "metavar": "N", "help": "only the first N pictures"},
-        "size": {
-            "type": int,
-            "metavar": "PIXELS",
-            "help": "a square's side (default: the model's)",
+        "images": {"metavar": "DIR", "help": "folder of images, subfolders included"},
+        "features": {"metavar": "FILE", "help": "features instead of images"},
+        "reference": {
+            "metavar": "PATH",
+            "help": "what to compare with: a file of features, or a folder of images",
         },
-        "sigma": {"type": float, "default": 10.0, "help": "of CMMD's kernel (default 10)"},
-        "neighbours": {"type": int, "default": 10, "metavar": "K", "help": "default 10"},
+        "extractor": {
+            "metavar": "FILE.py:NAME",
+            "help": "function from a list of images to features [images, width]",
+        },
+        "output": {"metavar": "FILE", "help": ".npy or .safetensors file to write"},
+        "count": {
+            "type": parsing.positive_int,
+            "metavar": "N",
+            "help": "only the first N images",
+        },
+        "size": {
+            "type": parsing.positive_int,
+            "metavar": "PIXELS",
+            "help": "side of a square (default: the model's)",
+        },
+        "sigma": {
+            "type": float,
+            "default": 10.0,
+            "help": "width of CMMD's kernel (default 10)",
+        },
+        "neighbours": {
+            "type": int,
+            "default": 10,
+            "metavar": "K",
+            "help": "nearest neighbours of CKNNA (default 10)",
+        },
         "clip": {
             "type": float,
             "default": 0.95,
-            "help": "share of magnitudes that is not clipped (default 0.95; 1 clips none)",
+            "metavar": "FRACTION",
+            "help": "larger magnitudes than this fraction of all are clipped; 1 clips none (default 0.95)",
         },
     }
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, known in _FLAGS.items():
-        command = commands.add_parser(name, allow_abbrev=False)
-        for flag in known:
-            command.add_argument(f"--{flag}", required=flag in _NEEDED[name], **flags[flag])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, names in _FLAGS.items():
+        command = commands.add_parser(
+            name, allow_abbrev=False, help=_HELP[name], description=_HELP[name]
+        )
+        if name in _MODEL_COMMANDS:
+            shared_flags.add_model(command, required=name == "reconstruction", mesh=False)
+        for flag in names:
+            command.add_argument(f"--{flag}", required=flag in _REQUIRED[name], **flags[flag])
     return parser
 
 
-def _reconstruction(chosen: argparse.Namespace) -> dict[str, Any]:
+def _reconstruction(options: argparse.Namespace) -> dict[str, Any]:
     from tuna_jax.evaluation import features
     from tuna_jax.evaluation.metrics import psnr_ssim
 
-    model, paths = _model(chosen), features.pictures_in(chosen.pictures, chosen.count)
-    pictures = features.read_all(paths, _size(chosen, model))
+    model, paths = (
+        shared_flags.load_model(options),
+        features.pictures_in(options.images, options.count),
+    )
+    pictures = features.read_all(paths, _size(options, model))
     again = features.reconstruct(model, pictures)
-    found = {}
+    scores = {}
     for name, score in (("psnr_db", psnr_ssim.psnr), ("ssim", psnr_ssim.ssim)):
         values = score(pictures, again)
         mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
         print(f"{name:8} {mean:8.4f}  [{mean - half:.4f}, {mean + half:.4f}]  n={len(values)}")
-        found[name] = mean
-    return {**found, "pictures": len(paths), "size": list(pictures.shape[1:3])}
+        scores[name] = mean
+    return {**scores, "pictures": len(paths), "size": list(pictures.shape[1:3])}
 
 
-def _distribution(chosen: argparse.Namespace) -> dict[str, Any]:
+def _distribution(options: argparse.Namespace) -> dict[str, Any]:
     from tuna_jax.evaluation.metrics import fid_cmmd
 
-    ours, _ = _rows(chosen, chosen.features, chosen.pictures)
-    is_folder = Path(chosen.reference).is_dir()
+    ours, _ = _rows(options, options.features, options.images)
+    is_folder = Path(options.reference).is_dir()
     theirs, _ = _rows(
-        chosen, None if is_folder else chosen.reference, chosen.reference if is_folder else None
+        options, None if is_folder else options.reference, options.reference if is_folder else None
     )
-    found = {
+    distances = {
         "frechet_distance": fid_cmmd.frechet_distance(ours, theirs),
-        "cmmd": fid_cmmd.cmmd(ours, theirs, sigma=chosen.sigma),
+        "cmmd": fid_cmmd.cmmd(ours, theirs, sigma=options.sigma),
     }
-    for name, value in found.items():
+    for name, value in distances.items():
         print(f"{name:18} {value:.6g}")
     if min(len(ours), len(theirs)) <= ours.shape[1]:
         print(
-            f"note: {len(ours)} and {len(theirs)} rows of {ours.shape[1]} numbers: too few for the Frechet distance",
+            f"note: {len(ours)} and {len(theirs)} images with {ours.shape[1]} features each are too few for a reliable "
+            "Frechet distance",
             file=sys.stderr,
         )
-    return {**found, "rows": [len(ours), len(theirs)], "width": ours.shape[1]}
+    return {**distances, "rows": [len(ours), len(theirs)], "width": ours.shape[1]}
 
 
-def _features(chosen: argparse.Namespace) -> dict[str, Any]:
+def _features(options: argparse.Namespace) -> dict[str, Any]:
     from tuna_jax.evaluation import features
 
-    made, names = _rows(chosen, None, chosen.pictures)
-    path = features.write(chosen.output, made, names or [])
+    made, names = _rows(options, None, options.images)
+    path = features.write(options.output, made, names or [])
     return {"file": str(path), "rows": len(made), "width": made.shape[1]}
 
 
-def _alignment(chosen: argparse.Namespace) -> dict[str, Any]:
+def _alignment(options: argparse.Namespace) -> dict[str, Any]:
     from tuna_jax.evaluation import features
     from tuna_jax.evaluation.metrics import cknna
 
-    ours, names = _rows(chosen, chosen.features, chosen.pictures)
-    theirs, other_names = features.read(chosen.reference)
+    ours, names = _rows(options, options.features, options.images)
+    theirs, other_names = features.read(options.reference)
     if names and other_names and len(names) == len(other_names) and names != other_names:
         place = next(
             i for i, pair in enumerate(zip(names, other_names, strict=True)) if len({*pair}) > 1
         )
         raise ValueError(
-            f"row {place} is {names[place]} here and {other_names[place]} in {chosen.reference}: they must have the "
-            f"same pictures in one order"
+            f"row {place} is {names[place]} here and {other_names[place]} in {options.reference}: both must have the "
+            f"same images in the same order"
         )
-    ours, theirs = (cknna.prepare(x, chosen.clip) for x in (ours, theirs))
-    value = cknna.cknna(ours, theirs, chosen.neighbours)
-    print(f"cknna {value:.6f}  ({chosen.neighbours} neighbours, {len(ours)} rows)")
-    return {"cknna": value, "neighbours": chosen.neighbours, "rows": len(ours)}
+    ours, theirs = (cknna.prepare(x, options.clip) for x in (ours, theirs))
+    value = cknna.cknna(ours, theirs, options.neighbours)
+    print(f"cknna {value:.6f}  ({options.neighbours} neighbours, {len(ours)} rows)")
+    return {"cknna": value, "neighbours": options.neighbours, "rows": len(ours)}
 
 
 def _rows(
-    chosen: argparse.Namespace, file: str | None, folder: str | None
+    options: argparse.Namespace, file: str | None, folder: str | None
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Features of a file, or of a folder's pictures by the extractor or the model; and of what they are."""
+    """Features of a file, or of a folder's images by the extractor or the model; and the names of the images."""
     from tuna_jax.evaluation import features
 
     if (file is None) == (folder is None):
-        raise ValueError("give either --features=FILE or --pictures=FOLDER")
+        raise ValueError("give either --features=FILE or --images=DIR")
     if file is not None:
         return features.read(file)
     assert folder is not None
-    paths = features.pictures_in(folder, chosen.count)
+    paths = features.pictures_in(folder, options.count)
     names = [path.relative_to(folder).as_posix() for path in paths]
-    model = getattr(chosen, "model", None)
-    if chosen.extractor:
+    model = getattr(options, "model", None)
+    if options.extractor:
         if model:
             raise ValueError("features come from --model or from --extractor; give one")
-        return features.extracted(features.load_extractor(chosen.extractor), paths), names
+        return features.extracted(features.load_extractor(options.extractor), paths), names
     if not model:
         raise ValueError(
-            f"features of pictures in {folder} want --extractor=FILE.py:NAME or --model"
+            f"features of the images in {folder} require --extractor=FILE.py:NAME or --model"
         )
-    loaded = _model(chosen)
-    return features.unified(loaded, features.read_all(paths, _size(chosen, loaded))), names
+    loaded = shared_flags.load_model(options)
+    return features.unified(loaded, features.read_all(paths, _size(options, loaded))), names
 
 
-def _model(chosen: argparse.Namespace) -> Any:
-    from tuna_jax.inference.pipeline import Tuna
-
-    return Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer)
-
-
-def _size(chosen: argparse.Namespace, model: Any) -> tuple[int, int]:
-    return (chosen.size, chosen.size) if chosen.size else model.size
+def _size(options: argparse.Namespace, model: Any) -> tuple[int, int]:
+    return (options.size, options.size) if options.size else model.size
 
 
 _COMMANDS = {

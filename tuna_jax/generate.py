@@ -119,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=parsing.image_size,
         metavar="HxW",
-        help="height x width in pixels, multiples of 16, such as 320x512, or the side of a square (default: the model's)",
+        help="height x width in pixels, multiples of 16, such as 320x512, or the side of a square "
+        "(default: the model's)",
     )
     shared_flags.add_sampling(generation)
     add("--fps", type=float, help="frames per second of a written video (default 8)")
@@ -207,7 +208,9 @@ def _check(options: argparse.Namespace, task: str, parser: argparse.ArgumentPars
     if task == "edit" and not per_line and len(options.image or ()) != 1:
         parser.error("--task=edit changes one image: give it with --image=FILE")
     if task == "understand" and not per_line and not (options.image or options.video):
-        parser.error("--task=understand requires --image=FILE or --video=FILE; --task=chat needs neither")
+        parser.error(
+            "--task=understand requires --image=FILE or --video=FILE; --task=chat needs neither"
+        )
     if options.history and options.prompts:
         parser.error("--history continues one conversation with --question; drop --prompts")
 
@@ -257,9 +260,7 @@ def _requests(options: argparse.Namespace, task: str) -> list[Request]:
         requests += read_requests(options.prompts, task)
     media = tuple(options.image or ()) or ((options.video,) if options.video else ())
     return [
-        request
-        if request.media or request.messages
-        else dataclasses.replace(request, media=media)
+        request if request.media or request.messages else dataclasses.replace(request, media=media)
         for request in requests
     ]
 

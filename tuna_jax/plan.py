@@ -1,134 +1,160 @@
-"""Compiles an experiment's programs for a TPU slice that is not there: do they fit, and how fast could they be at most?
+"""Compiles an experiment's programs for a TPU slice that is not at hand: do they fit, and how fast can they be at most?
 
 The real training step of every stream, the sampler and the VAE's decoder go through the TPU compiler, which runs on any
-x86 machine with Linux: pip install libtpu. A TPU is not needed, nor data, nor weights.
+x86 machine with Linux: pip install libtpu. Neither a TPU nor data nor weights are needed.
 
 Examples:
 
-    # Every program of a stage on 64 chips of v5e:
-    python -m tuna_jax.plan --config=experiments/tuna/tuna_1p5b_stage1.py --topology=v5e:8x8
+    # Every program of a stage on 64 v5e chips:
+    tuna-jax plan --config=experiments/tuna/tuna_1p5b_stage1.py --topology=v5e:8x8
 
-    # One stream's step, with two rows a device and another mesh; the numbers to a file:
-    python -m tuna_jax.plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit \\
-        --rows_a_device=2 --config.mesh.fsdp=32 --config.mesh.tensor=2 --json=plans/7b_stage2.json
+    # One stream's step, with two rows per device and another mesh; the numbers to a file:
+    tuna-jax plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit \\
+        --rows_per_device=2 --config.mesh.fsdp=32 --config.mesh.tensor=2 --json=plans/7b_stage2.json
 
     # Which batch, mesh and rematerialisation are best for a stream: formulas first, then the compiler on the best few:
-    python -m tuna_jax.plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit --search
+    tuna-jax plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5p:4x4x4 --stream=edit --search
 
-    # Where the compiler thinks that the time of a step goes, operation by operation:
-    python -m tuna_jax.plan --config=experiments/tuna/tuna_1p5b_stage2.py --topology=v5e:8x8 --stream=draw --profile
+    # Where the compiler estimates the time of a step to go, operation by operation:
+    tuna-jax plan --config=experiments/tuna/tuna_1p5b_stage2.py --topology=v5e:8x8 --stream=draw --profile
 
-    # Two slices, which are joined by the data center's network:
-    python -m tuna_jax.plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
+    # Two slices, joined by the data centre's network:
+    tuna-jax plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
 
     # Memory of attention by backend and length; then the page of all files that --json wrote:
-    python -m tuna_jax.plan --attention --topology=v5e:2x2 --json=docs/plans/attention.json
-    python -m tuna_jax.plan --collect=docs/plans --page=docs/scaling.md
+    tuna-jax plan --attention --topology=v5e:2x2 --json=docs/plans/attention.json
+    tuna-jax plan --collect=docs/plans --page=docs/scaling.md
 
-A topology is KIND:AxB or KIND:AxBxC with the kinds v5e, v5p, v6e and tpu7x. The batch is the experiment's
-(`rows` of each stream, over all devices), unless --rows_a_device says otherwise. Of a stream, the largest of its
-batches is planned. A large step compiles for some minutes; results are told and written one by one.
+A topology is KIND:AxB or KIND:AxBxC with the kinds v5e, v5p, v6e and tpu7x. The batch is the experiment's (`rows` of
+each stream, over all devices), unless --rows_per_device says otherwise. Of each stream, its largest batch is planned.
+Large steps compile for several minutes; results are printed and written one by one.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from tuna_jax.cli.config_flags import parse_flags
-from tuna_jax.planning import topology
-
-topology.prepare_environment()  # Before anything imports JAX.
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Experiment file, such as experiments/tuna/tuna_1p5b_stage1.py; --config.KEY=VALUE overrides a key.",
-)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice, such as v5e:4x4 or v5p:4x4x4.")
-_SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
-_STREAM = flags.DEFINE_multi_string("stream", [], "Only this stream's step; may be repeated.")
-_PROGRAM = flags.DEFINE_multi_enum(
-    "program", [], ["train", "sample", "decode"], "Only this kind of program; may be repeated."
-)
-_ROWS = flags.DEFINE_integer(
-    "rows_a_device", None, "Rows of a batch on each device.", lower_bound=1
-)
-_SEARCH = flags.DEFINE_boolean("search", False, "Look for the best batch, mesh and remat.")
-_TRIES = flags.DEFINE_integer(
-    "tries", 3, "Candidates that --search compiles at most.", lower_bound=1
-)
-_PROFILE = flags.DEFINE_boolean(
-    "profile", False, "Also tell where the compiler thinks that time goes, operation by operation."
-)
-_ATTENTION = flags.DEFINE_boolean("attention", False, "Measure attention's memory by backend.")
-_COLLECT = flags.DEFINE_string("collect", None, "Folder of files of --json to make --page of.")
-_PAGE = flags.DEFINE_string("page", None, "The page that --collect writes.")
-_JSON = flags.DEFINE_string("json", None, "File that the numbers are written to.")
+from tuna_jax.cli import config_flags, parsing
+from tuna_jax.utils import old_names
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the flags and plans."""
-    if len(arguments) > 1:
-        raise app.UsageError(
-            f"unexpected argument {arguments[1]!r}; settings are given as --config.KEY=VALUE"
-        )
-    if (_COLLECT.value is None) != (_PAGE.value is None):
-        raise app.UsageError("--collect=FOLDER and --page=FILE go together")
-    wanted = [_TOPOLOGY.value] if _ATTENTION.value else [_TOPOLOGY.value, _CONFIG.value]
-    if _COLLECT.value is None and None in wanted:
-        raise app.UsageError(
-            "give --config=EXPERIMENT and --topology=KIND:AxB; --help shows examples"
-        )
-    if _PROFILE.value and (_SEARCH.value or _ATTENTION.value or _COLLECT.value):
-        raise app.UsageError(
-            "--profile goes with programs alone, not with --search, --attention or --collect"
-        )
-    if logging.get_verbosity() == logging.INFO:
-        logging.set_verbosity(logging.WARNING)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = _parser()
+    command_line = parsing.current_arguments("plan", arguments)
+    given, overrides = config_flags.split_overrides(command_line)
+    options = parser.parse_args(given)
+    options.command_line = command_line
+    _check_flags(options, parser)
+    return parsing.run(lambda: _run(options, overrides), options.verbosity)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parsing.make_parser("plan", __doc__)
+    config_flags.add_config(parser, example="experiments/tuna/tuna_1p5b_stage1.py")
+    add = parser.add_argument
+    add("--topology", metavar="KIND:AxB", help="the slice, such as v5e:4x4 or v5p:4x4x4")
+    add(
+        "--slices",
+        type=parsing.positive_int,
+        default=1,
+        metavar="N",
+        help="number of such slices (default 1)",
+    )
+    add(
+        "--stream",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this stream's step; may be given several times",
+    )
+    add(
+        "--program",
+        action="append",
+        default=[],
+        choices=("train", "sample", "decode"),
+        help="only this kind of program; may be given several times",
+    )
+    add(
+        "--rows_per_device",
+        type=parsing.positive_int,
+        metavar="N",
+        help="rows of a batch on each device (default: the experiment's rows)",
+    )
+    add("--search", action="store_true", help="search for the best batch, mesh and remat")
+    add(
+        "--tries",
+        type=parsing.positive_int,
+        default=3,
+        metavar="N",
+        help="candidates that --search compiles at most (default 3)",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="also print where the compiler estimates time to go, operation by operation",
+    )
+    add("--attention", action="store_true", help="measure attention's memory by backend")
+    add("--collect", metavar="DIR", help="folder of files of --json to make --page from")
+    add("--page", metavar="FILE", help="the page that --collect writes")
+    add("--json", metavar="FILE", help="file to write the numbers to")
+    return parser
+
+
+def _check_flags(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exits with a message if flags contradict each other."""
+    if (options.collect is None) != (options.page is None):
+        parser.error("--collect=DIR and --page=FILE go together")
+    needed = [options.topology] if options.attention else [options.topology, options.config]
+    if options.collect is None and None in needed:
+        parser.error("give --config=EXPERIMENT and --topology=KIND:AxB; --help shows examples")
+    if options.profile and (options.search or options.attention or options.collect):
+        parser.error("--profile applies to programs, not to --search, --attention or --collect")
+
+
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from tuna_jax.planning import topology
+
+    topology.prepare_environment()  # Before anything imports JAX.
     import jax
 
     # Programs for a topology cannot be read back from the cache; they would only fill it.
     jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        if _COLLECT.value:
-            _write_page(Path(_COLLECT.value), Path(str(_PAGE.value)))
-        elif _ATTENTION.value:
-            _measure_attention()
-        else:
-            _plan(Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
-    except (ValueError, ModuleNotFoundError) as error:
-        logging.debug("where it was raised:", exc_info=True)
-        sys.exit(f"error: {error}")
+    if options.collect:
+        _write_page(Path(options.collect), Path(options.page))
+    elif options.attention:
+        _measure_attention(options)
+    else:
+        values = old_names.experiment(config_flags.read(options.config, overrides))
+        _plan(options, values)
 
 
-def _plan(name: str) -> None:
-    from tuna_jax.planning import planner, report, stage
+def _plan(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    from tuna_jax.planning import planner, report, stage, topology
 
-    read = stage.read(name, _CONFIG.value.to_dict())
-    name = str(_TOPOLOGY.value)
-    devices = topology.devices(name, _SLICES.value)
-    place = planner.Place(topology=name, slices=_SLICES.value, devices=devices)
-    if _SEARCH.value:
-        (stream,) = _STREAM.value if len(_STREAM.value) == 1 else [None]
-        found = planner.run_search(read, place, stream, _TRIES.value, _say)
+    read = stage.read(Path(options.config.partition(":")[0]).stem, values)
+    name = options.topology
+    devices = topology.devices(name, options.slices)
+    place = planner.Place(topology=name, slices=options.slices, devices=devices)
+    if options.search:
+        (stream,) = options.stream if len(options.stream) == 1 else [None]
+        found = planner.run_search(read, place, stream, options.tries, _say)
         results, notes = found.results, found.notes
-        _write({"kind": "plan", "results": results, "search": notes})
+        _write(options, {"kind": "plan", "results": results, "search": notes})
     else:
         results, notes = [], []
-        rows = _ROWS.value and _ROWS.value * len(devices)
-        wanted = _STREAM.value, _PROGRAM.value, _say, _PROFILE.value
+        rows = options.rows_per_device and options.rows_per_device * len(devices)
+        wanted = options.stream, options.program, _say, options.profile
         for result in planner.all_of(read, place, rows, *wanted):
             results.append(result)
             _say(report.verdict(result))
-            _write({"kind": "plan", "results": results})
-    for result in results[:1] if not _SEARCH.value else results:
+            _write(options, {"kind": "plan", "results": results})
+    for result in results[:1] if not options.search else results:
         print(f"\n{report.heading(result)}")
     print(f"\n{report.table(results)}\n")
     for line in filter(None, [*notes, report.stage_cost(results)]):
@@ -139,11 +165,11 @@ def _plan(name: str) -> None:
             print(f"\n{report.profile(result)}")
 
 
-def _measure_attention() -> None:
-    from tuna_jax.planning import attention_memory
+def _measure_attention(options: argparse.Namespace) -> None:
+    from tuna_jax.planning import attention_memory, topology
 
-    rows = attention_memory.measure(topology.devices(str(_TOPOLOGY.value))[0], say=_say)
-    _write({"kind": "attention", "topology": _TOPOLOGY.value, "results": rows})
+    rows = attention_memory.measure(topology.devices(options.topology)[0], say=_say)
+    _write(options, {"kind": "attention", "topology": options.topology, "results": rows})
     print(attention_memory.table(rows))
 
 
@@ -154,11 +180,11 @@ def _write_page(folder: Path, page: Path) -> None:
     print(page)
 
 
-def _write(held: dict[str, Any]) -> None:
-    if _JSON.value:
-        path = Path(_JSON.value)
+def _write(options: argparse.Namespace, plan: dict[str, Any]) -> None:
+    if options.json:
+        path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"command": sys.argv[1:], **held}, indent=1) + "\n")
+        path.write_text(json.dumps({"command": options.command_line, **plan}, indent=1) + "\n")
 
 
 def _say(text: str) -> None:
@@ -166,4 +192,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main())

@@ -16,9 +16,9 @@ Examples:
     # The small image VAE that ships with the package:
     tuna-jax train --config=experiments/emoji/vae.py --workdir=runs/emoji_vae
 
-Ctrl-C or SIGTERM stops a run: it saves a checkpoint and exits. The same command resumes it, to the bit. The launchers in
-launchers/ start this same command on several processes, hosts and TPU pods. The workdir holds metrics.jsonl,
-tensorboard/, samples/, checkpoints/ and, at the end, model.safetensors.
+Ctrl-C or SIGTERM stops a run: it saves a checkpoint and exits. The same command resumes it, to the bit. The scripts in
+launchers/ start this command on several processes, hosts and TPU pods. The workdir holds metrics.jsonl, tensorboard/,
+samples/, checkpoints/ and, at the end, model.safetensors.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
         for text in mine:
             _check_key(config, re.sub(r"^--?(no)?", "", text).split("=")[0])
         raise ValueError(f"{file}: {error}") from error
-    return values[name].value.to_dict()
+    config: Any = values[name].value
+    return config.to_dict()
 
 
 def _check_key(config: Any, path: str) -> None:

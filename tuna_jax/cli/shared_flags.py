@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuna_jax.cli import parsing
@@ -16,8 +17,8 @@ SAMPLING = ("guidance", "guidance_interval", "steps", "shift", "solver")
 """Sampling options that a command line can give; each defaults to the model's own."""
 
 
-def add_model(parser: Any, *, required: bool = True) -> None:
-    """Adds `--model`, `--vae`, `--tokenizer` and `--mesh`; `load_model` reads them."""
+def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
+    """Adds `--model`, `--vae`, `--tokenizer` and, with `mesh`, `--mesh`; `load_model` reads them."""
     add = parser.add_argument
     add(
         "--model",
@@ -32,6 +33,8 @@ def add_model(parser: Any, *, required: bool = True) -> None:
         help="folder of a Hugging Face tokenizer, or name or file of a compact vocabulary "
         "(default: the run's own, otherwise Qwen2.5's)",
     )
+    if not mesh:
+        return
     add(
         "--mesh",
         type=mesh_sizes,
@@ -60,7 +63,7 @@ def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
         options.model,
         vae=options.vae,
         tokenizer=options.tokenizer,
-        mesh=make_mesh(options.mesh),
+        mesh=make_mesh(getattr(options, "mesh", None)),
         **more,
     )
 
@@ -82,7 +85,7 @@ def make_mesh(sizes: dict[str, int] | None) -> Mesh | None:
 def mesh_sizes(text: str) -> dict[str, int]:
     """'fsdp=4,tensor=2' -> sizes by axis; axes that are not named have size 1."""
     axes = ("slices", "data", "fsdp", "context", "tensor")
-    sizes = dict.fromkeys(axes, 1)
+    sizes: dict[str, int] = dict.fromkeys(axes, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")
         if axis not in axes or not size.isdecimal() or int(size) < 1:
@@ -93,30 +96,35 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return sizes
 
 
-def add_sampling(parser: Any, *, interval: bool = True) -> None:
-    """Adds the flags of SAMPLING, and without `interval` all but `--guidance_interval`."""
-    add = parser.add_argument
-    add(
-        "--guidance",
-        type=float,
-        metavar="SCALE",
-        help="guidance scale; 1 samples without guidance (default: the model's own)",
-    )
-    if interval:
-        add(
-            "--guidance_interval",
-            type=parsing.interval,
-            metavar="LOW,HIGH",
-            help="apply guidance only at times within it, where 0 is noise and 1 is clean; faster (default 0,1)",
-        )
-    add(
-        "--steps",
-        type=parsing.positive_int,
-        metavar="N",
-        help="solver steps (default: the model's own); the older --points=N is --steps=N-1",
-    )
-    add("--shift", type=float, help="shift of the time grid toward noise (default: the model's own)")
-    add("--solver", choices=("euler", "heun"), help="ODE solver (default: the model's own)")
+def add_sampling(parser: Any, names: Sequence[str] = SAMPLING) -> None:
+    """Adds the flags of SAMPLING that `names` lists."""
+    flags: dict[str, dict[str, Any]] = {
+        "guidance": {
+            "type": float,
+            "metavar": "SCALE",
+            "help": "guidance scale; 1 samples without guidance (default: the model's own)",
+        },
+        "guidance_interval": {
+            "type": parsing.interval,
+            "metavar": "LOW,HIGH",
+            "help": "apply guidance only at times within it, where 0 is noise and 1 is clean; faster (default 0,1)",
+        },
+        "steps": {
+            "type": parsing.positive_int,
+            "metavar": "N",
+            "help": "solver steps (default: the model's own); the older --points=N means --steps=N-1",
+        },
+        "shift": {
+            "type": float,
+            "help": "shift of the time grid toward noise (default: the model's own)",
+        },
+        "solver": {
+            "choices": ("euler", "heun"),
+            "help": "ODE solver (default: the model's own)",
+        },
+    }
+    for name in names:
+        parser.add_argument(f"--{name}", **flags[name])
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
