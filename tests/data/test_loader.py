@@ -188,8 +188,10 @@ class Source:
     def __len__(self): return 100
     def __getitem__(self, i):
         jax = sys.modules.get("jax")
+        if jax:
+            from tuna_jax.compat.jax_internals import backends_started
         return {"pid": np.array(os.getpid()), "platform": str(jax and jax.config.jax_platforms),
-                "started": bool(jax and jax._src.xla_bridge._backends)}
+                "started": bool(jax and backends_started())}
 
 if __name__ == "__main__":
     import jax

@@ -21,6 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from tuna_jax.compat import grain_internals
 from tuna_jax.data import shared_memory
 
 Batch = dict[str, np.ndarray]
@@ -68,9 +69,8 @@ class BatchIterator(grain.DatasetIterator[Batch]):
                 each = -(-self._ahead // self._workers)
                 options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=each)
                 rest = grain.MapDataset.source(_FromHere(self._source.dataset, self._next))
-                prepared = grain.experimental.WithOptionsIterDataset(
-                    rest.to_iter_dataset(options),
-                    grain.experimental.DatasetOptions(min_shm_size=shared_memory.SHARED_BYTES),
+                prepared = grain_internals.with_shared_memory_from(
+                    rest.to_iter_dataset(options), shared_memory.SHARED_BYTES
                 )
                 shared = grain.MultiprocessingOptions(num_workers=self._workers)
                 self._running = iter(prepared.mp_prefetch(shared, worker_init_fn=_begin_worker))

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jax.extend import core as jax_core
-from jax.interpreters import partial_eval
+
+from tuna_jax.compat import jax_internals
 
 
 def count(jaxpr: jax_core.ClosedJaxpr) -> int:
@@ -22,8 +23,7 @@ def count(jaxpr: jax_core.ClosedJaxpr) -> int:
     attention mask lets the kernel skip are counted too, as they are in the dense product. A `while` with no known
     number of rounds counts one round.
     """
-    used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
-    return _of(used)
+    return _of(jax_internals.without_dead_code(jaxpr))
 
 
 def _of(jaxpr: Any) -> int:
@@ -42,11 +42,9 @@ def _equation(equation: Any) -> int:
     if name == "scan":
         return inner * params["length"]
     if name == "shard_map":
-        # JAX 0.10 calls them newly manual.
-        axes = params.get("newly_manual_axes") or params["manual_axes"]
-        return inner * math.prod(params["mesh"].shape[axis] for axis in axes)
+        return inner * jax_internals.shard_map_devices(params)
     if name == "pallas_call":
-        return inner * math.prod(int(extent) for extent in params["grid_mapping"].grid)
+        return inner * jax_internals.pallas_grid(params)
     return inner
 
 

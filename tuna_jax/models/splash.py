@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Array, Float, Int
 
+from tuna_jax.compat.splash import attention_kernel, mask_info
 from tuna_jax.models.layers import ATTENTION
 from tuna_jax.models.logical_sharding import local, parts, platform
 
@@ -197,35 +196,15 @@ def _one_example(
     interpret: bool,
 ) -> Float[Array, "h q d"]:
     """The kernel on one row; the second of the maps is for the gradients of keys and values, `part` keys at a time."""
-    forward, behind = maps
-
-    def info(following: Array, runs: Array) -> MaskInfo:
-        # JAX declares NumPy's arrays, since its own masks are known before tracing; any array will do.
-        given: Any = numbers
-        return MaskInfo(following[None], None, runs[None], None, given)
-
-    fused = key.shape[1] <= _FUSED_TOKENS
-    sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=part,
-        block_kv_dkv_compute=block,
-        block_q_dq=None if fused else block,
-        block_kv_dq=None if fused else block,
-        use_fused_bwd_kernel=fused,
-    )
-    kernel: Any = kernels.SplashAttentionKernel(
-        info(forward.next_keys, forward.runs),
-        None if fused else info(forward.next_keys, forward.runs),
-        info(behind.next_queries, behind.runs),
-        block_sizes=sizes,
-        is_mqa=False,
-        save_residuals=False,
-        mask_value=kernels.DEFAULT_MASK_VALUE,
-        attn_logits_soft_cap=None,
-        residual_checkpoint_name=ATTENTION,
+    forward, backward = maps
+    kernel = attention_kernel(
+        mask_info(forward.next_keys, forward.runs, numbers),
+        mask_info(backward.next_queries, backward.runs, numbers),
         mask_function=_sees,
+        block=block,
+        backward_keys=part,
+        fused=key.shape[1] <= _FUSED_TOKENS,
+        output_name=ATTENTION,
         interpret=interpret,
     )
     return kernel(query, key, value)

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from tuna_jax.compat import jax_internals
 from tuna_jax.parallel import param_sharding
 
 COORDINATOR, PROCESSES, PROCESS = (
@@ -105,9 +105,7 @@ def wait_for_all(seconds: int = 1800) -> None:
     if jax.process_count() == 1:
         return
     _meetings += 1
-    # JAX has no public name for it.
-    client: Any = distributed.global_state.client
-    client.wait_at_barrier(f"tuna_jax_{_meetings}", timeout_in_ms=seconds * 1000)
+    jax_internals.barrier(f"tuna_jax_{_meetings}", seconds)
 
 
 _meetings = 0

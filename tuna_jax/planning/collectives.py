@@ -21,19 +21,10 @@ import re
 
 import numpy as np
 
+from tuna_jax.compat import hlo_text
 from tuna_jax.planning import hlo
 
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
-_INSTRUCTION = re.compile(
-    rf"^%?([\w.\-]+) = (\(?.*?\)?) ({'|'.join(KINDS)}|ragged-all-to-all)(-start)?\("
-)
-_TRANSFER = re.compile(r"^%?[\w.\-]+ = (\(.*?\)) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
-_ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\]")
-_EXPLICIT = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
-_PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
+KINDS = hlo_text.COLLECTIVES
 
 
 @dataclasses.dataclass
@@ -74,11 +65,11 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
         name
         for lines in found.values()
         for line in lines
-        if line.lstrip("%").startswith("all-reduce-scatter")
-        for name in re.findall(r"\bcalls=%?([\w.\-]+)", line)
+        if line.lstrip("%").startswith(hlo_text.SCATTERING_FUSION)
+        for name in hlo_text.CALLS.findall(line)
     }
     for name, times in hlo.runs(found, entry).items():
-        fused = name in scattering or name.startswith("all-reduce-scatter")
+        fused = name in scattering or name.startswith(hlo_text.SCATTERING_FUSION)
         for line in found.get(name, ()):
             _count(line, times, fused, devices, slices, result)
             _count_transfer(line, times, slices, result)
@@ -87,11 +78,11 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
 
 def _count_transfer(line: str, times: int, slices: int, result: Traffic) -> None:
     """A collective between chips of the same place in all slices, by the hosts' runtime."""
-    match = _TRANSFER.match(line)
+    match = hlo_text.TRANSFER.match(line)
     if not match:
         return
     kind = match[2].lower().replace("_", "-")
-    size = _bytes(*_ARRAY.findall(match[1])[0])
+    size = _bytes(*hlo_text.ARRAY.findall(match[1])[0])
     share = (slices - 1) / slices
     factor = {"all-reduce": 2 * share, "all-gather": slices - 1}.get(kind)
     if factor is None:
@@ -103,7 +94,7 @@ def _count_transfer(line: str, times: int, slices: int, result: Traffic) -> None
 def _count(
     line: str, times: int, scattered: bool, devices: int, slices: int, result: Traffic
 ) -> None:
-    match = _INSTRUCTION.match(line)
+    match = hlo_text.COLLECTIVE.match(line)
     if not match:
         return
     kind = match[3].removeprefix("ragged-")
@@ -135,7 +126,7 @@ def _count(
 
 def _size(shape: str, kind: str, started: bool) -> float:
     """Bytes of a collective's result. The beginning of an asynchronous one returns its operands before its results."""
-    arrays = [_bytes(*match) for match in _ARRAY.findall(shape)]
+    arrays = [_bytes(*match) for match in hlo_text.ARRAY.findall(shape)]
     if not started or kind == "all-reduce" or len(arrays) < 2:
         return sum(arrays)
     if kind == "collective-permute":
@@ -152,11 +143,11 @@ def _bytes(kind: str, extents: str) -> float:
 
 def _group(line: str, devices: int, slices: int) -> tuple[int, int]:
     """How many chips take part in one group, and in how many slices they are."""
-    iota, explicit = _IOTA.search(line), _EXPLICIT.search(line)
-    if pairs := _PAIRS.search(line):
+    iota, explicit = hlo_text.IOTA_GROUPS.search(line), hlo_text.EXPLICIT_GROUPS.search(line)
+    if pairs := hlo_text.PAIRS.search(line):
         ids = [[int(i) for i in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
         return 2, max((_slices(pair, devices, slices) for pair in ids), default=1)
-    if mesh := _MESH.search(line):
+    if mesh := hlo_text.MESH_GROUPS.search(line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         taken = re.findall(r"'(\w+)'", mesh[2])
         ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from tuna_jax.compat import hlo_text
+
 # Products that wait for parts of a gathered weight cost 2.6 times on v5e at 2,000 tokens a chip (facts.md, section 2).
 OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-
-_UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
-_AMOUNT = r"([\d.]+)\s*([KMGT]?)(?:i?B)?"
-_USED = re.compile(rf"[Uu]sed {_AMOUNT} of {_AMOUNT}(?: bytes)? hbm")
-_TOTAL = re.compile(rf"Total hbm usage\s*>?=?\s*{_AMOUNT}")
-_EXCEEDED = re.compile(rf"Exceeded hbm capacity by {_AMOUNT}")
-_TEMPORARIES = re.compile(
-    rf"HLO temporaries \({_AMOUNT}\) exceeds? available HBM \({_AMOUNT}\)", re.IGNORECASE
-)
-_OUT = re.compile(r"Ran out of memory (?:in memory space hbm|on HBM)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +60,7 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
         try:
             compiled = lowered.compile(compiler_options={**OPTIONS, **dump})
         except Exception as error:
-            lacking = out_of_memory(str(error))
+            lacking = hlo_text.out_of_memory(str(error))
             if lacking is None:
                 raise
             used, capacity = lacking
@@ -98,26 +89,6 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
     )
 
 
-def out_of_memory(message: str) -> tuple[float, float | None] | None:
-    """(bytes that were wanted, bytes that there are) of a compiler's error, or None if it is of another kind.
-
-    One of its wordings tells of the temporaries alone: the program then wants at least as much.
-    """
-    if not _OUT.search(message):
-        return None
-    if used := _USED.search(message) or _TEMPORARIES.search(message):
-        return _bytes(used[1], used[2]), _bytes(used[3], used[4])
-    total, exceeded = _TOTAL.search(message), _EXCEEDED.search(message)
-    if total is None:
-        return None
-    wanted = _bytes(total[1], total[2])
-    return wanted, wanted - _bytes(exceeded[1], exceeded[2]) if exceeded else None
-
-
-def _bytes(number: str, unit: str) -> float:
-    return float(number) * _UNITS[unit]
-
-
 def _estimates(compiled: Any) -> str:
     try:
         return compiled.as_text()
@@ -127,7 +98,7 @@ def _estimates(compiled: Any) -> str:
 
 def _largest(folder: Path) -> str:
     """The text of the program that was asked for: the largest of those that the compiler wrote."""
-    found = [p for p in folder.glob("*after_optimizations.txt") if "buffer" not in p.name]
+    found = [p for p in folder.glob(hlo_text.DUMPED) if hlo_text.BUFFERS not in p.name]
     return max(found, key=lambda path: path.stat().st_size).read_text() if found else ""
 
 

@@ -10,15 +10,8 @@ import collections
 import dataclasses
 import re
 
+from tuna_jax.compat import hlo_text
 from tuna_jax.planning import hlo
-
-_CYCLES = re.compile(r'estimated_cycles\\?":\\?"(\d+)')
-_NAME = re.compile(r'op_name="([^"]*)"')
-_ARRAY = re.compile(r"= \(?([\w]+\[[\d,]*\])")
-# What JAX writes into an operation's path that says nothing of what it does.
-_WRAPPERS = re.compile(
-    r"(jit|jvp|transpose|vmap|pjit)\(.*\)|while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|\?"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +48,7 @@ def profile(text: str) -> list[Cost]:
     runs: collections.Counter[tuple[str, str, str]] = collections.Counter()
     for name, times in hlo.runs(found, entry).items():
         for line in found.get(name, ()):
-            estimate = _CYCLES.search(line)
+            estimate = hlo_text.CYCLES.search(line)
             if estimate:
                 key = _described(line)
                 cycles[key] += times * int(estimate[1])
@@ -78,11 +71,11 @@ def profile(text: str) -> list[Cost]:
 
 def _described(line: str) -> tuple[str, str, str]:
     """(operation, direction, array) of an instruction."""
-    named, array = _NAME.search(line), _ARRAY.search(line)
+    named, array = hlo_text.OPERATION.search(line), hlo_text.FIRST_RESULT.search(line)
     path = re.split(r"/(?![^()]*\))", named[1]) if named else []
     direction = "forward"
-    if any(part.startswith("transpose(") for part in path):
-        direction = "again" if "rematted_computation" in path else "backward"
-    kept = [part for part in path if not _WRAPPERS.fullmatch(part)]
+    if any(part.startswith(hlo_text.BACKWARD) for part in path):
+        direction = "again" if hlo_text.RECOMPUTED in path else "backward"
+    kept = [part for part in path if not hlo_text.WRAPPER.fullmatch(part)]
     operation = re.sub(r"\.\d+$", "", "/".join(kept[-2:])) or "no name"
     return operation, direction, array[1] if array else ""

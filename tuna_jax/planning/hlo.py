@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-Computations = dict[str, list[str]]
+from tuna_jax.compat import hlo_text
 
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)[ (].*\{\s*$")
-# Not every line that begins so: an instruction with a kernel's attributes goes over several, and one begins "}}, ".
-_END = re.compile(r"^\}(, execution_thread=.*)?$")
-_CALL = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_WHILE = re.compile(r"\bcondition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_KNOWN = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
-_CONSTANT = re.compile(r"= s(?:32|64)\[\][^ ]* constant\((\d+)\)")
+Computations = dict[str, list[str]]
 
 
 def computations(text: str) -> tuple[Computations, str]:
@@ -27,11 +19,11 @@ def computations(text: str) -> tuple[Computations, str]:
     entry = ""
     current: list[str] | None = None
     for line in text.splitlines():
-        head = _HEAD.match(line)
+        head = hlo_text.COMPUTATION.match(line)
         if head:
             current = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif _END.match(line):
+        elif hlo_text.COMPUTATION_END.match(line):
             current = None
         elif current is not None and " = " in line:
             current.append(line.strip().removeprefix("ROOT "))
@@ -64,21 +56,21 @@ def _called(lines: list[str], found: Computations) -> list[tuple[str, int]]:
     """(computation, rounds) of every call of a computation."""
     callees: list[tuple[str, int]] = []
     for line in lines:
-        loop = _WHILE.search(line)
+        loop = hlo_text.WHILE.search(line)
         if loop:
-            known = _KNOWN.search(line)
+            known = hlo_text.TRIP_COUNT.search(line)
             rounds = int(known[1]) if known else _rounds(found.get(loop[1], []))
             callees += [(loop[1], rounds), (loop[2], rounds)]
             continue
         # The end of an asynchronous call names the same computation as its beginning.
-        if re.search(r" async-(update|done)\(", line):
+        if hlo_text.ASYNC_END.search(line):
             continue
-        callees += [(name, 1) for name in _CALL.findall(line)]
-        for branches in _BRANCHES.findall(line):
+        callees += [(name, 1) for name in hlo_text.CALLS.findall(line)]
+        for branches in hlo_text.BRANCHES.findall(line):
             callees += [(name.strip().lstrip("%"), 1) for name in branches.split(",")]
     return callees
 
 
 def _rounds(condition: list[str]) -> int:
-    constants = [int(match[1]) for line in condition if (match := _CONSTANT.search(line))]
+    constants = [int(match[1]) for line in condition if (match := hlo_text.CONSTANT.search(line))]
     return max(constants, default=1)
