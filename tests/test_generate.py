@@ -9,7 +9,7 @@ from PIL import Image
 
 import tuna_jax
 from tuna_jax import generate
-from tuna_jax.data.media import clips
+from tuna_jax.data.media.video import load_video
 from tuna_jax.inference import batching
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
@@ -103,7 +103,7 @@ def test_edits_start_from_their_pictures(run, tmp_path):
 def test_text_becomes_video_and_video_becomes_text(run, tmp_path, capsys):
     pytest.importorskip("av")
     assert run("--task=t2v", f"--prompt={DOG}", "--frames=5", "--steps=1", "--size=32x48") == 0
-    clip = clips.read_clip(tmp_path / "videos/video_0.mp4", (32, 48), 17)
+    clip = load_video(tmp_path / "videos/video_0.mp4", (32, 48), 17)
     assert clip.shape == (5, 32, 48, 3)
     capsys.readouterr()
     few = "--max_new_tokens=3"
@@ -224,9 +224,9 @@ def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
         (["--prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["--task=edit", "--prompts=edit.jsonl"], "the edit 'a' has 0 pictures"),
         (["--image=none.png", "--question=a"], "none.png"),
-        (["--image=bad.jsonl", "--question=a"], "bad.jsonl is not a picture"),
+        (["--image=bad.jsonl", "--question=a"], "bad.jsonl cannot be read"),
         (["--task=chat", "--history=bad.jsonl", "--question=a"], "bad.jsonl is no conversation"),
-        (["--task=understand", "--prompts=ask.jsonl", "--video=c.mp4"], "no video at c.mp4"),
+        (["--task=understand", "--prompts=ask.jsonl", "--video=c.mp4"], "no file at c.mp4"),
     ],
 )
 def test_what_cannot_be_done_is_named(run, tmp_path, capsys, arguments, words):

@@ -11,7 +11,7 @@ from PIL import Image
 from tuna_jax import Tuna, encode_latents
 from tuna_jax.data import loader
 from tuna_jax.data.invalid_examples import TooManyInvalidExamples
-from tuna_jax.data.media.clips import write_clip
+from tuna_jax.data.media.video import write_video
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.emoji.world.nouns import NOUNS
 from tuna_jax.emoji.world.rendering import default_art, paste
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
         Image.fromarray(picture(i, ground)).save(root / before)
         Image.fromarray(picture(i, other)).save(root / after)
         moving = np.stack([picture(i, ground, left=4 + 3 * frame) for frame in range(7)])
-        write_clip(root / f"{i}.mp4", moving)
+        write_video(root / f"{i}.mp4", moving)
         said = talk("<image>\nwhat is this?", name, "what colour is the background?", ground)
         rows["captions"].append({"image": before, "caption": f"a {name} on {ground}"})
         rows["chats"].append({"image": before, "conversations": said})

@@ -37,7 +37,7 @@ EncodeClips = Callable[
 _RECORD_OPTIONS = (
     "group_size:1,uncompressed"  # noise does not compress, and rows are read one by one
 )
-_PLACE = 0.5  # frames of a given rate come from the middle of a clip
+_POSITION = 0.5  # Frames at a given rate come from the middle of a video.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,11 @@ def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | I
             for medium in row.media:
                 assert not isinstance(medium, Encoded)  # a manifest names files
                 if row.kind in VIDEO_KINDS:
-                    options = {"fps": encoding.fps, "place": _PLACE, "smallest": encoding.smallest}
+                    options = {
+                        "fps": encoding.fps,
+                        "position": _POSITION,
+                        "smallest": encoding.smallest,
+                    }
                     clips.append(read_video(medium, size, encoding.frames, **options))
                 else:
                     clips.append(read_image(medium, size, smallest=encoding.smallest)[None])

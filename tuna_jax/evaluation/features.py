@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.data.media.pictures import read_picture, upright
+from tuna_jax.data.media.image import load_image, to_rgb
 from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
@@ -47,7 +47,7 @@ def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
 
 def read_all(paths: Sequence[Path], size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
     """Pictures, scaled and cropped to (height, width)."""
-    return np.stack([read_picture(path, size) for path in paths])
+    return np.stack([load_image(path, size) for path in paths])
 
 
 def reconstruct(
@@ -98,7 +98,7 @@ def extracted(
         some = []
         for path in paths[start : start + batch]:
             with Image.open(path) as opened:
-                some.append(upright(opened))
+                some.append(to_rgb(opened))
         made = np.asarray(extractor(some), np.float32)
         if made.ndim != 2 or len(made) != len(some):
             raise ValueError(

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tuna_jax.data.media import clips
-from tuna_jax.data.media.pictures import fit, read_picture
+from tuna_jax.data.media.image import Size, fit, load_image, to_rgb
+from tuna_jax.data.media.video import SUFFIXES, load_video
 
-# A file, a Pillow picture, or uint8 [height, width, 3]; a clip is a video file or uint8 [frames, height, width, 3].
-MediaInput = str | os.PathLike[str] | Image.Image | np.ndarray
+# An image is a file, an encoded file's bytes, a Pillow image or uint8 [height, width, 3];
+# a video is a file or uint8 [frames, height, width, 3].
+MediaInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 
@@ -22,7 +23,7 @@ def is_video(item: MediaInput) -> bool:
     """Whether it is a clip: an array with a frame axis, or a file that is named like a video."""
     if isinstance(item, np.ndarray):
         return item.ndim == 4
-    return isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in clips.SUFFIXES
+    return isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in SUFFIXES
 
 
 def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
@@ -31,7 +32,7 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
     Args:
       item: what is shown. Another size is scaled and cropped to its middle.
       size: (height, width).
-      frames: how many frames are taken of a video file (`read_clip`); an array's are all taken.
+      frames: how many frames are taken of a video file (`load_video`); an array's are all taken.
       step: frames that a latent frame covers.
 
     Raises:
@@ -40,11 +41,13 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
       ValueError: a file that cannot be read, or an array that is no picture and no clip.
     """
     if isinstance(item, Image.Image):
-        return fit(item, size)[None]
+        return fit(to_rgb(item), Size(*size))[None]
+    if isinstance(item, bytes):
+        return load_image(item, size)[None]
     if not isinstance(item, np.ndarray):
         if is_video(item):
-            return clips.read_clip(Path(item), size, frames, step)
-        return read_picture(Path(item), size)[None]
+            return load_video(Path(item), size, frames, step)
+        return load_image(Path(item), size)[None]
     array = item if item.ndim == 4 else item[None]
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(
@@ -53,13 +56,13 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
         )
     if array.shape[1:3] == size:
         return array
-    return np.stack([fit(Image.fromarray(frame), size) for frame in array])
+    return np.stack([fit(Image.fromarray(frame), Size(*size)) for frame in array])
 
 
 def as_list(items: MediaInput | Sequence[MediaInput] | None) -> list[MediaInput]:
     """None, one or several: always a list. An array is one picture or one clip, whatever its axes."""
     if items is None:
         return []
-    if isinstance(items, (str, os.PathLike, Image.Image, np.ndarray)):
+    if isinstance(items, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
         return [items]
     return list(items)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tuna_jax.data.media import clips
+from tuna_jax.data.media.video import import_av, write_video
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.inference.batching import Seed
 from tuna_jax.inference.conversation import Conversation
@@ -84,13 +84,13 @@ def generate_clips(
     **options: Any,
 ) -> list[Path]:
     """Clips as MP4, `video_0.mp4` and so on; arguments as `generate_images`, `frames` (1 + 4k) and frames a second."""
-    clips.import_av("an MP4")  # Told before the time is spent.
+    import_av("an MP4")  # Told before the time is spent.
     prompts = [request.text for request in requests]
     drawn = model.generate_video(prompts, frames=frames, **_sampling(requests, seed, options))
     folder = _made(folder)
     paths = [folder / f"video_{index}.mp4" for index in range(len(prompts))]
     for path, prompt, clip in zip(paths, prompts, drawn, strict=True):
-        clips.write_clip(path, clip, fps)
+        write_video(path, clip, fps)
         say(f"{path}: {prompt}")
     return paths
 

@@ -36,9 +36,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tuna_jax.data import loader
-from tuna_jax.data.media.clips import write_clip
 from tuna_jax.data.media.image import Size
-from tuna_jax.data.media.video import import_av
+from tuna_jax.data.media.video import import_av, write_video
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.mixture.tokenize_example import Task
@@ -160,7 +159,7 @@ def make_materials(folder: Path, settings: Settings) -> Materials:
     clip, size = folder / "clip.mp4", settings.clip
     wide = noise_picture(Size(size.height, size.width + 2 * settings.clip_frames), random)
     moving = [wide[:, 2 * i : 2 * i + size.width] for i in range(settings.clip_frames)]
-    write_clip(clip, np.stack(moving), fps=25.0)
+    write_video(clip, np.stack(moving), fps=25.0)
     _write_manifest(
         folder / "clips.jsonl", [{"video": "clip.mp4", "caption": WORDS}] * settings.count
     )

@@ -7,7 +7,6 @@ from the noise that `evaluate_generation` draws it from at the same seed.
 from __future__ import annotations
 
 import hashlib
-import io
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +94,7 @@ def questions(
     known = {"style": style, "content": _digest(_content(items)), "template": template}
     known |= {"frames": frames, "max_new_tokens": max_new_tokens}
     verdict = "" if style == "log_likelihood" else "right"
-    return Task("questions", 1, len(items), known, SHOWING, run, chance, verdict)
+    return Task("questions", 2, len(items), known, SHOWING, run, chance, verdict)
 
 
 def benchmark(
@@ -168,7 +167,7 @@ def benchmark(
 
     known = {"benchmark": benchmark, "content": _digest(_drawn_from(whole)), "negative": negative}
     known |= {"sizes": [list(size) for size in fixed], "frames": frames, "fps": fps}
-    return Task("benchmark", 1, len(whole.pieces), known, DRAWING, run)
+    return Task("benchmark", 2, len(whole.pieces), known, DRAWING, run)
 
 
 _SHOWN = 128
@@ -217,10 +216,8 @@ def _drawn_from(whole: Benchmark) -> Iterable[bytes]:
 
 
 def _bytes(shown: Any, where: str) -> bytes:
-    if isinstance(shown, Image.Image):
-        made = io.BytesIO()
-        shown.save(made, format="PNG")
-        return made.getvalue()
+    if isinstance(shown, bytes):
+        return shown
     if isinstance(shown, np.ndarray):
         return shown.tobytes()
     if not Path(shown).is_file():

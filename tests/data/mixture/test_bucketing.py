@@ -106,7 +106,7 @@ def test_rows_are_sorted_and_bad_ones_told(files, tokenizer) -> None:
         (10, "empty_text"),
         (11, "unknown_format"),
     ]
-    assert "none.png is not there" in str(bad[0])
+    assert bad[0].kind == "missing_file" and "none.png" in bad[0].reason
 
 
 def test_a_caption_that_will_be_cut_is_not_too_long(files, tokenizer) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.data.media.clips import read_clip
+from tuna_jax.data.media.video import load_video
 from tuna_jax.evaluation.benchmarks import registry, run, validate
 
 pytestmark = pytest.mark.usefixtures("any_words")
@@ -71,7 +71,7 @@ def test_clips_are_drawn_and_read_back(tuna, tmp_path):
     assert validate.check(benchmark, folder, [(32, 32)], frames=5) == []
     seeds = [(0, sample) for sample in range(5)]
     drawn = tuna.generate_video(["a cat grows"] * 5, seed=seeds, frames=5, steps=2, size=(32, 32))
-    written = read_clip(folder / "a cat grows-2.mp4", (32, 32), 5)
+    written = load_video(folder / "a cat grows-2.mp4", (32, 32), 5)
     # H.264 halves the resolution of colours: brightness tells which sample it is.
     alike = [np.corrcoef(written.mean(-1).ravel(), one.mean(-1).ravel())[0, 1] for one in drawn]
     assert np.argmax(alike) == 2

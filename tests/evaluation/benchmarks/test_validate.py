@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.data.media.clips import write_clip
+from tuna_jax.data.media.video import write_video
 from tuna_jax.evaluation.benchmarks import validate
 
 
@@ -128,7 +128,7 @@ def test_another_number_of_frames_is_named(copied):
     benchmark, folder = copied("vbench")
     path = "a cat, oil painting-1.mp4"
     clip = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
-    write_clip(folder / path, clip)
+    write_video(folder / path, clip)
     (problem,) = validate.check(benchmark, folder)
     assert (problem.kind, problem.path) == ("frames", path)
     assert problem.reason == "it has 9 frames, and 5 are wanted"
@@ -161,7 +161,7 @@ def test_a_source_of_another_size_is_named(copied):
     Image.new("RGB", (5, 5)).save(folder / path)
     (problem,) = validate.check(benchmark, folder)
     assert (problem.kind, problem.path) == ("companion", path)
-    assert problem.reason == "is (5, 5) pixels, and the data set's picture is (30, 50)"
+    assert problem.reason == "is 5x5 pixels, and the data set's image is 50x30"
 
 
 def test_the_report_counts_kinds_and_stays_short(copied):

@@ -17,7 +17,7 @@ from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import TokenSequence
 
 
-def make_sample(
+def load_example(
     stream: ExampleStream,
     cell: BucketSampler,
     index: int,
@@ -60,7 +60,7 @@ def make_sample(
                 f"the conversation ends in a picture that the assistant draws; set draws=True for the stream "
                 f"{stream.name!r} to learn it",
             )
-        place = random.random() if stream.task in VIDEO_TASKS else 0.0
+        position = random.random() if stream.task in VIDEO_TASKS else 0.0
 
         for slot, medium in zip(space, layout.media, strict=False):
             if isinstance(medium, Encoded):
@@ -68,6 +68,6 @@ def make_sample(
             elif stream.task not in VIDEO_TASKS:
                 slot[0] = read_image(medium, size, smallest=stream.smallest)
             else:
-                options = {"fps": stream.fps, "place": place, "smallest": stream.smallest}
+                options = {"fps": stream.fps, "position": position, "smallest": stream.smallest}
                 slot[:] = read_video(medium, size, stream.frames, **options)
         return layout.sequence

@@ -38,7 +38,7 @@ from tuna_jax.data.invalid_examples import InvalidExample, InvalidExamples, TooM
 from tuna_jax.data.loader import Batch, Batches
 from tuna_jax.data.mixture.bucket_sampler import BucketSampler, words
 from tuna_jax.data.mixture.bucketing import assign, scan
-from tuna_jax.data.mixture.load_example import make_sample
+from tuna_jax.data.mixture.load_example import load_example
 from tuna_jax.data.mixture.schedule import Schedule
 from tuna_jax.data.mixture.stream import BatchShape, ExampleStream, check_latents, stream_grids
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
@@ -311,7 +311,7 @@ class Mixture:
             index = int(cell.members[(first + further) % count])
             random = np.random.default_rng((*cell.key, 1, position))
             try:
-                return make_sample(
+                return load_example(
                     stream, cell, index, random, self._tokenizer, space, encode=self._encode
                 )
             except InvalidExample as bad:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tuna_jax.data.media.clips import write_clip
+from tuna_jax.data.media.video import write_video
 from tuna_jax.emoji.evaluation.clips import test_clips
 from tuna_jax.emoji.evaluation.images import SEED, test_scenes
 from tuna_jax.emoji.world.captions import Question, questions
@@ -54,7 +54,7 @@ def write(folder: str | Path, count: int, frames: int = 4, seed: int = SEED) -> 
         pictures.append({"image": path, **_row(asked, random)})
     for i, clip in enumerate(test_clips(count, frames, seed)):
         path = f"media/clip_{i:04d}.mp4"
-        write_clip(folder / path, render_clip(clip))
+        write_video(folder / path, render_clip(clip))
         kind = _CLIP_KINDS[i % 2]
         asked = next(item for item in clip_questions(clip) if item.kind == kind)
         clips.append({"video": path, **_row(asked, random)})

@@ -20,8 +20,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from tuna_jax.data.media.clips import write_clip
-from tuna_jax.data.media.pictures import ORIENTATION, upright
+from tuna_jax.data.media import image
+from tuna_jax.data.media.video import write_video
 from tuna_jax.evaluation.benchmarks import validate
 from tuna_jax.evaluation.benchmarks.spec import Benchmark, Piece
 from tuna_jax.evaluation.benchmarks.validate import Size
@@ -107,7 +107,7 @@ def fill(
             if path.is_file() and not validate.wrong_companion(companion, path):
                 continue
             if companion.picture is not None:
-                workshop(path, upright(companion.picture()).save)
+                workshop(path, image.to_rgb(companion.picture()).save)
             else:
                 text = companion.text or ""
                 workshop(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
@@ -201,10 +201,9 @@ def _nearest(piece: Piece, folder: Path, sizes: Sequence[Size]) -> Size:
     if piece.source is None or len(sizes) == 1:
         return sizes[0]
     with _open_source(piece, folder) as opened:
-        width, height = opened.size
-        if opened.getexif().get(ORIENTATION, 1) >= 5:
-            width, height = height, width
-    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * width / height)))
+        source = image.upright_size(opened)
+    ratio = source.width / source.height
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * ratio)))
 
 
 def _samples(
@@ -234,13 +233,13 @@ def _open_source(piece: Piece, folder: Path) -> Image.Image:
 def _source(piece: Piece, folder: Path, size: Size) -> UInt8[np.ndarray, "height width 3"]:
     """The picture to change, stretched to the size: scorers lay the edit over the whole source, so no crop."""
     with _open_source(piece, folder) as opened:
-        return np.asarray(upright(opened).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+        return image.stretch(image.to_rgb(opened), image.Size(*size))
 
 
 def _writer(samples: np.ndarray, clips: bool, fps: float) -> Callable[[Path], object]:
     """What writes the samples as one file."""
     if clips:
-        return lambda path: write_clip(path, samples[0], fps)
+        return lambda path: write_video(path, samples[0], fps)
     grid = samples[0]
     if len(samples) > 1:
         rows = [np.concatenate(samples[i : i + 2], axis=1) for i in range(0, len(samples), 2)]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from tuna_jax.data.media import image
 from tuna_jax.data.media.video import import_av
 from tuna_jax.evaluation.benchmarks.spec import Benchmark, Companion, Piece
 
@@ -164,10 +165,11 @@ def wrong_companion(companion: Companion, path: Path) -> str:
         return ""
     assert companion.picture is not None
     try:
-        found, wanted = _picture(path).shape[1::-1], companion.picture().size
+        size = image.Size(*_picture(path).shape[:2])
+        expected = image.upright_size(companion.picture())
     except ValueError as error:
         return str(error)
-    return "" if found == wanted else f"is {found} pixels, and the data set's picture is {wanted}"
+    return "" if size == expected else f"is {size} pixels, and the data set's image is {expected}"
 
 
 def _differing(value: object, wanted: Mapping[str, object]) -> str:
@@ -188,7 +190,7 @@ def _said(size: Size) -> str:
 def _picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
+            return np.asarray(image.to_rgb(opened))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be read as a picture: {error}") from error
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from tuna_jax.data.invalid_examples import InvalidExample
 from tuna_jax.data.sources.base import Example
@@ -125,7 +122,4 @@ def _of_row(row: Example, question: str, choices: tuple[str, ...]) -> Item:
     asked = asked.replace(IMAGE_TAG, "").strip()
     if not asked:
         raise ValueError(f"{where}: the fields name no question; give one for all")
-    shown = tuple(
-        Image.open(io.BytesIO(one)) if isinstance(one, bytes) else one for one in row.media
-    )
-    return Item(asked, (answer,), shown, choices, where)
+    return Item(asked, (answer,), tuple(row.media), choices, where)

@@ -3,10 +3,10 @@
 import importlib
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from tuna_jax.data.media.image import Size, image_size, load_image
 from tuna_jax.evaluation.vqa import datasets
 
 BUILDER = '''
@@ -74,10 +74,10 @@ def test_questions_and_answers_are_the_data_sets(prepared):
         (f"what is {i}?", (f"a {i}",)) for i in range(3)
     ]
     for item in items:
-        (shown,) = item.shown
+        (content,) = item.shown
         number = int(item.answers[0][-1])
-        assert shown.size == (20 + number, 10)
-        assert np.asarray(shown)[0, 0].tolist() == [40 * number, 0, 0]
+        assert image_size(content, smallest=1) == Size(10, 20 + number)
+        assert load_image(content, (10, 20 + number))[0, 0].tolist() == [40 * number, 0, 0]
     assert len(datasets.read_tfds(prepared, "test", fields, count=2)) == 2
 
 
