@@ -6,54 +6,63 @@ from pathlib import Path
 
 import pytest
 
-SWEEP = ["tuna_jax.evaluate", "--sweep=experiments/sweeps/emoji.py"]
+from tuna_jax.cli.main import COMMANDS
+
+SWEEP = ["evaluate", "--sweep=experiments/sweeps/emoji.py"]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *arguments]
+    command = [sys.executable, "-m", "tuna_jax", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("tuna_jax.train", ["Examples", "--config=experiments/emoji/demo.py", "--workdir"]),
-        ("tuna_jax.generate", ["Examples", "--prompt", "--question", "--guidance"]),
-        ("tuna_jax.export", ["Examples", "--rows=1,4", "--platforms", "Tuna.load"]),
-        ("tuna_jax.evaluate_benchmarks", ["Examples", "--check", "--shard", "geneval"]),
-        ("tuna_jax.evaluate_images", ["Examples", "alignment", "--extractor", "CKNNA"]),
-        ("tuna_jax.evaluate", ["Examples", "--workdir", "--drawings", "--sweep="]),
-        ("tuna_jax.evaluate_vqa", ["Examples", "multiple_choice", "--tfds", "--fields"]),
-        ("tuna_jax.benchmark", ["Examples", "data", "--workers"]),
-        ("tuna_jax.encode_latents", ["Examples", "--manifest", "--process_count", "goes on"]),
-        ("tuna_jax.convert", ["Examples", "verify", "--manifest", "from_torch", "inspect"]),
-    ],
-)
-def test_help_teaches(module: str, words: list[str]) -> None:
-    done = _run(module, "--help")
-    for word in words:
-        assert word in done.stdout + done.stderr
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_of_the_command(command: str) -> None:
+    done = _run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: tuna-jax {command}" in done.stdout
+    assert f"tuna-jax {command} " in done.stdout.partition("usage:")[2].partition("\n\n")[2]
+    assert max(map(len, done.stdout.splitlines())) <= 130
+
+
+def test_a_module_runs_as_before() -> None:
+    command = [sys.executable, "-m", "tuna_jax.convert", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "usage: tuna-jax convert" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (["tuna_jax.generate", "--model=nowhere", "--prompt=a cat"], "no trained model at nowhere"),
-        (["tuna_jax.generate", "--model=nowhere"], "give --prompt= or --prompts=FILE"),
-        (["tuna_jax.generate", "--model=m", "--image=p.png"], "--image and --question go together"),
-        (["tuna_jax.evaluate", "--workdir=nowhere"], "no trained model at nowhere"),
-        ([*SWEEP, "--workdir=nowhere", "--output={tmp}"], "no run at nowhere"),
-        ([*SWEEP, "--workdir=w", "--sweep.bach=3"], "unknown config key sweep.bach; did you mean"),
+        (["train", "--config=nowhere.py", "--workdir={tmp}"], "nowhere.py"),
+        (["train", "--config=experiments/emoji/demo.py"], "--workdir"),
         (
-            [*SWEEP, "--workdir=w", "--output={tmp}", "--sweep.settings.guidance=()"],
-            "values to try",
+            ["train", "--config=experiments/emoji/demo.py", "--workdir={tmp}", "--config.kind=x"],
+            "config.kind",
         ),
-        (["tuna_jax.convert", "inspect", "nowhere"], "nowhere does not exist"),
-        (["tuna_jax.convert", "verify"], "give either a golden set's folder DIR or --manifest"),
+        (["generate", "--model=nowhere", "--prompt=a cat"], "nowhere"),
+        (["generate", "--model=nowhere"], "--prompts=FILE"),
+        (["generate", "--model=m", "--image=p.png"], "--question"),
+        (["generate", "--model=m", "--prompt=a", "--mesh=rows=2"], "--mesh"),
+        (["evaluate", "--workdir=nowhere"], "nowhere"),
+        ([*SWEEP, "--workdir=nowhere", "--output={tmp}"], "nowhere"),
+        ([*SWEEP, "--workdir=w", "--sweep.bach=3"], "sweep.bach"),
+        ([*SWEEP, "--workdir=w", "--output={tmp}", "--sweep.settings.guidance=()"], "guidance"),
+        ([*SWEEP, "--workdir=w", "--learning_curve"], "--learning_curve"),
+        (["convert", "inspect", "nowhere"], "nowhere"),
+        (["convert", "verify"], "--manifest"),
+        (["plan", "--config=experiments/tuna/tuna_1p5b_stage1.py"], "--topology"),
+        (["plan", "--collect=docs/plans"], "--page"),
+        (["evaluate-vqa", "--model=m"], "--questions"),
+        (["evaluate-benchmarks", "--benchmark=geneval", "--output={tmp}"], "--model"),
+        (["evaluate-images", "reconstruction"], "--images"),
+        (["encode-latents", "--manifest=nowhere.jsonl", "--output={tmp}"], "nowhere.jsonl"),
+        (["export", "--model=nowhere", "--output={tmp}"], "nowhere"),
+        (["benchmark", "sample", "--rounds=0"], "rounds"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_a_wrong_argument_is_named(arguments: list[str], named: str, tmp_path: Path) -> None:
     done = _run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert done.returncode != 0
-    assert words in done.stdout + done.stderr
+    assert named in done.stderr
     assert "Traceback" not in done.stderr
