@@ -20,7 +20,7 @@ class Recorder:
     def __init__(self):
         self.placed = set()
 
-    def place(self, x, axes):
+    def constrain(self, x, axes):
         self.placed.add(axes)
         return x
 

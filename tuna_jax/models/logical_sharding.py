@@ -1,11 +1,11 @@
-"""How activations lie over the devices, said by the model in logical names and decided by somebody else.
+"""How activations are sharded: the model names the axes of its arrays, and a `LogicalSharding` decides.
 
-The model knows no mesh. Where it matters it says what an array's axes are, `constrain(x, "batch", "sequence", "width")`,
-and a `LogicalSharding`, entered with `use_sharding` while a program is traced, makes of that what it will
-(`parallel/activation_sharding.py`). Without one nothing happens.
+The model knows no mesh. Where it matters it names an array's axes, `constrain(x, "batch", "sequence", "width")`. A
+`LogicalSharding` (`parallel/activation_sharding.py`), entered with `use_sharding` while a program is traced, turns the
+names into a sharding constraint. Without one, `constrain` returns its argument.
 
-A sharding must be entered inside the function that `jax.jit` traces, or be an argument of it: JAX remembers a trace
-by the function and its arguments, and knows nothing of what stood around it.
+Enter a sharding inside the function that `jax.jit` traces, or make it an argument of that function: JAX caches a trace
+by the function and its arguments, and does not see a context around it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import jax
 from jaxtyping import Array
 
 Axes = tuple[str | None, ...]
-"""A logical name for every axis of an array; None: never split."""
+"""A logical name for every axis of an array; None: the axis is never split."""
 
 
 @runtime_checkable
 class LogicalSharding(Protocol):
-    """What decides how activations lie."""
+    """Decides how activations are sharded."""
 
     @property
     def platform(self) -> str:
-        """What the program is compiled for: 'cpu', 'gpu' or 'tpu'."""
+        """The platform that the program is compiled for: 'cpu', 'gpu' or 'tpu'."""
         ...
 
-    def place(self, x: Array, axes: Axes) -> Array:
-        """`x`, laid out as its axes want it."""
+    def constrain(self, x: Array, axes: Axes) -> Array:
+        """`x` with a sharding constraint for these axes."""
         ...
 
     def parts(self, name: str, size: int) -> int:
-        """Into how many parts an axis of this name and size is split."""
+        """The number of parts that an axis of this name and size is split into."""
         ...
 
     def local(
@@ -51,7 +51,7 @@ _current: ContextVar[LogicalSharding | None] = ContextVar("sharding", default=No
 
 @contextlib.contextmanager
 def use_sharding(sharding: LogicalSharding | None) -> Iterator[None]:
-    """Everything traced inside is laid out by `sharding`; None: by nobody."""
+    """Activations of everything traced inside are sharded by `sharding`; None: without constraints."""
     token = _current.set(sharding)
     try:
         yield
@@ -60,13 +60,13 @@ def use_sharding(sharding: LogicalSharding | None) -> Iterator[None]:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """`x`, whose axes are named, where the sharding wants it; `x` itself without a sharding."""
+    """`x`, whose axes have these names, with the current sharding's constraint; `x` itself without a sharding."""
     sharding = _current.get()
-    return x if sharding is None else sharding.place(x, axes)
+    return x if sharding is None else sharding.constrain(x, axes)
 
 
 def parts(name: str, size: int) -> int:
-    """Into how many parts an axis is split; 1 without a sharding."""
+    """The number of parts that an axis is split into; 1 without a sharding."""
     sharding = _current.get()
     return 1 if sharding is None else sharding.parts(name, size)
 
@@ -77,14 +77,15 @@ def local(
     """`function` on each device's own parts of its arguments: for kernels that the compiler cannot split.
 
     Args:
-      function: of arrays, to an array.
-      inputs: the axes of every argument. output: those of the result.
+      function: takes arrays and returns an array.
+      inputs: the axes of every argument.
+      output: the axes of the result.
     """
     sharding = _current.get()
     return function if sharding is None else sharding.local(function, inputs, output)
 
 
 def platform() -> str:
-    """What the program that is being traced is compiled for: the sharding's devices, else JAX's default."""
+    """The platform that the current trace is compiled for: that of the sharding's devices, else JAX's default."""
     sharding: Any = _current.get()
     return jax.default_backend() if sharding is None else sharding.platform

@@ -39,8 +39,8 @@ def bicubic_matrix(source: int, target: int) -> Float[np.ndarray, "target source
 def interpolate_positions(
     table: Float[Array, "n d"], grid: int, height: int, width: int
 ) -> Float[Array, "hw d"]:
-    """Learned positions of a `grid x grid` table for another grid, bicubic; the native grid is returned untouched."""
-    if height == width == grid:
+    """A `grid x grid` table of learned positions resized to another grid, bicubic; the native grid is returned
+    unchanged.""" if height == width == grid:
         return table
     square = table.reshape(grid, grid, -1)
     rows = jnp.einsum("yi,ijd->yjd", bicubic_matrix(grid, height), square, precision="highest")
@@ -78,11 +78,15 @@ class EncoderLayer(nnx.Module):
 
 
 class RepresentationEncoder(nnx.Module):
-    """Latents, one token a latent position; frames never see each other here. `backend` is attention's
-    (`models/attention.attention`).
+    """Latents -> one token per latent position; frames do not attend to each other.
 
-    Every step says how its result lies (`sharding`): left to itself on a mesh with a tensor axis, XLA's partitioner
-    exchanged rows in programs without a backward pass (jax 0.10.2).
+    Every step constrains its result's sharding: without that, on a mesh with a tensor axis, XLA's partitioner permuted
+    rows in programs without a backward pass (jax 0.10.2).
+
+    Args:
+      config: sizes.
+      latent_channels: of the VAE.
+      backend: of the attention, see `models/attention.attention`.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """Rotary positions: half-split 1-D for text, adjacent-pair 3-D for image tokens (model.md sections 6 and 7).
 
-Both are `x cos + partner(x) sin`, with another partner and other signs. A `Rotation` holds one
-table for each, so that text and
-image tokens stand in one sequence and every layer applies the same three multiplications.
+Both are `x cos + partner(x) sin`, with different partners and signs. A `Rotation` has one table for each, so that text
+and image tokens share a sequence and every layer applies the same three multiplications.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ class Rotation(NamedTuple):
 
     Attributes:
       cos: multiplies the vector itself.
-      half: multiplies the vector with its halves swapped; signs included; 0 where no half-split rotation applies.
-      pair: multiplies the vector with adjacent entries swapped; signs included; None where no token needs it.
+      half: multiplies the vector with its halves swapped; includes the signs; 0 where no half-split rotation applies.
+      pair: multiplies the vector with adjacent entries swapped; includes the signs; None if no token needs it.
     """
 
     cos: Float[Array, "b s d"]
@@ -33,13 +32,13 @@ class Rotation(NamedTuple):
 
 
 def inverse_frequencies(head_dim: int, base: float) -> Float[np.ndarray, " half"]:
-    """`base ** -(2 i / head_dim)`, float32, in radians a token."""
+    """`base ** -(2 i / head_dim)`, float32, in radians per token."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return (1.0 / np.float32(base) ** exponents).astype(np.float32)
 
 
 def scaled_frequencies(config: FlowHeadConfig) -> Float[np.ndarray, " half"]:
-    """The head's text frequencies with Llama-3 scaling: long waves slowed by `factor`, a smooth ramp between."""
+    """The head's text frequencies with Llama-3 scaling: long wavelengths are slowed by `factor`, with a smooth ramp."""
     frequencies = inverse_frequencies(config.head_dim, config.text_rope_base)
     wavelength = 2 * math.pi / frequencies
     length = config.text_rope_original_length
@@ -61,7 +60,7 @@ def _half_tables(angles: Float[Array, "b s f"]) -> tuple[Array, Array]:
 def text_rotation(
     position: Int[Array, "b s"], frequencies: Float[Array | np.ndarray, " f"]
 ) -> Rotation:
-    """Half-split rotation at absolute positions, for every token alike (the language transformer)."""
+    """Half-split rotation at absolute positions, the same for every token (the language transformer)."""
     return Rotation(*_half_tables(position[:, :, None].astype(jnp.float32) * frequencies))
 
 
@@ -73,7 +72,7 @@ def visual_angles(
     Args:
       index: number of the image token in its span, from 0: frame-major, then row, then column.
       height, width: latent grid.
-      head_dim: a multiple of 16; its pairs go 1/4 to the frame, 3/8 to the row, 3/8 to the column.
+      head_dim: a multiple of 16; of its pairs 1/4 encode the frame, 3/8 the row and 3/8 the column.
       base: 1e4.
     """
     axes = (index // (height * width), index // width % height, index % width)
@@ -97,7 +96,7 @@ def flow_head_rotation(layout: Layout, config: FlowHeadConfig, height: int, widt
         jnp.maximum(layout.within - 1, 0), height, width, config.head_dim, config.visual_rope_base
     )
     cos, sin = jnp.repeat(jnp.cos(angles), 2, axis=-1), jnp.repeat(jnp.sin(angles), 2, axis=-1)
-    # (a, b) -> (a cos + b sin, -a sin + b cos): the opposite direction of the usual one.
+    # (a, b) -> (a cos + b sin, -a sin + b cos): opposite to the usual direction.
     signs = np.tile(np.asarray([1.0, -1.0], np.float32), config.head_dim // 2)
     return Rotation(
         jnp.where(text, text_cos, jnp.where(image, cos, 1.0)),

@@ -1,8 +1,8 @@
-"""Next-token cross-entropy (model.md section 8), whole or with few tokens' scores in memory at a time.
+"""Next-token cross-entropy (model.md section 8), for all tokens at once or in chunks.
 
 Scores over the vocabulary are the largest array of a training step, and most tokens need none: image tokens, padding
-and what a user says have no label. In chunks, a row's tokens with labels come first, a chunk that no row has a label
-in is not computed, and a chunk's gradient is computed with its loss, so that no score is computed twice.
+and user turns have no label. With chunks, the tokens with labels come first in every row, a chunk in which no row has a
+label is skipped, and a chunk's gradient is computed together with its loss, so that no score is computed twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Score = Callable[[Any, Float[Array, "b s d"]], Float[Array, "b s v"]]
 def text_loss(
     scores: Float[Array, "b s v"], labels: Int[Array, "b s"], ignore: int = IGNORE
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Next-token cross-entropy: sums and token counts a row; `labels` name the token at their own position."""
+    """Next-token cross-entropy: sums and token counts per row; a label is the token at its own position."""
     target = labels[:, 1:]
     learn = target != ignore
     return _cross_entropy(scores[:, :-1], target, learn), learn.sum(1).astype(jnp.float32)
@@ -40,15 +40,18 @@ def chunked_text_loss(
     chunk: int,
     ignore: int = IGNORE,
 ) -> tuple[Float[Array, ""], Float[Array, " b"], Float[Array, " b"]]:
-    """`text_loss` of `score(weights, hidden)`, with the scores of `chunk` tokens a row in memory at a time.
+    """`text_loss` of `score(weights, hidden)`, with the scores of `chunk` tokens per row in memory at a time.
 
     Args:
-      score: what makes scores; it sees nothing that is learned but its arguments.
-      weights: any tree of arrays. hidden: of all tokens. labels: as `text_loss` has them.
-      chunk: tokens of a row.
+      score: computes the scores; its arguments contain everything that is trained.
+      weights: a tree of arrays.
+      hidden: hidden states of all tokens.
+      labels: as for `text_loss`.
+      chunk: tokens per row.
+      ignore: the label of a token without one.
 
     Returns:
-      The sum over all rows, whose gradient is that of `text_loss`; sums and token counts a row, which have none.
+      The sum over all rows, whose gradient is that of `text_loss`; sums and token counts per row, without gradients.
     """
     target = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], ignore)], 1)
     learn = target != ignore
@@ -60,9 +63,11 @@ def chunked_text_loss(
 def _cross_entropy(
     scores: Float[Array, "b s v"], target: Int[Array, "b s"], learn: Bool[Array, "b s"]
 ) -> Float[Array, " b"]:
-    """Sums over the tokens to learn; a score row is about the token `target` beside it."""
-    rows = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
-    chosen = jnp.take_along_axis(rows, jnp.where(learn, target, 0)[..., None], axis=-1)[..., 0]
+    """Sums over the tokens with labels; scores and targets have the same positions."""
+    log_probabilities = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
+    chosen = jnp.take_along_axis(
+        log_probabilities, jnp.where(learn, target, 0)[..., None], axis=-1
+    )[..., 0]
     return -jnp.where(learn, chosen, 0.0).sum(1)
 
 
@@ -79,19 +84,30 @@ def _forward(
 ) -> tuple[tuple[Array, Array], Any]:
     leaves, tree = jax.tree.flatten(weights)
     values = jax.tree.unflatten(tree, [leaf.value for leaf in leaves])
-    learned = any(leaf.perturbed for leaf in leaves)
-    rows, *slopes = _run(
-        score, chunk, values, hidden.value, target.value, learn.value, learned, hidden.perturbed
+    weights_trained = any(leaf.perturbed for leaf in leaves)
+    rows, *gradients = _run(
+        score,
+        chunk,
+        values,
+        hidden.value,
+        target.value,
+        learn.value,
+        weights_trained,
+        hidden.perturbed,
     )
-    return (rows.sum(), rows), slopes
+    return (rows.sum(), rows), gradients
 
 
-def _backward(score: Score, chunk: int, slopes: Any, given: tuple[Any, Any]) -> tuple[Any, ...]:
+def _backward(
+    score: Score, chunk: int, gradients: Any, cotangents: tuple[Any, Any]
+) -> tuple[Any, ...]:
     del score, chunk
-    total, _ = given
+    total, _ = cotangents
     if isinstance(total, SymbolicZero):
         total = jnp.float32(0)
-    scaled = (jax.tree.map(lambda x: (total * x).astype(x.dtype), slope) for slope in slopes)
+    scaled = (
+        jax.tree.map(lambda x: (total * x).astype(x.dtype), gradient) for gradient in gradients
+    )
     return *scaled, None, None
 
 
@@ -105,10 +121,10 @@ def _run(
     hidden: Float[Array, "b s d"],
     target: Int[Array, "b s"],
     learn: Bool[Array, "b s"],
-    weights_too: bool,
-    hidden_too: bool,
+    for_weights: bool,
+    for_hidden: bool,
 ) -> tuple[Float[Array, " b"], Any, Float[Array, "b s d"] | None]:
-    """Sums a row, and the gradients of their sum by weights and hidden states where they are wanted, else None."""
+    """Sums per row, and the gradients of their total for weights and hidden states where requested, else None."""
     batch, length = target.shape
     count = -(-length // chunk)
     order = jnp.argsort(~learn, axis=1, stable=True)
@@ -118,35 +134,35 @@ def _run(
         x = jnp.pad(x, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
 
-    def one(carry: tuple[Array, Any], part: tuple[Array, Array, Array]) -> tuple[Any, Any]:
+    def one_chunk(carry: tuple[Array, Any], part: tuple[Array, Array, Array]) -> tuple[Any, Any]:
         hidden, target, learn = part
         hidden = constrain(hidden, "batch", "sequence", "width")
 
         def run(carry: tuple[Array, Any]) -> tuple[Any, Any]:
-            rows, slope = carry
-            given = ({"weights": weights} if weights_too else {}) | (
-                {"hidden": hidden} if hidden_too else {}
+            rows, gradient = carry
+            inputs = ({"weights": weights} if for_weights else {}) | (
+                {"hidden": hidden} if for_hidden else {}
             )
-            value = lambda given: _cross_entropy(
-                score(given.get("weights", weights), given.get("hidden", hidden)), target, learn
+            value = lambda inputs: _cross_entropy(
+                score(inputs.get("weights", weights), inputs.get("hidden", hidden)), target, learn
             )
-            new, pull = jax.vjp(value, given)
-            (by,) = pull(jnp.ones_like(new))
-            slope = jax.tree.map(jnp.add, slope, by.get("weights"))
-            return (rows + new, slope), by.get("hidden")
+            new, pull_back = jax.vjp(value, inputs)
+            (gradients,) = pull_back(jnp.ones_like(new))
+            gradient = jax.tree.map(jnp.add, gradient, gradients.get("weights"))
+            return (rows + new, gradient), gradients.get("hidden")
 
         def skip(carry: tuple[Array, Any]) -> tuple[Any, Any]:
-            return carry, jnp.zeros_like(hidden) if hidden_too else None
+            return carry, jnp.zeros_like(hidden) if for_hidden else None
 
         return jax.lax.cond(learn.any(), run, skip, carry)
 
-    slope = jax.tree.map(jnp.zeros_like, weights) if weights_too else None
-    start = jnp.zeros(batch, jnp.float32), slope
-    (rows, slope), by_hidden = jax.lax.scan(
-        one, start, (parts(hidden), parts(target), parts(learn))
+    gradient = jax.tree.map(jnp.zeros_like, weights) if for_weights else None
+    start = jnp.zeros(batch, jnp.float32), gradient
+    (rows, gradient), to_hidden = jax.lax.scan(
+        one_chunk, start, (parts(hidden), parts(target), parts(learn))
     )
-    if by_hidden is not None:
-        by_hidden = jnp.moveaxis(by_hidden, 0, 1).reshape(batch, count * chunk, -1)
+    if to_hidden is not None:
+        to_hidden = jnp.moveaxis(to_hidden, 0, 1).reshape(batch, count * chunk, -1)
         back = jnp.argsort(order, axis=1)[..., None]
-        by_hidden = constrain(jnp.take_along_axis(by_hidden, back, 1), "batch", "sequence", "width")
-    return rows, slope, by_hidden
+        to_hidden = constrain(jnp.take_along_axis(to_hidden, back, 1), "batch", "sequence", "width")
+    return rows, gradient, to_hidden

@@ -4,7 +4,8 @@
     text ids -> token table ------------------------------------------┴-> language transformer -> text head -> logits
     t -> time embedding -> time tokens, modulation                              └-> flow head -> velocities
 
-Functions here take `(config, params, ...)`; params is the plain dict of `init`. The frozen VAE is not part of it.
+Functions here take `(config, params, ...)`; params is the nested dict that `init` returns. It does not contain the
+frozen VAE.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Tuna(nnx.Module):
         spans = jnp.concatenate([time[:, :, None].astype(visual.dtype), visual], axis=2)
         batch, slots, length, width = spans.shape
         index = jnp.maximum(layout.slot, 0) * length + layout.within
-        # Any device may want any of its rows' image tokens.
+        # Any device may need any of its rows' image tokens.
         spans = constrain(spans.reshape(batch, slots * length, width), "batch", None, "width")
         inside = jnp.take_along_axis(spans, index[..., None], 1)
         x = jnp.where((layout.slot >= 0)[..., None], inside, x)
@@ -79,11 +80,11 @@ class Tuna(nnx.Module):
 
 
 class Outputs(NamedTuple):
-    """What a forward pass gives.
+    """The results of a forward pass.
 
     Attributes:
       hidden: the language transformer's final hidden states.
-      velocity: float32 velocities of every token of the rows that were asked for; None without latents or rows.
+      velocity: float32 velocities of every token of the selected rows; None without latents or rows.
     """
 
     hidden: Float[Array, "b s d"]
@@ -96,12 +97,12 @@ def _template(config: TunaConfig) -> tuple[Any, Params]:
 
 
 def graphdef(config: TunaConfig) -> Any:
-    """The structure that `layers.merge` joins with params; traced once a config."""
+    """The structure that `layers.merge` combines with params; traced once per config."""
     return _template(config)[0]
 
 
 def shapes(config: TunaConfig) -> Params:
-    """Shapes and dtypes of what `init` returns, as `jax.ShapeDtypeStruct`; traced once a config, with `graphdef`."""
+    """Shapes and dtypes of what `init` returns, as `jax.ShapeDtypeStruct`; traced once per config."""
     return jax.tree.map(lambda leaf: leaf, _template(config)[1])
 
 
@@ -112,7 +113,7 @@ def bind(config: TunaConfig, params: Params) -> Tuna:
 
 def init(config: TunaConfig, key: Array) -> Params:
     """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `representation, connector, time_embedding, language,
-    flow_head`; layers are stacked on axis 0. `shapes` tells their shapes alone."""
+    flow_head`; layers are stacked on axis 0. `shapes` returns only their shapes."""
     return layers.split(Tuna(config, rngs=nnx.Rngs(key)))[1]
 
 
@@ -129,11 +130,11 @@ def forward(
 
     Args:
       config, params: the model.
-      tokens: ids; what stands inside spans is ignored.
-      spans: `(offset, length)` a slot, `(-1, -1)` unused.
-      latents: `[B, N, T, h, w, C]`, noisy or clean; None for text alone (all spans must then be unused).
+      tokens: ids; those inside spans are ignored.
+      spans: `(offset, length)` of every slot, `(-1, -1)` if unused.
+      latents: `[B, N, T, h, w, C]`, noisy or clean; None for text only (all spans must then be unused).
       t: flow time of every slot; 1 is clean.
-      velocity_rows: rows that the flow head runs on; None: all. Of no rows it is not run.
+      velocity_rows: rows that the flow head runs on; None: all; empty: it is not run.
     """
     model = bind(config, params)
     layout = sequence_layout(spans, tokens.shape[1])
@@ -144,8 +145,8 @@ def forward(
     hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
     if velocity_rows is not None and not len(velocity_rows):
         return Outputs(hidden, None)
-    drawn, time, layout = _take((hidden, time, layout), velocity_rows)
-    velocity, _ = model.flow_head(drawn, time, layout, (latents.shape[3], latents.shape[4]))
+    selected, time, layout = _take((hidden, time, layout), velocity_rows)
+    velocity, _ = model.flow_head(selected, time, layout, (latents.shape[3], latents.shape[4]))
     return Outputs(hidden, velocity)
 
 
@@ -157,21 +158,21 @@ def logits(config: TunaConfig, params: Params, hidden: Float[Array, "b s d"]) ->
 def span_velocities(
     velocity: Float[Array, "b s c"], spans: Int[Array, "b n 2"], shape: tuple[int, ...]
 ) -> Latents:
-    """Velocities of every slot's image tokens as latents `[B, N, T, h, w, C]`; an unused slot's are meaningless."""
-    batch, slots = spans.shape[:2]
+    """Velocities of every slot's image tokens as latents `[B, N, T, h, w, C]`; those of an unused slot are
+    meaningless.""" batch, slots = spans.shape[:2]
     count = shape[0] * shape[1] * shape[2]
     index = jnp.maximum(spans[:, :, :1], 0) + 1 + jnp.arange(count)
     index = jnp.minimum(index, velocity.shape[1] - 1).reshape(batch, slots * count, 1)
     return jnp.take_along_axis(velocity, index, axis=1).reshape(batch, slots, *shape)
 
 
-def _rows_with(wanted: Bool[Array, " b"], count: int | None) -> Int[Array, " r"] | None:
-    """Indices of `count` rows, those that are wanted first; None: all rows."""
-    return None if count is None else jnp.argsort(~wanted, stable=True)[:count]
+def _rows_with(condition: Bool[Array, " b"], count: int | None) -> Int[Array, " r"] | None:
+    """Indices of `count` rows, those that meet the condition first; None: all rows."""
+    return None if count is None else jnp.argsort(~condition, stable=True)[:count]
 
 
 def _take(tree: Any, rows: Int[Array, " r"] | None) -> Any:
-    """These rows of every array; None: the arrays as they are."""
+    """These rows of every array; None: the arrays unchanged."""
     return tree if rows is None else jax.tree.map(lambda array: array[rows], tree)
 
 
@@ -182,11 +183,18 @@ def _put_back(
     return values if rows is None else jnp.zeros(length, values.dtype).at[rows].set(values)
 
 
+def _mean(
+    total: Float[Array, ""], counts: Float[Array, " b"], divisor: Float[Array, ""] | None
+) -> Float[Array, ""]:
+    """`total / divisor`; the divisor is by default the sum of the counts, and at least 1."""
+    return total / jnp.maximum(counts.sum() if divisor is None else divisor, 1.0)
+
+
 def target_counts(batch: Mapping[str, Array]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """What the two losses of a batch are divided by: latent numbers to draw, tokens to say."""
+    """The divisors of a batch's two losses: latent values to generate, and tokens with labels."""
     target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
-    drawn = target.sum().astype(jnp.float32) * batch["latents"][0, 0].size
-    return drawn, (batch["labels"][:, 1:] != IGNORE).sum().astype(jnp.float32)
+    values = target.sum().astype(jnp.float32) * batch["latents"][0, 0].size
+    return values, (batch["labels"][:, 1:] != IGNORE).sum().astype(jnp.float32)
 
 
 def loss(
@@ -206,20 +214,19 @@ def loss(
 
     Args:
       config, params: the model.
-      batch: `tokens`, `labels`, `spans`, `is_target`, `latents` (clean), as `data/` emits them.
+      batch: `tokens`, `labels`, `spans`, `is_target`, `latents` (clean), as `data/` returns them.
       noise: x_0 of every slot.
       t: flow times; used where `is_target`, elsewhere the slot is clean (t = 1).
-      flow_weight, text_weight: weights of the two terms. An all-masked term is exactly 0.
-      flow_rows, text_rows: the caller knows that at most so many rows of the batch have a target to draw, or
-        labels: flow head, or text head, run on that many alone (more would be left out of the loss). None: on all;
-        0: the head is not run.
-      counts: what the two sums are divided by, where this is a part of a larger batch (`target_counts` of that); the
-        parts' losses then add up to its loss. None: this batch's own.
+      flow_weight, text_weight: weights of the two terms. A term without targets is exactly 0.
+      flow_rows, text_rows: upper bounds, known to the caller, on the rows of the batch with a target, or with labels:
+        the flow head, or the text head, runs on only this many rows (rows beyond are left out of the loss). None: on
+        all rows; 0: the head is not run.
+      counts: the divisors of the two sums if this is a part of a larger batch (`target_counts` of that batch); the
+        losses of the parts then add up to its loss. None: the counts of this batch.
 
     Returns:
-      The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and a row each `flow_sum`,
-      `flow_count`, `text_sum`,
-      `text_count` `[B]`, from which losses by task follow.
+      The loss, and float32 metrics: `loss`, `flow_loss`, `text_loss`, and per row `flow_sum`, `flow_count`, `text_sum`,
+      `text_count` `[B]`, from which the losses per task are computed.
     """
     clean = batch["latents"]
     target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
@@ -228,11 +235,11 @@ def loss(
     rows = _rows_with(target.any(1), flow_rows)
     out = forward(config, params, batch["tokens"], batch["spans"], noisy, t, rows)
     flow_sum = flow_count = text_sum = text_count = jnp.zeros(len(clean), jnp.float32)
-    said_sum = jnp.float32(0)
+    token_sum = jnp.float32(0)
     if out.velocity is not None:
-        spans, mask, wanted = _take((batch["spans"], target, clean - noise), rows)
+        spans, mask, velocity = _take((batch["spans"], target, clean - noise), rows)
         predicted = span_velocities(out.velocity, spans, clean.shape[2:])
-        error = jnp.square(predicted - wanted) * mask[:, :, None, None, None, None]
+        error = jnp.square(predicted - velocity) * mask[:, :, None, None, None, None]
         flow_sum = _put_back(error.sum((1, 2, 3, 4, 5)), rows, len(clean))
         flow_count = target.sum(1).astype(jnp.float32) * (clean[0, 0].size)
     if text_rows != 0:
@@ -240,16 +247,16 @@ def loss(
         hidden, labels = _take((out.hidden, batch["labels"]), rows)
         model, chunk = bind(config, params).language, config.text_chunk
         if 0 < chunk < labels.shape[1]:
-            said_sum, *sums = chunked_text_loss(
+            token_sum, *sums = chunked_text_loss(
                 language.scores, model.text_head(), hidden, labels, chunk
             )
         else:
             sums = text_loss(model.logits(hidden), labels)
-            said_sum = sums[0].sum()
+            token_sum = sums[0].sum()
         text_sum, text_count = (_put_back(values, rows, len(clean)) for values in sums)
-    drawn, said = counts or (None, None)
-    flow_loss = flow_sum.sum() / jnp.maximum(flow_count.sum() if drawn is None else drawn, 1.0)
-    ntp_loss = said_sum / jnp.maximum(text_count.sum() if said is None else said, 1.0)
+    flow_total, text_total = counts or (None, None)
+    flow_loss = _mean(flow_sum.sum(), flow_count, flow_total)
+    ntp_loss = _mean(token_sum, text_count, text_total)
     total = flow_weight * flow_loss + text_weight * ntp_loss
     return total, {
         "loss": total,

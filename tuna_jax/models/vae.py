@@ -4,8 +4,8 @@
     latent [B, 1+k, H/16, W/16, C] -> 1x1x1 conv -> decoder -> depth-to-space 2x2 -> pixels
 
 Everything is causal in time, so one code path serves a whole clip at once (fast) and a clip in
-chunks (low memory): every layer takes and returns a history (`vae_layers.py`). Whoever runs a whole clip drops the
-returned one, and XLA removes its computation. Large frames are cut in space too (`vae_tiles.py`).
+chunks (low memory): every layer takes and returns a history (`vae_layers.py`). A run over a whole clip drops the
+returned history, and XLA removes its computation. Large frames are also split in space (`vae_tiles.py`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from tuna_jax.models.vae_layers import (
 )
 from tuna_jax.models.vae_tiles import TILE_ABOVE, Tiling, in_tiles, tiling
 
-# Which parts of a stack are run: all; in tiles, those that see a tile, and those that see the frame.
+# A slice chooses the parts of a stack to run: all of them, or with tiles those that see a tile or the whole frame.
 _ALL = slice(None)
 
-# Latent frames up to which a clip is taken at once; a longer one goes in chunks of time, to save memory.
+# Clips of up to this many latent frames are processed at once; longer ones in chunks of time, to save memory.
 _WHOLE = 5
 
 
@@ -60,11 +60,11 @@ class Encoder(nnx.Module):
         self.head = Head(widths[-1], 2 * config.latent_channels, rngs=rngs)
 
     def __call__(
-        self, x: Video, history: History = None, some: slice = _ALL
+        self, x: Video, history: History = None, selected: slice = _ALL
     ) -> tuple[Video, History]:
         levels = [(f"level{i}", level) for i, level in enumerate(self.levels)]
         parts = [("conv_in", self.conv_in), *levels, ("middle", self.middle), ("head", self.head)]
-        return run_stack(parts[some], x, history)
+        return run_stack(parts[selected], x, history)
 
 
 class Decoder(nnx.Module):
@@ -88,11 +88,11 @@ class Decoder(nnx.Module):
         self.head = Head(widths[-1], 12, rngs=rngs)
 
     def __call__(
-        self, x: Video, history: History = None, some: slice = _ALL
+        self, x: Video, history: History = None, selected: slice = _ALL
     ) -> tuple[Video, History]:
         levels = [(f"level{i}", level) for i, level in enumerate(self.levels)]
         parts = [("conv_in", self.conv_in), ("middle", self.middle), *levels, ("head", self.head)]
-        return run_stack(parts[some], x, history)
+        return run_stack(parts[selected], x, history)
 
 
 def space_to_depth(pixels: Video) -> Video:
@@ -130,13 +130,13 @@ def _template(config: VAEConfig) -> tuple[Any, Params]:
 
 
 def _structure(config: VAEConfig) -> tuple[Any, Params]:
-    """Graphdef and shapes, traced once for all VAEs of one size: statistics and the like change nothing there."""
-    some = (0.0,) * config.latent_channels
+    """Graphdef and shapes, traced once for all VAEs of one size: statistics and flags do not change them."""
+    zeros = (0.0,) * config.latent_channels
     sizes = dataclasses.replace(
         config,
         latent_stats="custom",
-        latent_mean=some,
-        latent_std=some,
+        latent_mean=zeros,
+        latent_std=zeros,
         consistent_posterior=False,
         by_frame=False,
     )
@@ -160,9 +160,8 @@ def init(config: VAEConfig, key: Array, image_only: bool = False) -> Params:
     Args:
       config: sizes.
       key: PRNG key.
-      image_only: keep only what a single frame meets, the last time tap of every causal kernel.
-        The same functions run on
-        it for T = 1; `inflate` makes a video VAE of it.
+      image_only: keep only what a single frame uses, the last time tap of every causal kernel. The same functions run
+        on these parameters for T = 1; `inflate` turns them into those of a video VAE.
     """
     params = layers.split(WanVAE(config, rngs=nnx.Rngs(key)))[1]
     return jax.tree_util.tree_map_with_path(_last_tap, params) if image_only else params
@@ -172,27 +171,26 @@ def _last_tap(path: Any, x: Array) -> Array:
     if x.ndim != 5:
         return x
     if "time_conv" in jax.tree_util.keystr(path):
-        # No image ever meets these. As identities they drop and repeat frames, which is where a video VAE starts well.
+        # Images never use these. As identities they drop and repeat frames, a good start for a video VAE.
         inputs, outputs = x.shape[3:]
         return jnp.tile(jnp.eye(inputs, dtype=x.dtype), (1, outputs // inputs))[None, None, None]
-    return (
-        x[-1:] * x.shape[0] ** 0.5
-    )  # fan-in counted taps of which one is left: restore the variance
+    # The initialisation counted all taps as fan-in and one is left: restore the variance.
+    return x[-1:] * x.shape[0] ** 0.5
 
 
 def inflate(config: VAEConfig, image_params: Params) -> Params:
-    """Image-only parameters -> full ones: every missing earlier time tap is zero, so images keep
-    their numbers to the bit."""
+    """Image-only parameters -> full ones: missing earlier time taps become zero, so images are encoded to the same
+    bits."""
 
-    def place(want: jax.ShapeDtypeStruct, have: Array) -> Array:
-        missing = want.shape[0] - have.shape[0]
-        return jnp.pad(have, [(missing, 0)] + [(0, 0)] * (have.ndim - 1)) if missing else have
+    def pad(full: jax.ShapeDtypeStruct, leaf: Array) -> Array:
+        missing = full.shape[0] - leaf.shape[0]
+        return jnp.pad(leaf, [(missing, 0)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf
 
-    return jax.tree.map(place, shapes(config), image_params)
+    return jax.tree.map(pad, shapes(config), image_params)
 
 
 def for_frames(config: VAEConfig, params: Params, frames: int) -> Params:
-    """Parameters that do for a clip of so many frames: image-only ones are inflated if they must be."""
+    """Parameters for clips of this many frames: image-only ones are inflated if necessary."""
     return inflate(config, params) if frames > 1 and not config.by_frame else params
 
 
@@ -210,23 +208,23 @@ def encode_moments(
       config: sizes.
       params: as from `init`.
       pixels: `[B, F, H, W, 3]` in [-1, 1]; F = 1 + 4k, H and W multiples of 16 (else ValueError).
-      chunked: scan over chunks of four frames with constant memory instead of running the whole
-        clip at once; same numbers.
-      tiles: how frames are cut in space; None: they are not.
+      chunked: scan over chunks of four frames in constant memory instead of running the whole clip at once; the numbers
+        are the same.
+      tiles: how frames are split in space; None: they are not split.
 
     Returns:
       mu and log_var, each `[B, 1+k, H/16, W/16, C]`.
     """
     config.latent_shape(*pixels.shape[1:4])
     if config.by_frame and pixels.shape[1] > 1:
-        moments = encode_moments(config, params, _as_pictures(pixels), tiles=tiles)
+        moments = encode_moments(config, params, _as_images(pixels), tiles=tiles)
         mu, log_var = (_as_clips(x, pixels.shape[1]) for x in moments)
         return mu, log_var
     model = layers.merge(_graphdef(config), params)
     x = space_to_depth(pixels)
     size = config.temporal_factor
     if tiles is not None:
-        run = functools.partial(_run, model.encoder, size=size, chunked=chunked, some=Encoder.TILED)
+        run = functools.partial(_run, model.encoder, size=size, chunked=chunked, selected=Encoder.TILED)
         features = in_tiles(run, x, tiles, config.spatial_factor // 2, 1)
         features = _run(model.encoder, features, 1, True, Encoder.WHOLE)
     else:
@@ -235,31 +233,31 @@ def encode_moments(
     return mu, log_var
 
 
-def _as_pictures(x: Video) -> Video:
-    """Every frame as a clip of one."""
+def _as_images(x: Video) -> Video:
+    """Every frame as a clip of one frame."""
     return x.reshape(-1, 1, *x.shape[2:])
 
 
 def _as_clips(x: Video, frames: int) -> Video:
-    """The inverse of `_as_pictures`."""
+    """The inverse of `_as_images`."""
     return x.reshape(-1, frames, *x.shape[2:])
 
 
-def _run(part: Any, x: Video, size: int, chunked: bool, some: slice = _ALL) -> Video:
-    """Some parts of a causal stack on a whole clip, or on chunks of `size` frames one after another."""
+def _run(part: Any, x: Video, size: int, chunked: bool, selected: slice = _ALL) -> Video:
+    """The selected parts of a causal stack on a whole clip, or on chunks of `size` frames one after another."""
     if chunked and x.shape[1] > 1:
-        return _in_chunks(part, x, size, some)
-    return part(x, None, some)[0]
+        return _in_chunks(part, x, size, selected)
+    return part(x, None, selected)[0]
 
 
-def _in_chunks(part: Any, x: Video, size: int, some: slice) -> Video:
+def _in_chunks(part: Any, x: Video, size: int, selected: slice) -> Video:
     """Runs a causal stack on the first frame, then scans over chunks of `size` frames with its history."""
-    first, history = part(x[:, :1], None, some)
+    first, history = part(x[:, :1], None, selected)
     graphdef, state = nnx.split(part)
     rest = x[:, 1:].reshape(x.shape[0], -1, size, *x.shape[2:])
 
     def step(history: History, chunk: Video) -> tuple[History, Video]:
-        y, history = nnx.merge(graphdef, state)(chunk, history, some)
+        y, history = nnx.merge(graphdef, state)(chunk, history, selected)
         return history, y
 
     _, outputs = jax.lax.scan(step, history, jnp.moveaxis(rest, 1, 0))
@@ -281,16 +279,15 @@ def encode(
     chunked: bool = False,
     tiles: Tiling | None = None,
 ) -> tuple[Video, Video]:
-    """Pixels -> (normalised mu, raw log_var); arguments as `encode_moments`."""
+    """Pixels -> (normalised mu, raw log_var); arguments as for `encode_moments`."""
     mu, log_var = encode_moments(config, params, pixels, chunked=chunked, tiles=tiles)
     mean, std = _statistics(config)
     return (mu - mean) / std, log_var
 
 
 def posterior_std(config: VAEConfig, log_var: Video) -> Video:
-    """Standard deviation of the posterior in normalised latents; undivided by `latent_std` unless
-    `consistent_posterior`."""
-    std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
+    """Standard deviation of the posterior in normalised latents; divided by `latent_std` only if
+    `consistent_posterior`.""" std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
     return std / _statistics(config)[1] if config.consistent_posterior else std
 
 
@@ -305,10 +302,10 @@ def posterior(
 
     Args:
       config: sizes.
-      params: as from `init`; image-only ones do: of a clip, they take the earlier time taps for zero.
-      clips: F = 1 + 4k; a picture is a clip of one frame. A long clip goes in chunks of time.
-      dtype: what the convolutions compute in.
-      tile_above: pixels of a frame above which it goes in tiles.
+      params: as from `init`; image-only ones are accepted, and count as zero at the earlier time taps.
+      clips: F = 1 + 4k; an image is a clip of one frame. A long clip is processed in chunks of time.
+      dtype: of the convolutions.
+      tile_above: frames of more pixels than this are processed in tiles.
     """
     params = for_frames(config, params, clips.shape[1])
     pixels = (jnp.asarray(clips, jnp.float32) / 127.5 - 1.0).astype(dtype)
@@ -335,16 +332,16 @@ def decode(
 ) -> Video:
     """Normalised latents `[B, T, h, w, C]` -> pixels `[B, 1 + 4 (T - 1), 16 h, 16 w, 3]`, not clamped.
 
-    Arguments as `encode_moments`; `chunked` takes a latent frame at a time.
+    Arguments as for `encode_moments`; `chunked` processes one latent frame at a time.
     """
     if config.by_frame and latents.shape[1] > 1:
-        pictures = decode(config, params, _as_pictures(latents), tiles=tiles)
-        return _as_clips(pictures, latents.shape[1])
+        images = decode(config, params, _as_images(latents), tiles=tiles)
+        return _as_clips(images, latents.shape[1])
     mean, std = _statistics(config)
     model = layers.merge(_graphdef(config), params)
     x = model.latent_in(latents * std + mean)[0]
     if tiles is not None:
         x = _run(model.decoder, x, 1, True, Decoder.WHOLE)
-        run = functools.partial(_run, model.decoder, size=1, chunked=chunked, some=Decoder.TILED)
+        run = functools.partial(_run, model.decoder, size=1, chunked=chunked, selected=Decoder.TILED)
         return depth_to_space(in_tiles(run, x, tiles, 1, config.spatial_factor // 2))
     return depth_to_space(_run(model.decoder, x, 1, chunked))

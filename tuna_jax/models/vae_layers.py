@@ -1,7 +1,7 @@
 """Layers of the causal video VAE (model.md section 1): norm, causal convolution, residual blocks, resampling.
 
-Every layer takes the *history* that came before its input and returns the history for what comes next. History None
-means that nothing came before: the first frame of the input is then the clip's first, which is a chunk of its own.
+Every layer takes the *history* of its input and returns the history for the next chunk. A history of None means that
+the first frame of the input is the first of the clip, which is a chunk of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from tuna_jax.models import layers
 from tuna_jax.models.layers import fan_in_init, zeros_init
 
-# [batch, time, height, width, channels]; a level changes all but the batch, so the axes bear no names.
+# [batch, time, height, width, channels]; a level changes all axes except the batch, so they have no names.
 Video = Float[Array, "_ _ _ _ _"]
-_AT_ONCE = 4096  # Positions of a frame whose attention is taken at once: 1024x1024 pixels.
-History = Any  # pytree of arrays, or None: nothing came before
+_AT_ONCE = 4096  # Frames of up to this many positions (1024x1024 pixels) have their attention computed at once.
+History = Any  # A pytree of arrays, or None at the beginning of a clip.
 
 
 class ChannelNorm(nnx.Module):
@@ -30,7 +30,7 @@ class ChannelNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         y = x.astype(jnp.float32)
-        # The clamp sits under the root: the gradient at an all-zero vector is then 0, not NaN.
+        # The clamp is inside the root, so that the gradient of an all-zero vector is 0 and not NaN.
         y = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), -1, keepdims=True), 1e-24))
         return (y * (x.shape[-1] ** 0.5 * self.gamma[...])).astype(x.dtype)
 
@@ -49,7 +49,7 @@ def _conv2d(x: Video, kernel: Float[Array, "kh kw i o"], stride: int, padding: A
 
 
 class CausalConv(nnx.Module):
-    """3-D convolution that sees the present and the past; kernel `[time, height, width, in, out]`."""
+    """3-D convolution over the current frame and earlier ones; kernel `[time, height, width, in, out]`."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class CausalConv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Video, history: Video | None = None) -> tuple[Video, Video]:
-        """x and the `taps - 1` frames before it (None: zeros) -> output and the history for what follows."""
+        """x and the `taps - 1` frames before it (None: zeros) -> output, and the history for the next chunk."""
         kernel = self.kernel[...]
         taps = kernel.shape[0]
         pad = [(k // 2, k // 2) for k in kernel.shape[1:3]]
         if history is None and x.shape[1] == 1 and self.stride == 1:
-            # A first frame alone meets only zeros before it: the last tap is all there is to compute.
+            # Before the first frame there are only zeros, so a single first frame needs only the last tap.
             y = _conv2d(x, kernel[-1], 1, pad)
             zeros = jnp.zeros((x.shape[0], taps - 1, *x.shape[2:]), x.dtype)
             return y + self.bias[...].astype(x.dtype), _tail(zeros, x, taps - 1)
@@ -94,7 +94,7 @@ def _tail(history: Video, x: Video, count: int) -> Video:
 
 
 class ResidualBlock(nnx.Module):
-    """norm -> SiLU -> conv -> norm -> SiLU -> conv, beside a 1x1x1 shortcut where the width changes."""
+    """norm -> SiLU -> conv -> norm -> SiLU -> conv, plus a shortcut, 1x1x1 where the width changes."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.norm1 = ChannelNorm(inputs)
@@ -115,7 +115,7 @@ class ResidualBlock(nnx.Module):
 class FrameAttention(nnx.Module):
     """Single-head attention over the positions of each frame, in float32 softmax.
 
-    Queries of a large frame go row by row: all at once they would have (height x width)^2 scores.
+    The queries of a large frame are processed row by row: all at once would need (height x width)^2 scores.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
@@ -211,7 +211,7 @@ class Upsample(nnx.Module):
         if self.time_conv is not None and history is not None:
             x, history = self._double_time(x, history)
         elif self.time_conv is not None:
-            # The first frame stays one frame, and the frames after it see zeros in its place.
+            # The first frame stays one frame, and the later frames see zeros in its place.
             first, rest = x[:, :1], x[:, 1:]
             history = jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype)
             if rest.shape[1]:
@@ -224,7 +224,7 @@ class Upsample(nnx.Module):
 
 
 def average_down(x: Video, outputs: int, time: int, space: int) -> Video:
-    """Parameter-free shortcut: moves `time x space x space` cells into channels and averages groups of them.
+    """Parameter-free shortcut: moves `time x space x space` blocks into channels and averages groups of them.
 
     An odd first chunk gets zero frames *in front*, and the mean counts them.
     """
@@ -248,7 +248,7 @@ def duplicate_up(x: Video, outputs: int, time: int, space: int, first: bool) -> 
 
 
 class DownLevel(nnx.Module):
-    """Residual blocks, then down-sampling (not at the last level), beside group averaging."""
+    """Residual blocks, then down-sampling (not at the last level), plus group averaging."""
 
     def __init__(
         self, inputs: int, outputs: int, blocks: int, time: int, space: int, *, rngs: nnx.Rngs
@@ -269,7 +269,7 @@ class DownLevel(nnx.Module):
 
 
 class UpLevel(nnx.Module):
-    """Residual blocks, then up-sampling beside duplication (neither at the last level)."""
+    """Residual blocks, then up-sampling plus duplication (neither at the last level)."""
 
     def __init__(
         self, inputs: int, outputs: int, blocks: int, time: int, space: int, *, rngs: nnx.Rngs
@@ -299,7 +299,7 @@ def _run_blocks(blocks: Any, x: Video, history: History) -> tuple[Video, dict[st
 
 
 def run_stack(parts: list[tuple[str, Any]], x: Video, history: History) -> tuple[Video, History]:
-    """Named parts one after another, each with its own part of the history; returns the new history by name."""
+    """Runs named parts one after another, each with its own part of the history; returns the new history by name."""
     after: dict[str, History] = {}
     for name, part in parts:
         x, after[name] = part(x, (history or {}).get(name))

@@ -1,6 +1,6 @@
-"""Which activation is split along which of its axes: one table of logical names, and the sharding that follows it.
+"""How activations are sharded: one table from logical axis names to mesh axes, and the sharding that applies it.
 
-The model names the axes of what it computes (`models/logical_sharding.py`); this table says on which mesh axes each lies.
+The model names the axes of what it computes (`models/logical_sharding.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Axes = tuple[str | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """On which mesh axes a logical axis lies.
+    """The mesh axes that a logical axis is split over.
 
     Attributes:
-      mesh: the mesh axes; none: every device has the whole.
-      or_whole: where the size does not divide by them the axis is left whole; else that is an error.
+      mesh: the mesh axes; empty: every device has the whole axis.
+      or_whole: leave the axis whole if its size does not divide by them; otherwise that is an error.
     """
 
     mesh: tuple[str, ...] = ()
@@ -34,11 +34,12 @@ class Split:
 ACTIVATIONS: Mapping[str, Split] = {
     # Samples; in the representation encoder samples times slots times frames, sample-major.
     "batch": Split(("slices", "data", "fsdp")),
-    # Samples and table rows where token embeddings are looked up: as the table lies (parallel/param_sharding.py).
+    # Samples and table rows during the lookup of token embeddings: sharded as the table is
+    # (parallel/param_sharding.py).
     "group": Split(("slices", "data")),
     "table_width": Split(("fsdp",)),
     "sequence": Split(("context",)),
-    # Queries are split over `context`; every query may want any key.
+    # Queries are split over `context`; every query may need any key.
     "keys": Split(),
     # Image tokens of a frame or a slot. Grids are of any size.
     "tokens": Split(("context",), or_whole=True),
@@ -50,29 +51,29 @@ ACTIVATIONS: Mapping[str, Split] = {
     "mlp": Split(("tensor",), or_whole=True),
     "vocabulary": Split(),
 }
-"""Training."""
+"""The table for training."""
 
 GENERATION: Mapping[str, Split] = {
     **ACTIVATIONS,
-    # Any number of pictures may be asked for.
+    # The batch may have any size.
     "batch": Split(("slices", "data", "fsdp"), or_whole=True),
     "group": Split(("slices", "data"), or_whole=True),
-    # A step of decoding is one token long.
+    # A decoding step has one token.
     "sequence": Split(),
     "tokens": Split(),
 }
-"""Generation: sequences are whole on every device."""
+"""The table for generation: sequences are whole on every device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Lays activations over a mesh as a table says; the `LogicalSharding` of `models/logical_sharding.py`.
+    """Shards activations over a mesh as a table says; the `LogicalSharding` of `models/logical_sharding.py`.
 
-    On a mesh of one device it changes nothing. It can be hashed, so that it may be a static argument.
+    On a mesh of one device it changes nothing. It is hashable, so it can be a static argument.
 
     Args:
       mesh: the devices.
-      generation: take the table for generation, not that for training.
+      generation: use the table for generation instead of the one for training.
     """
 
     mesh: AnyMesh
@@ -80,15 +81,15 @@ class Activations:
 
     @property
     def platform(self) -> str:
-        """The platform of the mesh's devices, which need not be JAX's default: programs are compiled for others too."""
+        """The platform of the mesh's devices; planning compiles for platforms that are not JAX's default."""
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else None
         return jax.default_backend() if devices is None else devices.flat[0].platform
 
     def spec(self, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
-        """How an array lies; see `partition`."""
+        """The `PartitionSpec` of an array; see `partition`."""
         return partition(shape, axes, self.mesh, GENERATION if self.generation else ACTIVATIONS)
 
-    def place(self, x: Array, axes: Axes) -> Array:
+    def constrain(self, x: Array, axes: Axes) -> Array:
         """`x` with a sharding constraint; raises ValueError as `partition` does."""
         spec = self.spec(x.shape, axes)
         if self.mesh.size == 1:
@@ -96,7 +97,7 @@ class Activations:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def parts(self, name: str, size: int) -> int:
-        """Into how many parts an axis of this name and size is split."""
+        """The number of parts that an axis of this name and size is split into."""
         (entry,) = self.spec((size,), (name,))
         axes = (entry,) if isinstance(entry, str) else entry or ()
         return math.prod(self.mesh.shape[axis] for axis in axes)
@@ -112,10 +113,10 @@ class Activations:
             specs = tuple(
                 self.spec(x.shape, axes) for x, axes in zip(arguments, inputs, strict=True)
             )
-            known = {name: entry for axes, spec in zip(inputs, specs, strict=True)
+            entries = {name: entry for axes, spec in zip(inputs, specs, strict=True)
                      for name, entry in zip(axes, spec, strict=True)}  # fmt: skip
-            out = PartitionSpec(*(known[name] for name in output))
-            # A kernel's outputs say nothing of the mesh axes that they vary over.
+            out = PartitionSpec(*(entries[name] for name in output))
+            # A kernel's outputs do not declare the mesh axes that they vary over.
             return jax.shard_map(
                 function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False
             )(*arguments)
@@ -126,19 +127,20 @@ class Activations:
 def partition(
     shape: tuple[int, ...], axes: Axes, mesh: AnyMesh, table: Mapping[str, Split] = ACTIVATIONS
 ) -> PartitionSpec:
-    """The `PartitionSpec` of an activation, one entry an axis.
+    """The `PartitionSpec` of an activation, one entry per axis.
 
     Args:
-      shape: its sizes. axes: its logical names, None for an axis that is never split.
+      shape: its sizes.
+      axes: its logical names, None for an axis that is never split.
       mesh: the devices.
-      table: where logical axes lie.
+      table: the mesh axes of every logical axis.
 
     Raises:
-      ValueError: a name that the table lacks, another number of names than axes, two axes on one mesh axis, or a size
-        that does not divide where the table asks for that. The message says which.
+      ValueError: a name is not in the table, the number of names differs from the number of axes, two axes share a mesh
+        axis, or a size does not divide although the table requires it. The message names the axis.
     """
     if len(axes) != len(shape):
-        raise ValueError(f"an activation of shape {shape} is placed with {len(axes)} names: {axes}")
+        raise ValueError(f"an activation of shape {shape} has {len(axes)} axis names: {axes}")
     entries: list[tuple[str, ...] | None] = []
     taken: dict[str, str] = {}
     for name, size in zip(axes, shape, strict=True):
@@ -147,8 +149,8 @@ def partition(
             continue
         if name not in table:
             raise ValueError(
-                f"an activation of shape {shape} names the axis {name!r}, which parallel/activation_sharding.py does not have; "
-                f"there are {', '.join(table)}"
+                f"an activation of shape {shape} has an axis named {name!r}, which is not in "
+                f"parallel/activation_sharding.py; the known names are {', '.join(table)}"
             )
         split = table[name]
         parts = math.prod(mesh.shape[axis] for axis in split.mesh)

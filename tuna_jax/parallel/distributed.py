@@ -1,10 +1,10 @@
-"""Several processes of one run: how they find each other, stop together, agree, and bring arrays to the first.
+"""Several processes of one run: joining, stopping at the same step, agreeing, and gathering arrays on the first.
 
 Launchers set three variables; `jax.distributed` does the rest:
 
-    TUNA_JAX_COORDINATOR   host:port of process 0, or `auto`: JAX asks the machine (TPU pods, GKE, Slurm)
-    TUNA_JAX_PROCESSES     how many
-    TUNA_JAX_PROCESS       this one, from 0
+    TUNA_JAX_COORDINATOR   host:port of process 0, or `auto`: JAX detects the cluster (TPU pods, GKE, Slurm)
+    TUNA_JAX_PROCESSES     number of processes
+    TUNA_JAX_PROCESS       number of this process, from 0
 """
 
 from __future__ import annotations
@@ -30,98 +30,97 @@ COORDINATOR, PROCESSES, PROCESS = (
 
 
 def initialize(environment: Mapping[str, str] | None = None) -> None:
-    """Joins this process to its run's others. To be called before anything else of JAX; nothing for a single process.
+    """Joins this process to the others of its run; does nothing for a single process. Call it before anything else of
+    JAX.
 
-    From then on JAX takes SIGTERM: `stop_together` says when to save.
+    Afterwards JAX handles SIGTERM: `stop_together` says when to save.
 
     Args:
-      environment: the variables; None: this process's.
+      environment: the variables; None: this process's environment.
 
     Raises:
-      ValueError: the three variables contradict each other; names what is missing or wrong.
+      ValueError: one of the three variables is missing or wrong; the message names it.
     """
-    given = os.environ if environment is None else environment
-    found = arguments(given)
-    if found is None:
+    initialize_arguments = arguments(os.environ if environment is None else environment)
+    if initialize_arguments is None:
         return
-    # Of use on CPU alone; other platforms bring their own.
+    # Only the CPU needs it; other platforms have their own collectives.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(**found)
+    jax.distributed.initialize(**initialize_arguments)
 
 
 def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is called with; None: this process is the only one.
+    """Arguments of `jax.distributed.initialize`; None: this process is the only one.
 
     Raises:
       ValueError: see `initialize`.
     """
-    named = {name: environment.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)}
-    if named[COORDINATOR] == "auto" or not any(named.values()):
-        return {} if named[COORDINATOR] or _is_cluster(environment) else None
-    missing = [name for name, value in named.items() if not value]
+    variables = {name: environment.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)}
+    if variables[COORDINATOR] == "auto" or not any(variables.values()):
+        return {} if variables[COORDINATOR] or _is_cluster(environment) else None
+    missing = [name for name, value in variables.items() if not value]
     if missing:
-        there = ", ".join(f"{name}={value}" for name, value in named.items() if value)
+        present = ", ".join(f"{name}={value}" for name, value in variables.items() if value)
         raise ValueError(
-            f"{there} is set and {' and '.join(missing)} is not; set all three, as launchers/local.py does, or none"
+            f"{present} is set and {' and '.join(missing)} is not; set all three, as launchers/local.py does, or none"
         )
     try:
-        processes, process = int(named[PROCESSES]), int(named[PROCESS])
+        processes, process = int(variables[PROCESSES]), int(variables[PROCESS])
     except ValueError as error:
         raise ValueError(
-            f"{PROCESSES}={named[PROCESSES]} and {PROCESS}={named[PROCESS]} are to be whole numbers"
+            f"{PROCESSES}={variables[PROCESSES]} and {PROCESS}={variables[PROCESS]} must be whole numbers"
         ) from error
     if not 0 <= process < processes:
         raise ValueError(
-            f"{PROCESS}={process} is not one of {PROCESSES}={processes}; it counts from 0 to {processes - 1}"
+            f"{PROCESS}={process} is not one of {PROCESSES}={processes}; it is from 0 to {processes - 1}"
         )
     if processes == 1:
         return None
     return {
-        "coordinator_address": named[COORDINATOR],
+        "coordinator_address": variables[COORDINATOR],
         "num_processes": processes,
         "process_id": process,
     }
 
 
 def _is_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether something that JAX knows has started this process beside others."""
-    slurm = environment.get(
-        "SLURM_STEP_NUM_TASKS", "1"
-    )  # set by srun alone, not in a shell of salloc
+    """Whether a cluster manager that JAX detects has started this process with others."""
+    # Set by srun, and not in a shell of salloc.
+    slurm = environment.get("SLURM_STEP_NUM_TASKS", "1")
     slices = environment.get("MEGASCALE_NUM_SLICES", "1")
     return slurm != "1" or slices != "1" or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def wait_for_all(seconds: int = 1800) -> None:
-    """Blocks until every process is here. All have to call it, equally often.
+    """Blocks until every process has called this. All must call it, equally often.
 
-    No collective of devices: those give up after 30 seconds on CPU, and one process may compile, or read files, for
-    longer than another.
+    It is not a collective of the devices: those give up after 30 seconds on CPU, and one process may compile or read
+    files for longer than another.
 
     Raises:
-      RuntimeError: some process was not here after `seconds`.
+      RuntimeError: a process did not arrive within `seconds`.
     """
-    global _meetings
+    global _barriers
     if jax.process_count() == 1:
         return
-    _meetings += 1
-    jax_internals.barrier(f"tuna_jax_{_meetings}", seconds)
+    _barriers += 1
+    jax_internals.barrier(f"tuna_jax_{_barriers}", seconds)
 
 
-_meetings = 0
+_barriers = 0
 
 
 def stop_together(step: int) -> bool:
-    """Whether all processes are to save after this step and end, because one of them got SIGTERM.
+    """Whether all processes must save after this step and end, because one of them received SIGTERM.
 
-    The signal travels in the background; the answer turns true at the same step everywhere, and is then true once. To
-    be called after every step by every process, with the same numbers: it costs no communication.
+    The signal is distributed in the background; the answer is true once, at the same step on all processes. Every
+    process calls this after every step, with the same numbers; it costs no communication.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 def all_agree(mine: bool) -> bool:
-    """Whether every process says yes. All have to call it."""
+    """Whether `mine` is true on every process. All must call it."""
     if jax.process_count() == 1:
         return mine
     wait_for_all()
@@ -129,9 +128,9 @@ def all_agree(mine: bool) -> bool:
 
 
 def from_first(numbers: list[int], most: int = 64) -> list[int]:
-    """The first process's list of steps, on all of them: a shared file system may show them different ones.
+    """The first process's list of steps, on all processes: on a shared file system they may see different ones.
 
-    All have to call it. The last `most` entries are kept.
+    All must call it. The last `most` entries are kept.
     """
     if jax.process_count() == 1:
         return numbers
@@ -143,30 +142,30 @@ def from_first(numbers: list[int], most: int = 64) -> list[int]:
 
 
 def to_first(tree: Any) -> Any | None:
-    """The arrays of a tree, whole, on the first process, in host memory; None on the others. All have to call it.
+    """The whole arrays of a tree in the host memory of the first process; None on the others. All must call it.
 
-    A single process gets the tree as it is. Otherwise each array is for a moment whole on every device, one at a time.
+    A single process gets the tree unchanged. Otherwise every device holds each whole array for a moment, one at a time.
     """
     if jax.process_count() == 1:
         return tree
     wait_for_all()
     first = jax.process_index() == 0
 
-    def one(leaf: Any) -> np.ndarray | None:
+    def gather(leaf: Any) -> np.ndarray | None:
         whole = leaf
         if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
             whole = multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(whole) if first else None
 
-    made = jax.tree.map(one, tree)
-    return made if first else None
+    gathered = jax.tree.map(gather, tree)
+    return gathered if first else None
 
 
 def end(message: str) -> NoReturn:
-    """Ends the program as failed, with a message.
+    """Ends the program with an error message.
 
-    Beside other processes at once: an ordinary exit would wait for them, and they wait for this one. Process 0 takes
-    the others along, for it is their coordinator; the launcher sees the rest.
+    With other processes it ends at once: an ordinary exit would wait for them while they wait for this one. When
+    process 0, the coordinator, ends, so do the others; the launcher handles the rest.
     """
     if jax.process_count() == 1:
         sys.exit(message)
@@ -176,16 +175,16 @@ def end(message: str) -> NoReturn:
 
 
 def check_rows(mesh: Mesh) -> None:
-    """Raises ValueError unless the processes' devices hold different rows of a batch, as many each.
+    """Raises ValueError unless the processes' devices hold different rows of a batch, equally many each.
 
-    Each process reads its own part of every batch (`data/`), so no row may lie on devices of two processes.
+    Each process reads its own part of every batch (`data/`), so no row may be on devices of two processes.
     """
     processes = jax.process_count()
     if processes == 1:
         return
     split = param_sharding.batch_sharding(mesh)
     rows = mesh.devices.size
-    held = {
+    rows_of = {
         process: {
             row
             for device, (part,) in split.devices_indices_map((rows,)).items()
@@ -194,9 +193,10 @@ def check_rows(mesh: Mesh) -> None:
         }
         for process in range(processes)
     }
-    if any(len(own) * processes != rows for own in held.values()):
+    if any(len(own) * processes != rows for own in rows_of.values()):
         axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         raise ValueError(
-            f"on the mesh {axes}, {processes} processes share rows of a batch, and each reads rows of its own; make "
-            f"mesh.data x mesh.fsdp a multiple of {processes} (config.mesh), so that context and tensor lie in a host"
+            f"on the mesh {axes}, {processes} processes share rows of a batch, but each process reads its own "
+            f"rows; make mesh.data x mesh.fsdp a multiple of {processes} (config.mesh), so that context and tensor "
+            f"stay within a host"
         )

@@ -1,10 +1,8 @@
-"""Which parameter is split along which of its axes: one ordered table, and the check that it is
-sound.
+"""How parameters are sharded: one ordered table of rules, and the checks that it is sound.
 
-A rule names the *logical* axes of the parameters whose dotted path it matches; `LogicalAxes` says
-on which mesh axis each logical axis lies. The first rule that matches a path decides. Four mistakes
-are errors that name what is wrong: a parameter that no rule matches, a rule that matches no
-parameter, two axes of one parameter on one mesh axis, and an axis whose size does not divide.
+A rule names the *logical* axes of the parameters whose dotted path it matches; `LogicalAxes` maps each logical axis to
+a mesh axis. The first rule that matches a path applies. Four mistakes are errors: a parameter that no rule matches, a
+rule that matches no parameter, two axes of one parameter on one mesh axis, and an axis whose size does not divide.
 """
 
 from __future__ import annotations
@@ -24,14 +22,18 @@ AnyMesh = Mesh | AbstractMesh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogicalAxes:
-    """On which mesh axis (or axes, or none) each logical axis lies.
+    """The mesh axis (or axes, or None) that each logical axis is split over.
 
     Attributes:
-      batch: samples. sequence: token positions.
-      layer: the stacked layers. width: the features between layers. heads: features of all heads
-        together.
-      mlp: hidden features of an MLP. vocabulary: token ids. modulation: the AdaLN outputs. small:
-        short axes.
+      batch: samples.
+      sequence: token positions.
+      layer: the stacked layers.
+      width: features between layers.
+      heads: features of all heads.
+      mlp: hidden features of an MLP.
+      vocabulary: token ids.
+      modulation: the AdaLN outputs.
+      small: short axes.
     """
 
     batch: MeshAxes = ("slices", "data", "fsdp")
@@ -40,7 +42,7 @@ class LogicalAxes:
     width: MeshAxes = "fsdp"
     heads: MeshAxes = "tensor"
     mlp: MeshAxes = "tensor"
-    # 151,669 ids are divisible by nothing useful.
+    # The 151,669 ids of Qwen2.5 have no useful divisor.
     vocabulary: MeshAxes = None
     modulation: MeshAxes = "tensor"
     small: MeshAxes = None
@@ -52,8 +54,8 @@ class Rule:
 
     Attributes:
       pattern: regular expression.
-      axes: one name a dimension; None replicates the parameter whatever its rank.
-      optional: some models have no such parameter.
+      axes: one name per dimension; None replicates the parameter, whatever its rank.
+      optional: True if some models have no such parameter.
     """
 
     pattern: str
@@ -70,7 +72,7 @@ RULES: tuple[Rule, ...] = (
     Rule(rf"{_LAYERS}\.out\.kernel", ("layer", "heads", "width")),
     Rule(rf"{_LAYERS}\.(mlp\.)?(gate|up)\.kernel", ("layer", "width", "mlp")),
     Rule(rf"{_LAYERS}\.(mlp\.)?down\.kernel", ("layer", "mlp", "width")),
-    # The table of tokens, and the text head where it is not the same table.
+    # The token table, and the text head if it is not tied to the table.
     Rule(r"language\.embedding", ("vocabulary", "width")),
     Rule(r"language\.(head|head\.kernel)", ("width", "vocabulary"), optional=True),
     # Latents in, velocities out.
@@ -84,7 +86,7 @@ RULES: tuple[Rule, ...] = (
     Rule(r"connector\.down\.kernel", ("mlp", "width")),
     Rule(r"time_embedding\.up\.kernel", ("small", "width")),
     Rule(r"time_embedding\.down\.kernel", ("width", "mlp")),
-    # Vectors are small: every device keeps them.
+    # Vectors are small and are replicated.
     Rule(r".*\.(bias|scale)", None),
 )
 
@@ -97,7 +99,7 @@ def shardings(
     Args:
       shapes: nested dict of arrays or `jax.ShapeDtypeStruct`, as from `jax.eval_shape(init)`.
       mesh: the mesh.
-      axes: where logical axes lie; default `LogicalAxes()`.
+      axes: the mesh axes of the logical axes; default `LogicalAxes()`.
       rules: the table.
 
     Returns:
@@ -109,7 +111,7 @@ def shardings(
     axes = axes or LogicalAxes()
     used: set[Rule] = set()
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = dotted(path)
         rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
         if rule is None:
@@ -119,12 +121,12 @@ def shardings(
         used.add(rule)
         return NamedSharding(mesh, partition(name, leaf.shape, rule, axes, mesh))
 
-    tree = jax.tree_util.tree_map_with_path(one, shapes)
-    idle = [rule.pattern for rule in rules if rule not in used and not rule.optional]
-    if idle:
+    tree = jax.tree_util.tree_map_with_path(sharding, shapes)
+    unused = [rule.pattern for rule in rules if rule not in used and not rule.optional]
+    if unused:
         raise ValueError(
-            f"the sharding rule {idle[0]!r} matches no parameter: it is misspelt, or an earlier rule took all of its "
-            f"parameters ({len(idle)} such rules)"
+            f"the sharding rule {unused[0]!r} matches no parameter: it is misspelt, or an earlier rule matches all of "
+            f"its parameters ({len(unused)} such rules)"
         )
     return tree
 
@@ -132,8 +134,7 @@ def shardings(
 def partition(
     name: str, shape: tuple[int, ...], rule: Rule, axes: LogicalAxes, mesh: AnyMesh
 ) -> PartitionSpec:
-    """The `PartitionSpec` that `rule` gives the parameter `name`; raises ValueError if it cannot
-    hold."""
+    """The `PartitionSpec` that `rule` gives the parameter `name`; raises ValueError if the rule does not fit."""
     if rule.axes is None:
         return PartitionSpec()
     if len(rule.axes) != len(shape):
@@ -142,17 +143,17 @@ def partition(
         )
     taken: dict[str, str] = {}
     for logical, size in zip(rule.axes, shape, strict=True):
-        physical = _as_tuple(_placed(axes, logical, rule))
+        physical = _as_tuple(_mesh_axes(axes, logical, rule))
         for axis in physical:
             if axis not in mesh.shape:
                 raise ValueError(
-                    f"logical axis {logical!r} lies on mesh axis {axis!r}, which the mesh lacks; "
-                    f"it has {', '.join(mesh.shape)}"
+                    f"the logical axis {logical!r} is split over the mesh axis {axis!r}, which does not exist; "
+                    f"the mesh has {', '.join(mesh.shape)}"
                 )
             if axis in taken:
                 raise ValueError(
-                    f"{name}: logical axes {taken[axis]!r} and {logical!r} both lie on mesh axis "
-                    f"{axis!r}; a mesh axis can split one axis of a parameter alone"
+                    f"{name}: the logical axes {taken[axis]!r} and {logical!r} are both split over the mesh axis "
+                    f"{axis!r}; a mesh axis can split only one axis of a parameter"
                 )
             taken[axis] = logical
         parts = math.prod(mesh.shape[axis] for axis in physical)
@@ -163,30 +164,28 @@ def partition(
                 f"{' x '.join(f'{axis} {mesh.shape[axis]}' for axis in physical)}); {fits} is the "
                 f"largest smaller count that divides it"
             )
-    return PartitionSpec(*(_placed(axes, logical, rule) for logical in rule.axes))
+    return PartitionSpec(*(_mesh_axes(axes, logical, rule) for logical in rule.axes))
 
 
 def follow(params_shardings: Any, tree: Any, mesh: AnyMesh) -> Any:
-    """Shardings for a tree that holds copies of the parameters (EMA, Adam's moments) among other
-    things.
+    """Shardings for a tree that contains copies of the parameters (EMA, Adam's moments).
 
-    A leaf whose path ends in a parameter's path is sharded like that parameter; every other leaf is
-    replicated.
+    A leaf whose path ends in a parameter's path is sharded like that parameter; every other leaf is replicated.
     """
-    known = {
+    by_path = {
         tuple(_keys(path)): sharding
         for path, sharding in jax.tree_util.tree_leaves_with_path(params_shardings)
     }
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         keys = tuple(_keys(path))
-        matches = (known[keys[start:]] for start in range(len(keys)) if keys[start:] in known)
-        sharding = next(matches, None)
-        if sharding is None or len(sharding.spec) > len(leaf.shape):
+        matches = (by_path[keys[start:]] for start in range(len(keys)) if keys[start:] in by_path)
+        match = next(matches, None)
+        if match is None or len(match.spec) > len(leaf.shape):
             return NamedSharding(mesh, PartitionSpec())
-        return sharding
+        return match
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
@@ -200,7 +199,7 @@ def batch_sharding(mesh: AnyMesh, axes: LogicalAxes | None = None) -> NamedShard
 
 
 def batch_parts(mesh: AnyMesh, axes: LogicalAxes | None = None) -> int:
-    """How many parts a batch is split into."""
+    """The number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in _as_tuple((axes or LogicalAxes()).batch))
 
 
@@ -230,10 +229,10 @@ def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def _placed(axes: LogicalAxes, logical: str, rule: Rule) -> MeshAxes:
+def _mesh_axes(axes: LogicalAxes, logical: str, rule: Rule) -> MeshAxes:
     if not hasattr(axes, logical):
         raise ValueError(
-            f"the sharding rule {rule.pattern!r} names an unknown logical axis {logical!r}; there are "
+            f"the sharding rule {rule.pattern!r} names an unknown logical axis {logical!r}; the known ones are "
             f"{', '.join(field.name for field in dataclasses.fields(axes))}"
         )
     return getattr(axes, logical)
