@@ -1,8 +1,9 @@
-"""Shares and their intervals."""
+"""Accuracies and their intervals."""
 
+import numpy as np
 import pytest
 
-from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share, wilson
+from tuna_jax.evaluation.metrics.accuracy import Score, bootstrap, commonest_share, interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -11,9 +12,24 @@ from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share, wilson
 )
 def test_wilson(successes, count, low, high):
     """The first three are textbook values."""
-    found = wilson(successes, count)
-    assert found[0] == pytest.approx(low, abs=1e-4)
-    assert found[1] == pytest.approx(high, abs=1e-4)
+    assert wilson(successes, count) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 12, 60])
+def test_bootstrap_resamples_as_reports_before_scipy_did(count):
+    """The intervals of earlier reports, which NumPy alone computed from the same seed."""
+    values = np.random.default_rng(count).normal(size=count)
+    random = np.random.default_rng(0)
+    means = [values[random.integers(count, size=count)].mean() for _ in range(2000)]
+    expected = np.percentile(means, (2.5, 97.5))
+    np.testing.assert_allclose(bootstrap(values), expected, rtol=0, atol=1e-12)
+    assert bootstrap(values) == bootstrap(values)
+
+
+def test_interval_of_one_value_and_of_equal_values():
+    assert interval(np.array([0.5])) == (0.5, 0.5)
+    assert bootstrap(np.full(7, 0.25)) == (0.25, 0.25)
+    assert interval(np.array([1.0])) == wilson(1, 1)
 
 
 def test_scores():

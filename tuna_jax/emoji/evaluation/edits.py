@@ -19,6 +19,7 @@ from tuna_jax.emoji.world.edits import EDITS, Edit, EditSource
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.emoji.world.scenes import GROUNDS, NAMES, PLACE_CELLS, PLACES, Cell, Scene
 from tuna_jax.evaluation.metrics.accuracy import Score
+from tuna_jax.evaluation.metrics.psnr_ssim import capped_psnr
 
 ChangePictures = Callable[[Images, Sequence[str], int], Images]
 # What a change of the asked kind to something at random would score, all else being kept.
@@ -119,8 +120,7 @@ def untouched_db(edited: Edited) -> dict[str, float]:
 def _psnr(edited: Edited, rows: Sequence[int]) -> float:
     some = np.asarray(rows)
     same = (edited.sources[some] == edited.targets[some]).all(-1)
-    off = edited.results[some][same].astype(np.float64) - edited.targets[some][same]
-    return float(10 * np.log10(255**2 / max(float(np.mean(off**2)), 1e-9)))
+    return capped_psnr(edited.results[some][same], edited.targets[some][same])
 
 
 def edit_scores(edited: Edited, right: Bool[np.ndarray, " n"]) -> dict[str, Score]:

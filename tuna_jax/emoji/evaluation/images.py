@@ -36,6 +36,7 @@ from tuna_jax.emoji.world.scenes import (
     SceneSource,
 )
 from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share
+from tuna_jax.evaluation.metrics.psnr_ssim import capped_psnr
 
 Images = UInt8[np.ndarray, "n size size 3"]
 Draw = Callable[[Sequence[str], int], Images]
@@ -246,8 +247,7 @@ def reconstruction(
     mixed = [scene for group in zip(*scenes, strict=True) for scene in group][:count]
     real = np.stack([render(scene) for scene in mixed])
     again = np.asarray(reconstruct(real))
-    error = np.mean((real.astype(np.float64) - again) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9))), real, again
+    return capped_psnr(again, real), real, again
 
 
 def ceilings(

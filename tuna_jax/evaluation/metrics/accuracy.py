@@ -1,24 +1,53 @@
-"""A measured share with what belongs to it: chance, count, and an interval."""
+"""Accuracies and means with what belongs to them: chance level, number of cases, and a 95 % interval (SciPy)."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_RESAMPLED_VALUES = 4_000_000  # held in memory at once
 
 
-def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share (95 % at z = 1.96); (0, 1) if nothing was counted."""
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion; (0, 1) if `count` is 0."""
     if count == 0:
         return 0.0, 1.0
-    share, z2 = successes / count, z * z
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    test = stats.binomtest(successes, count)
+    bounds = test.proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
+def bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean (Efron and Tibshirani 1993, chapter 13).
+
+    Deterministic: the resampling always starts from seed 0. The interval of a single value is that value.
+    """
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    bounds = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _RESAMPLED_VALUES // len(values)),
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(bounds.low), float(bounds.high)
+
+
+def interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % interval of the mean of at least one value: Wilson's if all are 0 or 1, else the bootstrap's."""
+    if np.isin(values, (0.0, 1.0)).all():
+        return wilson(int(values.sum()), len(values))
+    return bootstrap(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +55,11 @@ class Score:
     """An accuracy.
 
     Attributes:
-        value: the share that was right.
-        chance: what a guess without looking would score.
-        count: out of how many.
+        value: the share of correct cases.
+        chance: the expected share of guesses made without the input.
+        count: the number of cases.
         ci95: Wilson's 95 % interval of the value.
-        by: the same share by part, for example by judge.
+        by: the share by part, for example by judge.
     """
 
     value: float
@@ -67,25 +96,5 @@ class Score:
 
 
 def commonest_share(answers: Sequence[str]) -> float:
-    """What always giving the commonest answer would score: the chance level of a question."""
+    """The accuracy of always giving the most common answer: the chance level of a question."""
     return Counter(answers).most_common(1)[0][1] / len(answers) if answers else 0.0
-
-
-_RESAMPLES = 2000
-
-
-def interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The 95 % interval of the mean of values, which are not none."""
-    if np.isin(values, (0.0, 1.0)).all():
-        return wilson(int(values.sum()), len(values))
-    return bootstrap(values)
-
-
-def bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean (Efron and Tibshirani 1993, chapter 13); the same every time."""
-    random = np.random.default_rng(0)
-    means = [
-        values[random.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
