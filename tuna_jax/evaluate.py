@@ -93,17 +93,17 @@ class _Measure:
         self._judge = ObjectJudge()
 
     def __call__(self, world: Any, params: Any, settings: dict[str, Any]) -> Evaluation:
-        from tuna_jax.emoji.evaluation import run, suite, suite_tasks
+        from tuna_jax.emoji.evaluation import run, suite
 
-        draw, answer, more = run.measured(world, params, settings)
+        tasks = run.task_functions(world, params, settings)
         options: dict[str, Any] = {
             "judge": self._judge,
             "reconstruct": world.reconstruct,
-            "drawings": _DRAWINGS.value,
-            "answers": _ANSWERS.value,
-            "say": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+            "generations": _DRAWINGS.value,
+            "questions": _ANSWERS.value,
+            "log": lambda text: print(f"  {text}", file=sys.stderr, flush=True),
         }
-        return suite_tasks.add(suite.measure(draw, answer, **options), more, **options)
+        return suite.measure(tasks, **options)
 
 
 def _load(source: Path) -> tuple[Any, Any, dict[str, Any]]:

@@ -104,7 +104,7 @@ def _train_mixture(values: dict[str, Any], workdir: str) -> None:
     multitask.train(values, config_parsing.parse(MultitaskExperiment, values), workdir)
 
 
-_KINDS = {"tuna": _train_tuna, "vae": _train_vae, "mixture": _train_mixture}
+_KINDS = {"emoji": _train_tuna, "vae": _train_vae, "multitask": _train_mixture}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The emoji TUNA: scenes, the frozen VAE, the tokenizer and the joint mixture, put together for
-training and for drawing.
+"""Trains the emoji model: combines scenes, the frozen VAE, the tokenizer and the mixture with the training loop.
 
-Batches come in groups of one shape each: pictures (drawn and asked about), edits, clips, dialogues. The demo has
-pictures alone; the others are off until they get rows and a share of the batches.
+Batches come in groups of one shape each: images (generation and questions), edits, clips, dialogues. The demo uses
+only images; the other groups are off until the config gives them rows.
 """
 
 from __future__ import annotations
@@ -26,38 +25,51 @@ from tuna_jax.utils.image_grid import contact_sheet
 
 
 def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | Path) -> bool:
-    """Runs or resumes the experiment `settings`, whose mapping was `values`.
+    """Runs or resumes the experiment.
 
-    Returns whether it reached its last step.
+    Args:
+      values: the experiment's config as a mapping; it is stored with checkpoints and the exported model.
+      settings: the same config, parsed.
+      workdir: folder of the run.
+
+    Returns:
+      Whether the run reached its last step.
+
+    Raises:
+      ValueError: the schedule, the VAE or the tokenizer does not match the config (`learning_rate`, `load_bundle`).
     """
-    learning_rate(settings.optimizer, settings.steps)  # Refused before minutes go into its data.
-    world = load_bundle(settings)
-    shapes = groups(world, settings.data)
-    mixture = task_streams.alternate(shapes, settings.data.seed)
+    learning_rate(
+        settings.optimizer, settings.steps
+    )  # Raises before minutes are spent on encoding data.
+    bundle = load_bundle(settings)
+    data_groups = groups(bundle, settings.data)
+    mixture = task_streams.alternate(data_groups, settings.data.seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
 
-    def draw(step: int, params: Any) -> None:
+    def sample(step: int, params: Any) -> None:
         prompts = sheet_prompts(settings.samples.count, settings.data)
-        pictures = world.draw(params, prompts)
+        images = bundle.generate(params, prompts)
         folder = Path(workdir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pictures, prompts).save(folder / f"{step:06d}.png")
+        contact_sheet(images, prompts).save(folder / f"{step:06d}.png")
 
     return loop.train(
         settings,
-        world.config,
+        bundle.config,
         workdir,
         iterator,
-        tasks=image_streams.STREAMS if settings.data.pictures_alone else task_streams.TASKS,
+        tasks=image_streams.STREAMS if settings.data.images_only else task_streams.TASKS,
         record=dict(values),
-        draw=draw,
-        evaluate=evaluator(settings, world.model, workdir),
+        sample=sample,
+        evaluate=evaluator(settings, bundle.model, workdir),
         heads=functools.partial(heads, settings.data),
-        ahead=[(group.first, heads(settings.data, group.first)) for group in shapes],
+        shapes_to_compile=[
+            (group.first, heads(settings.data, group.first)) for group in data_groups
+        ],
     )
 
 
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:
-    """Usual captions of unseen scenes: one object and two objects, in turn."""
+    """First captions of held-out scenes: one object and two objects in turn."""
     sources = [SceneSource(split, data.seed, data.size) for split in ("test_single", "test_pairs")]
     return [captions(sources[index % 2][index])[0] for index in range(count)]

@@ -25,7 +25,7 @@ def of_run(
     tokenizer: Tokenizer | PathLike | None,
 ) -> Model:
     """A model of a training run, whose settings name its VAE and its tokenizer."""
-    if values.get("kind") == "mixture":
+    if values.get("kind") in ("multitask", "mixture"):
         return multitask.load_model(values, params, vae=vae, tokenizer=tokenizer)
     settings = parse(EmojiExperiment, values)
     if vae is None:

@@ -1,4 +1,4 @@
-"""Evaluates a trained emoji model: one report, or learning curves over its checkpoints."""
+"""The tasks of a trained emoji model, as functions for `suite.measure`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuna_jax.emoji.config import EmojiExperiment
-from tuna_jax.emoji.evaluation.images import Answer, Draw
-from tuna_jax.emoji.evaluation.suite_tasks import TaskFunctions
+from tuna_jax.emoji.evaluation.suite import TaskFunctions
 from tuna_jax.emoji.model_bundle import ModelBundle
 from tuna_jax.utils.config_parsing import parse
 
 
-def measured(
-    world: ModelBundle, params: Any, values: Mapping[str, Any]
-) -> tuple[Draw | None, Answer | None, TaskFunctions]:
-    """What a trained model is measured on: the functions of those tasks that its settings gave rows."""
+def task_functions(bundle: ModelBundle, params: Any, values: Mapping[str, Any]) -> TaskFunctions:
+    """The functions of the tasks that the run's config gave rows; the others are None.
+
+    Args:
+      bundle: the model's components.
+      params: its parameters.
+      values: the run's config as a mapping.
+    """
     data = parse(EmojiExperiment, values).data
 
-    def given(rows: int, function: Any) -> Any:
-        return function if rows else None
+    def if_trained(rows: int, function: Any) -> Any:
+        return functools.partial(function, params) if rows else None
 
-    answer = functools.partial(world.answer, params)
-    return (
-        given(data.draw_rows, functools.partial(world.draw, params)),
-        given(data.understand_rows, answer),
-        TaskFunctions(
-            edit=given(data.edits.rows, functools.partial(world.edit, params)),
-            draw_clips=given(data.clips.draw_rows, functools.partial(world.draw_clips, params)),
-            answer_clips=given(data.clips.understand_rows, answer),
-            converse=given(data.dialogues.rows, functools.partial(world.converse, params)),
-            frames=data.clips.frames,
-        ),
+    return TaskFunctions(
+        generate=if_trained(data.generation_rows, bundle.generate),
+        answer=if_trained(data.understanding_rows, bundle.answer),
+        edit=if_trained(data.edits.rows, bundle.edit),
+        generate_clips=if_trained(data.clips.generation_rows, bundle.generate_clips),
+        answer_clips=if_trained(data.clips.understanding_rows, bundle.answer),
+        converse=if_trained(data.dialogues.rows, bundle.converse),
+        frames=data.clips.frames,
     )
