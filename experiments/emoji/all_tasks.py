@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
-    config.kind = "tuna"
+    config.kind = "emoji"
     # An earlier mixture of as many rows took 80 minutes on two cores; before that, the latents are made.
     config.steps = 12_000
     config.seed = 0
@@ -30,10 +30,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.size = 64
     config.data.seed = 0
     config.data.length = 44
-    config.data.draw_rows = 12
-    config.data.understand_rows = 48
+    config.data.generation_rows = 12
+    config.data.understanding_rows = 48
     config.data.caption_dropout = 0.1
-    config.data.draw_spread = 0.0
+    config.data.generation_spread = 0.0
     config.data.layouts = ConfigDict({"single": 0.25, "pair": 0.5, "groups": 0.1, "count": 0.15})
     config.data.questions = ConfigDict(
         {
@@ -64,8 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.clips = ConfigDict()
     config.data.clips.count = 16_000
     config.data.clips.frames = 4
-    config.data.clips.draw_rows = 12
-    config.data.clips.understand_rows = 6
+    config.data.clips.generation_rows = 12
+    config.data.clips.understanding_rows = 6
     config.data.clips.length = 84
     config.data.clips.share = 0.23
     # Turned objects are the hardest to draw.

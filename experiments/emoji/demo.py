@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
-    config.kind = "tuna"
+    config.kind = "emoji"
     config.steps = 3_200
     config.seed = 0
     config.vae = ""  # The VAE that ships with the package.
@@ -22,11 +22,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.size = 64
     config.data.seed = 0
     config.data.length = 44
-    config.data.draw_rows = 16
-    config.data.understand_rows = 8
+    config.data.generation_rows = 16
+    config.data.understanding_rows = 8
     config.data.caption_dropout = 0.1
     # The posterior's noise says nothing about the caption: less to learn, and the decoder draws the mean best.
-    config.data.draw_spread = 0.0
+    config.data.generation_spread = 0.0
     config.data.layouts = ConfigDict({"single": 0.35, "pair": 0.45, "groups": 0.1, "count": 0.1})
     config.data.vocabulary = "emoji"
     config.data.threads = 1

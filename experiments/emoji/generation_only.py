@@ -16,7 +16,13 @@ def get_config(arg: str = "") -> ConfigDict:
     joint = Path(__file__).with_name("all_tasks.py")
     config = runpy.run_path(str(joint))["get_config"](arg)
     data, clips = config.data, config.data.clips
-    data.draw_rows, data.understand_rows = data.draw_rows + data.understand_rows, 0
-    clips.draw_rows, clips.understand_rows = clips.draw_rows + clips.understand_rows, 0
+    data.generation_rows, data.understanding_rows = (
+        data.generation_rows + data.understanding_rows,
+        0,
+    )
+    clips.generation_rows, clips.understanding_rows = (
+        clips.generation_rows + clips.understanding_rows,
+        0,
+    )
     data.dialogues.rows = 0
     return config

@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Which streams: the paper. Their shares: the released code's 50, 20, 20 and 10; of video, our choice.
     config.data.streams = ConfigDict()
     config.data.streams.draw = stream("t2i", "data/fine_captions.jsonl", 50.0)
-    config.data.streams.edit = stream("edit", "emoji/world/edits.jsonl", 20.0)
+    config.data.streams.edit = stream("edit", "data/edits.jsonl", 20.0)
     config.data.streams.answer = stream("understand", "data/image_instructions.jsonl", 20.0)
     config.data.streams.talk = stream("chat", "data/text_instructions.jsonl", 10.0)
     config.data.streams.answer_video = stream(

@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Which streams: the paper. Their shares: the released code's 50, 20, 20 and 10.
     config.data.streams = ConfigDict()
     config.data.streams.draw = stream("t2i", "data/captions.jsonl", 50.0)
-    config.data.streams.edit = stream("edit", "emoji/world/edits.jsonl", 20.0)
+    config.data.streams.edit = stream("edit", "data/edits.jsonl", 20.0)
     config.data.streams.describe = stream(
         "understand", "data/captions.jsonl", 10.0, lengths=(1280,)
     )

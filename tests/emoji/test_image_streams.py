@@ -1,4 +1,4 @@
-"""Batches: their contract, that they agree with scenes, and that they resume exactly."""
+"""Image batches: their arrays, agreement with the scenes, and exact resumption."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def tokenizer():
 
 
 def marked_pool(seed, count=60, std=0.0):
-    """A pool whose latents tell the index of their scene."""
+    """A pool whose latents are the index of their scene."""
     mean = np.broadcast_to(
         np.arange(count, dtype=np.float32)[:, None, None, None, None], (count, *SHAPE)
     )
@@ -29,16 +29,16 @@ def marked_pool(seed, count=60, std=0.0):
 
 
 def mixture(tokenizer, seed=0, std=0.0, **options):
-    drawing = image_streams.text_to_image_stream(
+    generation = image_streams.text_to_image_stream(
         marked_pool(1, std=std), tokenizer, rows=16, seed=seed
     )
-    naming = image_streams.understanding_stream(
+    understanding = image_streams.understanding_stream(
         marked_pool(2, std=std), tokenizer, rows=8, seed=seed + 100
     )
-    return image_streams.batches([drawing, naming], tokenizer, length=LENGTH, **options)
+    return image_streams.batches([generation, understanding], tokenizer, length=LENGTH, **options)
 
 
-def test_the_contract(tokenizer):
+def test_batch_arrays(tokenizer):
     batch = mixture(tokenizer)[5]
     kinds = {key: (array.shape, array.dtype.name) for key, array in batch.items()}
     assert kinds == {
@@ -61,14 +61,14 @@ def test_the_contract(tokenizer):
 
 
 def texts_of(batch, row, tokenizer):
-    """(text before the span, text after it) of a row, without special tokens."""
+    """(text before the visual span, text after it) of a row, without special tokens."""
     offset, length = batch["spans"][row, 0]
     tokens = batch["tokens"][row]
     return tokenizer.decode(tokens[:offset]), tokenizer.decode(tokens[offset + length :])
 
 
-def test_text_belongs_to_the_latents(tokenizer):
-    """Each row's text is about the scene whose latents it carries; labels cover the answer alone."""
+def test_text_describes_the_scene_of_the_latents(tokenizer):
+    """Each row's text is about the scene of its latents; labels cover only the answer."""
     batches = mixture(tokenizer)
     empty, formal = 0, 0
     for n in range(40):
@@ -81,30 +81,30 @@ def test_text_belongs_to_the_latents(tokenizer):
             if batch["stream"][row] == 0:
                 assert after == ""
                 assert (labels == IGNORE).all()
-                known = captions(SceneSource("train", 1)[index])
+                phrasings = captions(SceneSource("train", 1)[index])
                 empty += before == ""
                 formal += before.endswith(".")
-                assert before in {"", *known, *map(sentence, known)}
+                assert before in {"", *phrasings, *map(sentence, phrasings)}
             else:
                 assert before == ""
                 learned = labels[labels != IGNORE]
                 assert learned[-1] == tokenizer.special.eos
                 answer = tokenizer.decode(learned)
-                known = {
-                    (asked, item.answer)
+                expected = {
+                    (question, item.answer)
                     for item in questions(SceneSource("train", 2)[index])
-                    for asked in (item.question, sentence(item.question))
+                    for question in (item.question, sentence(item.question))
                 }
                 assert after.endswith(answer)
-                assert (after.removesuffix(answer), answer) in known
+                assert (after.removesuffix(answer), answer) in expected
                 at = np.flatnonzero(labels != IGNORE)
                 np.testing.assert_array_equal(labels[at], batch["tokens"][row][at])
     assert 0.05 < empty / 640 < 0.16, "caption dropout should be 0.1"
     assert 0.04 < formal / 640 < 0.16
 
 
-def same(one, other):
-    return all(np.array_equal(one[key], other[key]) for key in one)
+def same(a, b):
+    return all(np.array_equal(a[key], b[key]) for key in a)
 
 
 def test_random_access_equals_iteration(tokenizer):
@@ -123,29 +123,29 @@ def test_the_iterator_resumes_exactly(tokenizer):
     for _ in range(7):
         next(iterator)
     state = iterator.get_state()
-    going_on = [next(iterator) for _ in range(3)]
+    uninterrupted = [next(iterator) for _ in range(3)]
     resumed = loader.iterate(mixture(tokenizer, std=1.0))
     resumed.set_state(state)
-    for batch in going_on:
+    for batch in uninterrupted:
         assert same(next(resumed), batch)
 
 
-def test_an_epoch_shows_every_scene_once_and_the_next_one_differs(tokenizer):
+def test_an_epoch_has_every_scene_once_in_a_new_order(tokenizer):
     stream = image_streams.text_to_image_stream(marked_pool(1), tokenizer, rows=4, seed=3)
-    shown = [int(stream.samples[i].latents.flat[0]) for i in range(180)]
-    epochs = [shown[i : i + 60] for i in (0, 60, 120)]
+    indices = [int(stream.samples[i].latents.flat[0]) for i in range(180)]
+    epochs = [indices[i : i + 60] for i in (0, 60, 120)]
     assert all(sorted(epoch) == list(range(60)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_the_same_scene_comes_with_other_words_and_noise(tokenizer):
+def test_a_repeated_scene_has_other_phrasings_and_noise(tokenizer):
     stream = image_streams.text_to_image_stream(marked_pool(1, count=1, std=1.0), tokenizer, rows=1)
     samples = [stream.samples[i] for i in range(40)]
     assert len({sample.sequence.tokens.tobytes() for sample in samples}) > 2
     assert len({sample.latents.tobytes() for sample in samples}) == 40
 
 
-def test_hosts_share_a_batch(tokenizer):
+def test_hosts_divide_a_batch(tokenizer):
     whole = mixture(tokenizer, std=1.0)[4]
     parts = [mixture(tokenizer, std=1.0, process_index=i, process_count=2)[4] for i in range(2)]
     assert parts[0]["tokens"].shape == (12, LENGTH)
@@ -169,8 +169,8 @@ def test_question_weights_choose_the_kinds(tokenizer):
     stream = image_streams.understanding_stream(
         marked_pool(2), tokenizer, rows=1, question_weights=weights, sentences=0.0
     )
-    asked = [tokenizer.decode(stream.samples[i].sequence.tokens) for i in range(60)]
-    for text, index in zip(asked, range(60), strict=True):
+    texts = [tokenizer.decode(stream.samples[i].sequence.tokens) for i in range(60)]
+    for text, index in zip(texts, range(60), strict=True):
         scene = SceneSource("train", 2)[int(stream.samples[index].latents.flat[0])]
         singular = scene.layout in ("single",)
         plural = scene.layout == "count"
@@ -179,15 +179,15 @@ def test_question_weights_choose_the_kinds(tokenizer):
         )
 
 
-def test_bad_settings_are_named(tokenizer):
-    with pytest.raises(ValueError, match="colour.*ground"):
+def test_invalid_settings_are_errors(tokenizer):
+    with pytest.raises(ValueError, match=r"question_weights.*colour"):
         image_streams.understanding_stream(
             marked_pool(2), tokenizer, rows=8, question_weights={"colour": 1.0}
         )
-    with pytest.raises(ValueError, match="without a question"):
+    with pytest.raises(ValueError, match="question_weights"):
         image_streams.understanding_stream(
             marked_pool(2), tokenizer, rows=8, question_weights={"name": 1.0}
         )
     stream = image_streams.text_to_image_stream(marked_pool(1), tokenizer, rows=9)
-    with pytest.raises(ValueError, match=r"'t2i' has 9 rows.*2 hosts"):
+    with pytest.raises(ValueError, match=r"'t2i'.*9 rows.*2 hosts"):
         image_streams.batches([stream], tokenizer, length=LENGTH, process_count=2)

@@ -1,4 +1,4 @@
-"""The cache of latents."""
+"""The cache of latents: contents, keys, and interruptions."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tuna_jax.utils.fingerprint import fingerprint
 
 
 def encode(images):
-    """A stand-in encoder that keeps four pixels of each picture."""
+    """An encoder that keeps four pixels of each image."""
     picked = images[:, ::48, ::48].astype(np.float32)[:, None] / 255
     return picked, np.full_like(picked, 0.25)
 
@@ -21,15 +21,15 @@ def pool(tmp_path, encoder=encode, **options):
 
 
 def test_latents_belong_to_their_scenes(tmp_path):
-    made = pool(tmp_path)
-    assert len(made) == 10
-    assert made.latent_shape == (1, 2, 2, 3)
-    expected, _ = encode(np.stack([render(made.source[i]) for i in range(10)]))
-    np.testing.assert_array_equal(made.mean, expected)
-    assert (made.std == 0.25).all()
+    latents = pool(tmp_path)
+    assert len(latents) == 10
+    assert latents.latent_shape == (1, 2, 2, 3)
+    expected, _ = encode(np.stack([render(latents.source[i]) for i in range(10)]))
+    np.testing.assert_array_equal(latents.mean, expected)
+    assert (latents.std == 0.25).all()
 
 
-def test_a_second_time_nothing_is_encoded(tmp_path):
+def test_a_second_call_encodes_nothing(tmp_path):
     first = pool(tmp_path)
 
     def refuse(images):
@@ -39,7 +39,7 @@ def test_a_second_time_nothing_is_encoded(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"key": "other"}, {"count": 11}, {"dtype": "float16"}])
-def test_other_settings_are_another_cache(tmp_path, change):
+def test_other_settings_use_another_folder(tmp_path, change):
     pool(tmp_path)
     calls = []
 
@@ -66,27 +66,27 @@ def test_an_interrupted_encoding_leaves_nothing(tmp_path):
     assert len(pool(tmp_path)) == 10
 
 
-def test_samples_are_draws_from_the_posterior(tmp_path):
-    made = pool(tmp_path)
-    draws = np.stack([made.sample(3, np.random.default_rng(i)) for i in range(2000)])
+def test_samples_follow_the_posterior(tmp_path):
+    latents = pool(tmp_path)
+    draws = np.stack([latents.sample(3, np.random.default_rng(i)) for i in range(2000)])
     assert draws.dtype == np.float32
-    np.testing.assert_allclose(draws.mean(0), made.mean[3], atol=0.03)
+    np.testing.assert_allclose(draws.mean(0), latents.mean[3], atol=0.03)
     np.testing.assert_allclose(draws.std(0), 0.25, rtol=0.1)
-    narrow = np.stack([made.sample(3, np.random.default_rng(i), 0.5) for i in range(2000)])
+    narrow = np.stack([latents.sample(3, np.random.default_rng(i), 0.5) for i in range(2000)])
     np.testing.assert_allclose(narrow.std(0), 0.125, rtol=0.1)
-    np.testing.assert_array_equal(made.sample(3, np.random.default_rng(0), 0.0), made.mean[3])
+    np.testing.assert_array_equal(latents.sample(3, np.random.default_rng(0), 0.0), latents.mean[3])
 
 
-def test_bad_encoders_are_named(tmp_path):
+def test_invalid_encoder_outputs_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"\[4, T, h, w, C\]"):
         pool(tmp_path, lambda images: (images[:, 0], images[:, 0]))
     with pytest.raises(ValueError, match="not finite"):
         pool(tmp_path, lambda images: (encode(images)[0] * np.nan, encode(images)[1]))
-    with pytest.raises(ValueError, match="count 0"):
+    with pytest.raises(ValueError, match="count"):
         pool(tmp_path, count=0)
 
 
-def test_fingerprints_tell_trees_apart():
+def test_fingerprints_distinguish_trees():
     tree = {"a": {"w": np.arange(4.0)}, "b": np.zeros((2, 2))}
     same = {"b": np.zeros((2, 2)), "a": {"w": np.arange(4.0)}}
     assert fingerprint(tree) == fingerprint(same)

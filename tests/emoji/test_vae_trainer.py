@@ -1,3 +1,5 @@
+"""Training of the image VAE: exact resumption, the exported file, and the loss."""
+
 import dataclasses
 
 import jax
@@ -31,7 +33,7 @@ SETTINGS = VAESettings(
 
 
 class Pictures:
-    """Plain grounds with a square: index-addressable, 16 px."""
+    """Images of 16 px by index: a plain ground with a square."""
 
     def __init__(self, seed):
         self.seed = seed
@@ -55,7 +57,7 @@ def trace(workdir):
     return [{k: v for k, v in line.items() if k not in metrics.WALL_CLOCK} for line in lines]
 
 
-def test_training_improves_held_out_pictures_and_exports(run):
+def test_training_improves_held_out_images_and_exports(run):
     workdir, exported = run
     lines = [line for line in trace(workdir) if "psnr_db" in line]
     assert [line["step"] for line in lines] == [15, 30]
@@ -64,8 +66,8 @@ def test_training_improves_held_out_pictures_and_exports(run):
     assert exported == workdir / SETTINGS.export
 
 
-def test_crashed_run_goes_on_exactly(run, tmp_path):
-    """Pictures fail at step 17; the run goes on from step 10: the same log and weights as in one go."""
+def test_a_crashed_run_resumes_exactly(run, tmp_path):
+    """Images fail at step 17, and the run resumes from step 10 with the log and weights of an uninterrupted run."""
     workdir, exported = run
 
     class Failing(Pictures):
@@ -82,14 +84,14 @@ def test_crashed_run_goes_on_exactly(run, tmp_path):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_exported_file_gives_the_same_model_with_normalised_latents(run):
+def test_the_exported_file_has_the_same_model_with_normalised_latents(run):
     workdir, exported = run
     config, params = image_vae_file.load_image_vae(exported)
     assert config.latent_stats == "custom" and config.consistent_posterior
     pictures = np.stack([Pictures(1)[index] for index in range(8, 72)])
     mean, std = image_vae_file.latent_statistics(config, params, [pictures])
     assert np.abs(mean).max() < 0.6 and 0.7 < std.mean() < 1.3, "the file's statistics normalise"
-    # The fixed set, through float16 weights: what training measured.
+    # The held-out images with float16 weights: the PSNR that training logged.
     held_out = np.stack([Pictures(1)[index] for index in range(8)])
     quality = image_vae_file.reconstruction_quality(config, params, [held_out])["psnr_db"]
     logged = [line["psnr_db"] for line in trace(workdir) if "psnr_db" in line]
@@ -104,16 +106,16 @@ def test_exported_file_gives_the_same_model_with_normalised_latents(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("decoder.conv_in.kernel"), "decoder.conv_in.kernel is missing"),
-        (lambda t: t.update(stranger=np.zeros(2, np.float16)), "stranger is not part of this VAE"),
+        (lambda t: t.pop("decoder.conv_in.kernel"), "decoder.conv_in.kernel"),
+        (lambda t: t.update(stranger=np.zeros(2, np.float16)), "stranger"),
         (
             lambda t: t.update({"decoder.conv_in.bias": np.zeros(3, np.float16)}),
-            r"decoder.conv_in.bias has shape \(3,\)",
+            r"decoder.conv_in.bias.*\(3,\)",
         ),
         (lambda t: t.pop("latent_std"), "latent_std"),
     ],
 )
-def test_wrong_file_is_refused_by_tensor(run, tmp_path, change, message):
+def test_an_invalid_file_is_an_error_that_names_the_tensor(run, tmp_path, change, message):
     _, exported = run
     with safe_open(exported, framework="numpy") as file:
         metadata = file.metadata()
@@ -124,12 +126,12 @@ def test_wrong_file_is_refused_by_tensor(run, tmp_path, change, message):
         image_vae_file.load_image_vae(tmp_path / "bad.safetensors")
 
 
-def test_missing_file_says_who_makes_one(tmp_path):
+def test_a_missing_file_is_an_error_that_names_the_experiment(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"experiments/emoji/vae\.py"):
         image_vae_file.load_image_vae(tmp_path / "none.safetensors")
 
 
-def test_edge_term_punishes_blur_more_than_it_punishes_a_shift_of_colour():
+def test_the_edge_term_penalises_blur_and_not_a_shift_of_colour():
     picture = np.full((1, 1, 16, 16, 3), -0.5, np.float32)
     picture[:, :, :, 8:] = 0.5
     blurred = picture.copy()
@@ -142,8 +144,8 @@ def test_edge_term_punishes_blur_more_than_it_punishes_a_shift_of_colour():
     assert edge[0] > 0.01 and edge[1] < 1e-6
 
 
-def test_statistics_are_of_draws_from_the_posterior(run):
-    """Two batches give the statistics of all their pictures together, the posterior's own spread included."""
+def test_statistics_are_of_samples_of_the_posterior(run):
+    """Two batches give the statistics of all their images, including the spread of the posterior."""
     _, exported = run
     config, params = image_vae_file.load_image_vae(exported)
     pictures = np.stack([Pictures(3)[index] for index in range(8)])
@@ -158,16 +160,16 @@ def test_statistics_are_of_draws_from_the_posterior(run):
     assert (std > 1.1 * np.asarray(centres).std((0, 1, 2, 3))).any(), "the spread counts"
 
 
-def test_a_run_may_begin_with_an_exported_vae(run, tmp_path):
+def test_a_run_can_start_from_an_exported_vae(run, tmp_path):
     workdir, exported = run
     still = dataclasses.replace(SETTINGS.optimizer, learning_rate=1e-7)
-    settings = dataclasses.replace(SETTINGS, start=str(exported), steps=3, optimizer=still)
+    settings = dataclasses.replace(SETTINGS, init_from=str(exported), steps=3, optimizer=still)
     train_vae(settings, tmp_path / "on", Pictures(0), Pictures(1))
     before, after = (
         [line["psnr_db"] for line in trace(folder) if "psnr_db" in line][-1]
         for folder in (workdir, tmp_path / "on")
     )
     assert after == pytest.approx(before, abs=0.05)
-    with pytest.raises(ValueError, match=r"config\.start .* other sizes"):
+    with pytest.raises(ValueError, match=r"config\.init_from"):
         other = dataclasses.replace(settings, decoder_width=8)
         train_vae(other, tmp_path / "other", Pictures(0), Pictures(1))

@@ -73,7 +73,7 @@ def test_emoji_experiment_has_its_shapes(path):
     settings = load(path)
     config = from_dict(settings.model)
     program = Program(settings, config, ("t2i", "understand"), make_mesh())
-    rows = settings.data.draw_rows + settings.data.understand_rows
+    rows = settings.data.generation_rows + settings.data.understanding_rows
     length, latent = settings.data.length, config.vae.latent_shape(1, 64, 64)
     shapes = {
         "tokens": ((rows, length), jnp.int32),
@@ -84,7 +84,7 @@ def test_emoji_experiment_has_its_shapes(path):
         "stream": ((rows,), jnp.int32),
     }
     batch = {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
-    check(program, batch, None, Heads(settings.data.draw_rows, settings.data.understand_rows))
+    check(program, batch, None, Heads(settings.data.generation_rows, settings.data.understanding_rows))
 
 
 @of_kind("vae")

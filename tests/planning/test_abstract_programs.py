@@ -62,7 +62,7 @@ def test_the_sampler_takes_the_size_of_the_experiment(stage, mesh):
 
 
 def test_another_kind_of_experiment_is_refused():
-    with pytest.raises(ValueError, match="kind 'vae'; plan knows experiments of kind 'mixture'"):
+    with pytest.raises(ValueError, match="kind 'vae'; plan knows experiments of kind 'multitask'"):
         experiment.read("emoji_vae", {"kind": "vae"})
 
 

@@ -23,7 +23,7 @@ TASKS = {"draw_single": {"count": 3}, "name": {"kind": "answer", "question": "na
 def values(tmp_path_factory, tiny_run):
     """Four steps, evaluated and saved after every second one."""
     values = tiny_run.experiment(tmp_path_factory.mktemp("vae"))
-    values["data"] |= {"scenes": 64, "draw_rows": 2, "understand_rows": 2}
+    values["data"] |= {"scenes": 64, "generation_rows": 2, "understanding_rows": 2}
     values["optimizer"] |= {"warmup": 1}
     values |= {"steps": 4, "log_every": 1, "sample_every": 0, "checkpoint_every": 2, "keep": 9}
     evaluate = {"every": 2, "tasks": TASKS, "settings": {"guidance": (1.0, 2.0)}, "batch": 4}

@@ -41,7 +41,7 @@ def start(workdir, environment, *, processes, devices):
     command += ["--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.optimizer.warmup=10"]
     # Less to compile than Muon, which the paper does not use either.
     command += ["--config.optimizer.algorithm=adamw", "--config.optimizer.learning_rate=2e-4"]
-    command += ["--config.data.draw_rows=5", "--config.data.understand_rows=3"]
+    command += ["--config.data.generation_rows=5", "--config.data.understanding_rows=3"]
     # A checkpoint a step keeps two processes from being done before the signal has gone round.
     command += [f"--config.checkpoint_every={1 if processes > 1 else STEPS}"]
     log = (workdir.parent / f"{workdir.name}.log").open("a")

@@ -1,4 +1,4 @@
-"""Batches of the emoji world: groups of one shape each, endless and determined by their number."""
+"""Batches of the emoji world: groups of one shape each, endless and with random access."""
 
 from __future__ import annotations
 
@@ -18,62 +18,62 @@ from tuna_jax.training.step import Heads
 from tuna_jax.utils import fingerprint
 
 
-def batches(world: ModelBundle, data: EmojiData, progress: bool = True) -> Any:
+def batches(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> Any:
     """The endless data set of this process's part of every batch; see `groups`."""
-    return task_streams.alternate(groups(world, data, progress), data.seed)
+    return task_streams.alternate(groups(bundle, data, progress), data.seed)
 
 
-def groups(world: ModelBundle, data: EmojiData, progress: bool = True) -> list[task_streams.Group]:
+def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[task_streams.Group]:
     """Batches of one shape each, as endless data sets of this process's part of every batch.
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
-    config = dataclasses.asdict(world.config.vae)
-    del config["by_frame"]  # A frame is encoded as a picture either way.
-    key = fingerprint.fingerprint({"weights": world.vae_params, "config": config})
+    config = dataclasses.asdict(bundle.config.vae)
+    del config["by_frame"]  # A frame is encoded as an image with either value.
+    key = fingerprint.fingerprint({"weights": bundle.vae_params, "config": config})
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    words = world.tokenizer
-    made: list[task_streams.Group] = []
+    tokenizer = bundle.tokenizer
+    result: list[task_streams.Group] = []
 
-    def batched(
+    def add_group(
         streams: list[image_streams.Stream], share: float, length: int, slots: int = 1
     ) -> None:
         streams = [stream for stream in streams if stream.rows]
         if streams:
-            rows = image_streams.batches(streams, words, length=length, slots=slots, **hosts)
-            made.append(task_streams.Group(rows, share))
+            dataset = image_streams.batches(streams, tokenizer, length=length, slots=slots, **hosts)
+            result.append(task_streams.Group(dataset, share))
 
-    if data.draw_rows or data.understand_rows or data.dialogues.rows:
+    if data.generation_rows or data.understanding_rows or data.dialogues.rows:
         source = SceneSource(
             "train", data.seed, data.size, length=data.scenes, weights=dict(data.layouts) or None
         )
-        pool = latent_pool.encode_pool(source, data.scenes, world.encode, key, progress=progress)
-        pictures = [
+        pool = latent_pool.encode_pool(source, data.scenes, bundle.encode, key, progress=progress)
+        image_tasks = [
             image_streams.text_to_image_stream(
                 pool,
-                words,
-                rows=data.draw_rows,
+                tokenizer,
+                rows=data.generation_rows,
                 seed=2 * data.seed,
                 caption_dropout=data.caption_dropout,
-                spread=data.draw_spread,
+                spread=data.generation_spread,
             ),
             image_streams.understanding_stream(
                 pool,
-                words,
-                rows=data.understand_rows,
+                tokenizer,
+                rows=data.understanding_rows,
                 seed=2 * data.seed + 1,
                 question_weights=dict(data.questions) or None,
             ),
         ]
-        batched(pictures, data.share, data.length)
-        talk = task_streams.dialogue_stream(
+        add_group(image_tasks, data.share, data.length)
+        dialogues = task_streams.dialogue_stream(
             pool,
-            words,
+            tokenizer,
             rows=data.dialogues.rows,
             length=data.dialogues.length,
             seed=2 * data.seed + 2,
         )
-        batched([talk], data.dialogues.share, data.dialogues.length)
+        add_group([dialogues], data.dialogues.share, data.dialogues.length)
     if data.edits.rows:
         edits = EditSource(
             "train", data.seed, data.size, length=data.edits.count, weights=data.edits.kinds or None
@@ -81,21 +81,21 @@ def groups(world: ModelBundle, data: EmojiData, progress: bool = True) -> list[t
         edit_pool = latent_pool.encode_pool(
             edits,
             data.edits.count,
-            world.encode_frames,
+            bundle.encode_frames,
             key,
-            pictures=task_streams.edit_pictures,
+            pictures=task_streams.render_edit,
             progress=progress,
         )
-        change = task_streams.editing_stream(
+        editing = task_streams.editing_stream(
             edit_pool,
-            words,
+            tokenizer,
             rows=data.edits.rows,
             seed=2 * data.seed + 3,
             instruction_dropout=data.caption_dropout,
-            spread=data.draw_spread,
+            spread=data.generation_spread,
             source_spread=data.edits.source_spread,
         )
-        batched([change], data.edits.share, data.edits.length, slots=2)
+        add_group([editing], data.edits.share, data.edits.length, slots=2)
     if data.clips.rows:
         clips = ClipSource(
             "train",
@@ -108,38 +108,39 @@ def groups(world: ModelBundle, data: EmojiData, progress: bool = True) -> list[t
         clip_pool = latent_pool.encode_pool(
             clips,
             data.clips.count,
-            world.encode_frames,
+            bundle.encode_frames,
             key,
             pictures=render_clip,
             progress=progress,
         )
-        shown = [
+        clip_tasks = [
             task_streams.clip_stream(
                 clip_pool,
-                words,
-                rows=data.clips.draw_rows,
+                tokenizer,
+                rows=data.clips.generation_rows,
                 seed=2 * data.seed + 4,
                 caption_dropout=data.caption_dropout,
-                spread=data.draw_spread,
+                spread=data.generation_spread,
             ),
             task_streams.clip_questions_stream(
-                clip_pool, words, rows=data.clips.understand_rows, seed=2 * data.seed + 5
+                clip_pool, tokenizer, rows=data.clips.understanding_rows, seed=2 * data.seed + 5
             ),
         ]
-        batched(shown, data.clips.share, data.clips.length)
-    return made
+        add_group(clip_tasks, data.clips.share, data.clips.length)
+    return result
 
 
 def heads(data: EmojiData, batch: Mapping[str, Any]) -> Heads:
-    """Rows of a batch, over all hosts, with something to draw and with text to learn: a group has always the same.
+    """Number of rows of a batch, over all hosts, with a flow target and with a text target.
 
-    Any row tells the group; this host may hold rows of one of its tasks alone.
+    All batches of a group have the same numbers, and the stream of any one row determines the group; so a host that
+    holds rows of only one of the group's tasks gets the numbers of the whole batch.
     """
-    pictures = Heads(data.draw_rows, data.understand_rows)
-    clips = Heads(data.clips.draw_rows, data.clips.understand_rows)
+    images = Heads(data.generation_rows, data.understanding_rows)
+    clips = Heads(data.clips.generation_rows, data.clips.understanding_rows)
     by_task = {
-        "t2i": pictures,
-        "understand": pictures,
+        "t2i": images,
+        "understand": images,
         "edit": Heads(data.edits.rows, 0),
         "t2v": clips,
         "video_understand": clips,

@@ -10,11 +10,17 @@ from tuna_jax.training import loop
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditData:
-    """Edits: how many are encoded beforehand, rows and tokens of a batch, how many of the batches, and the relative
-    frequency of each kind (empty: the source's own).
+    """Edits of scenes.
 
-    `source_spread` is how far the latents of the source are spread around the posterior's mean, relative to its
-    standard deviation. An edit that is asked for shows the mean, so 0 is what it will see."""
+    Attributes:
+      count: number of edits that are encoded before training.
+      rows: rows per batch; 0 turns edits off.
+      length: tokens per row.
+      share: share of the batches, relative to the other groups' shares.
+      source_spread: how far the source's latents spread around the posterior mean, in posterior standard deviations.
+        Editing at inference encodes the source to the mean, so 0 matches inference.
+      kinds: relative frequency of each kind of edit; empty takes the defaults of `EditSource`.
+    """
 
     count: int = 16_000
     rows: int = 0
@@ -26,26 +32,40 @@ class EditData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipData:
-    """Clips of `frames` pictures: how many are encoded beforehand, rows of a batch to draw and to ask about, tokens a
-    row, how many of the batches, and the relative frequency of each motion (empty: the source's own)."""
+    """Clips.
+
+    Attributes:
+      count: number of clips that are encoded before training.
+      frames: frames per clip.
+      generation_rows, understanding_rows: rows per batch with each task; both 0 turn clips off.
+      length: tokens per row.
+      share: share of the batches, relative to the other groups' shares.
+      motions: relative frequency of each motion; empty takes the defaults of `ClipSource`.
+    """
 
     count: int = 12_000
     frames: int = 4
-    draw_rows: int = 0
-    understand_rows: int = 0
+    generation_rows: int = 0
+    understanding_rows: int = 0
     length: int = 84
     share: float = 1.0
     motions: dict = dataclasses.field(default_factory=dict)
 
     @property
     def rows(self) -> int:
-        """Rows of a batch, of either task."""
-        return self.draw_rows + self.understand_rows
+        """Rows per batch of both tasks together."""
+        return self.generation_rows + self.understanding_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DialogueData:
-    """Dialogues about the scenes of the pictures: rows and tokens of a batch, and how many of the batches."""
+    """Dialogues about the scenes.
+
+    Attributes:
+      rows: rows per batch; 0 turns dialogues off.
+      length: tokens per row.
+      share: share of the batches, relative to the other groups' shares.
+    """
 
     rows: int = 0
     length: int = 132
@@ -54,33 +74,33 @@ class DialogueData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiData:
-    """The mixture of drawing and understanding.
+    """The mixture of generation and understanding.
 
     Attributes:
-      scenes: how many training scenes are encoded beforehand.
-      size: side of a picture in pixels.
+      scenes: number of training scenes that are encoded before training.
+      size: side of an image in pixels.
       seed: seed of the scenes, of their order, and of captions and questions.
-      length: tokens a row; a longer one is an error that says how long.
-      draw_rows, understand_rows: rows of every batch with each task.
-      caption_dropout: share of drawing rows without a caption, for guidance.
-      draw_spread: how far latents to draw are spread around the posterior's mean, relative to its standard deviation:
-        1 draws from the posterior, 0 takes the mean. Pictures to understand are always drawn from it.
-      layouts: relative frequency of each layout of scenes; empty takes the source's own.
-      questions: relative frequency of each kind of question; empty takes the stream's own.
-      vocabulary: compact vocabulary that ships, or a JSON file of one.
+      length: tokens per row; a longer row is an error that names its length.
+      generation_rows, understanding_rows: rows per batch with each task.
+      caption_dropout: share of generation rows without a caption, for classifier-free guidance.
+      generation_spread: how far target latents spread around the posterior mean, in posterior standard deviations:
+        1 samples the posterior, 0 takes the mean. Input images of understanding rows always sample the posterior.
+      layouts: relative frequency of each layout of scenes; empty takes the defaults of `SceneSource`.
+      questions: relative frequency of each kind of question; empty takes the defaults of the stream.
+      vocabulary: name of a compact vocabulary of the package, or a JSON file with one.
       threads: host threads that make batches.
-      share: how many of the batches are of pictures, relative to the other groups' shares.
-      edits, clips, dialogues: the other groups; one without rows is off.
+      share: share of the batches that hold images, relative to the other groups' shares.
+      edits, clips, dialogues: the other groups; a group with 0 rows is off.
     """
 
     scenes: int = 40_000
     size: int = 64
     seed: int = 0
     length: int = 44
-    draw_rows: int = 16
-    understand_rows: int = 8
+    generation_rows: int = 16
+    understanding_rows: int = 8
     caption_dropout: float = 0.1
-    draw_spread: float = 1.0
+    generation_spread: float = 1.0
     layouts: dict = dataclasses.field(default_factory=dict)
     questions: dict = dataclasses.field(default_factory=dict)
     vocabulary: str = "emoji"
@@ -91,22 +111,23 @@ class EmojiData:
     dialogues: DialogueData = DialogueData()
 
     @property
-    def pictures_alone(self) -> bool:
-        """Whether no other group is on."""
+    def images_only(self) -> bool:
+        """Whether edits, clips and dialogues are all off."""
         return not (self.edits.rows or self.clips.rows or self.dialogues.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiExperiment(loop.LoopSettings):
-    """An experiment file of kind 'tuna': the loop's settings, and these.
+    """An experiment file of kind 'emoji': the settings of the training loop, and these.
 
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
-      vae: safetensors file of the image VAE; empty takes the one that ships.
-      data: the mixture. samples: the contact sheet.
+      vae: safetensors file of the image VAE; empty takes the emoji VAE of the package.
+      data: the mixture.
+      samples: sampling settings, and the number of images of the contact sheets.
     """
 
-    kind: str = "tuna"
+    kind: str = "emoji"
     model: dict
     vae: str = ""
     data: EmojiData = EmojiData()

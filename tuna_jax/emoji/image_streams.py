@@ -1,6 +1,6 @@
-"""Grain pipelines: from latent pools to the batches that the training step eats.
+"""Grain pipelines: from latent pools to the batches of the training step.
 
-    pool --shuffle, repeat--> scene index --random_map--> Sample --fixed rows a batch--> Batch
+    pool --shuffle, repeat--> scene index --random_map--> Sample --fixed rows per batch--> Batch
 
 A Batch is a plain dict of NumPy arrays (B rows, S tokens, N visual slots, latents of T x h x w x C):
 
@@ -8,11 +8,11 @@ A Batch is a plain dict of NumPy arrays (B rows, S tokens, N visual slots, laten
     labels     int32   [B, S]            -100 where there is no text loss
     spans      int32   [B, N, 2]         (offset of the time token, 1 + T*h*w); unused (-1, -1)
     is_target  bool    [B, N]            True: noised, flow loss; False: clean
-    latents    float32 [B, N, T, h, w, C]  clean normalised latents, drawn from the posterior
-    task       int32   [B]               index into the mixture's streams
+    latents    float32 [B, N, T, h, w, C]  clean normalised latents, sampled from the posterior
+    stream     int32   [B]               index into the mixture's streams
 
-Every stream has the same rows of every batch, so shapes and the mix are constant, and batch n depends on
-(seed, n) alone: `batches(...)[n]` is random access, and the iterator's state is one small JSON.
+Every stream has the same rows of every batch, so shapes and proportions are constant. Batch n depends only on
+(seed, n): `batches(...)[n]` is random access, and the iterator's state is a small JSON.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ DEFAULT_QUESTION_WEIGHTS: dict[str, float] = {
 
 
 class Sample(NamedTuple):
-    """One row, before padding: its sequence and the latents of its visual slots."""
+    """One row, before padding: its token sequence and the latents of its visual slots."""
 
     sequence: TokenSequence
     latents: Float32[np.ndarray, "n t h w c"]
-    task: int
+    stream: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A named task with its samples and how many rows of each batch it has.
+    """A named task, its samples, and its number of rows in each batch.
 
     Attributes:
-        name: 't2i' or 'understand'; a metric's name in logs.
+        name: for example 't2i' or 'understand'; also the name in metrics.
         samples: an endless MapDataset of Sample, a pure function of its index.
-        rows: rows a batch, over all hosts together.
+        rows: rows per batch, over all hosts together.
     """
 
     name: str
@@ -68,23 +68,23 @@ class Stream:
     rows: int
 
 
-def remembering(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """The tokenizer's `encode` with a memory: the world has few texts, and each comes again."""
+def cached_encode(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """The tokenizer's `encode` with a cache: the emoji world has few texts, and each repeats."""
     return functools.lru_cache(maxsize=1 << 16)(tokenizer.encode)
 
 
-def grid_of(pool: LatentPool[Any]) -> Grid:
-    """Latent extent of an item of the pool."""
+def latent_grid(pool: LatentPool[Any]) -> Grid:
+    """Latent grid of an item of the pool."""
     frames, height, width, _ = pool.latent_shape
     return Grid(frames, height, width)
 
 
 def endless(
-    pool: LatentPool[Any], seed: int, draw: Callable[[int, np.random.Generator], Sample]
+    pool: LatentPool[Any], seed: int, make_sample: Callable[[int, np.random.Generator], Sample]
 ) -> grain.MapDataset[Sample]:
-    """All items of the pool in a new order every epoch; `draw` gets a new random state every time."""
+    """All items of the pool in a new order every epoch; `make_sample` gets a new random state for each."""
     dataset = grain.MapDataset.range(len(pool)).seed(seed).shuffle().repeat()
-    return dataset.random_map(draw)
+    return dataset.random_map(make_sample)
 
 
 def text_to_image_stream(
@@ -101,27 +101,27 @@ def text_to_image_stream(
 
     Args:
         pool: latents with their scenes.
-        tokenizer: makes the ids.
-        rows: rows a batch.
-        seed: another seed gives another order, other phrasings and other draws of the posterior.
-        caption_dropout: the share of rows with an empty prompt, for guidance.
-        sentences: the share of captions written with a capital and a full stop.
-        spread: of the drawn latents around the posterior's mean, relative to its standard deviation.
+        tokenizer: encodes the text.
+        rows: rows per batch.
+        seed: seed of the order, the phrasings and the samples of the posterior.
+        caption_dropout: share of rows with an empty prompt, for classifier-free guidance.
+        sentences: share of captions with a capital letter and a full stop.
+        spread: of the latents around the posterior mean, in posterior standard deviations.
     """
-    grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
+    grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
 
-    def draw(index: int, random: np.random.Generator) -> Sample:
-        text = phrased(captions(pool.source[index]), random, sentences)
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        text = choose_phrasing(captions(pool.source[index]), random, sentences)
         ids = [] if random.random() < caption_dropout else encode(text)
         latents = pool.sample(index, random, spread)[None]
         return Sample(text_to_image(special, ids, grid), latents, STREAMS.index("t2i"))
 
-    return Stream("t2i", endless(pool, seed, draw), rows)
+    return Stream("t2i", endless(pool, seed, make_sample), rows)
 
 
-def phrased(known: Sequence[str], random: np.random.Generator, sentences: float) -> str:
-    """One of several phrasings, now and then as a sentence with a capital and a full stop."""
-    text = known[int(random.integers(len(known)))]
+def choose_phrasing(phrasings: Sequence[str], random: np.random.Generator, sentences: float) -> str:
+    """A random phrasing; with probability `sentences`, with a capital letter and a full stop."""
+    text = phrasings[int(random.integers(len(phrasings)))]
     return sentence(text) if random.random() < sentences else text
 
 
@@ -134,50 +134,52 @@ def understanding_stream(
     question_weights: Mapping[str, float] | None = None,
     sentences: float = 0.1,
 ) -> Stream:
-    """Question -> answer, in the plain form: `<bos> <boi> [time][img]*n <eoi> question answer <eos>`.
+    """Question -> answer, in the plain template: `<bos> <boi> [time][img]*n <eoi> question answer <eos>`.
 
     Args:
         pool: latents with their scenes.
-        tokenizer: makes the ids.
-        rows: rows a batch.
+        tokenizer: encodes the text.
+        rows: rows per batch.
         seed: as in `text_to_image_stream`.
-        question_weights: how often each kind of question (phrases.KINDS) is asked, relative to the
-            others that a scene has; within a kind all are as likely. A kind not named is not asked.
-        sentences: the share of questions written with a capital.
+        question_weights: relative frequency of each kind of question (`captions.KINDS`) among those that a
+            scene has; questions of one kind are equally likely. A kind that is not named has weight 0.
+        sentences: share of questions with a capital letter.
     """
     weights = dict(DEFAULT_QUESTION_WEIGHTS if question_weights is None else question_weights)
     unknown = sorted(set(weights) - set(KINDS))
     if unknown:
-        raise ValueError(f"question_weights names {unknown}; the kinds are {', '.join(KINDS)}")
+        raise ValueError(
+            f"question_weights has unknown kinds {unknown}; the kinds are {', '.join(KINDS)}"
+        )
     always = [kind for kind in ("ground", "count", "describe") if weights.get(kind, 0) > 0]
     if not always:
         raise ValueError(
-            "question_weights leaves some scenes without a question; give 'ground', 'count' or "
-            "'describe' a positive weight"
+            "question_weights leaves some scenes without a question; at least one of 'ground', "
+            "'count' and 'describe' requires a positive weight"
         )
-    grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
+    grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
 
-    def draw(index: int, random: np.random.Generator) -> Sample:
-        known = questions(pool.source[index])
-        kinds = sorted({item.kind for item in known})
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        candidates = questions(pool.source[index])
+        kinds = sorted({item.kind for item in candidates})
         shares = np.array([weights.get(kind, 0.0) for kind in kinds])
         kind = kinds[int(random.choice(len(kinds), p=shares / shares.sum()))]
-        asked = [item for item in known if item.kind == kind]
-        question, answer, _ = asked[int(random.integers(len(asked)))]
+        of_kind = [item for item in candidates if item.kind == kind]
+        question, answer, _ = of_kind[int(random.integers(len(of_kind)))]
         if random.random() < sentences:
             question = sentence(question)
         latents = pool.sample(index, random)[None]
         sequence = understanding(special, encode(question), encode(answer), grid)
         return Sample(sequence, latents, STREAMS.index("understand"))
 
-    return Stream("understand", endless(pool, seed, draw), rows)
+    return Stream("understand", endless(pool, seed, make_sample), rows)
 
 
-class _Rows(grain.transforms.DatasetSelectionMap):
-    """Row r of batch n -> (stream, its index): every batch has the same rows of each stream.
+class _RowSelection(grain.transforms.DatasetSelectionMap):
+    """Row r of batch n -> (stream, index of its sample): every batch has the same rows of each stream.
 
-    With several hosts each has a block of the batch's rows, so that the hosts' batches one after another are the same
-    rows in the same order whatever their number is: what is drawn for row r of a batch is drawn for the same sample.
+    With several hosts, each has a contiguous block of the batch's rows. The concatenated batches of all hosts are
+    therefore the same for any number of hosts, and the noise of row r belongs to the same sample.
     """
 
     def __init__(self, rows: Sequence[int], process_index: int, process_count: int):
@@ -212,17 +214,17 @@ def batches(
     Args:
         streams: in the order of rows within a batch.
         tokenizer: gives the pad token.
-        length: S, tokens a row; a longer sample is an error that says how long it is.
-        slots: N, visual slots a row.
-        process_index: this host.
-        process_count: how many hosts; it must divide the rows of all streams together.
+        length: S, tokens per row; a longer sample is an error that names its length.
+        slots: N, visual slots per row.
+        process_index: index of this host.
+        process_count: number of hosts; it must divide the number of rows of all streams together.
     """
     rows = [stream.rows for stream in streams]
     if sum(rows) % process_count or min(rows) <= 0:
         listed = " and ".join(f"{stream.name!r} has {stream.rows} rows" for stream in streams)
         raise ValueError(
-            f"stream {listed} of a batch, which {process_count} hosts cannot share evenly; give each a positive "
-            f"number, and all together a multiple of {process_count}"
+            f"stream {listed} per batch, which cannot be divided between {process_count} hosts; each stream requires "
+            f"a positive number of rows, and their sum must be a multiple of {process_count}"
         )
 
     def collate(samples: Sequence[Sample]) -> Batch:
@@ -232,16 +234,16 @@ def batches(
         latents = np.zeros((len(samples), slots, *shape), np.float32)
         for row, sample in enumerate(samples):
             latents[row, : len(sample.latents)] = sample.latents
-        task = np.array([s.task for s in samples], np.int32)
-        return {**batch, "latents": latents, "stream": task}
+        stream = np.array([s.stream for s in samples], np.int32)
+        return {**batch, "latents": latents, "stream": stream}
 
-    choice = _Rows(rows, process_index, process_count)
+    choice = _RowSelection(rows, process_index, process_count)
     mixture = grain.MapDataset.select_from_datasets([s.samples for s in streams], choice)
     return mixture.batch(sum(rows) // process_count, drop_remainder=True, batch_fn=collate)
 
 
 def longest_row(tokenizer: Tokenizer, grid: Grid, scenes: int = 4_000) -> int:
-    """Tokens of the longest row that the emoji world makes, found by looking at many scenes."""
+    """Tokens of the longest image row of the emoji world, measured over `scenes` scenes."""
     from tuna_jax.emoji.world.scenes import LAYOUTS, SceneSource
 
     longest = 0

@@ -1,4 +1,4 @@
-"""Latents of a frozen VAE, computed once: so that the encoder is not part of the training step."""
+"""Latents of the frozen VAE, computed once, so that the encoder is not part of the training step."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Item = TypeVar("Item", covariant=True)
 
 @runtime_checkable
 class Source(Protocol[Item]):
-    """Scenes, edits or clips by index, and the settings that they depend on."""
+    """Scenes, edits or clips by index, with the settings that they depend on."""
 
     def __getitem__(self, index: int, /) -> Item:
         """Item `index`."""
         ...
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of items."""
         ...
 
     def settings(self) -> dict[str, object]:
@@ -48,7 +48,7 @@ class LatentPool(Generic[Item]):
     """The posterior of the first items of a source: element i belongs to `source[i]`.
 
     Attributes:
-        source: where the items come from.
+        source: the items.
         mean: normalised posterior mean, float16 or float32 [n, T, h, w, C].
         std: posterior standard deviation in the same units, same shape.
     """
@@ -69,7 +69,10 @@ class LatentPool(Generic[Item]):
     def sample(
         self, index: int, random: np.random.Generator, spread: float | Sequence[float] = 1.0
     ) -> Float32[np.ndarray, "t h w c"]:
-        """A draw from the posterior of item `index`: mean + spread * std * noise; a spread for all, or one a frame."""
+        """A sample of the posterior of item `index`: mean + spread * std * noise.
+
+        `spread` is one number for all frames, or one per frame.
+        """
         scale = np.asarray(spread, np.float32).reshape(-1, 1, 1, 1)
         noise = scale * random.standard_normal(self.mean.shape[1:], np.float32)
         return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
@@ -87,30 +90,32 @@ def encode_pool(
     dtype: str = "float16",
     progress: bool = True,
 ) -> LatentPool[Item]:
-    """Encodes the first `count` items, or finds them in the cache folder.
+    """Encodes the first `count` items, or reads them from the cache folder.
 
-    The files appear in one step when all is done: an interrupted run leaves nothing half written, and
-    the next one begins anew.
+    The folder appears atomically when all files are complete. An interrupted call leaves nothing behind, and the
+    next one starts again.
 
     Args:
         source: the scenes, edits or clips.
-        count: how many of them.
+        count: number of items to encode.
         encode: uint8 images [n, H, W, 3], or [n, F, H, W, 3], -> (normalised mean, standard deviation), each
             [n, T, h, w, C].
-            Every call gets exactly `batch_size` images (the last is filled up), so it compiles once.
-        key: names the encoder: `fingerprint` of its weights and whatever else its output depends on.
-        pictures: what is encoded of an item: its picture, or several of one size; not part of the cache's key, so
-            it must follow from the source's settings.
-        directory: the cache folder; see `cache.cache_directory`.
-        batch_size: images a call.
-        dtype: how to store; float16 loses far less than the posterior's own spread.
-        progress: show a bar.
+            Every call gets exactly `batch_size` items (the last call is padded), so it compiles once.
+        key: identifies the encoder: `fingerprint` of its weights and of everything else that its output depends on.
+        pictures: renders an item to one image, or to several frames of one size. It is not part of the cache's
+            key, so it must be determined by the source's settings.
+        directory: the cache folder; see `atomic_io.cache_directory`.
+        batch_size: items per call of `encode`.
+        dtype: of the stored arrays; the rounding of float16 is far below the posterior's own spread.
+        progress: show a progress bar.
 
     Returns:
-        The pool, its arrays mapped from disk.
+        The pool; its arrays are memory-mapped.
     """
     if not 0 < count <= len(source):
-        raise ValueError(f"count {count} of {source!r}; give 1 to {len(source)}")
+        raise ValueError(
+            f"count is {count}, which must be between 1 and {len(source)} for {source!r}"
+        )
     settings = {"encoder": key, "scenes": source.settings(), "count": count, "dtype": dtype}
     folder = cache_directory(directory) / "latents" / fingerprint(settings)
     if not folder.is_dir():
@@ -122,7 +127,7 @@ def encode_pool(
             try:
                 os.rename(scratch, folder)
             except OSError:
-                if not folder.is_dir():  # else another process was first, with the same content
+                if not folder.is_dir():  # Otherwise another process wrote the same content first.
                     raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -151,12 +156,12 @@ def _write_pool(
         for name, array in zip(("mean", "std"), moments, strict=True):
             if array.ndim != 5 or len(array) != batch_size:
                 raise ValueError(
-                    f"encode returned {name} of shape {array.shape} for {batch_size} images; it must be "
+                    f"encode returned {name} of shape {array.shape} for {batch_size} items; it must have shape "
                     f"[{batch_size}, T, h, w, C]"
                 )
             if not np.isfinite(array).all():
                 raise ValueError(
-                    f"encode returned a {name} that is not finite; check the VAE's weights"
+                    f"encode returned a {name} with values that are not finite; check the VAE's weights"
                 )
         if not files:
             files = [

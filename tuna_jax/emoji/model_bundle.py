@@ -1,6 +1,7 @@
-"""What surrounds a small TUNA while it trains and is measured, and makes pictures and words of its latents and tokens.
+"""The components of an emoji model except its parameters: config, frozen VAE, tokenizer and sampling settings.
 
-That is the frozen VAE, the tokenizer, and the settings of drawing; the parameters come with every call.
+`ModelBundle` generates, edits and answers with the parameters that each call passes, so training and evaluation can
+use one bundle for many checkpoints.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.inference.run_record import RECORD_KEY
 from tuna_jax.sequence import Grid
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.weights_file import load_model
+from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.param_tree import unflatten
 
-Pictures = UInt8[np.ndarray, "n height width 3"]
+Images = UInt8[np.ndarray, "n height width 3"]
 Latents = Float[np.ndarray, "n 1 h w c"]
 Clips = UInt8[np.ndarray, "n frames height width 3"]
 Frames = Float[np.ndarray, "n frames h w c"]
@@ -37,14 +40,14 @@ Frames = Float[np.ndarray, "n frames h w c"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelBundle:
-    """A model's surroundings.
+    """A model's components without its parameters.
 
     Attributes:
-      config: the model, with the VAE's config in it.
-      vae_params: the frozen VAE.
+      config: the model, including the VAE's config.
+      vae_params: parameters of the frozen VAE.
       tokenizer: text to ids.
-      size: side of a picture in pixels.
-      samples: how to draw.
+      size: side of an image in pixels.
+      samples: sampling settings.
     """
 
     config: TunaConfig
@@ -55,125 +58,136 @@ class ModelBundle:
 
     @property
     def grid(self) -> Grid:
-        """Latent extent of a picture."""
+        """Latent grid of an image."""
         return Grid(*self.config.vae.latent_shape(1, self.size, self.size)[:3])
 
     def model(self, params: Any) -> Tuna:
-        """All abilities, with these parameters."""
+        """The inference pipeline with these parameters."""
         size = (self.size, self.size)
         return Tuna(
             self.config, params, self.vae_params, self.tokenizer, size, self.samples, "plain"
         )
 
     def parameter_count(self, params: Any) -> int:
-        """Numbers in the trainable network; the VAE is apart."""
+        """Number of parameters of the trained network, without the VAE."""
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
-    def encode(self, pictures: Pictures) -> tuple[Latents, Latents]:
-        """Pictures -> the posterior's normalised mean and standard deviation, float32."""
-        mean, std = batching.encode(self.config, self.vae_params, pictures[:, None])
+    def encode(self, images: Images) -> tuple[Latents, Latents]:
+        """Images -> normalised mean and standard deviation of the posterior, float32."""
+        mean, std = batching.encode(self.config, self.vae_params, images[:, None])
         return np.asarray(mean), np.asarray(std)
 
     def encode_frames(self, clips: Clips) -> tuple[Frames, Frames]:
-        """`encode` for clips, every frame as a picture of its own."""
+        """`encode` for clips; every frame is encoded as an image."""
         flat = self.encode(clips.reshape(-1, *clips.shape[2:]))
         mean, std = (array.reshape(*clips.shape[:2], *array.shape[2:]) for array in flat)
         return mean, std
 
-    def decode(self, latents: Float[Any, "n 1 h w c"]) -> Pictures:
-        """Normalised latents -> pictures."""
+    def decode(self, latents: Float[Any, "n 1 h w c"]) -> Images:
+        """Normalised latents -> images."""
         return np.asarray(batching.decode(self.config, self.vae_params, latents))[:, 0]
 
-    def reconstruct(self, pictures: Pictures) -> Pictures:
-        """Pictures through the VAE and back."""
-        return batching.in_chunks(lambda part: self.decode(self.encode(part)[0]), pictures)
+    def reconstruct(self, images: Images) -> Images:
+        """Images, encoded to the posterior mean and decoded."""
+        return batching.in_chunks(lambda part: self.decode(self.encode(part)[0]), images)
 
-    def draw(self, params: Any, prompts: Sequence[str], seed: int = 0) -> Pictures:
-        """Pictures of the prompts; picture i depends on (seed, i) and its prompt alone."""
+    def generate(self, params: Any, prompts: Sequence[str], seed: int = 0) -> Images:
+        """Images of the prompts; image i depends only on (seed, i) and its prompt."""
         return self.model(params).generate_image(prompts, seed=seed)
 
     def edit(
-        self, params: Any, pictures: Pictures, instructions: Sequence[str], seed: int = 0
-    ) -> Pictures:
-        """The pictures changed as told; picture i depends on (seed, i), its source and its instruction alone."""
-        return self.model(params).edit_image(list(pictures), instructions, seed=seed)
+        self, params: Any, images: Images, instructions: Sequence[str], seed: int = 0
+    ) -> Images:
+        """The edited images; image i depends only on (seed, i), its source and its instruction."""
+        return self.model(params).edit_image(list(images), instructions, seed=seed)
 
-    def draw_clips(self, params: Any, prompts: Sequence[str], frames: int, seed: int = 0) -> Clips:
-        """Clips of the prompts; clip i depends on (seed, i) and its prompt alone."""
+    def generate_clips(
+        self, params: Any, prompts: Sequence[str], frames: int, seed: int = 0
+    ) -> Clips:
+        """Clips of the prompts; clip i depends only on (seed, i) and its prompt."""
         return self.model(params).generate_video(prompts, frames=frames, seed=seed)
 
     def answer(
-        self, params: Any, shown: Pictures | Clips, questions: Sequence[str], *, longest: int = 24
+        self,
+        params: Any,
+        media: Images | Clips,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 24,
     ) -> list[str]:
-        """The model's greedy answer to the question about each picture or clip, at most `longest` tokens."""
-        asked = [
+        """The greedy answer to the question about each image or clip, at most `max_new_tokens` tokens."""
+        conversations = [
             Conversation.of([item if item.ndim == 4 else item[None]], question)
-            for item, question in zip(shown, questions, strict=True)
+            for item, question in zip(media, questions, strict=True)
         ]
-        return self.model(params).reply(asked, max_new_tokens=longest)
+        return self.model(params).reply(conversations, max_new_tokens=max_new_tokens)
 
     def converse(
         self,
         params: Any,
-        pictures: Pictures,
+        images: Images,
         questions: Sequence[str],
         histories: Sequence[Sequence[tuple[str, str]]],
         *,
-        longest: int = 24,
+        max_new_tokens: int = 24,
     ) -> list[str]:
-        """The answer to each question after (question, answer) turns, all in the chat form."""
-        asked = [
-            Conversation.of([picture[None]], question, history)
-            for picture, question, history in zip(pictures, questions, histories, strict=True)
+        """The greedy answer to each question after earlier (question, answer) turns, in the chat template."""
+        conversations = [
+            Conversation.of([image[None]], question, history)
+            for image, question, history in zip(images, questions, histories, strict=True)
         ]
-        return self.model(params).reply(asked, max_new_tokens=longest, template="chat")
+        return self.model(params).reply(
+            conversations, max_new_tokens=max_new_tokens, template="chat"
+        )
 
 
 def load_bundle(settings: EmojiExperiment) -> ModelBundle:
-    """Reads the VAE and the tokenizer that an experiment names, and checks that they fit its model.
+    """Reads the VAE and the tokenizer of an experiment, and checks that they match its model.
 
     Raises:
-      ValueError: the model's table of tokens, or its latents, are not those of the tokenizer or the
-        VAE.
+      ValueError: the model's latent channels differ from the VAE's, or its token embedding has fewer rows than the
+        tokenizer has ids.
     """
     config = from_dict(settings.model)
     vae_config, vae_params = load_image_vae(settings.vae or None)
     if vae_config.latent_channels != config.vae.latent_channels:
         raise ValueError(
-            f"the VAE has {vae_config.latent_channels} latent channels and the model wants "
-            f"{config.vae.latent_channels}; set config.model.vae.latent_channels, or name another "
-            f"file in config.vae"
+            f"the VAE has {vae_config.latent_channels} latent channels and the model requires "
+            f"{config.vae.latent_channels}; set config.model.vae.latent_channels, or another file in "
+            f"config.vae"
         )
     tokenizer = Tokenizer(settings.data.vocabulary)
     if config.language.vocabulary < tokenizer.size:
         raise ValueError(
-            f"config.model.language.vocabulary is {config.language.vocabulary}, and the vocabulary "
-            f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the table needs a row for each"
+            f"config.model.language.vocabulary is {config.language.vocabulary}, but the vocabulary "
+            f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the embedding requires a row for each id"
         )
     config = dataclasses.replace(config, vae=for_clips(vae_config, settings.data))
     return ModelBundle(config, vae_params, tokenizer, settings.data.size, settings.samples)
 
 
 def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:
-    """The VAE of pictures, taking the frames of a clip one by one if there are clips."""
+    """The image VAE; if the data has clips, it encodes and decodes them frame by frame."""
     return dataclasses.replace(config, by_frame=True) if data.clips.rows else config
 
 
 def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:
-    """A trained emoji TUNA, ready to draw and answer.
+    """Loads a trained emoji model.
 
     Args:
       path: workdir of a run that ended or was stopped, or its `model.safetensors`.
 
     Returns:
-      Its world, its (averaged) parameters, and the experiment's mapping.
+      The bundle, the (averaged) parameters, and the experiment's config as a mapping.
     """
-    params, values, _ = load_model(path)
+    params, stored, _ = load_model(path)
+    values = old_names.experiment(stored, stored=True)
+    values.pop(RECORD_KEY, None)
     return load_bundle(parse(EmojiExperiment, values)), params, values
 
 
 def checkpoints(workdir: str | Path) -> dict[int, Path]:
-    """The checkpoints that a run has kept, by step."""
+    """The checkpoints that a run kept, by step."""
     return {int(path.name): path for path in finished_checkpoints(workdir)}
 
 

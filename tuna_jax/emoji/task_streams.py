@@ -1,12 +1,12 @@
-"""Streams of the emoji world beyond pictures with captions and questions: edits, clips, dialogues.
+"""Streams of the emoji world for edits, clips and dialogues; `image_streams.py` has those for images.
 
     edit               <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
-    t2v                <bos> caption <boi> [time][img]*n <eoi> <eos>, n the tokens of all frames
+    t2v                <bos> caption <boi> [time][img]*n <eoi> <eos>, n tokens for all frames
     video_understand   <bos> <boi> [time][img]*n <eoi> question answer <eos>
-    dialogue           the chat template with the picture before the first question, loss on every answer
+    dialogue           the chat template with the image before the first question, loss on every answer
 
-Batches of one shape are a `Group`; `alternate` makes one data set of several groups, in which batch n is of the group
-that a `Schedule` draws from (seed, n).
+Batches of one shape form a `Group`. `alternate` combines several groups into one data set, in which a `Schedule`
+chooses the group of batch n from (seed, n).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from tuna_jax.emoji.image_streams import (
     Batch,
     Sample,
     Stream,
+    cached_encode,
+    choose_phrasing,
     endless,
-    grid_of,
-    phrased,
-    remembering,
+    latent_grid,
 )
 from tuna_jax.emoji.latent_pool import LatentPool
 from tuna_jax.emoji.world import dialogues
@@ -50,8 +50,8 @@ DEFAULT_CLIP_QUESTIONS: dict[str, float] = {
 }
 
 
-def edit_pictures(edit: Edit) -> UInt8[np.ndarray, "2 size size 3"]:
-    """The pictures before and after, as a pool holds them."""
+def render_edit(edit: Edit) -> UInt8[np.ndarray, "2 size size 3"]:
+    """The source and the target image, as the two frames of an item of a pool."""
     return np.stack([render(edit.source), render(edit.target)])
 
 
@@ -66,33 +66,33 @@ def editing_stream(
     spread: float = 1.0,
     source_spread: float = 1.0,
 ) -> Stream:
-    """Picture and instruction -> picture.
+    """Image and instruction -> image.
 
     Args:
-        pool: latents of `edit_pictures`: two frames, before and after.
-        tokenizer: makes the ids.
-        rows: rows a batch.
-        seed: another seed gives another order, other phrasings and other draws of the posterior.
-        instruction_dropout: the share of rows without an instruction, for guidance.
-        sentences: the share of instructions written with a capital and a full stop.
-        spread: of the drawn latents of the target around the posterior's mean.
-        source_spread: of the source's.
+        pool: latents of `render_edit`: two frames, source and target.
+        tokenizer: encodes the text.
+        rows: rows per batch.
+        seed: seed of the order, the phrasings and the samples of the posterior.
+        instruction_dropout: share of rows without an instruction, for classifier-free guidance.
+        sentences: share of instructions with a capital letter and a full stop.
+        spread: of the target's latents around the posterior mean, in posterior standard deviations.
+        source_spread: the same for the source.
     """
-    two = grid_of(pool)
-    if two.frames != 2:
+    pair = latent_grid(pool)
+    if pair.frames != 2:
         raise ValueError(
-            f"a pool of edits has 2 frames an item, before and after; not {two.frames}"
+            f"a pool of edits requires 2 frames per item, source and target; it has {pair.frames}"
         )
-    grid = Grid(1, two.height, two.width)
-    special, encode = tokenizer.special, remembering(tokenizer)
+    grid = Grid(1, pair.height, pair.width)
+    special, encode = tokenizer.special, cached_encode(tokenizer)
 
-    def draw(index: int, random: np.random.Generator) -> Sample:
-        text = phrased(pool.source[index].instructions, random, sentences)
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        text = choose_phrasing(pool.source[index].instructions, random, sentences)
         ids = [] if random.random() < instruction_dropout else encode(text)
         latents = pool.sample(index, random, (source_spread, spread))[:, None]
         return Sample(sequence.editing(special, ids, grid), latents, TASKS.index("edit"))
 
-    return Stream("edit", endless(pool, seed, draw), rows)
+    return Stream("edit", endless(pool, seed, make_sample), rows)
 
 
 def clip_stream(
@@ -105,16 +105,16 @@ def clip_stream(
     sentences: float = 0.1,
     spread: float = 1.0,
 ) -> Stream:
-    """Caption -> clip; arguments as `pipeline.text_to_image_stream`."""
-    grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
+    """Caption -> clip; arguments as for `image_streams.text_to_image_stream`."""
+    grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
 
-    def draw(index: int, random: np.random.Generator) -> Sample:
-        text = phrased(clip_captions(pool.source[index]), random, sentences)
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        text = choose_phrasing(clip_captions(pool.source[index]), random, sentences)
         ids = [] if random.random() < caption_dropout else encode(text)
         latents = pool.sample(index, random, spread)[None]
         return Sample(sequence.text_to_image(special, ids, grid), latents, TASKS.index("t2v"))
 
-    return Stream("t2v", endless(pool, seed, draw), rows)
+    return Stream("t2v", endless(pool, seed, make_sample), rows)
 
 
 def clip_questions_stream(
@@ -126,70 +126,70 @@ def clip_questions_stream(
     question_weights: dict[str, float] | None = None,
     sentences: float = 0.1,
 ) -> Stream:
-    """Clip and question -> answer; arguments as `pipeline.understanding_stream`, kinds `motions.CLIP_KINDS`."""
+    """Clip and question -> answer; arguments as for `image_streams.understanding_stream`, kinds `clips.CLIP_KINDS`."""
     weights = dict(DEFAULT_CLIP_QUESTIONS if question_weights is None else question_weights)
     unknown = sorted(set(weights) - set(CLIP_KINDS))
     if unknown or not any(weights.get(kind, 0) > 0 for kind in CLIP_KINDS if kind != "direction"):
         raise ValueError(
-            f"weights of questions about clips are {weights}; the kinds are {', '.join(CLIP_KINDS)}, and one "
-            "beside 'direction', which not every clip has, wants a positive weight"
+            f"question_weights is {weights}; the kinds are {', '.join(CLIP_KINDS)}, and at least one "
+            "other than 'direction', which not every clip has, requires a positive weight"
         )
-    grid, special, encode = grid_of(pool), tokenizer.special, remembering(tokenizer)
+    grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
 
-    def draw(index: int, random: np.random.Generator) -> Sample:
-        known = clip_questions(pool.source[index])
-        kinds = sorted({item.kind for item in known})
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        candidates = clip_questions(pool.source[index])
+        kinds = sorted({item.kind for item in candidates})
         shares = np.array([weights.get(kind, 0.0) for kind in kinds])
         kind = kinds[int(random.choice(len(kinds), p=shares / shares.sum()))]
-        asked = [item for item in known if item.kind == kind]
-        question, answer, _ = asked[int(random.integers(len(asked)))]
+        of_kind = [item for item in candidates if item.kind == kind]
+        question, answer, _ = of_kind[int(random.integers(len(of_kind)))]
         if random.random() < sentences:
             question = sentence(question)
-        laid = sequence.understanding(special, encode(question), encode(answer), grid)
-        return Sample(laid, pool.sample(index, random)[None], TASKS.index("video_understand"))
+        tokens = sequence.understanding(special, encode(question), encode(answer), grid)
+        return Sample(tokens, pool.sample(index, random)[None], TASKS.index("video_understand"))
 
-    return Stream("video_understand", endless(pool, seed, draw), rows)
+    return Stream("video_understand", endless(pool, seed, make_sample), rows)
 
 
 def dialogue_stream(
     pool: LatentPool[Scene], tokenizer: Tokenizer, *, rows: int, length: int, seed: int = 2
 ) -> Stream:
-    """Picture and two to four questions with their answers, in the chat form (model.md sections 5 and 8).
+    """Image and two to four questions with their answers, in the chat template (model.md sections 5 and 8).
 
-    A conversation of more than `length` tokens is without its last turns.
+    A dialogue of more than `length` tokens loses its last turns.
     """
-    grid = grid_of(pool)
+    grid = latent_grid(pool)
 
-    def draw(index: int, random: np.random.Generator) -> Sample:
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
         turns = dialogues.dialogue(pool.source[index], random)
         while True:
             segments = tokenizer.chat(dialogues.messages(turns), grids=[grid])
-            laid = sequence.build(segments, tokenizer.special)
-            if len(laid.tokens) <= length or len(turns) == 1:
+            tokens = sequence.build(segments, tokenizer.special)
+            if len(tokens.tokens) <= length or len(turns) == 1:
                 break
             turns = turns[:-1]
-        return Sample(laid, pool.sample(index, random)[None], TASKS.index("dialogue"))
+        return Sample(tokens, pool.sample(index, random)[None], TASKS.index("dialogue"))
 
-    return Stream("dialogue", endless(pool, seed, draw), rows)
+    return Stream("dialogue", endless(pool, seed, make_sample), rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Batches of one shape, and how often they come relative to the other groups'."""
+    """Batches of one shape, and their share of all batches relative to the other groups'."""
 
     batches: grain.MapDataset[Batch]
     share: float
 
     @property
     def first(self) -> Batch:
-        """Its first batch, for its shapes."""
+        """The first batch; all others have its shapes."""
         batch = self.batches[0]
         assert batch is not None  # Grain allows elements to be filtered out; nothing here does.
         return batch
 
 
-class _Turns(grain.transforms.DatasetSelectionMap):
-    """Batch n -> (group, batch of that group), as a schedule has it."""
+class _GroupSelection(grain.transforms.DatasetSelectionMap):
+    """Batch n -> (group, index of the batch within it), given by a `Schedule`."""
 
     def __init__(self, shares: Sequence[float], seed: int):
         self._schedule = Schedule([(0, tuple(shares))], seed)
@@ -202,8 +202,8 @@ class _Turns(grain.transforms.DatasetSelectionMap):
 
 
 def alternate(groups: Sequence[Group], seed: int) -> grain.MapDataset[Batch]:
-    """One endless data set of the groups' batches; batch n depends on (seed, n) alone, on every host alike."""
+    """One endless data set of all groups' batches; batch n depends only on (seed, n)."""
     if len(groups) == 1:
         return groups[0].batches
-    turns = _Turns([group.share for group in groups], seed)
-    return grain.MapDataset.select_from_datasets([group.batches for group in groups], turns)
+    selection = _GroupSelection([group.share for group in groups], seed)
+    return grain.MapDataset.select_from_datasets([group.batches for group in groups], selection)

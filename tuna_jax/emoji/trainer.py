@@ -1,8 +1,7 @@
-"""The emoji TUNA: scenes, the frozen VAE, the tokenizer and the joint mixture, put together for
-training and for drawing.
+"""Trains the emoji model: combines scenes, the frozen VAE, the tokenizer and the mixture with the training loop.
 
-Batches come in groups of one shape each: pictures (drawn and asked about), edits, clips, dialogues. The demo has
-pictures alone; the others are off until they get rows and a share of the batches.
+Batches come in groups of one shape each: images (generation and questions), edits, clips, dialogues. The demo uses
+only images; the other groups are off until the config gives them rows.
 """
 
 from __future__ import annotations
@@ -23,52 +22,71 @@ from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
+from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
 
 def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | Path) -> bool:
-    """Runs or resumes the experiment `settings`, whose mapping was `values`.
+    """Runs or resumes the experiment.
 
-    Returns whether it reached its last step.
+    Args:
+      values: the experiment's config as a mapping; it is stored with checkpoints and the exported model.
+      settings: the same config, parsed.
+      workdir: folder of the run.
+
+    Returns:
+      Whether the run reached its last step.
+
+    Raises:
+      ValueError: the schedule, the VAE or the tokenizer does not match the config (`learning_rate`, `load_bundle`).
     """
-    learning_rate(settings.optimizer, settings.steps)  # Refused before minutes go into its data.
-    world = load_bundle(settings)
-    shapes = groups(world, settings.data)
-    mixture = task_streams.alternate(shapes, settings.data.seed)
+    learning_rate(
+        settings.optimizer, settings.steps
+    )  # Raises before minutes are spent on encoding data.
+    bundle = load_bundle(settings)
+    data_groups = groups(bundle, settings.data)
+    mixture = task_streams.alternate(data_groups, settings.data.seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
 
-    run = RunRecord(
+    run_record = RunRecord(
         kind=settings.kind,
-        model=world.config.to_dict(),
+        model=bundle.config.to_dict(),
         vae=settings.vae,
         tokenizer=settings.data.vocabulary,
         template="plain",
-        size=(world.size, world.size),
+        size=(bundle.size, bundle.size),
         sampling=settings.samples,
     )
 
-    def draw(step: int, params: Any) -> None:
+    def sample(step: int, params: Any) -> None:
         prompts = sheet_prompts(settings.samples.count, settings.data)
-        pictures = world.draw(params, prompts)
+        images = bundle.generate(params, prompts)
         folder = Path(workdir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pictures, prompts).save(folder / f"{step:06d}.png")
+        contact_sheet(images, prompts).save(folder / f"{step:06d}.png")
 
     return loop.train(
         settings,
-        world.config,
+        bundle.config,
         workdir,
         iterator,
-        tasks=image_streams.STREAMS if settings.data.pictures_alone else task_streams.TASKS,
-        record={**values, RECORD_KEY: run.to_json()},
-        draw=draw,
-        evaluate=evaluator(settings, world.model, workdir),
+        tasks=image_streams.STREAMS if settings.data.images_only else task_streams.TASKS,
+        record={**values, RECORD_KEY: run_record.to_json()},
+        sample=sample,
+        evaluate=evaluator(settings, bundle.model, workdir),
         heads=functools.partial(heads, settings.data),
-        ahead=[(group.first, heads(settings.data, group.first)) for group in shapes],
+        shapes_to_compile=[
+            (group.first, heads(settings.data, group.first)) for group in data_groups
+        ],
     )
 
 
+def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
+    """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "emoji"`."""
+    return train(values, parse(EmojiExperiment, values), workdir)
+
+
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:
-    """Usual captions of unseen scenes: one object and two objects, in turn."""
+    """First captions of held-out scenes: one object and two objects in turn."""
     sources = [SceneSource(split, data.seed, data.size) for split in ("test_single", "test_pairs")]
     return [captions(sources[index % 2][index])[0] for index in range(count)]

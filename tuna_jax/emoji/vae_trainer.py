@@ -1,10 +1,9 @@
-"""Trains the small Wan-architecture VAE (model.md section 1) on still pictures and exports it for
-the package.
+"""Trains the small image VAE of Wan's architecture (model.md section 1) and exports it.
 
-Stills use kernels with one tap in time (`image_only`). The loss asks for crisp pictures: absolute
-and squared error on pixels, absolute error on differences of neighbouring pixels (edges), and
-absolute error on pooled pictures (large forms). The KL weight is high for an autoencoder's: latents
-that a flow model draws are never exact, and a wide posterior teaches the decoder to forgive.
+Still images use kernels with one tap in time (`image_only`). The reconstruction loss favours sharp images: absolute
+and squared error of pixels, absolute error of the differences of neighbouring pixels (edges), and absolute error of
+pooled images (large shapes). The KL weight is high for an autoencoder, because the latents that a flow model generates
+are never exact, and a wide posterior makes the decoder robust to that.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -25,34 +24,37 @@ from jaxtyping import Array, Float
 
 from tuna_jax import config as model_config
 from tuna_jax.conversion import image_vae_file
+from tuna_jax.emoji.world.clips import ClipImages
+from tuna_jax.emoji.world.rendering import SceneImages
 from tuna_jax.models import vae
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import checkpoints, metrics, preemption
 from tuna_jax.training.optimizer import OptimizerSettings, build
 from tuna_jax.training.workdir import locked
+from tuna_jax.utils.config_parsing import parse
 
 _STATISTICS_IMAGES = 4096
 
 
 @runtime_checkable
 class Images(Protocol):
-    """A source of pictures: the same index always gives the same float32 [H, W, 3] in [-1, 1]."""
+    """A source of images: an index always gives the same float32 [H, W, 3] in [-1, 1]."""
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        """Picture `index`."""
+        """Image `index`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """Which pictures to train on; see `tuna_jax.emoji.world.rendering.SceneImages`.
+    """The training images; see `tuna_jax.emoji.world.rendering.SceneImages`.
 
     Attributes:
       size: side in pixels.
-      seed: seed of the training pictures; held-out ones have another.
-      varied: share of pictures outside the scenes' grammar (any colours, sizes and overlaps).
-      clips: share of pictures that are frames of clips; see `tuna_jax.emoji.world.clips.ClipImages`.
+      seed: seed of the training images; the held-out images use a different one.
+      varied: share of images that are not scenes (any colours, sizes and overlaps).
+      clips: share of images that are frames of clips; see `tuna_jax.emoji.world.clips.ClipImages`.
     """
 
     size: int = 64
@@ -63,20 +65,20 @@ class ImageSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAESettings:
-    """One run of VAE training.
+    """Settings of a VAE training run: an experiment file of kind 'vae'.
 
     Attributes:
       preset: model preset whose VAE is trained.
-      encoder_width, decoder_width, blocks: its size.
-      start: an exported VAE of the same sizes to begin with; empty begins with random weights.
-      images: what it is trained on.
-      steps, batch, seed: length of the run, pictures a step, seed of everything random.
-      optimizer: AdamW, schedule and EMA.
-      l1, l2, edge, pooled, kl: weights of the loss terms; `kl` weighs the KL divergence averaged
-        over latent values.
-      log_every, evaluate_every, checkpoint_every: in steps.
-      held_out: pictures of the fixed set that PSNR is measured on.
-      export: file name, in the workdir, of the finished VAE.
+      encoder_width, decoder_width, blocks: its size; see `tuna_jax.config.VAEConfig`.
+      init_from: an exported VAE of the same size with the initial parameters; empty initialises them randomly.
+      images: the training images.
+      steps, batch, seed: number of steps, images per step, seed of parameters and noise.
+      optimizer: algorithm, schedule and EMA.
+      l1, l2, edge, pooled, kl: weights of the loss terms; `kl` applies to the KL divergence averaged over latent
+        values.
+      log_every, evaluate_every, checkpoint_every: intervals in steps.
+      held_out: number of held-out images that PSNR is measured on.
+      export: file name of the exported VAE, in the workdir.
     """
 
     kind: str = "vae"
@@ -84,7 +86,7 @@ class VAESettings:
     encoder_width: int = 20
     decoder_width: int = 32
     blocks: int = 1
-    start: str = ""
+    init_from: str = ""
     images: ImageSettings = ImageSettings()
     steps: int = 20_000
     batch: int = 16
@@ -103,10 +105,10 @@ class VAESettings:
 
 
 def reconstruction_loss(
-    settings: VAESettings, drawn: Float[Array, "b 1 h w 3"], pixels: Float[Array, "b 1 h w 3"]
+    settings: VAESettings, decoded: Float[Array, "b 1 h w 3"], pixels: Float[Array, "b 1 h w 3"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Weighted sum of the pixel, edge and pooled terms, and each of them alone."""
-    error = (drawn - pixels)[:, 0]
+    """The weighted sum of the pixel, edge and pooled terms, and each term without its weight."""
+    error = (decoded - pixels)[:, 0]
     down, across = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
     pools = [jnp.mean(jnp.abs(_pool(error, size))) for size in (2, 4, 8)]
     terms = {
@@ -126,7 +128,7 @@ def vae_loss(
     pixels: Float[Array, "b h w 3"],
     key: jax.Array,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Reconstruction through a posterior sample, plus the weighted KL divergence from N(0, I)."""
+    """Reconstruction loss of a posterior sample plus the weighted KL divergence from N(0, I); and the terms."""
     clip = pixels[:, None]
     mean, log_var = vae.encode(config, params, clip)
     log_var = jnp.clip(log_var, -30.0, 20.0)
@@ -137,21 +139,47 @@ def vae_loss(
     return loss + settings.kl * kl, terms | {"kl": kl, "posterior_to_latent_std": spread}
 
 
+def run(values: Mapping[str, Any], workdir: str | Path) -> Path | None:
+    """Trains the VAE on rendered scenes and clips: what `tuna-jax train` calls for `config.kind = "vae"`.
+
+    Raises:
+      ValueError: several processes, an unknown key, and what `train_vae` raises.
+    """
+    if jax.process_count() > 1:
+        raise ValueError("one process trains a VAE; start this command without a launcher")
+    settings = parse(VAESettings, values)
+    data = settings.images
+    scenes = SceneImages(data.seed, data.size, length=10**12, varied=data.varied)
+    images = ClipImages(scenes, data.clips, data.seed, data.size) if data.clips else scenes
+    held_out = SceneImages(data.seed + 1_000_003, data.size, varied=0.0)
+    exported = train_vae(settings, workdir, images, held_out)
+    if exported is not None:
+        print(exported)
+    return exported
+
+
 def train_vae(
     settings: VAESettings, workdir: str | Path, images: Images, held_out: Images
 ) -> Path | None:
-    """Runs, or resumes, a VAE training run; returns the exported file, or None if it was asked to
-    stop (SIGTERM) before the end.
+    """Runs or resumes VAE training.
 
-    The step alone fixes which pictures and which noise it sees, so a resumed run repeats an
-    uninterrupted one exactly.
+    Images and noise depend only on the step, so a resumed run repeats an uninterrupted one exactly.
+
+    Returns:
+      The exported file, or None if SIGTERM or Ctrl-C stopped the run before its last step.
+
+    Raises:
+      ValueError: the batch cannot be divided between the devices, or the VAE in `init_from` has a different size.
     """
     workdir = Path(workdir)
 
-    # ---- model and optimizer: whole on every device, which shares the pictures of a step ---------
+    # ---- model and optimizer: replicated on all devices; the images of a step are sharded --------
     mesh = make_mesh()
     param_sharding.check_batch(settings.batch, mesh)
-    whole, shared = param_sharding.replicated(mesh), param_sharding.batch_sharding(mesh)
+    replicated, batch_sharding = (
+        param_sharding.replicated(mesh),
+        param_sharding.batch_sharding(mesh),
+    )
     config = dataclasses.replace(
         model_config.preset(settings.preset).vae,
         encoder_width=settings.encoder_width,
@@ -159,8 +187,8 @@ def train_vae(
         blocks=settings.blocks,
     )
     params = vae.init(config, jax.random.key(settings.seed), image_only=True)
-    if settings.start:
-        params = _begin_with(settings.start, params)
+    if settings.init_from:
+        params = _load_initial_params(settings.init_from, params)
     optimizer = build(settings.optimizer, params, settings.steps)
     state = {
         "params": params,
@@ -168,7 +196,7 @@ def train_vae(
         "optimizer": optimizer.init(params),
         "step": jnp.int32(0),
     }
-    state = jax.device_put(state, whole)
+    state = jax.device_put(state, replicated)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
@@ -182,7 +210,7 @@ def train_vae(
         updates, opt_state = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1
-        # A young average would be dominated by the initial weights.
+        # Early in training a fixed decay would leave the average dominated by the initial weights.
         decay = jnp.minimum(settings.optimizer.ema, (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state["ema"], params)
         new = {"params": params, "ema": ema, "optimizer": opt_state, "step": step}
@@ -210,8 +238,7 @@ def train_vae(
         pending: tuple[int, dict[str, jax.Array]] | None = None
 
         def report() -> None:
-            """Writes the log line that is due; it is one interval old, so reading it does not stall the
-            device."""
+            """Writes the pending log line. It is one interval old, so fetching it does not stall the device."""
             nonlocal pending
             if pending is not None:
                 at, terms = pending
@@ -221,13 +248,13 @@ def train_vae(
                 pending = None
 
         def save(step: int) -> None:
-            report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
+            report()  # Log lines of earlier steps must be on disk: a resumed run does not write them again.
             saved.save(step, state, config=dataclasses.asdict(settings))
 
         with preemption.StopRequest() as stop:
-            batches = ahead(gather_batch, start, settings.steps, depth=4)
+            batches = prefetch(gather_batch, start, settings.steps, depth=4)
             for step, pixels in enumerate(batches, start + 1):
-                state, terms = train_step(state, jax.device_put(pixels, shared))
+                state, terms = train_step(state, jax.device_put(pixels, batch_sharding))
                 last = step == settings.steps
                 if step % settings.log_every == 0:
                     report()
@@ -245,7 +272,7 @@ def train_vae(
                     save(step)
                 elif stop.requested:
                     log.say(
-                        f"stopping at step {step} as asked; the same command carries on from here"
+                        f"stopped at step {step} on request; the same command resumes from here"
                     )
                     save(step)
                     break
@@ -255,17 +282,20 @@ def train_vae(
 
     # ---- export ----------------------------------------------------------------------------------
     first = settings.held_out
-    typical = (_gather(held_out, first + start, 64) for start in range(0, _STATISTICS_IMAGES, 64))
-    statistics = image_vae_file.latent_statistics(config, state["ema"], typical)
+    image_batches = (
+        _gather(held_out, first + start, 64) for start in range(0, _STATISTICS_IMAGES, 64)
+    )
+    statistics = image_vae_file.latent_statistics(config, state["ema"], image_batches)
     return image_vae_file.export(workdir / settings.export, config, state["ema"], statistics)
 
 
-def _begin_with(path: str, fresh: Any) -> Any:
-    """The parameters in an exported file, checked to have the shapes of `fresh` ones."""
+def _load_initial_params(path: str, expected: Any) -> Any:
+    """The parameters of an exported VAE, which must have the shapes of `expected`."""
     _, params = image_vae_file.load_image_vae(path)
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, fresh):
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(
-            f"the VAE in config.start ({path}) has other sizes than config.encoder_width, decoder_width and blocks say"
+            f"the VAE in config.init_from ({path}) differs in size from config.encoder_width, config.decoder_width and "
+            "config.blocks"
         )
     return jax.tree.map(jnp.asarray, params)
 
@@ -274,24 +304,23 @@ def _gather(images: Images, first: int, count: int) -> np.ndarray:
     return np.stack([images[index] for index in range(first, first + count)])
 
 
-def _pool(pictures: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
-    batch, height, width, channels = pictures.shape
-    return pictures.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
+def _pool(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
+    batch, height, width, channels = images.shape
+    return images.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
 
 
 Item = TypeVar("Item")
 
 
-def ahead(
+def prefetch(
     make: Callable[[int], Item], start: int, stop: int, *, depth: int = 2, threads: int = 1
 ) -> Iterator[Item]:
-    """Yields `make(start), make(start + 1), ... make(stop - 1)` in order, up to `depth` of them
-    made ahead of time.
+    """Yields `make(start), ..., make(stop - 1)` in order, preparing up to `depth` items in background threads.
 
-    `make` must depend on its argument alone: then the position of a run is its step, and nothing of
-    this needs saving. An error in `make` is raised where its item was due.
+    `make` must depend only on its argument; then the position of a run is its step, and no iterator state is saved. An
+    error in `make` is raised when its item is due.
     """
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
         waiting = collections.deque(
             pool.submit(make, index) for index in range(start, min(start + depth, stop))
         )

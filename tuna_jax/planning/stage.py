@@ -99,9 +99,9 @@ def read(name: str, values: Mapping[str, Any]) -> Experiment:
       ValueError: it is of a kind that is not planned, or a key or value of it is wrong.
     """
     kind = values.get("kind")
-    if kind != "mixture":
+    if kind != "multitask":
         raise ValueError(
-            f"{name} has kind {kind!r}; plan knows experiments of kind 'mixture', which train on files, such as "
+            f"{name} has kind {kind!r}; plan knows experiments of kind 'multitask', which train on files, such as "
             "experiments/tuna/tuna_1p5b_stage1.py"
         )
     settings = parse(MultitaskExperiment, values)

@@ -13,16 +13,17 @@ from typing import Any
 
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import Task
+from tuna_jax.utils import old_names
 
 TASKS: dict[str, str | Callable[..., Task]] = {
-    "draw_single": "tuna_jax.emoji.evaluation.sweep_tasks:draw_single",
-    "draw_pairs": "tuna_jax.emoji.evaluation.sweep_tasks:draw_pairs",
-    "draw_counts": "tuna_jax.emoji.evaluation.sweep_tasks:draw_counts",
+    "generate_single": "tuna_jax.emoji.evaluation.sweep_tasks:generate_single",
+    "generate_pairs": "tuna_jax.emoji.evaluation.sweep_tasks:generate_pairs",
+    "generate_counts": "tuna_jax.emoji.evaluation.sweep_tasks:generate_counts",
     "answer": "tuna_jax.emoji.evaluation.sweep_tasks:answer",
     "answer_clips": "tuna_jax.emoji.evaluation.sweep_tasks:answer_clips",
     "converse": "tuna_jax.emoji.evaluation.sweep_tasks:converse",
     "edit": "tuna_jax.emoji.evaluation.sweep_tasks:edit",
-    "draw_clips": "tuna_jax.emoji.evaluation.sweep_tasks:draw_clips",
+    "generate_clips": "tuna_jax.emoji.evaluation.sweep_tasks:generate_clips",
     "questions": "tuna_jax.sweeps.file_tasks:questions",
     "benchmark": "tuna_jax.sweeps.file_tasks:benchmark",
 }
@@ -81,7 +82,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
       Exception: what its function raises: a prompt file that is not there, or is none.
     """
     given = {key: value for key, value in options.items() if key != "kind"}
-    kind = options.get("kind", name)
+    kind = old_names.sweep_task(options.get("kind", name))
     if kind not in TASKS:
         raise ValueError(f"config.tasks.{name}: {kind!r} is no task; there are {', '.join(TASKS)}")
     try:

@@ -46,7 +46,7 @@ class SampleGridSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultitaskExperiment(loop.LoopSettings):
-    """An experiment file of kind 'mixture': the loop's settings, and these.
+    """An experiment file of kind 'multitask': the loop's settings, and these.
 
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
@@ -57,7 +57,7 @@ class MultitaskExperiment(loop.LoopSettings):
       data: the streams. samples: the contact sheet.
     """
 
-    kind: str = "mixture"
+    kind: str = "multitask"
     model: dict
     vae: str = ""
     init_from: str = ""

@@ -36,6 +36,7 @@ from tuna_jax.trainers.stream_config import (
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
 from tuna_jax.training.step import Heads
+from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
 
@@ -151,3 +152,8 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
             draw=draw if settings.samples.prompts else None,
             counters=counters,
         )
+
+
+def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
+    """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "multitask"`."""
+    return train(values, parse(MultitaskExperiment, values), workdir)

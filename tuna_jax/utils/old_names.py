@@ -188,6 +188,13 @@ def install_old_commands() -> None:
         sys.meta_path.append(_OldCommands())
 
 
+def sweep_task(kind: str) -> str:
+    """Today's name of a kind of sweep task."""
+    if kind in SWEEP_TASKS:
+        report(f"the sweep task {kind!r}", repr(SWEEP_TASKS[kind]))
+    return SWEEP_TASKS.get(kind, kind)
+
+
 def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword options of generation calls, with `points=n` as `steps=n-1`."""
     translated = dict(options)

@@ -1,4 +1,6 @@
-"""The judge of edits: what is right, what a copy, a wrong picture or a shuffle scores, and the VAE's ceiling."""
+"""The judge of edits: true targets, copies, wrong and shuffled results, and the ceiling of the VAE."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,22 +12,20 @@ COUNT = 48
 
 
 @pytest.fixture(scope="module")
-def made():
+def edited():
     """Edits whose results are the true targets."""
-    found = edits.change(lambda pictures, texts, seed: pictures, COUNT)
-    return edits.Edited(
-        found.edits, found.instructions, found.sources, found.targets, found.targets
-    )
+    copies = edits.edit_split(lambda images, instructions, seed: images, COUNT)
+    return dataclasses.replace(copies, results=copies.targets)
 
 
-def results(made, pictures):
-    return edits.Edited(made.edits, made.instructions, made.sources, made.targets, pictures)
+def with_results(edited, images):
+    return dataclasses.replace(edited, results=images)
 
 
-def test_true_targets_are_right_and_untouched(made, judge):
-    right = edits.verdicts(made, judge)
+def test_true_targets_are_right_and_untouched(edited, judge):
+    right = edits.verdicts(edited, judge)
     assert right.all()
-    scores = edits.edit_scores(made, right)
+    scores = edits.edit_scores(edited, right)
     assert set(scores) == {"edit_accuracy", *(f"edit_{kind}_accuracy" for kind in EDITS)}
     assert (
         scores["edit_accuracy"].count
@@ -33,47 +33,47 @@ def test_true_targets_are_right_and_untouched(made, judge):
         == sum(scores[f"edit_{kind}_accuracy"].count for kind in EDITS)
     )
     assert scores["edit_remove_accuracy"].chance == 0.5
-    assert min(edits.untouched_db(made).values()) > 100
+    assert min(edits.untouched_db(edited).values()) > 100
 
 
-def test_leaving_the_source_as_it_is_scores_nothing(made, judge):
-    """Even for removal, where what stays is all there."""
-    assert not edits.verdicts(results(made, made.sources), judge).any()
+def test_an_unchanged_source_is_wrong(edited, judge):
+    """Also for removal, where all remaining objects are right."""
+    assert not edits.verdicts(with_results(edited, edited.sources), judge).any()
 
 
-def test_shuffled_results_score_nothing_much(made, judge):
+def test_shuffled_results_are_wrong(edited, judge):
     order = np.roll(np.arange(COUNT), 7)
-    assert edits.verdicts(results(made, made.targets[order]), judge).mean() < 0.05
+    assert edits.verdicts(with_results(edited, edited.targets[order]), judge).mean() < 0.05
 
 
-def test_something_that_is_left_over_is_wrong(made, judge):
-    """A true target with a blot of another object where ground should be."""
-    rows = [i for i, edit in enumerate(made.edits) if edit.target.place == "top left"]
-    blotted = made.targets.copy()
+def test_an_additional_object_is_wrong(edited, judge):
+    """A true target with a blot where the ground should be."""
+    rows = [i for i, edit in enumerate(edited.edits) if edit.target.place == "top left"]
+    blotted = edited.targets.copy()
     blotted[rows, 40:56, 40:56] = 0
-    right = edits.verdicts(results(made, blotted), judge)
+    right = edits.verdicts(with_results(edited, blotted), judge)
     assert rows and not right[rows].any() and right.sum() == COUNT - len(rows)
 
 
-def test_untouched_pixels_alone_are_measured(made):
-    """What an edit changes may come out in any way; noise on the rest costs."""
-    changed = (made.sources != made.targets).any(-1)
+def test_psnr_covers_only_untouched_pixels(edited):
+    """Noise on pixels that an edit changes has no effect; an offset on the others has."""
+    changed = (edited.sources != edited.targets).any(-1)
     random = np.random.default_rng(0)
-    noisy = made.targets.copy()
+    noisy = edited.targets.copy()
     noisy[changed] = random.integers(0, 256, (int(changed.sum()), 3))
-    assert min(edits.untouched_db(results(made, noisy)).values()) > 100
-    shifted = np.clip(made.targets.astype(int) + np.where(changed, 0, 8)[..., None], 0, 255)
-    found = edits.untouched_db(results(made, shifted.astype(np.uint8)))
-    assert all(abs(value - 20 * np.log10(255 / 8)) < 1.5 for value in found.values())
+    assert min(edits.untouched_db(with_results(edited, noisy)).values()) > 100
+    shifted = np.clip(edited.targets.astype(int) + np.where(changed, 0, 8)[..., None], 0, 255)
+    psnr = edits.untouched_db(with_results(edited, shifted.astype(np.uint8)))
+    assert all(abs(value - 20 * np.log10(255 / 8)) < 1.5 for value in psnr.values())
 
 
-def test_the_ceiling_through_the_vae_is_near_full(made, judge, through_vae):
-    again = results(made, through_vae(made.targets))
-    assert edits.verdicts(again, judge).mean() > 0.95
-    found = edits.untouched_db(again)
-    assert found["recolour"] > 23 and min(found[kind] for kind in EDITS if kind != "recolour") > 28
+def test_the_ceiling_through_the_vae_is_near_full(edited, judge, through_vae):
+    reconstructed = with_results(edited, through_vae(edited.targets))
+    assert edits.verdicts(reconstructed, judge).mean() > 0.95
+    psnr = edits.untouched_db(reconstructed)
+    assert psnr["recolour"] > 23 and min(psnr[kind] for kind in EDITS if kind != "recolour") > 28
 
 
-def test_wrong_shapes_are_named():
+def test_a_result_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match="edit returned uint8"):
-        edits.change(lambda pictures, texts, seed: pictures[:1], 3)
+        edits.edit_split(lambda images, instructions, seed: images[:1], 3)

@@ -1,4 +1,4 @@
-"""The judges: right about true pictures, and not to be fooled by colour."""
+"""The judges: right about true images, and not satisfied by colour or shape alone."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def shares(judge, scenes, images):
 
 
 def soften(images, radius=1.0, noise=4.0):
-    """About what a VAE of 27 dB does: 28 dB."""
+    """Degrades images to 28 dB, about as much as a VAE of 27 dB."""
     random = np.random.default_rng(0)
     blurred = [
         np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
@@ -41,22 +41,22 @@ def soften(images, radius=1.0, noise=4.0):
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def test_true_pictures_are_judged_right(judge, singles):
+def test_true_images_are_right(judge, singles):
     scenes, images = singles
-    found = shares(judge, scenes, images)
-    assert found["pixels"] > 0.99
-    assert found["edges"] > 0.99
+    values = shares(judge, scenes, images)
+    assert values["pixels"] > 0.99
+    assert values["edges"] > 0.99
     assert [scene.ground for scene in scenes] == judge_ground(images)
     right = [a == s.place for a, s in zip(judge_place(images), scenes, strict=True)]
     assert np.mean(right) > 0.99
 
 
-def test_soft_pictures_are_judged_right(judge, singles):
+def test_soft_images_are_right(judge, singles):
     scenes, images = singles
     soft = soften(images)
-    found = shares(judge, scenes, soft)
-    assert found["pixels"] > 0.98
-    assert found["edges"] > 0.98
+    values = shares(judge, scenes, soft)
+    assert values["pixels"] > 0.98
+    assert values["edges"] > 0.98
     assert [scene.ground for scene in scenes] == judge_ground(soft)
 
 
@@ -79,8 +79,8 @@ def painted(scene, shape_of):
     return image.astype(np.uint8)
 
 
-def test_colour_alone_does_not_satisfy_the_edges(judge, singles):
-    """Wrong shapes in the right colours, sharp and blurred, and shapeless blobs of the right colours."""
+def test_edges_require_the_right_shape(judge, singles):
+    """Wrong shapes in the right colours, sharp and blurred, and blobs in the right colours."""
     scenes, images = singles
     wrong = np.stack([painted(s, NAMES[(NAMES.index(s.names[0]) + 17) % 64]) for s in scenes])
     assert shares(judge, scenes, wrong)["edges"] < 0.05
@@ -89,8 +89,8 @@ def test_colour_alone_does_not_satisfy_the_edges(judge, singles):
     assert shares(judge, scenes, blobs)["edges"] < 0.2
 
 
-def test_shape_alone_does_not_satisfy_the_pixels(judge, singles):
-    """The right shape with red, green and blue exchanged: edges say yes, pixels often no."""
+def test_pixels_require_the_right_colours(judge, singles):
+    """The right shape with exchanged colour channels satisfies the edges, and often not the pixels."""
     scenes, images = singles
     exchanged = []
     for scene in scenes:
@@ -100,9 +100,9 @@ def test_shape_alone_does_not_satisfy_the_pixels(judge, singles):
         box = image[thing.top : thing.top + thing.size, thing.left : thing.left + thing.size]
         box[:] = colour[..., [1, 2, 0]] / 255.0 + box * (rest / 255.0)
         exchanged.append(image.astype(np.uint8))
-    found = shares(judge, scenes, np.stack(exchanged))
-    assert found["edges"] > 0.8
-    assert found["pixels"] < found["edges"] - 0.2
+    values = shares(judge, scenes, np.stack(exchanged))
+    assert values["edges"] > 0.8
+    assert values["pixels"] < values["edges"] - 0.2
 
 
 def test_another_place_is_wrong(judge):
@@ -110,8 +110,8 @@ def test_another_place_is_wrong(judge):
     source = SceneSource("train", 3, weights={"single": 1.0}, middle=0.0)
     scenes = [source[i] for i in range(100)]
     images = np.stack([render(scene) for scene in scenes])[:, :, ::-1]
-    found = shares(judge, scenes, np.ascontiguousarray(images))
-    assert max(found.values()) < 0.1
+    values = shares(judge, scenes, np.ascontiguousarray(images))
+    assert max(values.values()) < 0.1
 
 
 def test_blank_and_noise_score_chance(judge, singles):
@@ -141,7 +141,7 @@ def test_crops_of_larger_pictures():
         crop(image[:, :48, :48], PLACE_CELLS["top left"])
 
 
-def test_a_wrong_call_is_named(judge):
+def test_invalid_arguments_are_errors(judge):
     with pytest.raises(ValueError, match="2 images, 1 cells"):
         judge(np.zeros((2, 64, 64, 3), np.uint8), [PLACE_CELLS["middle"]], ["blue", "blue"])
     with pytest.raises(KeyError, match="mauve"):

@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 
 from tuna_jax.emoji.evaluation import loss_curves, report
-from tuna_jax.emoji.evaluation.images import Answered, Sheet
+from tuna_jax.emoji.evaluation.images import AnsweredQuestion, Sheet
 from tuna_jax.emoji.evaluation.suite import Evaluation
 from tuna_jax.evaluation.metrics.accuracy import Score
 from tuna_jax.utils.image_grid import RIGHT, WRONG, contact_sheet
@@ -27,8 +27,10 @@ def evaluation(pictures):
     scores = {name: Score.of([True, True, False, True], 1 / 64) for name in names}
     sheet = Sheet("One <object>", pictures, ("a dog", "an owl & a fox", "<b>"), (True, False, None))
     answered = [
-        Answered(pictures[0], "name", "what is this?", "a dog", "a dog"),
-        Answered(pictures[1], "name", "what is this?", "an owl", "<script>alert(1)</script>"),
+        AnsweredQuestion(pictures[0], "name", "what is this?", "a dog", "a dog"),
+        AnsweredQuestion(
+            pictures[1], "name", "what is this?", "an owl", "<script>alert(1)</script>"
+        ),
     ]
     return Evaluation(scores, {}, [sheet], answered, 27.5)
 

@@ -1,21 +1,27 @@
-"""Captions and questions agree with the scene: read back from text, and from where things stand."""
+"""Captions and questions agree with the scene: parsed back from text, and derived from the boxes."""
 
 import re
 
 import pytest
 
 from tuna_jax.emoji.world import NOUNS
-from tuna_jax.emoji.world import captions as phrases
-from tuna_jax.emoji.world.captions import captions, questions
+from tuna_jax.emoji.world.captions import (
+    KINDS,
+    background,
+    caption,
+    captions,
+    questions,
+    sentence,
+)
 from tuna_jax.emoji.world.scenes import GROUNDS, LAYOUTS, SceneSource
 
 ONE = {item.one: (item.singular, 1) for item in NOUNS}
-SOME = {
+SEVERAL = {
     f"{word} {item.plural}": (item.singular, count)
     for item in NOUNS
     for count, word in ((2, "two"), (3, "three"), (4, "four"))
 }
-AMOUNTS = ONE | SOME
+AMOUNTS = ONE | SEVERAL
 _ANY = "|".join(sorted(map(re.escape, AMOUNTS), key=len, reverse=True))
 
 
@@ -32,26 +38,26 @@ def read(text):
     article = "an" if grounds[0][0] in "aeiou" else "a"
     assert f"{article} {grounds[0]} background" in text
     rest = text.replace(f"{article} {grounds[0]} background", "GROUND")
-    found = list(re.finditer(rf"\b({_ANY})\b", rest))
-    between = rest[found[0].end() : found[1].start()].strip() if len(found) == 2 else rest
-    return grounds[0], [AMOUNTS[match.group()] for match in found], between
+    matches = list(re.finditer(rf"\b({_ANY})\b", rest))
+    between = rest[matches[0].end() : matches[1].start()].strip() if len(matches) == 2 else rest
+    return grounds[0], [AMOUNTS[match.group()] for match in matches], between
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_caption_says_what_is_in_the_scene(layout):
+def test_every_caption_describes_the_scene(layout):
     for scene in sample(layout):
-        known = captions(scene)
-        assert len(set(known)) == len(known) >= 2
-        for text in known:
+        phrasings = captions(scene)
+        assert len(set(phrasings)) == len(phrasings) >= 2
+        for text in phrasings:
             ground, groups, between = read(text)
             assert ground == scene.ground
-            wanted = list(zip(scene.names, scene.counts, strict=True))
-            assert sorted(groups) == sorted(wanted)
+            expected = list(zip(scene.names, scene.counts, strict=True))
+            assert sorted(groups) == sorted(expected)
             assert text == text.lower()
             if layout == "single":
-                assert (scene.place in text) or (scene.place == "middle" and text == known[0])
+                assert (scene.place in text) or (scene.place == "middle" and text == phrasings[0])
             if len(groups) == 2:
-                swapped = groups != wanted
+                swapped = groups != expected
                 forward = {
                     "left": ("to the left of", "on the left and", "and"),
                     "above": ("above", "at the top and"),
@@ -60,16 +66,16 @@ def test_every_caption_says_what_is_in_the_scene(layout):
                 assert between in (backward if swapped else forward)[scene.relation]
 
 
-def test_phrasings_are_chosen_by_number():
+def test_phrasings_are_selected_by_number():
     scene = sample("pair", 1)[0]
-    known = captions(scene)
-    assert [phrases.caption(scene, i) for i in range(len(known))] == list(known)
-    assert phrases.caption(scene, len(known)) == known[0] == phrases.caption(scene)
+    phrasings = captions(scene)
+    assert [caption(scene, i) for i in range(len(phrasings))] == list(phrasings)
+    assert caption(scene, len(phrasings)) == phrasings[0] == caption(scene)
 
 
 def test_sentence():
-    assert phrases.sentence("an owl on a blue background") == "An owl on a blue background."
-    assert phrases.sentence("what is this?") == "What is this?"
+    assert sentence("an owl on a blue background") == "An owl on a blue background."
+    assert sentence("what is this?") == "What is this?"
 
 
 def centres(scene, group):
@@ -82,14 +88,14 @@ def centres(scene, group):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_answers_follow_from_the_objects_positions(layout):
-    """Answers are worked out again here from boxes and names, without the words of phrases.py."""
+    """Derives the answers from boxes and names, independently of captions.py."""
     counts = {1: "one", 2: "two", 3: "three", 4: "four"}
     for scene in sample(layout):
-        asked = questions(scene)
-        texts = [item.question for item in asked]
-        assert len(set(texts)) == len(texts), "one question has two answers"
-        for question, answer, kind in asked:
-            assert kind in phrases.KINDS
+        items = questions(scene)
+        texts = [item.question for item in items]
+        assert len(set(texts)) == len(texts), "a question has two answers"
+        for question, answer, kind in items:
+            assert kind in KINDS
             if kind == "ground":
                 assert answer == scene.ground
             elif question == "how many objects are there?":
@@ -119,10 +125,10 @@ def test_answers_follow_from_the_objects_positions(layout):
                 middle = scene.things[0].size > 40
                 assert answer == ("in the middle" if middle else f"in the {vertical} {horizontal}")
             else:
-                self_check_relation(scene, question, answer, kind)
+                check_relation(scene, question, answer, kind)
 
 
-def self_check_relation(scene, question, answer, kind):
+def check_relation(scene, question, answer, kind):
     (x0, y0), (x1, y1) = centres(scene, 0), centres(scene, 1)
     sideways = abs(x0 - x1) > abs(y0 - y1)
     sides = ("on the left", "on the right") if sideways else ("at the top", "at the bottom")
@@ -136,8 +142,8 @@ def self_check_relation(scene, question, answer, kind):
         for name, count in groups
     ]
     if kind == "where":
-        asked = re.fullmatch(r"where (?:is|are) the (.*)\?", question).group(1)
-        assert answer == sides[names.index(asked)]
+        word = re.fullmatch(r"where (?:is|are) the (.*)\?", question).group(1)
+        assert answer == sides[names.index(word)]
     elif question.removeprefix("what is ").removesuffix("?") in sides:
         side = question.removeprefix("what is ").removesuffix("?")
         assert AMOUNTS[answer] == groups[sides.index(side)]
@@ -150,6 +156,6 @@ def self_check_relation(scene, question, answer, kind):
         assert AMOUNTS[answer] == groups[index]
 
 
-def test_unknown_ground_is_named():
+def test_an_unknown_ground_is_an_error():
     with pytest.raises(KeyError, match="mauve.*teal"):
-        phrases.background("mauve")
+        background("mauve")

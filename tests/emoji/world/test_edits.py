@@ -1,4 +1,4 @@
-"""The world of edits: what they hold out, what they leave untouched, what they say."""
+"""Edits: held-out targets, untouched pixels, and instructions."""
 
 import itertools
 
@@ -18,26 +18,26 @@ def edits():
     return [source[i] for i in range(COUNT)]
 
 
-def test_an_edit_depends_on_its_index_alone(edits):
+def test_an_edit_depends_only_on_its_index(edits):
     again = EditSource(length=1_000)
     assert all(again[i] == edits[i] for i in (599, 0, 7))
     assert EditSource(seed=1)[0] != edits[0] != EditSource("test")[0]
-    with pytest.raises(IndexError, match="item 600"):
+    with pytest.raises(IndexError, match="600"):
         EditSource(length=COUNT)[COUNT]
 
 
-def test_training_shows_nothing_held_out_and_tests_only_such_targets(edits):
+def test_only_test_targets_are_held_out(edits):
     assert not any(is_held_out(edit.source) or is_held_out(edit.target) for edit in edits)
     test = EditSource("test")
     assert all(is_held_out(test[i].target) for i in range(200))
 
 
-def test_kinds_come_as_often_as_their_weights(edits):
+def test_kinds_have_their_frequencies(edits):
     counts = {kind: sum(edit.kind == kind for edit in edits) / COUNT for kind in EDITS}
     assert abs(counts["replace"] - 0.35) < 0.06 and abs(counts["remove"] - 0.2) < 0.06
     moves = EditSource(weights={"move": 1.0})
     assert {moves[i].kind for i in range(30)} == {"move"}
-    with pytest.raises(ValueError, match="weights of edits"):
+    with pytest.raises(ValueError, match="edits.*paint"):
         EditSource(weights={"paint": 1.0})
 
 
@@ -45,8 +45,8 @@ def boxes(scene):
     return {(thing.name, thing.left, thing.top, thing.size) for thing in scene.things}
 
 
-def test_only_what_is_told_changes(edits):
-    """Outside the boxes of what changes, the pictures are equal to the pixel; inside, they are not."""
+def test_only_the_edited_part_changes(edits):
+    """Outside the boxes of changed objects the images are equal to the pixel; inside they differ."""
     for edit in edits[:200]:
         before, after = render(edit.source), render(edit.target)
         changed = boxes(edit.source) ^ boxes(edit.target)
@@ -61,14 +61,14 @@ def test_only_what_is_told_changes(edits):
             touched[top : top + size, left : left + size] = True
         assert same[~touched].all() and not same[touched].all()
         counts = {"replace": (1, 1), "move": (1, 1), "remove": (1, 0)}[edit.kind]
-        gone, come = (
+        removed, added = (
             boxes(edit.source) - boxes(edit.target),
             boxes(edit.target) - boxes(edit.source),
         )
-        assert (len(gone), len(come)) == counts
+        assert (len(removed), len(added)) == counts
 
 
-def test_instructions_name_what_changes_and_how(edits):
+def test_instructions_name_the_changed_objects(edits):
     for edit in edits:
         assert len(set(edit.instructions)) >= 3
         old, new = set(edit.source.names), set(edit.target.names)
@@ -81,10 +81,10 @@ def test_instructions_name_what_changes_and_how(edits):
                 assert all(name in text for name in old ^ new)
 
 
-def test_one_source_and_instruction_have_one_target():
-    """Nothing that is to be drawn is left to guess, apart from the shade of a new ground."""
-    known: dict = {}
+def test_source_and_instruction_determine_the_target():
+    """Except for the shade of a new ground."""
+    targets: dict = {}
     for edit in itertools.islice(map(EditSource().__getitem__, range(3_000)), 3_000):
         for text in edit.instructions:
             key = (boxes(edit.source).__repr__(), edit.source.ground, text)
-            assert known.setdefault(key, boxes(edit.target)) == boxes(edit.target)
+            assert targets.setdefault(key, boxes(edit.target)) == boxes(edit.target)

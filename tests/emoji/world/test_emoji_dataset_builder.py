@@ -1,4 +1,4 @@
-"""The art's data set and the demo's vocabulary."""
+"""The data set of the art, and the nouns of the demo."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from tuna_jax.emoji.world import NOUNS, all_names, data_source, load_art, noun
 from tuna_jax.emoji.world import emoji_dataset_builder as builder
 
 
-def test_vocabulary_has_64_short_distinct_names():
+def test_there_are_64_short_distinct_nouns():
     words = [item.singular for item in NOUNS]
     assert len(words) == len(set(words)) == 64
     assert len({item.official for item in NOUNS}) == 64
@@ -36,7 +36,7 @@ def test_articles_and_plurals(word, one, plural):
     assert noun(word).plural == plural
 
 
-def test_unknown_noun_lists_the_known_ones():
+def test_an_unknown_noun_is_an_error_that_lists_the_known_ones():
     with pytest.raises(KeyError, match="zebra.*red apple"):
         noun("zebra")
 
@@ -46,7 +46,7 @@ def test_sprites_are_straight_rgba_and_all_different():
     assert art.shape == (64, 72, 72, 4)
     assert art.dtype == np.uint8
     covered = (art[..., 3] > 128).mean((1, 2))
-    assert covered.min() > 0.15, "an emoji is all but empty"
+    assert covered.min() > 0.15, "an emoji is almost empty"
     assert len({sprite.tobytes() for sprite in art}) == 64
 
 
@@ -57,23 +57,23 @@ def test_channel_order_is_red_green_blue():
     assert red > 2 * blue
 
 
-def test_official_names_work_too_and_equal_the_noun():
+def test_official_names_are_accepted():
     np.testing.assert_array_equal(load_art(["dog face"]), load_art(["dog"]))
 
 
-def test_unknown_art_names_the_nearest():
+def test_an_unknown_name_is_an_error_with_the_nearest_name():
     with pytest.raises(KeyError, match=r"doog.*'dog'"):
         load_art(["doog"])
 
 
-def test_source_file_of_an_emoji_with_a_variation_selector_is_found():
-    found = {name: path.name for name, _, _, path in builder.entries()}
-    assert found["airplane"] == "2708.png"  # U+2708 U+FE0F
-    assert not any("skin tone" in name for name in found)
-    assert len(found) > 1500
+def test_file_names_without_variation_selector():
+    files = {name: path.name for name, _, _, path in builder.entries()}
+    assert files["airplane"] == "2708.png"  # U+2708 U+FE0F
+    assert not any("skin tone" in name for name in files)
+    assert len(files) > 1500
 
 
-def test_flags_are_left_out_unless_asked_for():
+def test_flags_are_excluded_by_default():
     names = all_names()
     assert "lion" in names
     assert "France" not in names
@@ -98,14 +98,14 @@ def test_builds_once_without_tensorflow(tmp_path):
     files = list(tmp_path.rglob("*.array_record*"))
     assert len(files) == 1
     assert not list(tmp_path.rglob(".building*")), "scratch files were left behind"
-    again = subprocess.run(
+    second = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "building" not in again.stderr
-    assert again.stdout == first.stdout
+    assert "building" not in second.stderr
+    assert second.stdout == first.stdout
 
 
-def test_records_tell_name_category_and_code_points():
+def test_records_have_name_category_and_code_points():
     source = data_source()
     records = {record["name"].decode(): record for record in (source[i] for i in range(40))}
     codes = {name: codes for name, codes, _, _ in builder.entries()}

@@ -1,4 +1,4 @@
-"""Scenes as pixels."""
+"""Rendering of scenes and of images for the VAE."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tuna_jax.emoji.world.rendering import Art, SceneImages, default_art, paste,
 from tuna_jax.emoji.world.scenes import SceneSource
 
 
-def test_ground_outside_the_boxes_and_objects_inside():
+def test_objects_are_inside_their_boxes():
     source = SceneSource("train", 2)
     for scene in (source[i] for i in range(100)):
         image = render(scene)
@@ -22,7 +22,7 @@ def test_ground_outside_the_boxes_and_objects_inside():
             )
             outside[box] = False
             different = np.abs(image[box].astype(int) - scene.rgb).max(-1) > 12
-            assert different.mean() > 0.15, f"{thing.name} is not to be seen on {scene.ground}"
+            assert different.mean() > 0.15, f"{thing.name} is not visible on {scene.ground}"
         assert (image[outside] == scene.rgb).all()
 
 
@@ -31,7 +31,7 @@ def test_rendering_is_a_pure_function_of_the_scene():
     np.testing.assert_array_equal(render(scene), render(scene, Art()))
 
 
-def test_composition_equals_the_definition_of_alpha():
+def test_composition_follows_the_definition_of_alpha():
     art = default_art()
     canvas = np.full((48, 48, 3), 90, np.uint8)
     canvas[:, 24:] = 200
@@ -43,8 +43,8 @@ def test_composition_equals_the_definition_of_alpha():
     assert np.abs(canvas - expected).max() <= 0.51
 
 
-def test_small_sprites_are_averages_not_samples():
-    """At half the size each pixel is about the mean of four: sampling would be off several times more."""
+def test_small_sprites_are_averages():
+    """At half the size each pixel is about the mean of four; subsampling has an error several times larger."""
     art = default_art()
     for name in ("soccer ball", "flamingo", "rainbow", "strawberry"):
         sprite = load_art([name])[0].astype(np.float64)
@@ -56,7 +56,7 @@ def test_small_sprites_are_averages_not_samples():
         assert np.abs(small - mean).mean() < 0.5 * np.abs(large[::2, ::2] - mean).mean()
 
 
-def test_objects_over_the_edge_are_cut_off():
+def test_objects_over_the_edge_are_clipped():
     canvas = np.zeros((32, 32, 3), np.uint8)
     paste(canvas, default_art(), "heart", -12, 20, 24)
     assert canvas[20:, :12].any()
@@ -64,12 +64,12 @@ def test_objects_over_the_edge_are_cut_off():
     paste(canvas, default_art(), "heart", 40, 40, 24)
 
 
-def test_unknown_sprite_is_named():
+def test_an_unknown_sprite_is_an_error():
     with pytest.raises(KeyError, match="owl"):
         Art(["dog"]).sprite("owl", 20)
 
 
-def test_vae_pictures():
+def test_vae_images():
     source = SceneImages(1, names="demo")
     first = source[4]
     assert first.shape == (64, 64, 3)
@@ -80,13 +80,13 @@ def test_vae_pictures():
     np.testing.assert_allclose((first + 1) * 127.5, source.image(4), atol=1e-3)
     plain = SceneImages(1, varied=0.0)
     np.testing.assert_array_equal(plain.image(3), render(plain.scenes[3]))
-    strange = SceneImages(1, varied=1.0)
-    assert any((strange.image(i) != plain.image(i)).mean() > 0.5 for i in range(5))
+    varied = SceneImages(1, varied=1.0)
+    assert any((varied.image(i) != plain.image(i)).mean() > 0.5 for i in range(5))
 
 
-def test_vae_pictures_can_show_every_emoji():
+def test_vae_images_can_use_every_emoji():
     source = SceneImages(0, varied=1.0, names="all")
-    assert len(source._varied_art.names) > 1000
+    assert len(source.varied_names) > 1000
     assert source[0].shape == (64, 64, 3)
     with pytest.raises(ValueError, match="everything"):
         SceneImages(names="everything")

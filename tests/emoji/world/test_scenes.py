@@ -1,4 +1,4 @@
-"""The scene source: determinism, what is held out, and where things stand."""
+"""The scene source: determinism, held-out combinations, and positions."""
 
 import itertools
 from collections import Counter
@@ -13,16 +13,16 @@ def pairs_of(scene):
     return {frozenset(pair) for pair in itertools.combinations(set(scene.names), 2)}
 
 
-def test_a_scene_depends_on_seed_and_index_alone():
-    one, other = SceneSource("train", 3), SceneSource("train", 3, length=50)
-    backwards = {i: other[i] for i in reversed(range(50))}
-    assert [one[i] for i in range(50)] == [backwards[i] for i in range(50)]
-    assert [SceneSource("train", 4)[i] for i in range(50)] != [one[i] for i in range(50)]
-    assert one[7] is not one[7]
+def test_a_scene_depends_only_on_seed_and_index():
+    source, shorter = SceneSource("train", 3), SceneSource("train", 3, length=50)
+    backwards = {i: shorter[i] for i in reversed(range(50))}
+    assert [source[i] for i in range(50)] == [backwards[i] for i in range(50)]
+    assert [SceneSource("train", 4)[i] for i in range(50)] != [source[i] for i in range(50)]
+    assert source[7] is not source[7]
 
 
-def test_the_first_scenes_stay_what_they_are():
-    """Cached latents and shipped weights rely on it: whoever changes this raises `world` in settings()."""
+def test_the_first_scene_is_unchanged():
+    """Cached latents and the VAE of the package depend on it: a change requires a new `world` in settings()."""
     source = SceneSource("train", 0)
     assert source.settings()["world"] == 3
     scene = source[0]
@@ -38,7 +38,7 @@ def train():
     return [source[i] for i in range(20_000)]
 
 
-def test_nothing_held_out_occurs_in_training(train):
+def test_training_has_no_held_out_combinations(train):
     held_pairs = {
         frozenset(pair)
         for pair in itertools.combinations(NAMES, 2)
@@ -50,12 +50,12 @@ def test_nothing_held_out_occurs_in_training(train):
     assert not any(scenes.is_held_out_single(*triple) for triple in singles)
     assert not any(scenes.is_held_out_count(*triple) for triple in counted)
     assert not together & held_pairs
-    # And the scan is wide enough to mean something.
+    # There are enough scenes for the test to be meaningful.
     assert len(singles) > 1700
     assert len(together) > 1500
 
 
-def test_the_test_splits_have_held_out_combinations_alone(train):
+def test_test_splits_have_only_held_out_combinations(train):
     trained = {(s.names[0], s.ground, s.place) for s in train if s.layout == "single"}
     together = set().union(*(pairs_of(scene) for scene in train))
     source = SceneSource("test_single")
@@ -74,14 +74,14 @@ def test_the_test_splits_have_held_out_combinations_alone(train):
         assert scenes.is_held_out(scene)
 
 
-def test_what_is_held_out_is_the_same_for_every_seed_and_order():
+def test_held_out_combinations_do_not_depend_on_seed_or_order():
     assert scenes.is_held_out_pair("dog", "cat") == scenes.is_held_out_pair("cat", "dog")
     for seed in range(3):
         source = SceneSource("train", seed)
         assert not any(scenes.is_held_out(source[i]) for i in range(1000))
 
 
-def test_shares_held_out():
+def test_held_out_shares():
     triples = list(itertools.product(NAMES, GROUNDS, PLACES))
     share = sum(scenes.is_held_out_single(*triple) for triple in triples) / len(triples)
     assert 0.13 < share < 0.17
@@ -90,22 +90,22 @@ def test_shares_held_out():
     assert 0.08 < share < 0.12
 
 
-def test_every_name_ground_and_place_is_trained(train):
+def test_training_has_every_name_ground_and_place(train):
     together = {(name, scene.ground) for scene in train for name in scene.names}
     assert together == set(itertools.product(NAMES, GROUNDS))
     singles = [scene for scene in train if scene.layout == "single"]
     assert {(s.names[0], s.place) for s in singles} == set(itertools.product(NAMES, PLACES))
 
 
-def test_layouts_come_as_often_as_their_weights_say(train):
-    found = Counter(scene.layout for scene in train)
+def test_layouts_have_their_frequencies(train):
+    counts = Counter(scene.layout for scene in train)
     for layout, weight in scenes.DEFAULT_WEIGHTS.items():
-        assert abs(found[layout] / len(train) - weight) < 0.02
+        assert abs(counts[layout] / len(train) - weight) < 0.02
     only = SceneSource("train", weights={"groups": 2.0})
     assert {only[i].layout for i in range(50)} == {"groups"}
 
 
-def test_objects_stay_inside_the_picture_and_do_not_overlap(train):
+def test_objects_are_inside_the_image_and_do_not_overlap(train):
     for scene in train[:3000]:
         assert len(scene.things) == sum(scene.counts) <= 4
         for thing in scene.things:
@@ -113,11 +113,11 @@ def test_objects_stay_inside_the_picture_and_do_not_overlap(train):
             assert thing.top >= 0
             assert max(thing.left, thing.top) + thing.size <= 64
         for a, b in itertools.combinations(scene.things, 2):
-            apart = abs(a.left - b.left) >= min(a.size, b.size) - 1
-            assert apart or abs(a.top - b.top) >= min(a.size, b.size) - 1
+            separate = abs(a.left - b.left) >= min(a.size, b.size) - 1
+            assert separate or abs(a.top - b.top) >= min(a.size, b.size) - 1
 
 
-def test_positions_are_what_the_scene_says(train):
+def test_boxes_agree_with_place_and_relation(train):
     for scene in train[:3000]:
         centres = [(t.left + t.size / 2, t.top + t.size / 2) for t in scene.things]
         if scene.layout == "single":
@@ -137,7 +137,7 @@ def test_positions_are_what_the_scene_says(train):
             assert max(first) + 20 < min(second)
 
 
-def test_larger_pictures_scale():
+def test_larger_images_scale():
     small, large = SceneSource("train", 5, 64), SceneSource("train", 5, 128)
     for i in range(30):
         assert large[i].names == small[i].names
@@ -148,21 +148,21 @@ def test_larger_pictures_scale():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "validation"}, "unknown split 'validation'.*test_pairs"),
+        ({"split": "validation"}, "split 'validation'.*test_pairs"),
         ({"weights": {"singel": 1.0}}, "singel.*single"),
-        ({"weights": {"single": 0.0}}, "no layout"),
+        ({"weights": {"single": 0.0}}, "layout"),
         ({"size": 65}, "65.*multiple of 16"),
         ({"names": ["dog", "zebra"]}, "zebra"),
-        ({"names": ["dog"]}, "give more names"),
+        ({"names": ["dog"]}, "names.*dog"),
         ({"middle": 1.5}, "1.5"),
     ],
 )
-def test_bad_settings_are_named(arguments, message):
+def test_invalid_settings_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         SceneSource(**arguments)
 
 
-def test_an_index_outside_is_an_error():
+def test_an_index_out_of_range_is_an_error():
     with pytest.raises(IndexError, match="10"):
         SceneSource(length=10)[10]
     with pytest.raises(IndexError):

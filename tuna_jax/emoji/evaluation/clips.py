@@ -1,9 +1,9 @@
-"""Clips, drawn and understood.
+"""Evaluation of clips: generation and understanding.
 
-A drawn clip is judged by its track: the centroid of what is not ground tells a move, its area growing and
-shrinking, and if neither changes, the angle at which the first frame matches the later ones best tells a turn. The
-object is named, as in pictures, in the first and the last frame where it is of a usual size, and after a turn it is put
-upright for that.
+The motion of a generated clip is judged in three stages: the centroid of the foreground detects a move, its area
+growing and shrinking, and if neither changes, the rotation of the first frame that matches the later frames best
+detects a turn. The object is judged, as in images, in the first and the last frame if it has a standard size there;
+after a turn, the frame is first rotated upright.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from tuna_jax.emoji.evaluation.images import SEED, Answered
+from tuna_jax.emoji.evaluation.images import SEED, AnsweredQuestion
 from tuna_jax.emoji.evaluation.judges import JUDGES, ObjectJudge, judge_ground
 from tuna_jax.emoji.world.clips import (
     CLIP_KINDS,
@@ -32,16 +32,16 @@ from tuna_jax.emoji.world.scenes import GROUNDS
 from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share
 
 Clips = UInt8[np.ndarray, "n frames size size 3"]
-DrawClips = Callable[[Sequence[str], int, int], Clips]
+GenerateClips = Callable[[Sequence[str], int, int], Clips]
 AnswerClips = Callable[[Clips, Sequence[str]], Sequence[str]]
 STILL = "still"
-_MOVED = 16.0  # 64ths of the picture, of the 32 that a move has
-_GROWN = 1.5  # of the 2.9 that a growing object's area has
+_MOVED = 16.0  # 64ths of the image side; a move covers 32
+_GROWN = 1.5  # ratio of areas; a growing object has 2.9
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnClips:
-    """Clips of the test split and what the model drew from their captions."""
+class GeneratedClips:
+    """Clips of the test split, and what the model generated from their captions."""
 
     clips: tuple[Clip, ...]
     prompts: tuple[str, ...]
@@ -49,7 +49,7 @@ class DrawnClips:
 
     @property
     def strips(self) -> UInt8[np.ndarray, "n size wide 3"]:
-        """The frames of each side by side."""
+        """The frames of each clip side by side."""
         return strips(self.frames)
 
 
@@ -66,23 +66,28 @@ def test_clips(count: int, frames: int, seed: int = SEED, size: int = 64) -> tup
     return tuple(source[i] for i in range(count))
 
 
-def draw_clips(
-    draw: DrawClips, count: int, frames: int, seed: int = SEED, size: int = 64
-) -> DrawnClips:
-    """Draws `count` held-out clips; the prompts take turns through all phrasings."""
+def generate_split(
+    generate: GenerateClips, count: int, frames: int, seed: int = SEED, size: int = 64
+) -> GeneratedClips:
+    """Generates `count` held-out clips; the prompts cycle through all phrasings.
+
+    Raises:
+        ValueError: `generate` returned another dtype or shape than uint8 [count, frames, size, size, 3].
+    """
     clips = test_clips(count, frames, seed, size)
-    prompts = tuple(known[i % len(known)] for i, known in enumerate(map(clip_captions, clips)))
-    drawn = np.asarray(draw(prompts, frames, seed))
-    if drawn.shape != (count, frames, size, size, 3) or drawn.dtype != np.uint8:
+    phrasings = [clip_captions(clip) for clip in clips]
+    prompts = tuple(texts[i % len(texts)] for i, texts in enumerate(phrasings))
+    generated = np.asarray(generate(prompts, frames, seed))
+    if generated.shape != (count, frames, size, size, 3) or generated.dtype != np.uint8:
         raise ValueError(
-            f"draw returned {drawn.dtype} of shape {drawn.shape} for {count} prompts; it must be uint8 "
+            f"generate returned {generated.dtype} of shape {generated.shape} for {count} prompts; it must be uint8 "
             f"[{count}, {frames}, {size}, {size}, 3]"
         )
-    return DrawnClips(clips, prompts, drawn)
+    return GeneratedClips(clips, prompts, generated)
 
 
 def judge_motion(frames: Clips) -> list[str]:
-    """What each clip shows: one of MOTIONS, or STILL."""
+    """The motion of each clip: one of MOTIONS, or STILL."""
     grounds = judge_ground(frames[:, 0])
     return [_motion(clip, GROUNDS[name]) for clip, name in zip(frames, grounds, strict=True)]
 
@@ -114,46 +119,48 @@ def _motion(frames: UInt8[np.ndarray, "f size size 3"], ground: tuple[int, int, 
     return min(errors, key=lambda name: errors[name])
 
 
-def clip_verdicts(drawn: DrawnClips, judge: ObjectJudge) -> dict[str, Bool[np.ndarray, " n"]]:
-    """By what is asked ('object', 'ground', 'motion'), whether each clip is right."""
-    rows, cells, pictures = [], [], []
-    for i, clip in enumerate(drawn.clips):
+def judge_clips(generated: GeneratedClips, judge: ObjectJudge) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Whether each clip is right, by criterion ('object', 'ground', 'motion')."""
+    rows, cells, crops = [], [], []
+    for i, clip in enumerate(generated.clips):
         for frame, end in zip((0, -1), ends(clip.motion), strict=True):
             if end is not None:
                 cell, quarters = end
                 rows.append(i)
                 cells.append(cell)
-                pictures.append(np.rot90(drawn.frames[i, frame], -quarters))
-    seen = judge(np.stack(pictures), cells, [drawn.clips[i].ground for i in rows])
-    right = np.ones(len(drawn.clips), bool)
+                crops.append(np.rot90(generated.frames[i, frame], -quarters))
+    seen = judge(np.stack(crops), cells, [generated.clips[i].ground for i in rows])
+    right = np.ones(len(generated.clips), bool)
     for key in JUDGES:
         for i, name in zip(rows, seen[key], strict=True):
-            right[i] &= name == drawn.clips[i].name
-    ground = np.ones(len(drawn.clips), bool)
-    for frame in range(drawn.frames.shape[1]):
-        found = judge_ground(drawn.frames[:, frame])
-        ground &= np.array([a == clip.ground for a, clip in zip(found, drawn.clips, strict=True)])
-    told = judge_motion(drawn.frames)
-    motion = np.array([a == clip.motion for a, clip in zip(told, drawn.clips, strict=True)])
+            right[i] &= name == generated.clips[i].name
+    ground = np.ones(len(generated.clips), bool)
+    for frame in range(generated.frames.shape[1]):
+        grounds = judge_ground(generated.frames[:, frame])
+        ground &= np.array(
+            [a == clip.ground for a, clip in zip(grounds, generated.clips, strict=True)]
+        )
+    motions = judge_motion(generated.frames)
+    motion = np.array([a == clip.motion for a, clip in zip(motions, generated.clips, strict=True)])
     return {"object": right, "ground": ground, "motion": motion}
 
 
 def clip_scores(
-    drawn: DrawnClips, right: dict[str, Bool[np.ndarray, " n"]], names: int
+    generated: GeneratedClips, right: dict[str, Bool[np.ndarray, " n"]], names: int
 ) -> dict[str, Score]:
-    """Scores of drawn clips: the object, the ground, the motion (by kind of it), and all three."""
+    """Scores of generated clips: object, ground, motion (also by kind of motion), and all three together."""
     chance = {"object": 1 / names, "ground": 1 / len(GROUNDS), "motion": 1 / len(MOTIONS)}
-    kinds = [clip.motion for clip in drawn.clips]
+    kinds = [clip.motion for clip in generated.clips]
     by = {
         motion: right["motion"][[kind == motion for kind in kinds]].tolist()
         for motion in MOTIONS
         if motion in kinds
     }
     scores = {
-        f"clip_{what}_accuracy": Score.of(
-            right[what].tolist(), chance[what], by if what == "motion" else None
+        f"clip_{criterion}_accuracy": Score.of(
+            right[criterion].tolist(), chance[criterion], by if criterion == "motion" else None
         )
-        for what in ("motion", "object", "ground")
+        for criterion in ("motion", "object", "ground")
     }
     whole = right["object"] & right["ground"] & right["motion"]
     scores["clip_accuracy"] = Score.of(whole.tolist(), float(np.prod(list(chance.values()))))
@@ -162,22 +169,36 @@ def clip_scores(
 
 def ask_clips(
     answer: AnswerClips, kind: str, count: int, frames: int, *, names: int, seed: int = SEED
-) -> tuple[Score, list[Answered]]:
-    """Asks one kind of question (`motions.CLIP_KINDS`) about renderings of held-out clips; exact answers count."""
+) -> tuple[Score, list[AnsweredQuestion]]:
+    """Asks one kind of question about renderings of held-out clips; only exact answers are right.
+
+    Args:
+        answer: the model.
+        kind: one of `CLIP_KINDS`.
+        count: number of questions.
+        frames: frames per clip.
+        names: number of object names, for the chance level.
+        seed: of the clips.
+
+    Raises:
+        KeyError: an unknown kind.
+    """
     if kind not in CLIP_KINDS:
-        raise KeyError(f"{kind!r} is no kind of question about clips: {', '.join(CLIP_KINDS)}")
-    clips, asked = [], []
+        raise KeyError(
+            f"{kind!r} is not a kind of question about clips; the kinds are {', '.join(CLIP_KINDS)}"
+        )
+    clips, chosen = [], []
     for clip in test_clips(2 * count, frames, seed):
         fitting = [item for item in clip_questions(clip) if item.kind == kind]
-        if fitting and len(asked) < count:
+        if fitting and len(chosen) < count:
             clips.append(clip)
-            asked.append(fitting[len(asked) % len(fitting)])
-    shown = np.stack([render_clip(clip) for clip in clips])
-    texts = list(answer(shown, [item.question for item in asked]))
-    given = [
-        Answered(strip, f"clip: {kind}", item.question, item.answer, text)
-        for strip, item, text in zip(strips(shown), asked, texts, strict=True)
+            chosen.append(fitting[len(chosen) % len(fitting)])
+    rendered = np.stack([render_clip(clip) for clip in clips])
+    texts = list(answer(rendered, [item.question for item in chosen]))
+    answered = [
+        AnsweredQuestion(strip, f"clip: {kind}", item.question, item.answer, text)
+        for strip, item, text in zip(strips(rendered), chosen, texts, strict=True)
     ]
-    known = {"motion": 1 / len(MOTIONS), "name": 1 / names, "ground": 1 / len(GROUNDS)}
-    chance = known.get(kind, commonest_share([item.answer for item in asked]))
-    return Score.of([item.right for item in given], chance), given
+    chances = {"motion": 1 / len(MOTIONS), "name": 1 / names, "ground": 1 / len(GROUNDS)}
+    chance = chances.get(kind, commonest_share([item.answer for item in chosen]))
+    return Score.of([item.right for item in answered], chance), answered

@@ -1,4 +1,4 @@
-"""Conversations about held-out scenes: every answer exact, with the model's own earlier answers before it."""
+"""Evaluation of dialogues about held-out scenes: each question follows the model's own earlier answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tuna_jax.emoji.evaluation.images import SEED, Answered, Images, test_scenes
+from tuna_jax.emoji.evaluation.images import SEED, AnsweredQuestion, Images, test_scenes
 from tuna_jax.emoji.world.dialogues import DIALOGUE_KINDS, dialogue
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share
@@ -18,44 +18,48 @@ _SPLITS = ("test_single", "test_pairs", "test_counts")
 
 def converse_scores(
     converse: Converse, count: int, *, seed: int = SEED, size: int = 64
-) -> tuple[dict[str, Score], list[Answered]]:
+) -> tuple[dict[str, Score], list[AnsweredQuestion]]:
     """Holds `count` conversations.
 
     Returns:
-        Scores: `dialogue_accuracy` (all turns of a conversation exact), `dialogue_turn_accuracy` (of single turns), and
-        `dialogue_KIND_accuracy`; and what was said.
+        The scores `dialogue_accuracy` (all turns of a conversation exact), `dialogue_turn_accuracy` (single turns) and
+        `dialogue_KIND_accuracy`; and all questions with the model's answers.
     """
     by_split = [test_scenes(split, -(-count // len(_SPLITS)), seed, size) for split in _SPLITS]
     scenes = [scene for group in zip(*by_split, strict=True) for scene in group][:count]
-    talks = [dialogue(scene, np.random.default_rng((seed, i))) for i, scene in enumerate(scenes)]
+    dialogues = [
+        dialogue(scene, np.random.default_rng((seed, i))) for i, scene in enumerate(scenes)
+    ]
     images = np.stack([render(scene) for scene in scenes])
-    histories: list[list[tuple[str, str]]] = [[] for _ in talks]
-    said: list[tuple[int, Answered]] = []
-    for turn in range(max(map(len, talks))):
-        going = [i for i, talk in enumerate(talks) if turn < len(talk)]
-        asked = [talks[i][turn] for i in going]
+    histories: list[list[tuple[str, str]]] = [[] for _ in dialogues]
+    answered: list[tuple[int, AnsweredQuestion]] = []
+    for turn in range(max(map(len, dialogues))):
+        active = [i for i, planned in enumerate(dialogues) if turn < len(planned)]
+        turns = [dialogues[i][turn] for i in active]
         texts = converse(
-            images[going], [item.question for item in asked], [histories[i] for i in going]
+            images[active], [item.question for item in turns], [histories[i] for i in active]
         )
-        for i, item, text in zip(going, asked, texts, strict=True):
+        for i, item, text in zip(active, turns, texts, strict=True):
             before = " / ".join(question for question, _ in histories[i])
-            shown = f"{before} / {item.question}" if before else item.question
+            questions = f"{before} / {item.question}" if before else item.question
             kind = f"dialogue: {item.kind}"
-            said.append((i, Answered(images[i], kind, shown, item.answer, text)))
+            answered.append((i, AnsweredQuestion(images[i], kind, questions, item.answer, text)))
             histories[i].append((item.question, text.strip()))
-    whole = [all(item.right for j, item in said if j == i) for i in range(len(talks))]
+    whole = [all(item.right for j, item in answered if j == i) for i in range(len(dialogues))]
     chances: dict[str, float] = {}
     scores: dict[str, Score] = {}
     for kind in DIALOGUE_KINDS:
-        of_kind = [item for _, item in said if item.kind == f"dialogue: {kind}"]
+        of_kind = [item for _, item in answered if item.kind == f"dialogue: {kind}"]
         if of_kind:
             chances[kind] = commonest_share([item.expected for item in of_kind])
             right = [item.right for item in of_kind]
             scores[f"dialogue_{kind}_accuracy"] = Score.of(right, chances[kind])
-    turns = float(np.mean([chances[turn.kind] for talk in talks for turn in talk]))
-    lucky = float(np.mean([np.prod([chances[turn.kind] for turn in talk]) for talk in talks]))
+    turn_chance = float(np.mean([chances[turn.kind] for planned in dialogues for turn in planned]))
+    dialogue_chance = float(
+        np.mean([np.prod([chances[turn.kind] for turn in planned]) for planned in dialogues])
+    )
     return {
-        "dialogue_accuracy": Score.of(whole, lucky),
-        "dialogue_turn_accuracy": Score.of([item.right for _, item in said], turns),
+        "dialogue_accuracy": Score.of(whole, dialogue_chance),
+        "dialogue_turn_accuracy": Score.of([item.right for _, item in answered], turn_chance),
         **scores,
-    }, [item for _, item in said]
+    }, [item for _, item in answered]

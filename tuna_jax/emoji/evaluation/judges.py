@@ -1,14 +1,14 @@
-"""Judges of pictures of the emoji world, none of them trained: what is drawn, and on which ground.
+"""Judges of images of the emoji world, none of them trained: which object, which ground, which place.
 
-An object is judged by its nearest neighbour in a gallery: every name, rendered on the asked ground at
-the middle of its cell and a pixel off it. Two features, so that a drawing must get both right:
+An object is judged by its nearest neighbour in a gallery: every name, rendered on the requested ground in
+the middle of its cell and one pixel off it. There are two features, and an image must satisfy both:
 
     pixels   the colours, at 32 x 32. Lenient: a blob of the right colours can pass.
-    edges    orientations of gradients in 8 x 8 cells, each cell normalised by its neighbourhood (as in
-             HOG, Dalal and Triggs 2005). Colour alone does not satisfy it: strength and sign are gone.
+    edges    gradient orientations in 8 x 8 cells, each cell normalised by its neighbourhood (as in HOG,
+             Dalal and Triggs 2005). Right colours with wrong shapes fail: strength and sign are discarded.
 
-Both look at one cell of the picture (the whole for a large object), so they judge the place too: where
-nothing is, the nearest neighbour is arbitrary, and right once in 64 times.
+Both look at one cell of the image (the whole image for a large object), so they also judge the place: in an
+empty cell the nearest neighbour is arbitrary, and right once in 64 times.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ JUDGES = ("pixels", "edges")
 CROP = 32
 _CELL = 4
 _BINS = 9
-# Gradients below this (of 255 a pixel) are noise, not edges, wherever they stand.
+# Gradients below this (of 255 per pixel) are noise, not edges.
 _FLOOR = 8.0
 
 
 def crop(
     images: UInt8[np.ndarray, "n size size 3"], cell: Cell
 ) -> Float32[np.ndarray, "n 32 32 3"]:
-    """One cell of each picture (in 64ths, see scenes.py), averaged down to 32 x 32, in 0..255."""
+    """One cell of each image (in 64ths, see scenes.py), averaged down to 32 x 32, in 0..255."""
     size = images.shape[1]
     left, top, width, height = (round(value * size / 64) for value in cell)
     part = images[:, top : top + height, left : left + width].astype(np.float32)
     factor = width // CROP
     if factor < 1 or width != height or width % CROP:
         raise ValueError(
-            f"a cell of {width} x {height} pixels in a picture of {size} cannot be brought to {CROP}; "
-            "pictures must be 64 pixels or a multiple of that"
+            f"a cell of {width} x {height} pixels in an image of {size} pixels cannot be averaged to {CROP}; "
+            "the side of an image must be a multiple of 64 pixels"
         )
     if factor == 1:
         return part
@@ -64,10 +64,10 @@ def crop(
 def edge_features(crops: Float32[np.ndarray, "n 32 32 3"]) -> Float32[np.ndarray, "n d"]:
     """Histograms of unsigned gradient orientation, contrast-normalised, of unit length.
 
-    The crop is smoothed a little; each pixel takes the channel with the strongest gradient; its vote is
-    shared between the two nearest of nine orientations, and spread over the nearest cells by smoothing.
+    The crop is smoothed slightly; each pixel takes the channel with the strongest gradient; its vote is
+    divided between the two nearest of nine orientations, and smoothing spreads it over the nearest cells.
     """
-    # In small chunks, so that the arrays stay in the processor's cache.
+    # Small chunks keep the arrays in the processor's cache.
     chunks = [_edge_chunk(crops[i : i + 128]) for i in range(0, len(crops), 128)]
     return (
         np.concatenate(chunks)
@@ -110,13 +110,13 @@ def _edge_chunk(crops: Float32[np.ndarray, "n 32 32 3"]) -> Float32[np.ndarray, 
 
 @functools.lru_cache(maxsize=1)
 def _pooling() -> Float32[np.ndarray, "8 32"]:
-    """Sums pixels into cells and spreads each cell over its neighbours, as one matrix a side."""
+    """A matrix that sums pixels into cells and spreads each cell over its neighbours, along one side."""
     sums = np.repeat(np.eye(CROP // _CELL, dtype=np.float32), _CELL, axis=1)
     return _blur(sums, axis=0)
 
 
 def _blur(array: np.ndarray, axis: int) -> np.ndarray:
-    """Weights 1/4, 1/2, 1/4 along an axis, edges repeated."""
+    """Filters with the weights 1/4, 1/2, 1/4 along an axis, with repeated edges."""
     width = [(0, 0)] * array.ndim
     width[axis] = (1, 1)
     padded = np.moveaxis(np.pad(array, width, mode="edge"), axis, 0)
@@ -131,7 +131,7 @@ _FEATURES = {"pixels": _pixel_features, "edges": edge_features}
 
 
 class ObjectJudge:
-    """Tells which object is in a cell of a picture, by each of JUDGES.
+    """Names the object in a cell of an image, with each of JUDGES.
 
     Args:
         art: the sprites; None takes the demo's.
@@ -145,10 +145,12 @@ class ObjectJudge:
     def _build(self, ground: str, large: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Features of every name on one ground, names in order, and each entry's squared length.
 
-        Half precision keeps all sixteen galleries in about 70 MB.
+        In half precision all sixteen galleries take about 70 MB.
         """
         if ground not in GROUNDS:
-            raise KeyError(f"{ground!r} is no ground colour; they are {', '.join(GROUNDS)}")
+            raise KeyError(
+                f"{ground!r} is not a ground colour; the colours are {', '.join(GROUNDS)}"
+            )
         side, size = (64, LARGE) if large else (32, SMALL)
         middle = (side - size) // 2
         boxes = [(middle + x, middle + y, size) for x in (-1, 0, 1) for y in (-1, 0, 1)]
@@ -161,8 +163,8 @@ class ObjectJudge:
         crops = crop(crops, WHOLE) if large else crops.astype(np.float32)
         features = {judge: make(crops) for judge, make in _FEATURES.items()}
         return {
-            judge: (made.astype(np.float16), np.einsum("nd,nd->n", made, made))
-            for judge, made in features.items()
+            judge: (array.astype(np.float16), np.einsum("nd,nd->n", array, array))
+            for judge, array in features.items()
         }
 
     def __call__(
@@ -171,11 +173,15 @@ class ObjectJudge:
         cells: Sequence[Cell],
         grounds: Sequence[str],
     ) -> dict[str, list[str]]:
-        """The name that each judge sees in `cells[i]` of `images[i]`, on the ground `grounds[i]`."""
+        """The name that each judge sees in `cells[i]` of `images[i]`, on the ground `grounds[i]`.
+
+        Raises:
+            ValueError: the numbers of images, cells and grounds differ.
+            KeyError: an unknown ground.
+        """
         if not len(images) == len(cells) == len(grounds):
             raise ValueError(
-                f"{len(images)} images, {len(cells)} cells and {len(grounds)} grounds; there must be as "
-                "many of each"
+                f"{len(images)} images, {len(cells)} cells and {len(grounds)} grounds; their numbers must be equal"
             )
         seen = {judge: [""] * len(images) for judge in JUDGES}
         kinds = [(ground, cell == WHOLE) for ground, cell in zip(grounds, cells, strict=True)]
@@ -192,9 +198,9 @@ class ObjectJudge:
 
 
 def judge_ground(images: UInt8[np.ndarray, "n size size 3"]) -> list[str]:
-    """The ground colour of each picture: every pixel of its rim votes for the nearest of the palette.
+    """The ground colour of each image: every pixel of its rim votes for the nearest colour of the palette.
 
-    A vote, not a mean, since in a full picture objects touch a good part of the rim.
+    A vote is more robust than a mean, since in a full image objects touch much of the rim.
     """
     size = images.shape[1]
     rim = max(1, size // 32)
@@ -208,7 +214,7 @@ def judge_ground(images: UInt8[np.ndarray, "n size size 3"]) -> list[str]:
 
 
 def judge_place(images: UInt8[np.ndarray, "n size size 3"]) -> list[str]:
-    """Where the object of each picture is: the place nearest to the centroid of what is not ground."""
+    """The place of the object in each image: the one nearest to the centroid of the foreground."""
     size = images.shape[1]
     palette = np.array([GROUNDS[name] for name in judge_ground(images)], np.float32)
     difference = np.abs(images - palette[:, None, None]).max(-1)

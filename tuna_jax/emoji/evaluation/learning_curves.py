@@ -1,4 +1,4 @@
-"""What a run could do at each of its checkpoints, kept in a file and drawn over steps, one run beside others.
+"""Scores of a run's checkpoints: stored in a file, plotted over steps, and compared with other runs.
 
 A line of the file is `{"step": 2000, "scores": {name: {"value", "chance", "count", "ci95"}}}`.
 """
@@ -19,32 +19,33 @@ FILE = "learning.jsonl"
 _COLOURS = ("#2f5fd0", "#d0642f", "#2f9e62", "#8a4fc4", "#6a6f7a")
 
 Curve = dict[int, dict[str, dict[str, Any]]]
-"""Step -> name of a score -> what summary.json says of it."""
+"""Step -> name of a score -> its entry in summary.json."""
 
 
 def read(folder: str | os.PathLike[str]) -> Curve:
-    """What was measured of the run in this folder so far; a torn last line is left out."""
-    path, found = Path(folder) / FILE, {}
+    """The stored scores of the run in this folder; an incomplete last line is ignored."""
+    path, curve = Path(folder) / FILE, {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[int(entry["step"])] = entry["scores"]
-    return dict(sorted(found.items()))
+        curve[int(entry["step"])] = entry["scores"]
+    return dict(sorted(curve.items()))
 
 
 def append(folder: str | os.PathLike[str], step: int, scores: Mapping[str, Score]) -> None:
-    """Adds a checkpoint's scores."""
+    """Appends the scores of a checkpoint."""
     entry = {"step": step, "scores": {name: score.as_json() for name, score in scores.items()}}
     with (Path(folder) / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def table(runs: Mapping[str, Curve], names: Sequence[str] = tuple(MEANING)) -> str:
-    """Runs beside each other, as Markdown: a score a row, a run a column.
+    """A Markdown table with a row per score and a column per run.
 
-    At the last step that all of them have, so that the budget is the same; where no step is in all, each run's last.
+    It compares the last step that all runs have, so that their budgets are equal; if they share no step, the last step
+    of each run.
     """
     shared = set.intersection(*map(set, runs.values()))
     steps = {run: max(shared or curve) for run, curve in runs.items()}
@@ -53,16 +54,16 @@ def table(runs: Mapping[str, Curve], names: Sequence[str] = tuple(MEANING)) -> s
         "|---" * (1 + len(runs)) + "|",
     ]
     for name in names:
-        found = [curve[steps[run]].get(name) for run, curve in runs.items()]
-        told = [_told(score) if score else "" for score in found]
-        if any(told):
-            chance = next(score["chance"] for score in found if score)
+        scores = [curve[steps[run]].get(name) for run, curve in runs.items()]
+        cells = [_format(score) if score else "" for score in scores]
+        if any(cells):
+            chance = next(score["chance"] for score in scores if score)
             title = MEANING.get(name, (name,))[0]
-            lines.append(f"| {title} ({100 * chance:.1f} %) | {' | '.join(told)} |")
+            lines.append(f"| {title} ({100 * chance:.1f} %) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _told(score: Mapping[str, Any]) -> str:
+def _format(score: Mapping[str, Any]) -> str:
     low, high = score["ci95"]
     return f"{100 * score['value']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
@@ -72,7 +73,10 @@ def plot(
     names: Sequence[str] = tuple(MEANING),
     goals: Mapping[str, float] = GOALS,
 ) -> bytes:
-    """PNG of the scores over steps: a panel a score, a line a run with its 95 % band; goal dashed, chance dotted."""
+    """PNG of the scores over steps: a panel per score, a line per run with its 95 % band.
+
+    Goals are dashed, chance levels dotted.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,10 +110,10 @@ def plot(
         axis.tick_params(labelsize=7, colors="#6a6f7a")
         axis.grid(True, color="#eceef2", linewidth=0.8)
     if len(runs) > 1:
-        shown = [axis.get_legend_handles_labels() for axis in axes.flat]
-        lines = {label: line for pair in shown for line, label in zip(*pair, strict=True)}
-        place = {"loc": "lower center", "ncols": max(1, len(lines)), "fontsize": 8}
-        figure.legend(lines.values(), lines.keys(), frameon=False, **place)
+        legends = [axis.get_legend_handles_labels() for axis in axes.flat]
+        lines = {label: line for legend in legends for line, label in zip(*legend, strict=True)}
+        layout = {"loc": "lower center", "ncols": max(1, len(lines)), "fontsize": 8}
+        figure.legend(lines.values(), lines.keys(), frameon=False, **layout)
     figure.tight_layout(rect=(0, 0.04 if len(runs) > 1 else 0, 1, 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

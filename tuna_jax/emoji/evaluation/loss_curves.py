@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl as one picture of small curves."""
+"""Plots a run's metrics.jsonl as one image with a panel per metric."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-# Clocks and constants tell nothing as curves.
+# Clocks and constants are not informative as curves.
 _SKIPPED = ("step", "time", "minutes", "seconds", "eta", "tokens", "epoch")
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (steps, values) of every number in a metrics.jsonl; a torn last line is left out."""
+    """Name -> (steps, values) of every number in a metrics.jsonl; an incomplete last line is ignored."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -29,13 +29,13 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """A running mean that shortens its window at the ends."""
+    """A moving average whose window is shorter at the ends."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def plot(path: str | os.PathLike[str], panels: int = 9) -> bytes | None:
-    """PNG of up to `panels` curves, raw in grey and smoothed in colour; None if there is nothing."""
+    """PNG of up to `panels` curves, raw in grey and smoothed in colour; None if there is nothing to plot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -48,7 +48,7 @@ def plot(path: str | os.PathLike[str], panels: int = 9) -> bytes | None:
         for name, points in read_metrics(path).items()
         if len(points[0]) > 1 and not any(word in name.lower() for word in _SKIPPED)
     }
-    # What is trained on comes first, what is measured of it next.
+    # Training losses come first, then evaluation metrics.
     order = ("loss", "flow", "text", "accuracy", "psnr")
     rank = {name: next((i for i, w in enumerate(order) if w in name.lower()), 9) for name in series}
     names = sorted(series, key=lambda name: (rank[name], name))[:panels]

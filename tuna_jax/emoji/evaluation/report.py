@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuna_jax.emoji.evaluation import loss_curves
-from tuna_jax.emoji.evaluation.images import Answered, Sheet
+from tuna_jax.emoji.evaluation.images import AnsweredQuestion, Sheet
 from tuna_jax.emoji.evaluation.suite import ClipSheet, Evaluation
 from tuna_jax.evaluation.html import inline, percent, png, whole_page
 from tuna_jax.evaluation.metrics.accuracy import Score
@@ -193,7 +193,7 @@ def _decibels(values: Mapping[str, float]) -> str:
     return f"<h2>What edits leave untouched</h2><table>{rows}</table>"
 
 
-def _answer_rows(answered: Sequence[Answered], each: int) -> str:
+def _answer_rows(answered: Sequence[AnsweredQuestion], each: int) -> str:
     """Some answers of each kind; of the wrong ones at most half, and at least as many as fit."""
     rows = []
     for kind in dict.fromkeys(item.kind for item in answered):

@@ -1,4 +1,7 @@
-"""Everything at once: draws, asks, judges, and keeps examples for the report."""
+"""The whole evaluation of an emoji model: runs every task, judges the results, and keeps examples for the report.
+
+The model is given as plain functions (`TaskFunctions`), so this module depends on neither networks nor tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,18 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from tuna_jax.emoji.evaluation import images
-from tuna_jax.emoji.evaluation.images import Answer, Answered, Draw, Drawn, Reconstruct, Sheet
+from tuna_jax.emoji.evaluation import clips, dialogues, edits, images
+from tuna_jax.emoji.evaluation.images import (
+    AnsweredQuestion,
+    GeneratedScenes,
+    Reconstruct,
+    Sheet,
+)
 from tuna_jax.emoji.evaluation.judges import ObjectJudge
+from tuna_jax.emoji.world.clips import CLIP_KINDS
 from tuna_jax.evaluation.metrics.accuracy import Score
 
-# Prompts that a person might try first; they are shown, not scored.
+# Prompts that a person might try first; the report shows their images without scoring them.
 SHOWCASE = (
     "a red apple on a blue background",
     "an owl on a yellow background",
@@ -27,8 +36,31 @@ SHOWCASE = (
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskFunctions:
+    """What a model can do, as functions; None: the model was not trained for the task.
+
+    Attributes:
+        generate: prompts and a seed -> images.
+        answer: images and questions -> texts.
+        edit: images, instructions and a seed -> images.
+        generate_clips: prompts, number of frames and a seed -> clips.
+        answer_clips: clips and questions -> texts.
+        converse: images, questions and their earlier turns -> texts.
+        frames: frames per clip.
+    """
+
+    generate: images.Generate | None = None
+    answer: images.Answer | None = None
+    edit: edits.EditImages | None = None
+    generate_clips: clips.GenerateClips | None = None
+    answer_clips: clips.AnswerClips | None = None
+    converse: dialogues.Converse | None = None
+    frames: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipSheet:
-    """Clips to show moving, each with a label and whether it was judged right."""
+    """Clips for an animated sheet, each with a label and whether it was judged right."""
 
     title: str
     frames: UInt8[np.ndarray, "n frames size size 3"]
@@ -38,97 +70,202 @@ class ClipSheet:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result of `measure`: scores by name, sheets and answers to show, the VAE's PSNR.
+    """The result of `measure`.
 
-    `emoji/evaluation/suite_tasks.py` adds `decibels` (PSNRs by name) and `clips`.
+    Attributes:
+        scores: by name.
+        ceilings: scores that the judges give true renderings after the VAE, by name.
+        sheets: image sheets for the report.
+        answered: questions with the model's answers.
+        vae_psnr_db: PSNR of the VAE's reconstructions, in dB.
+        decibels: further PSNRs by name, in dB.
+        clips: animated sheets for the report.
     """
 
     scores: dict[str, Score]
     ceilings: dict[str, Score]
     sheets: list[Sheet]
-    answered: list[Answered]
+    answered: list[AnsweredQuestion]
     vae_psnr_db: float | None
     decibels: dict[str, float] = dataclasses.field(default_factory=dict)
     clips: list[ClipSheet] = dataclasses.field(default_factory=list)
 
 
-def _verdict_sheet(title: str, drawn: Drawn, right: np.ndarray, shown: int) -> Sheet:
-    verdicts = tuple(bool(value) for value in right[:shown])
-    return Sheet(title, drawn.images[:shown], drawn.prompts[:shown], verdicts)
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The arguments of `measure` that all tasks share."""
 
-
-def _draw_all(
-    draw: Draw,
-    judge: ObjectJudge,
-    scores: dict[str, Score],
-    drawings: int,
-    shown: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> list[Sheet]:
-    """Draws and judges every split; adds to the scores."""
-    say("drawing what a person might ask for")
-    pictures = np.asarray(draw(SHOWCASE, seed))
-    sheets = [Sheet("From prompts", pictures, SHOWCASE, (None,) * len(SHOWCASE))]
-    parts = (
-        ("test_single", "One object", drawings, images.single_scores),
-        ("test_pairs", "Two objects", drawings, images.pair_scores),
-        ("test_counts", "Two to four of a kind", drawings // 4, images.count_scores),
-    )
-    for split, title, count, judged in parts:
-        if count == 0:
-            continue
-        say(f"drawing {count} held-out prompts of {split}")
-        drawn = images.draw_split(draw, split, count, seed)
-        found, right = judged(drawn, judge)
-        scores.update(found)
-        sheets.append(_verdict_sheet(f"{title}, combinations never trained", drawn, right, shown))
-    return sheets
+    judge: ObjectJudge
+    reconstruct: Reconstruct | None
+    seed: int
+    log: Callable[[str], None]
 
 
 def measure(
-    draw: Draw | None,
-    answer: Answer | None,
+    tasks: TaskFunctions,
     *,
     reconstruct: Reconstruct | None = None,
     judge: ObjectJudge | None = None,
-    drawings: int = 256,
-    answers: int = 256,
-    shown: int = 40,
+    generations: int = 256,
+    questions: int = 256,
+    images_per_sheet: int = 40,
+    strips_per_sheet: int = 24,
     seed: int = images.SEED,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
-    """Measures a model on every task.
+    """Measures a model on every task that it was trained for.
 
     Args:
-        draw: prompts and a seed -> pictures; None: the model was not trained to draw.
-        answer: pictures and questions -> texts; None: nor to answer.
-        reconstruct: pictures through the VAE, if there is one.
-        judge: a judge to use again; building its galleries takes seconds.
-        drawings: pictures a split that are drawn.
-        answers: questions a task; naming gets them all, the others a quarter of it.
-        shown: pictures a sheet.
-        seed: chooses scenes and noise.
-        say: told what is being done.
+        tasks: the model.
+        reconstruct: passes images through the VAE; measures its PSNR and the judges' ceilings.
+        judge: a judge to reuse; building its galleries takes seconds.
+        generations: images per split with one or two objects; a quarter as many with counted objects, as many edits,
+            half as many clips.
+        questions: questions for naming and for motion; a quarter as many for other questions about images, half as
+            many for other questions about clips, half as many dialogues.
+        images_per_sheet: images on a sheet.
+        strips_per_sheet: edits or clips on a sheet.
+        seed: of scenes and noise.
+        log: receives progress messages.
     """
-    judge = judge or ObjectJudge()
-    scores: dict[str, Score] = {}
-    sheets = [] if draw is None else _draw_all(draw, judge, scores, drawings, shown, seed, say)
-    answered: list[Answered] = []
-    for task in images.ANSWER_TASKS if answer is not None else ():
-        assert answer is not None
-        count = answers if task == "naming_accuracy" else max(1, answers // 4)
-        say(f"asking {count} questions for {task}")
-        scores[task], given = images.ask(answer, task, count, seed=seed)
-        answered += given
-    psnr = None
-    ceiling = {}
+    options = _Options(judge or ObjectJudge(), reconstruct, seed, log)
+    result = Evaluation({}, {}, [], [], None)
+    if tasks.generate:
+        _measure_generation(result, tasks.generate, generations, images_per_sheet, options)
+    if tasks.answer:
+        _measure_answers(result, tasks.answer, questions, options)
     if reconstruct is not None:
-        say("passing renderings through the VAE")
-        psnr, real, again = images.reconstruction(reconstruct, 96, seed=seed)
-        half = 8
-        strip = np.concatenate([real[:half], again[:half]])
-        labels = ("rendered",) * half + ("through the VAE",) * half
-        sheets.append(Sheet("The VAE's share of the softness", strip, labels, (None,) * 2 * half))
-        ceiling = images.ceilings(judge, reconstruct, count=96, seed=seed)
-    return Evaluation(scores, ceiling, sheets, answered, psnr)
+        result = dataclasses.replace(result, vae_psnr_db=_measure_vae(result, reconstruct, options))
+    if tasks.edit:
+        _measure_edits(result, tasks.edit, generations, strips_per_sheet, options)
+    if tasks.generate_clips:
+        count = max(1, generations // 2)
+        _measure_clips(result, tasks.generate_clips, count, tasks.frames, strips_per_sheet, options)
+    if tasks.answer_clips:
+        _measure_clip_answers(result, tasks.answer_clips, questions, tasks.frames, options)
+    if tasks.converse:
+        count = max(3, questions // 2)
+        log(f"holding {count} conversations")
+        scores, answered = dialogues.converse_scores(tasks.converse, count, seed=seed)
+        result.scores.update(scores)
+        result.answered.extend(answered)
+    return result
+
+
+def _measure_generation(
+    result: Evaluation, generate: images.Generate, count: int, sheet_size: int, options: _Options
+) -> None:
+    options.log("generating images of the showcase prompts")
+    showcase = np.asarray(generate(SHOWCASE, options.seed))
+    unjudged = (None,) * len(SHOWCASE)
+    result.sheets.append(Sheet("From prompts", showcase, SHOWCASE, unjudged))
+    parts = (
+        ("test_single", "One object", count, images.single_scores),
+        ("test_pairs", "Two objects", count, images.pair_scores),
+        ("test_counts", "Two to four of a kind", count // 4, images.count_scores),
+    )
+    for split, title, number, score in parts:
+        if number == 0:
+            continue
+        options.log(f"generating images of {number} held-out prompts of {split}")
+        generated = images.generate_split(generate, split, number, options.seed)
+        scores, right = score(generated, options.judge)
+        result.scores.update(scores)
+        title = f"{title}, combinations never trained"
+        result.sheets.append(_judged_sheet(title, generated, right, sheet_size))
+
+
+def _judged_sheet(
+    title: str, generated: GeneratedScenes, right: np.ndarray, sheet_size: int
+) -> Sheet:
+    first = slice(sheet_size)
+    return Sheet(title, generated.images[first], generated.prompts[first], _verdicts(right[first]))
+
+
+def _measure_answers(
+    result: Evaluation, answer: images.Answer, questions: int, options: _Options
+) -> None:
+    for task in images.ANSWER_TASKS:
+        count = questions if task == "naming_accuracy" else max(1, questions // 4)
+        options.log(f"asking {count} questions for {task}")
+        result.scores[task], answered = images.ask(answer, task, count, seed=options.seed)
+        result.answered.extend(answered)
+
+
+def _measure_vae(result: Evaluation, reconstruct: Reconstruct, options: _Options) -> float:
+    """Adds the judges' ceilings and a sheet; returns the PSNR of the reconstructions in dB."""
+    options.log("reconstructing renderings with the VAE")
+    psnr, rendered, reconstructed = images.reconstruction(reconstruct, 96, seed=options.seed)
+    half = 8
+    strip = np.concatenate([rendered[:half], reconstructed[:half]])
+    labels = ("rendered",) * half + ("after the VAE",) * half
+    title = "The VAE's share of the softness"
+    result.sheets.append(Sheet(title, strip, labels, (None,) * 2 * half))
+    ceilings = images.ceilings(options.judge, reconstruct, count=96, seed=options.seed)
+    result.ceilings.update(ceilings)
+    return psnr
+
+
+def _measure_edits(
+    result: Evaluation, edit: edits.EditImages, count: int, sheet_size: int, options: _Options
+) -> None:
+    options.log(f"making {count} held-out edits")
+    edited = edits.edit_split(edit, count, options.seed)
+    right = edits.verdicts(edited, options.judge)
+    result.scores.update(edits.edit_scores(edited, right))
+    for kind, value in edits.untouched_db(edited).items():
+        result.decibels[f"edit_{kind}_untouched_db"] = value
+    title = "Edits never trained: source, result, target"
+    first = slice(sheet_size)
+    verdicts = _verdicts(right[first])
+    sheet = Sheet(title, edited.strips[first], edited.instructions[first], verdicts)
+    result.sheets.append(sheet)
+    if options.reconstruct is not None:
+        best = dataclasses.replace(edited, results=options.reconstruct(edited.targets))
+        scores = edits.edit_scores(best, edits.verdicts(best, options.judge))
+        result.ceilings.update(scores)
+        for kind, value in edits.untouched_db(best).items():
+            result.decibels[f"edit_{kind}_untouched_db_ceiling"] = value
+
+
+def _measure_clips(
+    result: Evaluation,
+    generate: clips.GenerateClips,
+    count: int,
+    frames: int,
+    sheet_size: int,
+    options: _Options,
+) -> None:
+    options.log(f"generating {count} held-out clips")
+    judge, names = options.judge, len(options.judge.names)
+    generated = clips.generate_split(generate, count, frames, options.seed)
+    right = clips.judge_clips(generated, judge)
+    result.scores.update(clips.clip_scores(generated, right, names))
+    first = slice(sheet_size)
+    verdicts = _verdicts((right["object"] & right["ground"] & right["motion"])[first])
+    prompts = generated.prompts[first]
+    title = "Clips never trained, frame by frame"
+    result.sheets.append(Sheet(title, generated.strips[first], prompts, verdicts))
+    result.clips.append(ClipSheet("Clips", generated.frames[first], prompts, verdicts))
+    if options.reconstruct is not None:
+        rendered = np.stack([clips.render_clip(clip) for clip in generated.clips])
+        flat = options.reconstruct(rendered.reshape(-1, *rendered.shape[2:]))
+        best = dataclasses.replace(generated, frames=flat.reshape(rendered.shape))
+        result.ceilings.update(clips.clip_scores(best, clips.judge_clips(best, judge), names))
+
+
+def _measure_clip_answers(
+    result: Evaluation, answer: clips.AnswerClips, questions: int, frames: int, options: _Options
+) -> None:
+    for kind in CLIP_KINDS:
+        count = questions if kind == "motion" else max(1, questions // 2)
+        options.log(f"asking {count} questions about clips: {kind}")
+        score, answered = clips.ask_clips(
+            answer, kind, count, frames, names=len(options.judge.names), seed=options.seed
+        )
+        result.scores[f"clip_{kind}_answer_accuracy"] = score
+        result.answered.extend(answered)
+
+
+def _verdicts(right: np.ndarray) -> tuple[bool, ...]:
+    return tuple(bool(value) for value in right)

@@ -1,6 +1,6 @@
-"""Tasks of the emoji world for sweeps: items of its held-out splits, judged as `emoji/evaluation/images.py` and its like do.
+"""Tasks of the emoji world for sweeps: items of its held-out splits, scored by the judges of this package.
 
-Item i is what `tuna_jax.evaluate` asks as its i-th, drawn from the same noise at the same seed.
+Item i is the i-th item of `suite.measure`, generated from the same noise with the same seed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tuna_jax.emoji.evaluation import clips, edits
-from tuna_jax.emoji.evaluation import images as tasks
+from tuna_jax.emoji.evaluation import clips, edits, images
 from tuna_jax.emoji.evaluation.judges import ObjectJudge, judge_ground, judge_place
 from tuna_jax.emoji.evaluation.report import ATTRIBUTION
-from tuna_jax.emoji.world.captions import captions, questions
+from tuna_jax.emoji.world.captions import Question, captions, questions
 from tuna_jax.emoji.world.clips import (
     CLIP_KINDS,
     MOTIONS,
@@ -42,178 +41,187 @@ from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task, seeds
 
+# The `kind` of a task is hashed into the keys of stored results. It therefore keeps the string of the first version
+# ("draw_single" for `generate_single`), so that results stored before the tasks were renamed stay valid.
+
 _judge = functools.cache(ObjectJudge)
-_LONGEST = 24
+_MAX_NEW_TOKENS = 24
 
 
 def _scene(split: str, index: int, side: int) -> Scene:
-    return SceneSource(split, tasks.SEED, side)[index]
+    return SceneSource(split, images.SEED, side)[index]
 
 
-def draw_single(count: int = 64) -> Task:
-    """One object: right by both judges, in its place, on its ground."""
+def generate_single(count: int = 64) -> Task:
+    """Images of one object: the object according to both judges, its place, and the ground."""
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        drawn = _drawn(model, "test_single", items, seed)
-        right = tasks.single_scores(drawn, _judge())[1]
-        ground = [a == b for a, b in zip(judge_ground(drawn.images), drawn.grounds, strict=True)]
-        asked = [scene.place for scene in drawn.scenes]
-        place = [a == b for a, b in zip(judge_place(drawn.images), asked, strict=True)]
-        return _pictured({"object": right, "ground": ground, "place": place}, drawn)
+        generated = _generate(model, "test_single", items, seed)
+        right = images.single_scores(generated, _judge())[1]
+        grounds = judge_ground(generated.images)
+        ground = [a == b for a, b in zip(grounds, generated.grounds, strict=True)]
+        places = [scene.place for scene in generated.scenes]
+        place = [a == b for a, b in zip(judge_place(generated.images), places, strict=True)]
+        return _outcome({"object": right, "ground": ground, "place": place}, generated)
 
     chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "place": 1 / len(PLACES)}
     return Task("draw_single", 1, count, {}, DRAWING, run, chance, "object", ATTRIBUTION)
 
 
-def draw_pairs(count: int = 64) -> Task:
-    """Two objects, each on its side, by both judges."""
+def generate_pairs(count: int = 64) -> Task:
+    """Images of two objects: each on its side, according to both judges."""
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        drawn = _drawn(model, "test_pairs", items, seed)
-        return _pictured({"position": tasks.pair_scores(drawn, _judge())[1]}, drawn)
+        generated = _generate(model, "test_pairs", items, seed)
+        return _outcome({"position": images.pair_scores(generated, _judge())[1]}, generated)
 
     chance = {"position": 1 / (len(NAMES) * (len(NAMES) - 1) * len(RELATIONS))}
     return Task("draw_pairs", 1, count, {}, DRAWING, run, chance, "position", ATTRIBUTION)
 
 
-def draw_counts(count: int = 64) -> Task:
-    """Two to four of a kind, each in its cell, by both judges."""
+def generate_counts(count: int = 64) -> Task:
+    """Images of two to four objects of one kind: each in its cell, according to both judges."""
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        drawn = _drawn(model, "test_counts", items, seed)
-        return _pictured({"counted": tasks.count_scores(drawn, _judge())[1]}, drawn)
+        generated = _generate(model, "test_counts", items, seed)
+        return _outcome({"counted": images.count_scores(generated, _judge())[1]}, generated)
 
     chance = {"counted": 1 / (len(NAMES) * len(COUNT_CELLS))}
     return Task("draw_counts", 1, count, {}, DRAWING, run, chance, "counted", ATTRIBUTION)
 
 
-def _drawn(model: Tuna, split: str, items: Sequence[int], seed: int) -> tasks.Drawn:
+def _generate(model: Tuna, split: str, items: Sequence[int], seed: int) -> images.GeneratedScenes:
     scenes = tuple(_scene(split, i, model.size[0]) for i in items)
-    known = [captions(scene) for scene in scenes]
-    prompts = tuple(some[i % len(some)] for i, some in zip(items, known, strict=True))
-    images = model.generate_image(prompts, seed=seeds(seed, items), batch_size=len(items))
-    return tasks.Drawn(scenes, prompts, images)
+    phrasings = [captions(scene) for scene in scenes]
+    prompts = tuple(texts[i % len(texts)] for i, texts in zip(items, phrasings, strict=True))
+    generated = model.generate_image(prompts, seed=seeds(seed, items), batch_size=len(items))
+    return images.GeneratedScenes(scenes, prompts, generated)
 
 
-def _pictured(right: Mapping[str, Any], drawn: tasks.Drawn) -> Outcome:
-    values = {name: [float(one) for one in some] for name, some in right.items()}
-    return Outcome(values, drawn.prompts, pictures=drawn.images)
+def _outcome(right: Mapping[str, Any], generated: images.GeneratedScenes) -> Outcome:
+    values = {name: [float(verdict) for verdict in verdicts] for name, verdicts in right.items()}
+    return Outcome(values, generated.prompts, pictures=generated.images)
 
 
 def answer(question: str = "name", count: int = 64) -> Task:
-    """One kind of question about held-out scenes; exact answers count.
+    """One kind of question about held-out scenes; only exact answers are right.
 
     Args:
       question: name, ground, where, count, relation, list or describe.
-      count: how many questions.
+      count: number of questions.
 
     Raises:
-      ValueError: no such kind.
+      ValueError: an unknown kind of question.
     """
-    known = {kind: (splits, chance) for kind, splits, chance in tasks.ANSWER_TASKS.values()}
-    if question not in known:
-        raise ValueError(f"{question!r} is no kind of question; there are {', '.join(known)}")
-    splits, chance = known[question]
+    kinds = {kind: (splits, chance) for kind, splits, chance in images.ANSWER_TASKS.values()}
+    if question not in kinds:
+        raise ValueError(
+            f"{question!r} is not a kind of question; the kinds are {', '.join(kinds)}"
+        )
+    splits, chance = kinds[question]
 
-    def item(index: int, side: int) -> tuple[Scene, Any]:
+    def item(index: int, side: int) -> tuple[Scene, Question]:
         scene = _scene(splits[index % len(splits)], index // len(splits), side)
-        fitting = [one for one in questions(scene) if one.kind == question]
+        fitting = [candidate for candidate in questions(scene) if candidate.kind == question]
         return scene, fitting[index // len(splits) % len(fitting)]
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         del seed  # Answers are greedy.
-        found = [item(i, model.size[0]) for i in items]
-        shown = [render(scene)[None] for scene, _ in found]
-        return _answered(model, shown, [q.question for _, q in found], [q.answer for _, q in found])
+        chosen = [item(i, model.size[0]) for i in items]
+        media = [render(scene)[None] for scene, _ in chosen]
+        return _answer(model, media, [candidate for _, candidate in chosen])
 
     if chance is None:
         chance = commonest_share([item(i, 64)[1].answer for i in range(count)])
-    return Task(
-        "answer",
-        1,
-        count,
-        {"question": question},
-        SHOWING,
-        run,
-        {"exact": chance},
-        "exact",
-        ATTRIBUTION,
-    )
+    options = {"question": question}
+    return Task("answer", 1, count, options, SHOWING, run, {"exact": chance}, "exact", ATTRIBUTION)
 
 
 def answer_clips(question: str = "motion", count: int = 64, frames: int = 4) -> Task:
-    """One kind of question about held-out clips; exact answers count.
+    """One kind of question about held-out clips; only exact answers are right.
 
     Args:
       question: motion, direction, name, ground or describe.
-      count: how many questions.
-      frames: pictures a clip.
+      count: number of questions.
+      frames: frames per clip.
 
     Raises:
-      ValueError: no such kind.
+      ValueError: an unknown kind of question.
     """
     if question not in CLIP_KINDS:
-        raise ValueError(f"{question!r} is no kind of question; there are {', '.join(CLIP_KINDS)}")
-    source = ClipSource("test", tasks.SEED, 64, frames=frames)
-    # Not every clip can be asked everything: the first `count` that can.
-    found, index = [], 0
-    while len(found) < count:
-        fitting = [one for one in clip_questions(source[index]) if one.kind == question]
+        raise ValueError(
+            f"{question!r} is not a kind of question; the kinds are {', '.join(CLIP_KINDS)}"
+        )
+    source = ClipSource("test", images.SEED, 64, frames=frames)
+    # Not every clip has a question of every kind: take the first `count` clips that have one.
+    chosen: list[tuple[int, Question]] = []
+    index = 0
+    while len(chosen) < count:
+        fitting = [
+            candidate for candidate in clip_questions(source[index]) if candidate.kind == question
+        ]
         if fitting:
-            found.append((index, fitting[len(found) % len(fitting)]))
+            chosen.append((index, fitting[len(chosen) % len(fitting)]))
         index += 1
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        del seed
-        asked = [found[i] for i in items]
-        shown = [render_clip(source[i]) for i, _ in asked]
-        return _answered(model, shown, [q.question for _, q in asked], [q.answer for _, q in asked])
+        del seed  # Answers are greedy.
+        media = [render_clip(source[chosen[i][0]]) for i in items]
+        return _answer(model, media, [chosen[i][1] for i in items])
 
-    known = {"motion": 1 / len(MOTIONS), "name": 1 / len(NAMES), "ground": 1 / len(GROUNDS)}
-    chance = known.get(question, commonest_share([one.answer for _, one in found]))
+    chances = {"motion": 1 / len(MOTIONS), "name": 1 / len(NAMES), "ground": 1 / len(GROUNDS)}
+    chance = chances.get(question, commonest_share([item.answer for _, item in chosen]))
     options = {"question": question, "frames": frames}
     return Task(
         "answer_clips", 1, count, options, SHOWING, run, {"exact": chance}, "exact", ATTRIBUTION
     )
 
 
-def _answered(
-    model: Tuna, shown: Sequence[np.ndarray], asked: Sequence[str], expected: Sequence[str]
-) -> Outcome:
-    put = [Conversation.of([clip], text) for clip, text in zip(shown, asked, strict=True)]
-    texts = model.reply(put, max_new_tokens=_LONGEST, batch_size=len(put))
+def _answer(model: Tuna, media: Sequence[np.ndarray], chosen: Sequence[Question]) -> Outcome:
+    prompts, expected = [item.question for item in chosen], [item.answer for item in chosen]
+    conversations = [
+        Conversation.of([clip], prompt) for clip, prompt in zip(media, prompts, strict=True)
+    ]
+    texts = model.reply(
+        conversations, max_new_tokens=_MAX_NEW_TOKENS, batch_size=len(conversations)
+    )
     exact = [float(a.strip() == b) for a, b in zip(texts, expected, strict=True)]
-    return Outcome({"exact": exact}, asked, expected, texts, clips.strips(np.stack(shown)))
+    return Outcome({"exact": exact}, prompts, expected, texts, clips.strips(np.stack(media)))
 
 
 def converse(count: int = 48) -> Task:
-    """Conversations of two to four turns, each after the model's own earlier answers.
+    """Conversations of two to four turns; each question follows the model's own earlier answers.
 
-    `dialogue` is 1 where all turns are exact, `turns` is the share of exact turns.
+    `dialogue` is 1 if all turns are exact, `turns` is the share of exact turns.
     """
     splits = ("test_single", "test_pairs", "test_counts")
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        del seed
+        del seed  # Answers are greedy.
         scenes = [_scene(splits[i % 3], i // 3, model.size[0]) for i in items]
-        talks = [
-            dialogue(scene, np.random.default_rng((tasks.SEED, i)))
+        dialogues = [
+            dialogue(scene, np.random.default_rng((images.SEED, i)))
             for i, scene in zip(items, scenes, strict=True)
         ]
-        said: list[list[tuple[str, str]]] = [[] for _ in talks]
-        for turn in range(max(map(len, talks))):
-            # A conversation that has ended is asked its last question again, so that every call has as many rows.
-            asked = [talk[min(turn, len(talk) - 1)].question for talk in talks]
-            put = [
-                Conversation.of([render(scene)[None]], question, history[:turn])
-                for scene, question, history in zip(scenes, asked, said, strict=True)
+        histories: list[list[tuple[str, str]]] = [[] for _ in dialogues]
+        for turn in range(max(map(len, dialogues))):
+            # A dialogue that has ended repeats its last question, so that every call has the same number of rows.
+            prompts = [turns[min(turn, len(turns) - 1)].question for turns in dialogues]
+            conversations = [
+                Conversation.of([render(scene)[None]], prompt, history[:turn])
+                for scene, prompt, history in zip(scenes, prompts, histories, strict=True)
             ]
-            texts = model.reply(put, max_new_tokens=_LONGEST, template="chat", batch_size=len(put))
-            for history, question, text in zip(said, asked, texts, strict=True):
-                history.append((question, text.strip()))
+            texts = model.reply(
+                conversations,
+                max_new_tokens=_MAX_NEW_TOKENS,
+                template="chat",
+                batch_size=len(conversations),
+            )
+            for history, prompt, text in zip(histories, prompts, texts, strict=True):
+                history.append((prompt, text.strip()))
         exact = [
-            [text == one.answer for one, (_, text) in zip(talk, history, strict=False)]
-            for talk, history in zip(talks, said, strict=True)
+            [text == item.answer for item, (_, text) in zip(turns, history, strict=False)]
+            for turns, history in zip(dialogues, histories, strict=True)
         ]
         values = {
             "dialogue": [float(all(right)) for right in exact],
@@ -221,13 +229,18 @@ def converse(count: int = 48) -> Task:
         }
 
         def joined(parts: Sequence[Sequence[str]]) -> list[str]:
-            return [" / ".join(some) for some in parts]
+            return [" / ".join(texts) for texts in parts]
 
         return Outcome(
             values,
-            joined([[one.question for one in talk] for talk in talks]),
-            joined([[one.answer for one in talk] for talk in talks]),
-            joined([[t for _, t in h[: len(k)]] for h, k in zip(said, talks, strict=True)]),
+            joined([[item.question for item in turns] for turns in dialogues]),
+            joined([[item.answer for item in turns] for turns in dialogues]),
+            joined(
+                [
+                    [text for _, text in history[: len(turns)]]
+                    for history, turns in zip(histories, dialogues, strict=True)
+                ]
+            ),
             np.stack([render(scene) for scene in scenes]),
         )
 
@@ -235,49 +248,49 @@ def converse(count: int = 48) -> Task:
 
 
 def edit(count: int = 64) -> Task:
-    """Edits whose targets are held out: right by the judges, by kind, and how well the rest is kept, in dB."""
+    """Edits with held-out targets: right according to the judges, also by kind; and the PSNR of the rest in dB."""
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        source = EditSource("test", tasks.SEED, model.size[0])
-        wanted = tuple(source[i] for i in items)
-        said = tuple(
-            one.instructions[i % len(one.instructions)]
-            for i, one in zip(items, wanted, strict=True)
+        source = EditSource("test", images.SEED, model.size[0])
+        chosen = tuple(source[i] for i in items)
+        instructions = tuple(
+            item.instructions[i % len(item.instructions)]
+            for i, item in zip(items, chosen, strict=True)
         )
-        before = np.stack([render(one.source) for one in wanted])
-        after = np.stack([render(one.target) for one in wanted])
+        before = np.stack([render(item.source) for item in chosen])
+        after = np.stack([render(item.target) for item in chosen])
         results = model.edit_image(
-            list(before), said, seed=seeds(seed, items), batch_size=len(items)
+            list(before), instructions, seed=seeds(seed, items), batch_size=len(items)
         )
-        made = edits.Edited(wanted, said, before, after, results)
-        right = edits.verdicts(made, _judge()).astype(float)
+        edited = edits.EditedImages(chosen, instructions, before, after, results)
+        right = edits.verdicts(edited, _judge()).astype(float)
         same = (before == after).all(-1)
-        kept = [capped_psnr(a[s], b[s]) for a, b, s in zip(results, after, same, strict=True)]
-        values: dict[str, Sequence[float]] = {"right": right.tolist(), "untouched_db": kept}
+        untouched = [capped_psnr(a[s], b[s]) for a, b, s in zip(results, after, same, strict=True)]
+        values: dict[str, Sequence[float]] = {"right": right.tolist(), "untouched_db": untouched}
         for kind in EDITS:
-            of_kind = [one.kind == kind for one in wanted]
+            of_kind = [item.kind == kind for item in chosen]
             values[kind] = np.where(of_kind, right, np.nan).tolist()
-        return Outcome(values, said, pictures=made.strips)
+        return Outcome(values, instructions, pictures=edited.strips)
 
     return Task("edit", 1, count, {}, DRAWING, run, dict(edits.CHANCE), "right", ATTRIBUTION)
 
 
-def draw_clips(count: int = 32, frames: int = 4) -> Task:
-    """Held-out clips: object, ground and motion, and all three."""
+def generate_clips(count: int = 32, frames: int = 4) -> Task:
+    """Held-out clips: object, ground, motion, and all three together."""
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        source = ClipSource("test", tasks.SEED, model.size[0], frames=frames)
-        wanted = tuple(source[i] for i in items)
-        known = [clip_captions(clip) for clip in wanted]
-        prompts = tuple(some[i % len(some)] for i, some in zip(items, known, strict=True))
-        shown = model.generate_video(
+        source = ClipSource("test", images.SEED, model.size[0], frames=frames)
+        chosen = tuple(source[i] for i in items)
+        phrasings = [clip_captions(clip) for clip in chosen]
+        prompts = tuple(texts[i % len(texts)] for i, texts in zip(items, phrasings, strict=True))
+        result = model.generate_video(
             prompts, frames=frames, seed=seeds(seed, items), batch_size=len(items)
         )
-        drawn = clips.DrawnClips(wanted, prompts, shown)
-        right = clips.clip_verdicts(drawn, _judge())
+        generated = clips.GeneratedClips(chosen, prompts, result)
+        right = clips.judge_clips(generated, _judge())
         right["clip"] = np.logical_and.reduce(list(right.values()))
-        values = {name: some.astype(float).tolist() for name, some in right.items()}
-        return Outcome(values, prompts, pictures=drawn.strips)
+        values = {name: verdicts.astype(float).tolist() for name, verdicts in right.items()}
+        return Outcome(values, prompts, pictures=generated.strips)
 
     chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "motion": 1 / len(MOTIONS)}
     return Task(
@@ -288,14 +301,28 @@ def draw_clips(count: int = 32, frames: int = 4) -> Task:
 TASKS = {
     function.__name__: function
     for function in (
-        draw_single,
-        draw_pairs,
-        draw_counts,
+        generate_single,
+        generate_pairs,
+        generate_counts,
         answer,
         answer_clips,
         converse,
         edit,
-        draw_clips,
+        generate_clips,
     )
 }
-"""By name: functions of options that make a task."""
+"""Name -> function of options that returns a task."""
+
+KINDS = frozenset(
+    {
+        "draw_single",
+        "draw_pairs",
+        "draw_counts",
+        "answer",
+        "answer_clips",
+        "converse",
+        "edit",
+        "draw_clips",
+    }
+)
+"""The kinds of these tasks in stored results."""

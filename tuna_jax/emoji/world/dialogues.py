@@ -1,4 +1,4 @@
-"""Conversations about one scene: two to four questions, some of which only the turn before them makes clear."""
+"""Dialogues about one scene: two to four questions, some of which depend on the turn before."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ _SIDES = {"left": ("on the left", "on the right"), "above": ("at the top", "at t
 
 
 def exchanges(scene: Scene) -> list[tuple[Question, ...]]:
-    """What a conversation about a scene is made of: single questions, and questions with the one that follows."""
-    known: list[tuple[Question, ...]] = [(item,) for item in questions(scene)]
+    """The parts of a dialogue about a scene: single questions, and questions with their follow-up."""
+    result: list[tuple[Question, ...]] = [(item,) for item in questions(scene)]
     if scene.layout == "single":
         name = Question("what is this?", noun(scene.names[0]).one, "name")
-        known.append((name, Question("and where is it?", f"in the {scene.place}", "follow")))
+        result.append((name, Question("and where is it?", f"in the {scene.place}", "follow")))
     elif scene.layout in ("pair", "groups"):
         things = [amount(name, n) for name, n in zip(scene.names, scene.counts, strict=True)]
         for first in (0, 1):
             here, there = (_SIDES[scene.relation][i] for i in (first, 1 - first))
-            asked = Question(f"what is {here}?", things[first], "relation")
-            known.append((asked, Question(f"and {there}?", things[1 - first], "follow")))
-    return known
+            first_question = Question(f"what is {here}?", things[first], "relation")
+            result.append((first_question, Question(f"and {there}?", things[1 - first], "follow")))
+    return result
 
 
 def dialogue(scene: Scene, random: np.random.Generator) -> tuple[Question, ...]:
-    """A conversation of LEAST to MOST turns about a scene; no question comes twice."""
-    wanted = int(random.integers(LEAST, MOST + 1))
-    known = exchanges(scene)
+    """A dialogue of at most LEAST to MOST turns about a scene; no question repeats."""
+    length = int(random.integers(LEAST, MOST + 1))
+    parts = exchanges(scene)
     turns: list[Question] = []
-    # Those with a follow-up are few among many, and come first half of the time.
-    order = [known[int(i)] for i in random.permutation(len(known))]
+    # Few parts have a follow-up; they come first in half of the dialogues, so that they occur often enough.
+    order = [parts[int(i)] for i in random.permutation(len(parts))]
     if random.random() < 0.5:
         order.sort(key=len, reverse=True)
     for exchange in order:
-        asked = {turn.question for turn in turns}
-        fits = len(turns) + len(exchange) <= wanted
-        if fits and not any(item.question in asked for item in exchange):
+        used = {turn.question for turn in turns}
+        fits = len(turns) + len(exchange) <= length
+        if fits and not any(item.question in used for item in exchange):
             turns += exchange
     return tuple(turns)
 
 
 def messages(turns: Sequence[Question]) -> list[Mapping[str, str]]:
-    """The conversation as messages for `Tokenizer.chat`, the picture before the first question."""
-    said: list[Mapping[str, str]] = []
+    """The dialogue as messages for `Tokenizer.chat`, with the image before the first question."""
+    result: list[Mapping[str, str]] = []
     for number, turn in enumerate(turns):
         tag = f"{IMAGE_TAG}\n" if number == 0 else ""
-        said.append({"role": "user", "content": tag + turn.question})
-        said.append({"role": "assistant", "content": turn.answer})
-    return said
+        result.append({"role": "user", "content": tag + turn.question})
+        result.append({"role": "assistant", "content": turn.answer})
+    return result

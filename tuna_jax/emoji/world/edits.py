@@ -1,13 +1,13 @@
-"""Edits of the emoji world: a scene, an instruction, and the scene that it asks for.
+"""Edits of the emoji world: a scene, an instruction, and the resulting scene.
 
-    replace    one or two objects; one of them becomes another thing
+    replace    one or two objects; one of them becomes another object
     recolour   one or two objects; the ground takes another colour
-    move       one object goes to another place (in the middle it is large, in a corner small)
-    remove     two objects; one of them goes
+    move       one object moves to another place (it is large in the middle and small in a corner)
+    remove     two objects; one of them is removed
 
-What an edit does not touch is the same to the pixel in both pictures: the same boxes, and unless the ground is
-recoloured the same shade of it. Edit i depends on (seed, split, i) alone. In the split `train` neither scene is a
-combination that is held out; in `test` every target is.
+The part that an edit does not change is equal to the pixel in both images: the same boxes, and the same shade of the
+ground unless it is recoloured. Edit i depends only on (seed, split, i). In the split `train` neither scene is a
+held-out combination; in `test` every target is one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tuna_jax.emoji.world.scenes import (
     boxed,
     frequencies,
     is_held_out,
-    random_of,
+    item_generator,
     shade,
-    split_stream,
+    split_number,
 )
 
 EDITS = ("replace", "recolour", "move", "remove")
@@ -44,12 +44,12 @@ _PLACE_OF: dict[Cell, str] = {cell: place for place, cell in PLACE_CELLS.items()
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """A scene, what is asked for, and the scene that results.
+    """A scene, an instruction, and the resulting scene.
 
     Attributes:
         kind: one of EDITS.
-        source, target: the scenes before and after.
-        instructions: all phrasings of what is asked for; the first is the usual one.
+        source, target: the scenes before and after the edit.
+        instructions: all phrasings of the instruction; the first is the usual one.
     """
 
     kind: str
@@ -67,7 +67,7 @@ def single(name: str, place: str, ground: str, rgb: tuple[int, int, int], size: 
 def pair(
     names: tuple[str, str], relation: str, ground: str, rgb: tuple[int, int, int], size: int
 ) -> Scene:
-    """Two objects, the first of them left of, or above, the second."""
+    """Two objects; the first is left of or above the second."""
     things = tuple(
         boxed(name, sides[1][0], False, size)
         for name, sides in zip(names, SIDE_CELLS[relation], strict=True)
@@ -80,12 +80,12 @@ class EditSource:
 
     Args:
         split: 'train' or 'test'.
-        seed: another seed gives other edits.
-        size: the pictures' side in pixels, a multiple of 16.
-        length: how many edits the source has.
+        seed: of the edits.
+        size: side of the images in pixels, a multiple of 16.
+        length: number of edits.
         weights: relative frequency of each kind; a kind that is not named has weight 0.
-        names: the nouns to choose from.
-        ground_jitter: how far each channel of the ground may be off the palette, in 255ths.
+        names: the nouns of the objects.
+        ground_jitter: largest deviation of each channel of the ground from the palette, in 255ths.
     """
 
     def __init__(
@@ -100,15 +100,17 @@ class EditSource:
         ground_jitter: int = 4,
     ):
         if split not in SPLITS:
-            raise ValueError(f"unknown split of edits {split!r}; it is one of {', '.join(SPLITS)}")
+            raise ValueError(
+                f"unknown split of edits {split!r}; the splits are {', '.join(SPLITS)}"
+            )
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.names, self.ground_jitter = tuple(names), ground_jitter
         self.weights = frequencies("edits", EDITS, DEFAULT_WEIGHTS if weights is None else weights)
         self._shares = np.array(list(self.weights.values())) / sum(self.weights.values())
-        self.stream = split_stream(f"edits {split}")
+        self.stream = split_number(f"edits {split}")
 
     def settings(self) -> dict[str, object]:
-        """Everything that the edits depend on, for the key of a cache."""
+        """Everything that the edits depend on, for the key of the latent cache."""
         return {
             "edits": 1,
             "split": self.split,
@@ -126,8 +128,8 @@ class EditSource:
         return f"EditSource({self.split!r}, seed={self.seed}, size={self.size})"
 
     def __getitem__(self, index: int) -> Edit:
-        """The edit with this index; the same for ever."""
-        random = random_of(self, index)
+        """Edit `index`."""
+        random = item_generator(self, index)
         kind = EDITS[int(random.choice(len(EDITS), p=self._shares))]
         make = {
             "replace": self._replace,
@@ -135,7 +137,7 @@ class EditSource:
             "move": self._move,
             "remove": self._remove,
         }[kind]
-        while True:  # rejection keeps what is left uniform
+        while True:  # Rejection keeps the remaining combinations uniform.
             source, target, instructions = make(random)
             if self.split == "train":
                 if not (is_held_out(source) or is_held_out(target)):
@@ -148,7 +150,7 @@ class EditSource:
         return [self.names[int(i)] for i in chosen]
 
     def _scene(self, random: np.random.Generator, pairs: bool) -> tuple[Scene, str]:
-        """A scene of one object, or of two; and a name that is not in it."""
+        """A scene of one or two objects, and a name that is not in it."""
         first, second, other = self._names(random, 3)
         ground = tuple(GROUNDS)[int(random.integers(len(GROUNDS)))]
         rgb = shade(random, ground, self.ground_jitter)

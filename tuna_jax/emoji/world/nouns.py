@@ -1,8 +1,8 @@
-"""The demo's vocabulary: 64 emoji that a person names at a glance at 28 pixels.
+"""The nouns of the demo: 64 emoji that are easy to name at a size of 28 pixels.
 
-Chosen by eye from a contact sheet: no two are alike in both shape and colour, no thin lines, no faces
-that differ in the mouth only. Each has the official name (the key into the art), and the short common
-noun that captions, questions and answers use.
+They were selected by eye from a contact sheet: no two have both a similar shape and similar colours, none has thin
+lines, and no two are faces that differ only in the mouth. Each has an official name (the key of the art), and a short
+common noun for captions, questions and answers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Noun:
-    """One nameable thing: the official emoji name, the word for it, and its plural."""
+    """A noun: the official emoji name, the singular, and the plural."""
 
     official: str
     singular: str
@@ -20,7 +20,7 @@ class Noun:
 
     @property
     def article(self) -> str:
-        """'a' or 'an'. No word of the vocabulary starts with a silent or a consonantal vowel."""
+        """'a' or 'an'; the first letter of the noun determines it for all nouns of the demo."""
         return "an" if self.singular[0] in "aeiou" else "a"
 
     @property
@@ -37,7 +37,7 @@ _IRREGULAR = {
 
 
 def _noun(official: str, singular: str | None = None) -> Noun:
-    """A noun with the plural that English rules give, unless it is listed as irregular."""
+    """A noun with its regular plural, unless it is listed as irregular."""
     word = singular or official
     ending = "es" if word.endswith(("s", "x", "ch", "sh")) else "s"
     return Noun(official, word, _IRREGULAR.get(word, word + ending))
@@ -119,7 +119,11 @@ _BY_WORD = {item.singular: item for item in NOUNS}
 
 
 def noun(word: str) -> Noun:
-    """The noun with this singular; an unknown word is an error that lists the known ones."""
+    """The noun with this singular.
+
+    Raises:
+        KeyError: an unknown word; the message lists the known ones.
+    """
     if word not in _BY_WORD:
-        raise KeyError(f"{word!r} is not in the demo vocabulary; it has {sorted(_BY_WORD)}")
+        raise KeyError(f"{word!r} is not a noun of the demo; the nouns are {sorted(_BY_WORD)}")
     return _BY_WORD[word]

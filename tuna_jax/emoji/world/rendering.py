@@ -1,4 +1,4 @@
-"""Scenes to pixels: sprites resized once a size, then composed with integer arithmetic in NumPy."""
+"""Renders scenes: sprites are resized once per size, then composed with integer arithmetic in NumPy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from PIL import Image
 from tuna_jax.emoji.world.art import all_names, load_art
 from tuna_jax.emoji.world.scenes import NAMES, Scene, SceneSource
 
-# 255 * 255 is the largest product and fits 16 bits, so composing is exact up to one rounding.
+# The largest product is 255 * 255, which fits 16 bits, so composition is exact up to one rounding.
 Sprite = tuple[UInt16[np.ndarray, "s s 3"], UInt16[np.ndarray, "s s 1"]]
 
 
 class Art:
-    """Sprites by name, resized to any side in pixels with anti-aliasing and kept.
+    """Sprites by name, resized to any side in pixels with anti-aliasing; resized sprites are cached.
 
     Args:
         names: demo nouns or official names.
-        directory: the cache folder of the art; see `emoji.art.cache_directory`.
+        directory: the cache folder of the art; see `atomic_io.cache_directory`.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Art:
         key = (name, size)
         if key not in self._resized:
             if name not in self._index:
-                raise KeyError(f"{name!r} is not in this art; it was loaded with {self.names}")
+                raise KeyError(f"{name!r} is not in this art; its names are {self.names}")
             self._resized[key] = _premultiplied(self._sprites[self._index[name]], size)
         return self._resized[key]
 
 
 @functools.lru_cache(maxsize=2)
 def default_art(directory: str | None = None) -> Art:
-    """The art of the demo's 64 names, loaded once a process."""
+    """The art of the demo's 64 nouns, loaded once per process."""
     return Art(NAMES, directory)
 
 
@@ -65,7 +65,7 @@ def _premultiplied(sprite: UInt8[np.ndarray, "h w 4"], size: int) -> Sprite:
 def paste(
     canvas: UInt8[np.ndarray, "h w 3"], art: Art, name: str, left: int, top: int, size: int
 ) -> None:
-    """Draws one emoji onto the canvas, in place; the box may leave the canvas."""
+    """Pastes one emoji onto the canvas in place; the box may extend beyond the canvas."""
     colour, rest = art.sprite(name, size)
     height, width = canvas.shape[:2]
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
@@ -77,7 +77,7 @@ def paste(
 
 
 def render(scene: Scene, art: Art | None = None) -> UInt8[np.ndarray, "size size 3"]:
-    """The picture of a scene: uint8 RGB, `scene.size` pixels square. A pure function of the scene."""
+    """The image of a scene: uint8 RGB, `scene.size` pixels square. A pure function of the scene."""
     art = art or default_art()
     canvas = np.empty((scene.size, scene.size, 3), np.uint8)
     canvas[:] = scene.rgb
@@ -87,21 +87,20 @@ def render(scene: Scene, art: Art | None = None) -> UInt8[np.ndarray, "size size
 
 
 class SceneImages:
-    """Pictures alone, by index, for training a VAE: scenes as TUNA sees them, and stranger ones.
+    """Images by index for training a VAE: scenes as the model sees them, and varied images.
 
-    Half of the pictures (`varied`) are scenes of every layout, as often as TUNA sees each.
-    The others have one to six emoji of any size anywhere, overlapping and cut off by the edge, on a
-    ground of any colour that is plain or fades into another, so that the VAE learns more than the
-    palette and the grid of places.
+    Scenes have every layout, with the frequencies of `SceneSource`. Varied images have one to six emoji of any size
+    at any position, which may overlap and extend beyond the edge, on a ground of any colour that is plain or a
+    gradient, so that the VAE learns more than the palette and the grid of places.
 
     Args:
-        seed: another seed gives other pictures.
-        size: the picture's side in pixels, a multiple of 16.
-        length: how many pictures the source has.
-        varied: the share of stranger pictures.
-        names: what the stranger ones show: 'demo' for the 64 names, 'all' for every emoji but flags,
-            or a list of official names.
-        split: the split that the ordinary ones come from.
+        seed: of the images.
+        size: side of an image in pixels, a multiple of 16.
+        length: number of images.
+        varied: share of varied images.
+        names: the emoji of varied images: 'demo' for the 64 nouns, 'all' for every emoji except flags, or a list
+            of official names.
+        split: the split of the scenes.
         directory: the cache folder of the art.
     """
 
@@ -117,15 +116,18 @@ class SceneImages:
         directory: str | os.PathLike[str] | None = None,
     ):
         if not 0 <= varied <= 1:
-            raise ValueError(f"varied {varied} is not a share between 0 and 1")
+            raise ValueError(f"varied is {varied}; it must be between 0 and 1")
         if isinstance(names, str):
             if names not in ("demo", "all"):
-                raise ValueError(f"names is {names!r}; give 'demo', 'all' or a list of emoji names")
+                raise ValueError(
+                    f"names is {names!r}; it must be 'demo', 'all' or a list of emoji names"
+                )
             names = NAMES if names == "demo" else all_names(directory)
         self.scenes = SceneSource(split, seed, size, length=length)
         self.seed, self.size, self.length, self.varied = seed, size, length, varied
         self._art = Art(NAMES, directory)
         self._varied_art = Art(names, directory)
+        self.varied_names = self._varied_art.names
 
     def __len__(self) -> int:
         return self.length
@@ -134,20 +136,20 @@ class SceneImages:
         return f"SceneImages(seed={self.seed}, size={self.size}, varied={self.varied})"
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, "size size 3"]:
-        """Picture `index` as float32 in [-1, 1]."""
+        """Image `index` as float32 in [-1, 1]."""
         return self.image(index).astype(np.float32) / 127.5 - 1.0
 
     def image(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
-        """Picture `index` as uint8."""
+        """Image `index` as uint8."""
         index = int(index)
         scene = self.scenes[index]
         key = np.array([(1 << 40) + (self.seed & 0xFFFFFFFF), index], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
         if random.random() >= self.varied:
             return render(scene, self._art)
-        return self._stranger(random)
+        return self._varied_image(random)
 
-    def _stranger(self, random: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+    def _varied_image(self, random: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         size = self.size
         start, end = random.integers(0, 256, size=(2, 3))
         ramp = np.linspace(0, 1, size)
@@ -159,7 +161,7 @@ class SceneImages:
         }
         canvas = (start + (end - start) * weight[kind][..., None]).astype(np.uint8)
         for _ in range(int(random.integers(1, 7))):
-            # Seven sizes alone, so that the cache of resized sprites stays small.
+            # Only seven sizes, so that the cache of resized sprites stays small.
             side = size // 8 * int(random.integers(2, 9))
             left, top = random.integers(-side // 3, size - 2 * side // 3 + 1, size=2)
             name = self._varied_art.names[int(random.integers(len(self._varied_art.names)))]

@@ -1,4 +1,4 @@
-"""The emoji world: what a scene is, and the deterministic source that samples scenes.
+"""Scenes of the emoji world, and the deterministic source that samples them.
 
 A scene is one to four emoji on a plain ground, in one of four layouts:
 
@@ -7,14 +7,14 @@ A scene is one to four emoji on a plain ground, in one of four layouts:
     groups   as `pair`, with one or two of each kind, three or four in total
     count    two, three or four objects of one kind
 
-Scene i of a source depends on (seed, split, i) alone, so a source needs no storage and any host may
-ask for any index. Pixels are made by `rendering.py`, words by `phrases.py`.
+Scene i of a source depends only on (seed, split, i), so a source needs no storage, and any host can
+read any index. `rendering.py` renders scenes, and `captions.py` describes them.
 
-Held-out combinations never occur in the split `train`, whatever the seed:
+Held-out combinations never occur in the split `train`, for any seed:
 
-    about 15 % of the (name, ground, place) triples of `single`    -> all that `test_single` has
-    about 10 % of the unordered pairs of names, in any layout      -> all that `test_pairs` has
-    about 10 % of the (name, ground, count) triples of `count`     -> all that `test_counts` has
+    about 15 % of the (name, ground, place) triples of `single`    -> `test_single` consists of them
+    about 10 % of the unordered pairs of names, in any layout      -> `test_pairs` consists of them
+    about 10 % of the (name, ground, count) triples of `count`     -> `test_counts` consists of them
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 
 from tuna_jax.emoji.world.nouns import NOUNS
 
-# Far apart from each other, and paler or duller than the saturated colours of the art, so that an
+# Clearly different from each other, and paler or duller than the saturated colours of the art, so that an
 # object stands out on each of them.
 GROUNDS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 200, 225),
@@ -58,7 +58,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 HELD_OUT = {"single": 0.15, "pair": 0.10, "count": 0.10}
 DEFAULT_WEIGHTS = {"single": 0.40, "pair": 0.35, "groups": 0.10, "count": 0.15}
 
-# A cell is (left, top, width, height) in 64ths of the picture; an object stays inside its cell.
+# A cell is (left, top, width, height) in 64ths of the image; an object stays inside its cell.
 Cell = tuple[int, int, int, int]
 WHOLE: Cell = (0, 0, 64, 64)
 _QUARTERS: tuple[Cell, ...] = ((0, 0, 32, 32), (32, 0, 32, 32), (0, 32, 32, 32), (32, 32, 32, 32))
@@ -80,14 +80,14 @@ SIDE_CELLS: dict[str, tuple[dict[int, tuple[Cell, ...]], dict[int, tuple[Cell, .
         {1: (_BOTTOM_LEFT,), 2: (_BOTTOM_LEFT, _BOTTOM_RIGHT)},
     ),
 }
-# An object stands in the middle of its cell, in one of two sides. Each other side or shift would be one more
-# picture of each sprite for the VAE and for TUNA to learn: on two cores, minutes decide between crisp and soft.
+# An object is in the middle of its cell and has one of two sizes. Each further size or shift would be one more image
+# of each sprite for the VAE and the model to learn, and training time on two cores is short.
 LARGE, SMALL = 48, 28
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object in a picture: its name and its square box, in pixels."""
+    """An object in an image: its name and its square box, in pixels."""
 
     name: str
     left: int
@@ -97,19 +97,19 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is in a picture, in full.
+    """The full description of an image.
 
     Attributes:
         layout: one of LAYOUTS.
         ground: the name of the ground's colour, a key of GROUNDS.
-        rgb: the ground's actual colour, which may be off the palette's by a little.
+        rgb: the ground's actual colour, which may deviate slightly from the palette.
         things: the objects, first group first.
         names: the name of each group: one for `single` and `count`, two for `pair` and `groups`. The
             first of two is the one on the left, or at the top.
-        counts: how many objects each group has.
+        counts: number of objects of each group.
         place: one of PLACES for `single`, else ''.
-        relation: for two groups, how the first stands to the second: 'left' or 'above', else ''.
-        size: the picture's side in pixels.
+        relation: for two groups, the position of the first relative to the second: 'left' or 'above', else ''.
+        size: side of the image in pixels.
     """
 
     layout: str
@@ -124,19 +124,19 @@ class Scene:
 
 
 def hashed_share(*parts: object) -> float:
-    """A number in [0, 1) that the parts determine, the same on every machine."""
+    """A number in [0, 1) that is a hash of the parts, the same on every machine."""
     text = "|".join(map(str, ("tuna_jax emoji world 1", *parts)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
-def split_stream(split: str) -> int:
-    """The 32-bit number that tells a split's random draws from another's."""
+def split_number(split: str) -> int:
+    """A 32-bit number that separates the random numbers of one split from those of another."""
     return int(hashed_share("split", split) * 2**32)
 
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A source whose items are drawn by index."""
+    """A source whose items are random and accessed by index."""
 
     length: int
     seed: int
@@ -144,10 +144,10 @@ class Indexed(Protocol):
 
 
 def frequencies(what: str, kinds: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
-    """The relative frequency of every kind; one that is not named has 0.
+    """The relative frequency of every kind; a kind that is not named has 0.
 
     Raises:
-      ValueError: a kind is unknown, a weight negative, or none positive.
+      ValueError: a kind is unknown, a weight is negative, or no weight is positive.
     """
     if (
         set(weights) - set(kinds)
@@ -155,20 +155,20 @@ def frequencies(what: str, kinds: Sequence[str], weights: Mapping[str, float]) -
         or not any(weights.values())
     ):
         raise ValueError(
-            f"weights of {what} are {dict(weights)}; the kinds are {', '.join(kinds)}, none has a negative weight "
-            "and one a positive one"
+            f"weights of {what} are {dict(weights)}; the kinds are {', '.join(kinds)}, no weight may be negative, "
+            "and at least one must be positive"
         )
     return {kind: float(weights.get(kind, 0.0)) for kind in kinds}
 
 
-def random_of(source: Indexed, index: int) -> np.random.Generator:
-    """What an item of the world is drawn with: a function of the source's stream and seed, and the index, alone.
+def item_generator(source: Indexed, index: int) -> np.random.Generator:
+    """The random generator of an item; it depends only on the source's stream and seed, and on the index.
 
     Raises:
-      IndexError: the source has no such item.
+      IndexError: the index is out of range.
     """
     if not 0 <= index < source.length:
-        raise IndexError(f"item {index} of {source!r}; it has {source.length}")
+        raise IndexError(f"index {index} is out of range for {source!r} with {source.length} items")
     key = np.array([(source.stream << 32) ^ (source.seed & 0xFFFFFFFF), index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -189,7 +189,7 @@ def is_held_out_count(name: str, ground: str, count: int) -> bool:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether a scene's combination is held out: true of no training scene and of every test scene."""
+    """Whether a scene's combination is held out: false for all training scenes, true for all test scenes."""
     if scene.layout == "single":
         return is_held_out_single(scene.names[0], scene.ground, scene.place)
     if scene.layout == "count":
@@ -210,11 +210,11 @@ def _held_out_tables(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; it is one of {', '.join(known)}")
+        raise ValueError(f"unknown {what} {value!r}; the known ones are {', '.join(known)}")
 
 
 def boxed(name: str, cell: Cell, large: bool, size: int) -> Thing:
-    """An object in the middle of its cell, in a picture of `size` pixels."""
+    """An object in the middle of its cell, in an image of `size` pixels."""
     side = LARGE if large else SMALL
     left, top = (
         start + (extent - side) // 2 for start, extent in zip(cell[:2], cell[2:], strict=True)
@@ -224,7 +224,7 @@ def boxed(name: str, cell: Cell, large: bool, size: int) -> Thing:
 
 
 def shade(random: np.random.Generator, ground: str, jitter: int) -> tuple[int, int, int]:
-    """A ground's colour, each channel off the palette's by at most `jitter`."""
+    """A ground's colour; each channel deviates from the palette by at most `jitter`."""
     shift = random.integers(-jitter, jitter + 1, size=3).tolist()
     red, green, blue = (
         min(max(value + moved, 0), 255) for value, moved in zip(GROUNDS[ground], shift, strict=True)
@@ -237,14 +237,14 @@ class SceneSource:
 
     Args:
         split: a key of SPLITS.
-        seed: another seed gives other scenes; what is held out stays the same.
-        size: the picture's side in pixels, a multiple of 16.
-        length: how many scenes the source has; a longer one begins with the shorter one's scenes.
-        weights: relative frequency of each layout; the split's layouts alone count. A layout that is
-            not named has weight 0.
-        middle: among single objects, the share that stands large in the middle.
-        names: the nouns to choose from.
-        ground_jitter: how far each channel of the ground may be off the palette, in 255ths.
+        seed: of the scenes; held-out combinations do not depend on it.
+        size: side of the image in pixels, a multiple of 16.
+        length: number of scenes; it does not change the scenes themselves.
+        weights: relative frequency of each layout of the split; a layout that is not named has
+            weight 0.
+        middle: share of single objects that are in the middle, and large.
+        names: the nouns of the objects.
+        ground_jitter: largest deviation of each channel of the ground from the palette, in 255ths.
     """
 
     def __init__(
@@ -266,9 +266,9 @@ class SceneSource:
         for name in names:
             _check_choice("name", name, NAMES)
         if size <= 0 or size % 16:
-            raise ValueError(f"size {size} is not a positive multiple of 16; 64 is usual")
+            raise ValueError(f"size is {size}; it must be a positive multiple of 16, such as 64")
         if not 0 <= middle <= 1:
-            raise ValueError(f"middle {middle} is not a share between 0 and 1")
+            raise ValueError(f"middle is {middle}; it must be between 0 and 1")
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.middle, self.names, self.ground_jitter = middle, tuple(names), ground_jitter
         self.layouts = tuple(
@@ -279,35 +279,35 @@ class SceneSource:
         )
         if not len(shares) or (shares < 0).any():
             raise ValueError(
-                f"weights {weights} leave the split {split!r} no layout; give one of "
-                f"{SPLITS[split]} a positive weight"
+                f"weights {weights} leave the split {split!r} without a layout; one of {SPLITS[split]} "
+                f"requires a positive weight"
             )
         self.weights = {
             k: float(v) for k, v in zip(self.layouts, shares / shares.sum(), strict=True)
         }
         self._cumulative = np.cumsum(shares / shares.sum())
         self._look_up_held_out()
-        self.stream = split_stream(split)
+        self.stream = split_number(split)
 
     def _look_up_held_out(self) -> None:
-        """Takes the tables of what is held out, and checks that every layout has a scene left."""
+        """Reads the tables of held-out combinations, and checks that every layout has a scene."""
         self._held_single, self._held_count, self._held_pair = _held_out_tables(self.names)
-        wanted = {
+        tables = {
             "single": self._held_single,
             "count": self._held_count,
             "pair": self._held_pair[~np.eye(len(self.names), dtype=bool)],
         }
-        wanted["groups"] = wanted["pair"]
+        tables["groups"] = tables["pair"]
         for layout in self.layouts:
-            held = wanted[layout]
-            if not (held.any() if self.split != "train" else (~held).any()):
+            held_out = tables[layout]
+            if not (held_out.any() if self.split != "train" else (~held_out).any()):
                 raise ValueError(
                     f"with the {len(self.names)} names {list(self.names)} the split {self.split!r} has no scene "
-                    f"of layout {layout!r}; give more names"
+                    f"of layout {layout!r}; more names are required"
                 )
 
     def settings(self) -> dict[str, object]:
-        """Everything that the scenes depend on, for the key of a cache."""
+        """Everything that the scenes depend on, for the key of the latent cache."""
         return {
             "world": 3,
             "split": self.split,
@@ -326,23 +326,25 @@ class SceneSource:
         return f"SceneSource({self.split!r}, seed={self.seed}, size={self.size})"
 
     def __getitem__(self, index: int) -> Scene:
-        """The scene with this index; the same for ever."""
-        random = random_of(self, index)
+        """Scene `index`."""
+        random = item_generator(self, index)
         layout = self.layouts[int(np.searchsorted(self._cumulative, random.random(), "right"))]
-        want = self.split != "train"
-        while True:  # rejection keeps what is left uniform; at worst a dozen rounds
+        held_out = self.split != "train"
+        while (
+            True
+        ):  # Rejection keeps the remaining combinations uniform; it takes a dozen rounds at most.
             name, other = random.integers(len(self.names), size=2).tolist()
             ground = int(random.integers(len(GROUNDS)))
             if layout == "single":
                 corner = random.random() >= self.middle
                 place = int(random.integers(1, len(PLACES))) if corner else 0
-                if self._held_single[name, ground, place] == want:
+                if self._held_single[name, ground, place] == held_out:
                     return self._single(random, self.names[name], ground, PLACES[place])
             elif layout == "count":
                 count = int(random.integers(len(COUNTS)))
-                if self._held_count[name, ground, count] == want:
+                if self._held_count[name, ground, count] == held_out:
                     return self._count(random, self.names[name], ground, COUNTS[count])
-            elif name != other and self._held_pair[name, other] == want:
+            elif name != other and self._held_pair[name, other] == held_out:
                 names = (self.names[name], self.names[other])
                 return self._related(random, layout, names, ground)
 

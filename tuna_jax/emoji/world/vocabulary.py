@@ -1,4 +1,4 @@
-"""The compact vocabulary of the emoji world: `python -m tuna_jax.emoji.world.vocabulary` writes it anew."""
+"""The compact vocabulary of the emoji world; `python -m tuna_jax.emoji.world.vocabulary` writes it again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tuna_jax.emoji.world.scenes import (
 )
 
 EMOJI = VOCABULARIES / "emoji.json"
-# The texts that each vocabulary must hold, in words.
+# Descriptions of the texts that each vocabulary covers.
 KINDS = {
     "emoji": "captions, questions and answers",
     "emoji_all": "captions, questions, answers, instructions and dialogues, of pictures, edits and clips",
@@ -39,7 +39,7 @@ DESCRIPTION = (
 
 
 def _scenes() -> Iterator[Scene]:
-    """Scenes that between them have every name in every layout, and every ground."""
+    """Scenes that together have every name in every layout, and every ground."""
     for i, name in enumerate(NAMES):
         pair, ground = (name, NAMES[i - 1]), tuple(GROUNDS)[i % len(GROUNDS)]
         kinds: list[tuple[str, tuple[str, ...], tuple[int, ...], str, str]]
@@ -49,20 +49,22 @@ def _scenes() -> Iterator[Scene]:
             kinds.append(("pair", pair, (1, 1), "", relation))
             kinds += [("groups", pair, counts, "", relation) for counts in GROUP_COUNTS]
         for layout, names, counts, place, relation in kinds:
-            things = (Thing(name, 0, 0, 1),) * sum(counts)  # text tells how many, not where
+            things = (Thing(name, 0, 0, 1),) * sum(
+                counts
+            )  # Texts depend on the number of objects, not on their boxes.
             yield Scene(layout, ground, GROUNDS[ground], things, names, counts, place, relation, 64)
 
 
 def texts() -> Iterator[str]:
-    """Texts that between them hold every word of the emoji world in every form that it takes."""
+    """Texts that together contain every word of the emoji world in all of its forms."""
     yield from (f"system\n{DEFAULT_SYSTEM}", "user\n", "assistant\n")
     for scene in _scenes():
-        known = captions(scene)
-        yield from known
-        yield from map(sentence, known)
-        for asked in questions(scene):
-            yield from (asked.question, sentence(asked.question), asked.answer)
-            yield f"{asked.question} {asked.answer}"
+        phrasings = captions(scene)
+        yield from phrasings
+        yield from map(sentence, phrasings)
+        for item in questions(scene):
+            yield from (item.question, sentence(item.question), item.answer)
+            yield f"{item.question} {item.answer}"
 
 
 def all_texts() -> Iterator[str]:
@@ -70,27 +72,26 @@ def all_texts() -> Iterator[str]:
     yield from texts()
     for scene in _scenes():
         for exchange in exchanges(scene):
-            for asked in exchange:
-                yield from (asked.question, sentence(asked.question), asked.answer)
+            for item in exchange:
+                yield from (item.question, sentence(item.question), item.answer)
     clips = [
         Clip(name, motion, ground, GROUNDS[ground], 2, 64)
         for name, ground in zip(NAMES, itertools.cycle(GROUNDS))
         for motion in MOTIONS
     ]
     for clip in clips:
-        known = clip_captions(clip)
-        yield from (*known, *map(sentence, known))
-        for asked in clip_questions(clip):
-            yield from (asked.question, sentence(asked.question), asked.answer)
-    edits = (
-        EditSource()
-    )  # Their nouns, places and grounds are above; a few thousand have all that is between.
+        phrasings = clip_captions(clip)
+        yield from (*phrasings, *map(sentence, phrasings))
+        for item in clip_questions(clip):
+            yield from (item.question, sentence(item.question), item.answer)
+    # Nouns, places and grounds are in the texts above; a few thousand edits contain all other words.
+    edits = EditSource()
     for index in range(4_000):
         yield from (form for text in edits[index].instructions for form in (text, sentence(text)))
 
 
 def emoji_ids(kind: str = "emoji") -> list[int]:
-    """The full ids that a kind of the emoji world (KINDS) keeps, ascending."""
+    """The full ids of a vocabulary of the emoji world (a key of KINDS), ascending."""
     full = Tokenizer()
     ids = {full.id_of(character) for character in qwen_bpe.byte_characters()}
     ids |= {full.id_of(token) for token in (*qwen_bpe.QWEN_SPECIAL, *qwen_bpe.TUNA_SPECIAL)}
@@ -100,7 +101,7 @@ def emoji_ids(kind: str = "emoji") -> list[int]:
 
 
 def write(path: Path, kind: str = "emoji") -> int:
-    """Writes the vocabulary file of a kind (KINDS); returns how many ids it has."""
+    """Writes the file of a vocabulary (a key of KINDS); returns its number of ids."""
     ids = emoji_ids(kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -114,10 +115,14 @@ def write(path: Path, kind: str = "emoji") -> int:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, default="emoji", help="whose texts it holds")
-    parser.add_argument("--output", type=Path, help="the JSON file; default: the one that ships")
+    parser.add_argument(
+        "--kind", choices=KINDS, default="emoji", help="the vocabulary to write (default: emoji)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file; default: the one in the package"
+    )
     arguments = parser.parse_args()
     output = arguments.output or VOCABULARIES / f"{arguments.kind}.json"
     print(f"{output}: {write(output, arguments.kind)} ids")
