@@ -272,9 +272,7 @@ def _to_torch(options: argparse.Namespace) -> int:
 
     how: Any = {"dtype": options.dtype, "progress": True}
     if options.part:
-        count = pretrained_backbones.to_parent(
-            config, params, _PARTS[options.part], sink, **how
-        )
+        count = pretrained_backbones.to_parent(config, params, _PARTS[options.part], sink, **how)
     else:
         count = convert_checkpoint.to_torch(config, params, sink, **how)
     print(f"{options.output}: {count} tensors of {options.source}")

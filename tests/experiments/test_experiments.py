@@ -84,7 +84,9 @@ def test_emoji_experiment_has_its_shapes(path):
         "stream": ((rows,), jnp.int32),
     }
     batch = {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
-    check(program, batch, None, Heads(settings.data.generation_rows, settings.data.understanding_rows))
+    check(
+        program, batch, None, Heads(settings.data.generation_rows, settings.data.understanding_rows)
+    )
 
 
 @of_kind("vae")

@@ -130,9 +130,7 @@ def _measure(
     )
 
 
-def _load(
-    source: Path, options: argparse.Namespace
-) -> tuple[ModelBundle, Any, dict[str, Any]]:
+def _load(source: Path, options: argparse.Namespace) -> tuple[ModelBundle, Any, dict[str, Any]]:
     """The trained model, with the sampling that the flags ask for."""
     bundle, params, settings = load_trained(source)
     names = [field.name for field in dataclasses.fields(bundle.samples)]
