@@ -106,7 +106,7 @@ def test_an_item_is_the_same_whatever_is_asked_beside_it(name):
     task = TASKS[name](count=COUNT)
     whole, some = task.run(Knowing(), range(COUNT), 7), task.run(Knowing(), [7, 2, 2], 7)
     for mine, theirs in (
-        (some.asked, whole.asked),
+        (some.prompts, whole.prompts),
         *((some.values[m], whole.values[m]) for m in whole.values),
     ):
         np.testing.assert_array_equal(list(mine), [theirs[7], theirs[2], theirs[2]])
@@ -134,10 +134,10 @@ def test_items_are_those_of_the_usual_evaluation():
         "test_pairs",
         COUNT,
     )
-    assert TASKS["draw_pairs"](count=COUNT).run(model, range(COUNT), 7).asked == drawn.prompts
+    assert TASKS["draw_pairs"](count=COUNT).run(model, range(COUNT), 7).prompts == drawn.prompts
     _, given = tasks.ask(lambda images, asked: ["?"] * len(asked), "where_answer_accuracy", COUNT)
     outcome = TASKS["answer"](question="where", count=COUNT).run(model, range(COUNT), 7)
-    assert outcome.asked == [one.question for one in given]
+    assert outcome.prompts == [one.question for one in given]
     assert outcome.expected == [one.expected for one in given]
 
 
