@@ -9,13 +9,10 @@ that a flow model draws are never exact, and a wide posterior teaches the decode
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +22,7 @@ from jaxtyping import Array, Float
 
 from tuna_jax import config as model_config
 from tuna_jax.conversion import image_vae_file
+from tuna_jax.data.prefetch import prefetch
 from tuna_jax.models import vae
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
@@ -225,7 +223,7 @@ def train_vae(
             saved.save(step, state, config=dataclasses.asdict(settings))
 
         with preemption.StopRequest() as stop:
-            batches = ahead(gather_batch, start, settings.steps, depth=4)
+            batches = prefetch(gather_batch, start, settings.steps, depth=4)
             for step, pixels in enumerate(batches, start + 1):
                 state, terms = train_step(state, jax.device_put(pixels, shared))
                 last = step == settings.steps
@@ -277,30 +275,3 @@ def _gather(images: Images, first: int, count: int) -> np.ndarray:
 def _pool(pictures: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
     batch, height, width, channels = pictures.shape
     return pictures.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
-
-
-Item = TypeVar("Item")
-
-
-def ahead(
-    make: Callable[[int], Item], start: int, stop: int, *, depth: int = 2, threads: int = 1
-) -> Iterator[Item]:
-    """Yields `make(start), make(start + 1), ... make(stop - 1)` in order, up to `depth` of them
-    made ahead of time.
-
-    `make` must depend on its argument alone: then the position of a run is its step, and nothing of
-    this needs saving. An error in `make` is raised where its item was due.
-    """
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
-        waiting = collections.deque(
-            pool.submit(make, index) for index in range(start, min(start + depth, stop))
-        )
-        try:
-            for index in range(start, stop):
-                item = waiting.popleft().result()
-                if index + depth < stop:
-                    waiting.append(pool.submit(make, index + depth))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
