@@ -89,7 +89,9 @@ def test_a_converted_model_generates_and_goes_back(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(model.config.to_dict()))
     assert convert.main(["from_torch", str(back), str(again), f"--config={config}"]) == 0
-    first, second = (load_file(folder / "model.safetensors") for folder in (OLD / "converted", again))
+    first, second = (
+        load_file(folder / "model.safetensors") for folder in (OLD / "converted", again)
+    )
     for key, value in first.items():
         np.testing.assert_array_equal(second[key], value)
 

@@ -21,7 +21,7 @@ def outcome(items, seed=SEED):
     draw = [np.random.default_rng((seed, item)) for item in items]
     return Outcome(
         {"right": [float(item % 3 == 0) for item in items], "db": [one.normal() for one in draw]},
-        asked=[f"item {item}" for item in items],
+        prompts=[f"item {item}" for item in items],
         pictures=np.stack([np.full((4, 4, 3), item, np.uint8) for item in items]),
     )
 

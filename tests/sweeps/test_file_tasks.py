@@ -58,7 +58,7 @@ def test_questions_are_put_as_the_command_puts_them(tuna, folder, style):
     got = task.run(tuna, [2, 0, 2], 7)
     got.check(3)
     for place, row in zip((0, 1, 2), (rows[2], rows[0], rows[2]), strict=True):
-        assert got.asked[place] == row["question"] and got.expected[place] == row["answer"]
+        assert got.prompts[place] == row["question"] and got.expected[place] == row["answer"]
         if style == "log_likelihood":
             assert abs(got.values["log_likelihood"][place] - row["log_likelihood"]) < 2e-3
         else:

@@ -50,7 +50,7 @@ def test_the_page_has_scores_curves_pictures_answers_and_failures(rows, tmp_path
     assert "<b>25.0 %</b>" in text and "<b>75.0 %</b>" in text and "12.5 %" in text
     assert text.count('class="curves"') == 2
     # 4 columns of pictures and one of what was asked, for 3 items; answers have a picture an item.
-    assert text.count("<figure class='right'>") == 4 * 3
+    assert text.count('<figure class="right">') == 4 * 3
     assert text.count("&lt;item&gt; 2</td>") == 1
     assert text.count("said first 0") == 2, "answers do not depend on guidance, and are told once"
     assert "a note" in text and "against" not in text

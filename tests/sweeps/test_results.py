@@ -11,7 +11,7 @@ from tuna_jax.sweeps import results
 def records(**metrics):
     count = len(next(iter(metrics.values())))
     return {
-        item: {"item": item, "asked": "", "values": {name: v[item] for name, v in metrics.items()}}
+        item: {"item": item, "prompt": "", "values": {name: v[item] for name, v in metrics.items()}}
         for item in range(count)
     }
 

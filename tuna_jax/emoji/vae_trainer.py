@@ -8,13 +8,11 @@ are never exact, and a wide posterior makes the decoder robust to that.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +22,7 @@ from jaxtyping import Array, Float
 
 from tuna_jax import config as model_config
 from tuna_jax.conversion import image_vae_file
+from tuna_jax.data.prefetch import prefetch
 from tuna_jax.emoji.world.clips import ClipImages
 from tuna_jax.emoji.world.rendering import SceneImages
 from tuna_jax.models import vae
@@ -307,29 +306,3 @@ def _gather(images: Images, first: int, count: int) -> np.ndarray:
 def _pool(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
     batch, height, width, channels = images.shape
     return images.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
-
-
-Item = TypeVar("Item")
-
-
-def prefetch(
-    make: Callable[[int], Item], start: int, stop: int, *, depth: int = 2, threads: int = 1
-) -> Iterator[Item]:
-    """Yields `make(start), ..., make(stop - 1)` in order, preparing up to `depth` items in background threads.
-
-    `make` must depend only on its argument; then the position of a run is its step, and no iterator state is saved. An
-    error in `make` is raised when its item is due.
-    """
-    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
-        waiting = collections.deque(
-            pool.submit(make, index) for index in range(start, min(start + depth, stop))
-        )
-        try:
-            for index in range(start, stop):
-                item = waiting.popleft().result()
-                if index + depth < stop:
-                    waiting.append(pool.submit(make, index + depth))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -1,7 +1,7 @@
 """A cell of a sweep: one task on one checkpoint with one choice of settings, in a folder named by what determines it.
 
     KEY/cell.json     what determines it, for people
-    KEY/items.jsonl   a line an item, appended batch by batch: {"item", "asked", "expected", "text", "values"}
+    KEY/items.jsonl   a line an item, appended batch by batch: {"item", "prompt", "expected", "text", "values"}
     KEY/0003.png      what was drawn for item 3, for the first items
     KEY/files/        what a scorer outside reads, for tasks that make such files
 
@@ -71,6 +71,8 @@ class Cell:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if "asked" in record:  # The key of earlier versions.
+                record["prompt"] = record.pop("asked")
             found[record["item"]] = record
         return dict(sorted(found.items()))
 
@@ -119,7 +121,7 @@ class Cell:
 
 def _record(item: int, row: int, outcome: Outcome) -> Record:
     values = {name: float(rows[row]) for name, rows in outcome.values.items()}
-    record: Record = {"item": int(item), "asked": outcome.asked[row]}
+    record: Record = {"item": int(item), "prompt": outcome.prompts[row]}
     if outcome.expected is not None:
         record["expected"] = outcome.expected[row]
     if outcome.texts is not None:

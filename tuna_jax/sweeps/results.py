@@ -62,15 +62,19 @@ def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["run"], row["step"], row["task"], settings
 
 
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings in words: "guidance 2.0, not averaged"."""
+    words = {True: "averaged", False: "not averaged"}
+    return ", ".join(
+        words[bool(value)] if name == "ema" else f"{name} {value}"
+        for name, value in settings.items()
+    )
+
+
 def label(row: Row, runs: int = 1) -> str:
-    """The settings that bear on a row in words, with its run where there are several."""
-    parts = [row["run"]] if runs > 1 else []
-    for name, value in row["applied"].items():
-        if name == "ema":
-            parts.append("averaged" if value else "not averaged")
-        else:
-            parts.append(f"{name} {value}")
-    return ", ".join(parts)
+    """The settings that a row's task uses, in words; with the run's name if there are several runs."""
+    parts = [row["run"] if runs > 1 else "", settings_text(row["applied"])]
+    return ", ".join(filter(None, parts))
 
 
 def read(path: Path) -> list[Row]:

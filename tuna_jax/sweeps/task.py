@@ -25,7 +25,7 @@ class Outcome:
 
     Attributes:
         values: by metric, a number an item; NaN where the metric does not apply to it.
-        asked: what each item asked for, in words.
+        prompts: the prompt, instruction or question of each item.
         expected: the right answer to each, for tasks that have one.
         texts: what the model said, for tasks of understanding.
         pictures: what it drew, all of one size; a clip as its frames side by side.
@@ -33,7 +33,7 @@ class Outcome:
     """
 
     values: Mapping[str, Sequence[float]]
-    asked: Sequence[str]
+    prompts: Sequence[str]
     expected: Sequence[str] | None = None
     texts: Sequence[str] | None = None
     pictures: UInt8[np.ndarray, "n height width 3"] | None = None
@@ -41,7 +41,7 @@ class Outcome:
 
     def check(self, count: int) -> None:
         """Raises ValueError unless there is as much of everything as there are items."""
-        told: dict[str, Any] = {"asked": self.asked, **self.values}
+        told: dict[str, Any] = {"prompts": self.prompts, **self.values}
         for name in ("expected", "texts", "pictures", "files"):
             if getattr(self, name) is not None:
                 told[name] = getattr(self, name)

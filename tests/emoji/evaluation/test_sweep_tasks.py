@@ -116,7 +116,7 @@ def test_true_results_are_right_and_others_wrong(name):
 def test_an_item_does_not_depend_on_the_others(name):
     task = TASKS[name](count=COUNT)
     whole, part = task.run(PerfectModel(), range(COUNT), 7), task.run(PerfectModel(), [7, 2, 2], 7)
-    pairs = [(part.asked, whole.asked)]
+    pairs = [(part.prompts, whole.prompts)]
     pairs += [(part.values[metric], whole.values[metric]) for metric in whole.values]
     for a, b in pairs:
         np.testing.assert_array_equal(list(a), [b[7], b[2], b[2]])
@@ -147,13 +147,14 @@ def test_items_are_those_of_the_suite():
         COUNT,
     )
     assert (
-        TASKS["generate_pairs"](count=COUNT).run(model, range(COUNT), 7).asked == generated.prompts
+        TASKS["generate_pairs"](count=COUNT).run(model, range(COUNT), 7).prompts
+        == generated.prompts
     )
     _, answered = images.ask(
         lambda media, prompts: ["?"] * len(prompts), "where_answer_accuracy", COUNT
     )
     outcome = TASKS["answer"](question="where", count=COUNT).run(model, range(COUNT), 7)
-    assert outcome.asked == [item.question for item in answered]
+    assert outcome.prompts == [item.question for item in answered]
     assert outcome.expected == [item.expected for item in answered]
 
 
