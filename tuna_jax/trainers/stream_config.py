@@ -84,6 +84,8 @@ class MultitaskData:
 
     Attributes:
       streams: name -> the keys of `StreamSettings`.
+      held_out: name -> keys of `StreamSettings` that differ from the stream of that name, at least its source; what
+        `tuna-jax evaluate` measures losses on. Empty: it takes the training streams, and says so.
       seed: of the order of rows and of all draws.
       vocabulary: empty: Qwen2.5's whole one; else the name or file of a compact one, or a Hugging Face folder.
       max_invalid_fraction: the largest share of rows that may be unusable before the run stops.
@@ -95,6 +97,7 @@ class MultitaskData:
     """
 
     streams: dict = dataclasses.field(default_factory=dict)
+    held_out: dict = dataclasses.field(default_factory=dict)
     seed: int = 0
     vocabulary: str = ""
     max_invalid_fraction: float = 0.05
