@@ -114,17 +114,17 @@ def _plan(name: str) -> None:
     read = stage.read(name, _CONFIG.value.to_dict())
     name = str(_TOPOLOGY.value)
     devices = topology.devices(name, _SLICES.value)
-    place = planner.Place(topology=name, slices=_SLICES.value, devices=devices)
+    where = planner.TargetDevices(topology=name, slices=_SLICES.value, devices=devices)
     if _SEARCH.value:
         (stream,) = _STREAM.value if len(_STREAM.value) == 1 else [None]
-        found = planner.run_search(read, place, stream, _TRIES.value, _say)
+        found = planner.run_search(read, where, stream, _TRIES.value, _say)
         results, notes = found.results, found.notes
         _write({"kind": "plan", "results": results, "search": notes})
     else:
         results, notes = [], []
         rows = _ROWS.value and _ROWS.value * len(devices)
         wanted = _STREAM.value, _PROGRAM.value, _say, _PROFILE.value
-        for result in planner.all_of(read, place, rows, *wanted):
+        for result in planner.all_of(read, where, rows, *wanted):
             results.append(result)
             _say(report.verdict(result))
             _write({"kind": "plan", "results": results})
@@ -142,7 +142,7 @@ def _plan(name: str) -> None:
 def _measure_attention() -> None:
     from tuna_jax.planning import attention_memory
 
-    rows = attention_memory.measure(topology.devices(str(_TOPOLOGY.value))[0], say=_say)
+    rows = attention_memory.measure(topology.devices(str(_TOPOLOGY.value))[0], log=_say)
     _write({"kind": "attention", "topology": _TOPOLOGY.value, "results": rows})
     print(attention_memory.table(rows))
 

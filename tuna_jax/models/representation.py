@@ -40,7 +40,8 @@ def interpolate_positions(
     table: Float[Array, "n d"], grid: int, height: int, width: int
 ) -> Float[Array, "hw d"]:
     """A `grid x grid` table of learned positions resized to another grid, bicubic; the native grid is returned
-    unchanged.""" if height == width == grid:
+    unchanged."""
+    if height == width == grid:
         return table
     square = table.reshape(grid, grid, -1)
     rows = jnp.einsum("yi,ijd->yjd", bicubic_matrix(grid, height), square, precision="highest")

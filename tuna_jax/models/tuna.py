@@ -159,7 +159,8 @@ def span_velocities(
     velocity: Float[Array, "b s c"], spans: Int[Array, "b n 2"], shape: tuple[int, ...]
 ) -> Latents:
     """Velocities of every slot's image tokens as latents `[B, N, T, h, w, C]`; those of an unused slot are
-    meaningless.""" batch, slots = spans.shape[:2]
+    meaningless."""
+    batch, slots = spans.shape[:2]
     count = shape[0] * shape[1] * shape[2]
     index = jnp.maximum(spans[:, :, :1], 0) + 1 + jnp.arange(count)
     index = jnp.minimum(index, velocity.shape[1] - 1).reshape(batch, slots * count, 1)

@@ -224,7 +224,9 @@ def encode_moments(
     x = space_to_depth(pixels)
     size = config.temporal_factor
     if tiles is not None:
-        run = functools.partial(_run, model.encoder, size=size, chunked=chunked, selected=Encoder.TILED)
+        run = functools.partial(
+            _run, model.encoder, size=size, chunked=chunked, selected=Encoder.TILED
+        )
         features = in_tiles(run, x, tiles, config.spatial_factor // 2, 1)
         features = _run(model.encoder, features, 1, True, Encoder.WHOLE)
     else:
@@ -287,7 +289,8 @@ def encode(
 
 def posterior_std(config: VAEConfig, log_var: Video) -> Video:
     """Standard deviation of the posterior in normalised latents; divided by `latent_std` only if
-    `consistent_posterior`.""" std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
+    `consistent_posterior`."""
+    std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
     return std / _statistics(config)[1] if config.consistent_posterior else std
 
 
@@ -342,6 +345,8 @@ def decode(
     x = model.latent_in(latents * std + mean)[0]
     if tiles is not None:
         x = _run(model.decoder, x, 1, True, Decoder.WHOLE)
-        run = functools.partial(_run, model.decoder, size=1, chunked=chunked, selected=Decoder.TILED)
+        run = functools.partial(
+            _run, model.decoder, size=1, chunked=chunked, selected=Decoder.TILED
+        )
         return depth_to_space(in_tiles(run, x, tiles, 1, config.spatial_factor // 2))
     return depth_to_space(_run(model.decoder, x, 1, chunked))
