@@ -121,7 +121,7 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     program = Program(experiment.settings, experiment.config, experiment.tasks, mesh)
     encodes = stream.shape.visual == "pixels"
     frozen = _on(param_sharding.replicated(mesh), _vae_shapes(experiment)) if encodes else None
-    carried = program.carried
+    state = program.abstract_state
     batch = program.batch_shapes(stream.batch)
     counted = experiment.with_model(remat="none", attention_backend="xla")
     return Planned(
@@ -132,11 +132,11 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
         tokens=stream.tokens,
         pictures=stream.pictures,
         jitted=program.jitted,
-        arguments=(carried, batch, frozen, stream.heads),
+        arguments=(state, batch, frozen, stream.heads),
         parts={
-            "parameters": _bytes(carried.params),
-            "optimizer": _bytes(carried.optimizer),
-            "average": _bytes(carried.ema),
+            "parameters": _bytes(state.params),
+            "optimizer": _bytes(state.optimizer),
+            "average": _bytes(state.ema),
             "batch": _bytes(batch),
             # The step needs only the encoder of the frozen VAE; the compiler drops the rest.
             "frozen_vae": _bytes(_encoder(frozen)),
