@@ -54,10 +54,10 @@ def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
     assert "train draw: fits" in done.stderr
     assert "tiny_stage on v5e:2x4 (8 chips), mesh data 2 x fsdp 4, remat none" in done.stdout
     assert "Nothing here was measured on a TPU" in done.stdout
-    assert "train draw: where the compiler thinks that cycles of a core go" in done.stdout
-    held = json.loads(file.read_text())
-    assert "--topology=v5e:2x4" in held["command"]
-    (result,) = held["results"]
+    assert "train draw: the compiler's estimates of a core's cycles" in done.stdout
+    saved = json.loads(file.read_text())
+    assert "--topology=v5e:2x4" in saved["command"]
+    (result,) = saved["results"]
     assert (result["chips"], result["rows"], result["tokens"]) == (8, 32, 32 * 64)
     memory, network, bound = result["memory"], result["network"], result["bound"]
     # The carried state and the batch are handed in, and the state goes out where it came in. The compiler pads small

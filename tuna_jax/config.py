@@ -214,8 +214,8 @@ class TunaConfig:
         softmax and losses are float32 whatever it is.
       remat: what a scanned layer recomputes in the backward pass: 'none'; 'full': everything; 'dots': keeps the
         outputs of matmuls with parameters; 'attention': keeps attention's outputs; 'dots_attention': keeps both.
-      unroll: write scanned layers out in the compiled program: faster for few small layers on CPU. Loops over steps and
-        tokens then read each layer where it lies, and so does a training step on one device.
+      unroll: unroll scans over layers in the compiled program: faster for few small layers on CPU, where loops over
+        steps and tokens then also take unstacked layers (`models/cpu_fast_paths.py`).
       attention_backend: 'xla', 'auto', 'splash' or 'cudnn', see `models/attention.attention`.
       text_chunk: tokens of each row whose scores over the vocabulary the text loss computes at a time, and those with
         a label alone; 0: of all tokens at once.

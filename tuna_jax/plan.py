@@ -140,19 +140,19 @@ def _plan(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
     read = stage.read(Path(options.config.partition(":")[0]).stem, values)
     name = options.topology
     devices = topology.devices(name, options.slices)
-    place = planner.Place(topology=name, slices=options.slices, devices=devices)
+    target_devices = planner.TargetDevices(topology=name, slices=options.slices, devices=devices)
     if options.search:
         (stream,) = options.stream if len(options.stream) == 1 else [None]
-        found = planner.run_search(read, place, stream, options.tries, _say)
+        found = planner.run_search(read, target_devices, stream, options.tries, _log)
         results, notes = found.results, found.notes
         _write(options, {"kind": "plan", "results": results, "search": notes})
     else:
         results, notes = [], []
         rows = options.rows_per_device and options.rows_per_device * len(devices)
-        wanted = options.stream, options.program, _say, options.profile
-        for result in planner.all_of(read, place, rows, *wanted):
+        wanted = options.stream, options.program, _log, options.profile
+        for result in planner.all_of(read, target_devices, rows, *wanted):
             results.append(result)
-            _say(report.verdict(result))
+            _log(report.verdict(result))
             _write(options, {"kind": "plan", "results": results})
     for result in results[:1] if not options.search else results:
         print(f"\n{report.heading(result)}")
@@ -168,7 +168,7 @@ def _plan(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
 def _measure_attention(options: argparse.Namespace) -> None:
     from tuna_jax.planning import attention_memory, topology
 
-    rows = attention_memory.measure(topology.devices(options.topology)[0], say=_say)
+    rows = attention_memory.measure(topology.devices(options.topology)[0], log=_log)
     _write(options, {"kind": "attention", "topology": options.topology, "results": rows})
     print(attention_memory.table(rows))
 
@@ -187,7 +187,7 @@ def _write(options: argparse.Namespace, plan: dict[str, Any]) -> None:
         path.write_text(json.dumps({"command": options.command_line, **plan}, indent=1) + "\n")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -48,7 +48,7 @@ def check(program, batch, vae_params, heads):
     """The step turns a state into one of the same shapes, and its metrics are scalars or a number a task."""
     state, window = program.eval_shape(batch, vae_params, heads)
     same = jax.tree.map(
-        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, program.carried
+        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, program.abstract_state
     )
     assert all(jax.tree.leaves(same))
     assert window["flow_sum"].shape == window["text_sum"].shape == (len(program.tasks),)

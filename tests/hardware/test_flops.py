@@ -38,15 +38,15 @@ def test_a_convolution():
     assert counted(lambda k: convolve(x, k, 2), jnp.zeros((3, 3, 3, 10))) == 2 * 16 * 10 * 9 * 3
 
 
-def test_a_scan_counts_every_round_and_jit_is_looked_into():
+def test_a_scan_counts_every_round_and_jit_is_followed():
     assert counted(jax.jit(scanned), X, W) == 5 * PRODUCT
 
 
-def test_what_nobody_uses_is_not_counted():
+def test_unused_results_are_not_counted():
     assert counted(lambda x, w: (x @ w, x)[1], X, W) == 0
 
 
-def test_a_branch_counts_its_dearest_side():
+def test_a_branch_counts_its_most_expensive_side():
     def branch(x, w):
         return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
 
@@ -110,7 +110,7 @@ def test_a_kernel_counts_every_block_of_its_grid():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_model_has_the_flops_of_its_formula(remat):
-    """Forward and backward of a tiny TUNA on text alone: the layers' products and attention, and the text head."""
+    """Forward and backward of a tiny TUNA on text only: the layers' products and attention, and the text head."""
     import dataclasses
 
     from tuna_jax.config import preset

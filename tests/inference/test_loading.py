@@ -18,7 +18,7 @@ from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation import flow_sampler, text_decoder
 from tuna_jax.models import vae
-from tuna_jax.models.layers import Apart
+from tuna_jax.models.cpu_fast_paths import Unstacked
 from tuna_jax.sequence import Grid, build, drawing_prompt, editing_prompt
 
 pytestmark = pytest.mark.usefixtures("any_words")
@@ -336,7 +336,7 @@ def test_layers_are_cut_once_for_all_calls(tuna, monkeypatch):
     drawn = [out.generate_image(DOG, seed=1, **QUICK) for _ in range(2)]
     assert given[0] is given[1]
     kernel = given[0]["language"]["layers"]["mlp"]["up"]["kernel"]
-    assert isinstance(kernel, Apart) and len(kernel.layers) == tuna.config.language.layers
+    assert isinstance(kernel, Unstacked) and len(kernel.layers) == tuna.config.language.layers
     np.testing.assert_array_equal(*drawn)
     expected = tuna.generate_image(DOG, seed=1, **QUICK)
     assert not _differ(drawn[0], expected)

@@ -1,4 +1,4 @@
-"""The kernel, interpreted, against the dense attention: what it computes, and that image tokens see later ones."""
+"""The interpreted kernel against the dense attention, and that image tokens see later ones."""
 
 import functools
 import re
@@ -44,7 +44,7 @@ def error(got, want):
         pytest.param((1, 200, 3, 1, 48), 66, {}, id="padded"),
         pytest.param((1, 512, 2, 1, 64), 170, {"_KEYS_AT_ONCE": 256}, id="keys in two parts"),
         pytest.param((2, 256, 4, 2, 128), 140, {}, id="packed, maps shared"),
-        pytest.param((2, 256, 2, 1, 64), 140, {"_SHARED_BLOCKS": 0}, id="packed, maps apart"),
+        pytest.param((2, 256, 2, 1, 64), 140, {"_SHARED_BLOCKS": 0}, id="packed, separate maps"),
     ],
 )
 def test_kernel_is_the_dense_attention(monkeypatch, sizes, packed, limits):
@@ -177,7 +177,7 @@ def shapes(length, keys=None):
 
 
 class OnTpu:
-    """A sharding that says what the program is compiled for, and nothing else."""
+    """A sharding that only reports the platform that the program is compiled for."""
 
     platform = "tpu"
 
@@ -192,7 +192,7 @@ class OnTpu:
 
 
 def kernels(*arguments):
-    # A new function a call: JAX remembers traces.
+    # A new function per call, because JAX caches traces.
     return str(jax.make_jaxpr(lambda *a: attention(*a, backend="auto"))(*arguments)).count(
         "pallas_call"
     )
@@ -223,7 +223,7 @@ def test_auto_takes_cudnn_on_gpus_for_halves_alone():
         assert chosen(512, jnp.float32) == "xla"
         assert chosen(8, jnp.bfloat16) == "xla", "short"
         assert chosen(512, jnp.bfloat16, masked=False) == "xla", "no mask"
-        with pytest.raises(ValueError, match="wants compute_dtype 'bfloat16'"):
+        with pytest.raises(ValueError, match="compute_dtype 'bfloat16'"):
             whole = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in shapes(512)[:3]]
             jax.eval_shape(functools.partial(attention, backend="cudnn"), *whole, shapes(512)[3])
 
@@ -232,11 +232,11 @@ def test_what_a_backend_cannot_do_is_told():
     run = lambda backend, *arguments: jax.eval_shape(
         functools.partial(attention, backend=backend), *arguments
     )
-    with pytest.raises(ValueError, match="at most 65535 tokens.*there are 65536"):
+    with pytest.raises(ValueError, match="65535 tokens.*65536"):
         run("splash", *shapes(65_536))
-    with pytest.raises(ValueError, match="512 queries over 700 keys"):
+    with pytest.raises(ValueError, match="512 queries.*700 keys"):
         run("splash", *shapes(512, keys=700))
-    with pytest.raises(ValueError, match="'cudnn' runs on NVIDIA's GPUs, and this is cpu"):
+    with pytest.raises(ValueError, match="'cudnn'.*cpu"):
         run("cudnn", *shapes(512))
-    with pytest.raises(ValueError, match="unknown attention backend 'flash'"):
+    with pytest.raises(ValueError, match="'flash'"):
         run("flash", *shapes(512))

@@ -46,7 +46,7 @@ def test_a_name_that_the_table_lacks_is_named():
 
 
 def test_a_wrong_number_of_names_is_told():
-    with pytest.raises(ValueError, match=r"shape \(8, 24\) is placed with 3 names"):
+    with pytest.raises(ValueError, match=r"shape \(8, 24\) has 3 axis names"):
         partition((8, 24), ("batch", "sequence", "width"), MESH)
 
 

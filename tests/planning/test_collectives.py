@@ -1,4 +1,4 @@
-"""Traffic read from programs written by hand in the compiler's text, with sizes that are easy to follow."""
+"""Traffic of programs written by hand in the format of the compiler, with sizes that are easy to follow."""
 
 import pytest
 
@@ -92,7 +92,7 @@ def test_a_tuple_counts_all_its_arrays():
     assert sent(line, "all-reduce") == 8 * 16 * 2 + 400
 
 
-def test_an_asynchronous_collective_counts_once_and_its_result_alone():
+def test_an_asynchronous_collective_counts_once_and_only_its_result():
     start = "%g = (f32[10]{0}, f32[40]{0}, u32[]{:S(2)}, u32[]{:S(2)}) all-gather-start(%p), replica_groups=[2,4]<=[8]"
     done = "%d = f32[40]{0} all-gather-done(%g)"
     found = collectives.traffic(program(start, done), 8)
@@ -118,7 +118,7 @@ def test_a_fused_all_reduce_scatter_is_a_reduce_scatter():
     assert found.bytes["all-reduce"] == 0
 
 
-def test_what_leaves_the_slice_is_told_apart():
+def test_traffic_to_other_slices_is_counted_separately():
     """Eight chips in two slices of four: over all eight, three quarters move within and a half of a quarter between."""
     line = "%x = f32[1000]{0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}"
     found = collectives.traffic(program(line), 8, slices=2)

@@ -1,4 +1,4 @@
-"""The TPU compiler itself: a stack of layers fits a v5e chip when it is recomputed, and does not when all is kept; the
+"""The TPU compiler itself: a stack of layers fits a v5e chip with rematerialisation and not without it, and the
 attention kernel compiles for every kind of chip."""
 
 import json
@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
 
-# Of 2,048 layers the backward pass wants the input, 2,048 x 1,024 bfloat16 numbers, which is 8 GiB of all; and what is
-# inside of a layer, as much again or more, unless it is computed again.
+# The backward pass needs the inputs of 2,048 layers, 2,048 x 1,024 bfloat16 numbers each, which are 8 GiB; and, unless
+# they are recomputed, the values inside the layers, which are at least as much again.
 PROGRAM = """
 from tuna_jax.planning import topology
 topology.prepare_environment()
@@ -79,7 +79,7 @@ for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
 def compiled():
     pytest.importorskip("libtpu")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # The tests' own are for programs on CPU.
+    # The variables of the tests are for programs on CPU.
     for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"):
         environment.pop(name, None)
     done = subprocess.run(
@@ -118,7 +118,7 @@ def test_every_layer_gathers_its_kernel_and_scatters_its_gradient(compiled):
 
 @pytest.mark.parametrize("index", [2, 5, 8], ids=["v5e", "v5p", "v6e"])
 def test_the_attention_kernel_compiles_and_builds_no_dense_mask(compiled, index):
-    """Scores of 2,048 queries and keys for 12 heads would be 96 MiB in bfloat16 alone."""
+    """Scores of 2,048 queries and keys for 12 heads would be 96 MiB even in bfloat16."""
     assert compiled[index]["fits"]
     assert 0 < compiled[index]["peak"] < 96 * 2**20
     for rows in compiled[index + 1 : index + 3]:

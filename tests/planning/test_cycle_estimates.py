@@ -1,4 +1,4 @@
-"""A profile of a program written by hand in the compiler's text."""
+"""A profile of a program written by hand in the format of the compiler."""
 
 import pytest
 
@@ -39,18 +39,18 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
 """
 
 
-def test_cycles_count_as_often_as_they_run_and_what_costs_most_is_first():
-    found = cycle_estimates.profile(TEXT)
-    told = [(cost.operation, cost.direction, cost.array, cost.runs, cost.cycles) for cost in found]
-    assert told == [
+def test_cycles_are_multiplied_by_runs_and_the_largest_cost_is_first():
+    costs = cycle_estimates.profile(TEXT)
+    fields = [(c.operation, c.direction, c.array, c.runs, c.cycles) for c in costs]
+    assert fields == [
         ("dot_general", "forward", "bf16[8,64]", 20, 500),
         ("dot_general", "backward", "f32[512,64]", 1, 400),
         ("exp", "again", "f32[8]", 10, 70),
         ("dynamic_slice", "forward", "s32[1]", 1, 30),
         ("no name", "forward", "f32[8]", 1, 1),
     ]
-    assert sum(cost.share for cost in found) == pytest.approx(1)
-    assert found[0].share == pytest.approx(500 / 1001)
+    assert sum(cost.share for cost in costs) == pytest.approx(1)
+    assert costs[0].share == pytest.approx(500 / 1001)
 
 
 def test_a_text_without_estimates_is_refused():

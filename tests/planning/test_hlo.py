@@ -1,10 +1,10 @@
-"""Programs written by hand in the compiler's text."""
+"""Programs written by hand in the format of the compiler."""
 
 import pytest
 
 from tuna_jax.planning import hlo
 
-# As the TPU compiler writes a kernel: its attributes on lines of their own.
+# The TPU compiler writes the attributes of a kernel on separate lines.
 KERNEL = """HloModule jit_step, is_scheduled=true
 
 %body (param: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -33,7 +33,7 @@ ENTRY %main.1 (param.0: f32[8]) -> f32[8] {
 """
 
 
-def test_what_stands_behind_a_kernel_belongs_to_its_computation():
+def test_instructions_after_a_kernel_belong_to_its_computation():
     found, entry = hlo.computations(KERNEL)
     assert entry == "main.1" and set(found) == {"body", "add", "condition", "main.1"}
     names = [line.split(" = ")[0] for line in found["body"]]
@@ -41,6 +41,6 @@ def test_what_stands_behind_a_kernel_belongs_to_its_computation():
     assert hlo.runs(found, entry) == {"main.1": 1, "condition": 28, "body": 28, "add": 28}
 
 
-def test_no_program_is_told():
+def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.computations("nothing")

@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 def result(stream="draw", share=0.75, fits=True, step=2.0):
-    one = {
+    values = {
         "experiment": "stage", "program": "train", "stream": stream, "share": share, "topology": "v5e:4x4",
         "slices": 1, "chips": 16, "devices": 16, "mesh": {"data": 2, "fsdp": 8, "tensor": 1}, "remat": "full",
         "attention": "xla", "steps": 3_600, "rows": 64, "tokens": 64_000, "pictures": 64,
@@ -22,20 +22,20 @@ def result(stream="draw", share=0.75, fits=True, step=2.0):
         "compiler": {"seconds": 99.0, "host_memory": 3 * GIB, "jax": "0.10", "libtpu": "0.0"},
     }  # fmt: skip
     if fits:
-        one["network"] = {"bytes": {"all-gather": 5 * GIB}, "dcn": 0.0}
-        one["bound"] = {"step": step, "unhidden": 3.0, "binds": "network", "mfu": 0.25}
-    return one
+        values["network"] = {"bytes": {"all-gather": 5 * GIB}, "dcn": 0.0}
+        values["bound"] = {"step": step, "unhidden": 3.0, "binds": "network", "mfu": 0.25}
+    return values
 
 
 def test_a_row_says_what_is_known():
     cells = dict(zip(report.HEADINGS, report.row(result()), strict=True))
     assert cells["program"] == "train draw"
-    assert cells["rows a device"] == "4"
+    assert cells["rows per device"] == "4"
     assert cells["HBM"] == "8.00 of 16.00"
     assert (cells["parameters"], cells["optimizer"], cells["rest"]) == ("2.00", "4.00", "2.00")
     assert (cells["TFLOP"], cells["again"], cells["sent"]) == ("4", "25%", "5.00")
     assert (cells["step"], cells["binds"], cells["MFU"]) == ("2.00 s (3.00 s)", "network", "25%")
-    assert (cells["tokens/s"], cells["pictures/s"]) == ("32,000", "32.0")
+    assert (cells["tokens/s"], cells["images/s"]) == ("32,000", "32.0")
 
 
 def test_what_does_not_fit_has_no_bound():
@@ -59,7 +59,7 @@ def test_a_stage_is_one_line_of_the_page():
     cells = dict(zip(report.GLANCE, report.glance(both) or (), strict=True))
     assert cells == {
         "experiment": "stage", "topology": "v5e:4x4", "mesh": "data 2 x fsdp 8", "remat": "full",
-        "rows a device": "2 to 4", "spare HBM": "30%", "step": "2.50 s (3.00 s)", "MFU": "25% (21%)",
+        "rows per device": "2 to 4", "spare HBM": "30%", "step": "2.50 s (3.00 s)", "MFU": "25% (21%)",
         "binds": "network", "chip-hours": "40 (48)",
     }  # fmt: skip
     assert report.glance(both[:1]) is None  # not all streams were planned
@@ -89,15 +89,15 @@ def test_the_page_holds_every_file_and_its_command(tmp_path):
     assert "mesh data 2 x fsdp 8, remat full, attention xla" in text
     assert "| train draw | 4 | yes | 8.00 of 16.00 |" in text
     assert "| stage | v5e:4x4 | data 2 x fsdp 8 | full | 4 | 50% | 2.00 s (3.00 s) |" in text
-    assert "Searched: 2 tried." in text
-    assert "Measured, here: the slowest program compiled in 99 s, with 3.0 GiB" in text
+    assert "Search: 2 tried." in text
+    assert "the slowest program compiled in 99 s, with 3.0 GiB" in text
     assert "| 8,192 | xla | yes | 4.5 |" in text
     assert "| 32,768 | xla | no, there are 16 GiB | 70 |" in text
 
 
 def test_a_file_that_is_no_plan_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no \\*.json there"):
+    with pytest.raises(ValueError, match=r"--collect=.*\.json"):
         markdown_page.collect(tmp_path, tmp_path / "page.md")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="other.json is no file that plan --json wrote"):
+    with pytest.raises(ValueError, match=r"other\.json"):
         markdown_page.collect(tmp_path, tmp_path / "page.md")

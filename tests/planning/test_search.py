@@ -1,4 +1,4 @@
-"""The formulas of the search: what they let fit, what binds, and what can be laid on a slice at all."""
+"""The formulas of the search: the candidates that fit, what binds, and the meshes that are possible."""
 
 import runpy
 from pathlib import Path
@@ -21,7 +21,7 @@ def stage():
 
 
 def stream(stage, name):
-    return next(one for one in stage.streams() if one.name == name)
+    return next(each for each in stage.streams() if each.name == name)
 
 
 def estimate(stage, name="draw", **changes):
@@ -31,19 +31,19 @@ def estimate(stage, name="draw", **changes):
 
 def test_shares_and_largest_batches(stage):
     streams = stage.streams(rows=32)
-    assert sum(one.share for one in streams) == pytest.approx(1)
+    assert sum(each.share for each in streams) == pytest.approx(1)
     answer = stream(stage, "answer")
     assert answer.shape.length == 2048  # of (1280, 2048)
     assert answer.tokens == 256 * 2048
-    assert all(one.shape.rows == 32 for one in streams)
+    assert all(each.shape.rows == 32 for each in streams)
 
 
 def test_every_candidate_divides(stage):
-    found = list(search.candidates(stage, 256))
-    assert {one.fsdp for one in found} >= {1, 16, 64, 128}
-    assert 256 not in {one.fsdp for one in found}  # 1,152 does not divide
-    assert all(one.data * one.fsdp * one.tensor == 256 for one in found)
-    assert {one.remat for one in found} >= {"none", "full"}
+    candidates = list(search.candidates(stage, 256))
+    assert {c.fsdp for c in candidates} >= {1, 16, 64, 128}
+    assert 256 not in {c.fsdp for c in candidates}  # 1,152 does not divide
+    assert all(c.data * c.fsdp * c.tensor == 256 for c in candidates)
+    assert {c.remat for c in candidates} >= {"none", "full"}
 
 
 def test_memory_is_split_and_remat_saves_it(stage):
@@ -58,7 +58,7 @@ def test_memory_is_split_and_remat_saves_it(stage):
 
 
 def test_formulas_count_what_the_step_computes(stage):
-    """Six FLOPs a parameter and token at the least; with everything computed again, a third more."""
+    """At least six FLOPs per parameter and token; with full rematerialisation a third more."""
     plain = estimate(stage, remat="none", rows=32)
     again = estimate(stage, remat="full", rows=32)
     assert plain.binds == again.binds == "compute"
@@ -97,7 +97,7 @@ def test_the_best_fits_with_room_and_is_fast(stage):
 
 
 def test_estimates_keep_what_fits_and_begin_with_the_fastest(stage):
-    found = search.estimates(stage, stream(stage, "draw"), CHIPS["v5e"], 16)
-    assert found
-    assert all(one.memory <= 0.9 * CHIPS["v5e"].usable for one in found)
-    assert found[0].seconds <= min(one.seconds for one in found) * 1.06
+    estimates = search.estimates(stage, stream(stage, "draw"), CHIPS["v5e"], 16)
+    assert estimates
+    assert all(each.memory <= 0.9 * CHIPS["v5e"].usable for each in estimates)
+    assert estimates[0].seconds <= min(each.seconds for each in estimates) * 1.06

@@ -11,7 +11,6 @@ import pytest
 
 from tuna_jax.config import preset
 from tuna_jax.models import tuna, vae
-from tuna_jax.models.layers import Apart, together
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import optimizer, state, step
 from tuna_jax.training.config import LoopSettings
@@ -80,48 +79,6 @@ def test_a_program_is_compiled_once_a_shape_and_heads():
     assert float(window["text_count"][0]) == 2 * 11
 
 
-@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
-def test_layers_that_are_carried_apart_train_as_in_their_stacks(algorithm):
-    """A part is frozen: its layers have no moments. Muon wants to know which axes of a kernel are its matrix."""
-    chosen = OptimizerSettings(algorithm=algorithm, warmup=1, ema=0.9, frozen=("language",))
-    given = {name: array for name, array in batch().items() if name != "pixels"}
-    given["latents"] = jax.random.normal(
-        jax.random.key(1), (2, 1, 1, 2, 2, TINY.vae.latent_channels)
-    )
-
-    def trained(unroll: bool):
-        config, settings = (
-            dataclasses.replace(TINY, unroll=unroll),
-            LoopSettings(steps=9, optimizer=chosen),
-        )
-        program = Program(settings, config, ("one",), make_mesh(devices=jax.devices()[:1]))
-        run, state = program.compile(given, None), program.initial()
-        for _ in range(3):
-            state, _ = run(state, program.place(given), None)
-        return program, state
-
-    _, stacked = trained(False)
-    program, state = trained(True)
-    cut = jax.tree.leaves(state.params, is_leaf=lambda leaf: isinstance(leaf, Apart))
-    assert any(isinstance(leaf, Apart) for leaf in cut)
-    saved = together(state)
-    assert (
-        jax.tree.structure(saved)
-        == jax.tree.structure(program.shapes)
-        == jax.tree.structure(stacked)
-    )
-    # The gradient of the keys' biases is rounding alone, and Adam makes steps of it all the same.
-    for (path, got), want in zip(
-        jax.tree_util.tree_leaves_with_path(saved), jax.tree.leaves(stacked), strict=True
-    ):
-        if "['key']['bias']" not in (name := jax.tree_util.keystr(path)):
-            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6, err_msg=name)
-    again = program.to_carry(jax.device_put(saved, program.shardings))
-    assert jax.tree.structure(again) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, again, state)
-    program.compile(given, None)(again, program.place(given), None)
-
-
 def test_a_batch_that_cannot_be_taken_in_parts_is_refused():
     settings = LoopSettings(steps=10, optimizer=ADAM, accumulate=4)
     program = Program(settings, TINY, ("one",), make_mesh())
@@ -140,7 +97,7 @@ def test_what_is_frozen_costs_no_gradient():
         )
         program = Program(settings, TINY, ("one",), make_mesh())
         run = functools.partial(program.step, heads=Heads(None, 0))
-        lowered = jax.jit(run).lower(program.carried, batch(), tiny_vae())
+        lowered = jax.jit(run).lower(program.abstract_state, batch(), tiny_vae())
         return lowered.compile().cost_analysis()["flops"]
 
     assert products(("language",)) < 0.9 * products(())

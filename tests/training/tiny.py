@@ -12,9 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = runpy.run_path(str(emoji))["get_config"](arg)
     config.steps = 120
     config.model.preset = "tiny"
-    config.model.unroll = (
-        True  # as in emoji.py: on one device the state is carried apart, and saved in stacks
-    )
+    config.model.unroll = True  # as the emoji preset
     config.model.language = ConfigDict({"vocabulary": 640})
     config.vae = os.environ.get("TINY_VAE", "")
     config.data.scenes = 64

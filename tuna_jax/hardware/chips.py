@@ -1,7 +1,7 @@
-"""What a TPU chip can do at most: the vendor's figures, which every bound here is arithmetic on.
+"""The vendor's figures of TPU chips, from which planning computes its bounds.
 
 Source: the pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" of cloud.google.com/tpu/docs. The usable part
-of the memory is what the compiler says when a program does not fit ("... of 15.75G hbm").
+of the memory is what the compiler reports when a program does not fit ("... of 15.75G hbm").
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import dataclasses
 
 GIB = 2**30
 
-# Between slices. Nobody publishes it; 25 GB/s a host is 200 Gbit/s, the usual network card of a TPU host.
+# Bandwidth between slices, which is not published; 25 GB/s per host is 200 Gbit/s, the usual network card of a TPU
+# host.
 DCN_BYTES_A_HOST = 25e9
 
 
@@ -21,11 +22,12 @@ class Chip:
     Attributes:
       name: as in the names of topologies.
       peak: bfloat16 FLOP/s.
-      memory: HBM in bytes. usable: the part of it that a program can have; where no compiler's word is known, all.
+      memory: HBM in bytes.
+      usable: bytes of HBM that a program can use; all of it where the compiler has not reported a number.
       bandwidth: of HBM, bytes/s.
-      network: bytes/s that a chip can send to other chips of its slice over all of its links together.
+      network: bytes/s that a chip can send to other chips of its slice over all of its links.
       chips_a_host: chips that share a host and its network card.
-      devices: JAX devices of a chip; each has its share of every figure.
+      devices: JAX devices per chip; each has its share of every figure.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Chip:
 
     @property
     def dcn(self) -> float:
-        """Bytes/s of a chip's share of its host's network card: an assumption, see `DCN_BYTES_A_HOST`."""
+        """Bytes/s of a chip's share of its host's network card; an assumption, see `DCN_BYTES_A_HOST`."""
         return DCN_BYTES_A_HOST / self.chips_a_host
 
 
@@ -91,12 +93,12 @@ def chip_of(topology: str) -> Chip:
     """The chip of a topology such as 'v5e:4x4'.
 
     Raises:
-      ValueError: a kind of chip that is not in the table.
+      ValueError: the kind of chip is not in the table.
     """
     kind = topology.split(":")[0]
     if kind not in CHIPS:
         raise ValueError(
-            f"--topology={topology}: no chip is called {kind!r}; known are "
+            f"--topology={topology}: no chip is called {kind!r}; the known chips are "
             f"{', '.join(CHIPS)}, as in v5e:4x4 or v5p:4x4x4"
         )
     return CHIPS[kind]

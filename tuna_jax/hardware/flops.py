@@ -1,7 +1,7 @@
-"""FLOPs of a traced program, counted over its jaxpr: matrix products and convolutions, as often as they run.
+"""FLOPs of a traced program, counted over its jaxpr: matrix products and convolutions, times how often they run.
 
-The compiler's own count takes the body of a scan once, so it is of no use for stacked layers. Elementwise work is not
-counted, as is usual for MFU.
+The compiler's own count includes the body of a scan once, so it cannot be used for stacked layers. Elementwise
+operations are not counted, as is usual for MFU.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tuna_jax.compat import jax_internals
 
 
 def count(jaxpr: jax_core.ClosedJaxpr) -> int:
-    """FLOPs of a program over all devices together; a product of [m, k] and [k, n] has 2 m k n.
+    """FLOPs of a program over all devices; a product of [m, k] and [k, n] has 2 m k n.
 
-    What nobody uses is not counted. A scan counts its body times its length, a branch its dearest side, a `shard_map`
-    its body once for every device. A Pallas kernel counts its body for every point of its grid: blocks that an
-    attention mask lets the kernel skip are counted too, as they are in the dense product. A `while` with no known
-    number of rounds counts one round.
+    Unused results are not counted. The body of a scan is counted times its length, the most expensive branch of a
+    `cond` once, the body of a `shard_map` once per device, and the body of a Pallas kernel once per point of its grid:
+    blocks that the kernel skips under an attention mask are counted, as they are in the dense product. The body of a
+    `while` is counted once, since its number of rounds is not in the jaxpr.
     """
     return _of(jax_internals.without_dead_code(jaxpr))
 
@@ -57,12 +57,12 @@ def _dot(equation: Any) -> int:
 def _convolution(equation: Any) -> int:
     kernel = equation.invars[1].aval.shape
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    # A kernel's input axis is one group's alone, so groups need no care.
+    # A kernel's input axis has the channels of one group only, so groups need no special case.
     return 2 * math.prod(equation.outvars[0].aval.shape) * (math.prod(kernel) // outputs)
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[Any]:
-    """Every jaxpr among an equation's parameters."""
+    """All jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             inner = getattr(item, "jaxpr", item)

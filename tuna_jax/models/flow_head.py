@@ -41,8 +41,8 @@ class TimeEmbedding(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """`Linear(SiLU(time embedding))` a span, laid onto tokens: `chunks` vectors of the model's
-    width, zero at the start."""
+    """`Linear(SiLU(time embedding))` of every span on its tokens: `chunks` vectors of the model's width, initially
+    zero."""
 
     def __init__(self, width: int, chunks: int, *, rngs: nnx.Rngs):
         self.linear = Linear(width, chunks * width, init=zeros_init, rngs=rngs)
@@ -53,28 +53,31 @@ class Modulation(nnx.Module):
     ) -> list[Float[Array, "b s d"]]:
         """Every chunk on every token, float32; text gets 0."""
         vectors = self.linear(jax.nn.silu(time.astype(jnp.float32)))
-        return [_laid(one_hot, chunk) for chunk in jnp.split(vectors, self.chunks, axis=-1)]
+        return [_on_tokens(one_hot, chunk) for chunk in jnp.split(vectors, self.chunks, axis=-1)]
 
 
-# Up to so many slots an array over tokens is a sum of products that are computed where they are used.
+# Up to this number of slots, the vectors on tokens are a sum of products, which XLA fuses into their uses.
 _SLOTS_ADDED = 4
 
 
-def _laid(one_hot: Float[Array, "b s n"], vectors: Float[Array, "#b n d"]) -> Float[Array, "b s d"]:
-    """A slot's vector on each of its tokens, 0 on text.
+def _on_tokens(
+    one_hot: Float[Array, "b s n"], vectors: Float[Array, "#b n d"]
+) -> Float[Array, "b s d"]:
+    """The vector of its slot on each token, 0 on text.
 
-    One chunk at a time: six of them in one array, float32 on every token, would be written to memory and read again,
-    forward and backward (5 % of a training step of `tuna_1p5b` on v5e, by the compiler's estimate).
+    It takes one chunk at a time: one array of all six, float32 on every token, would be written to memory and read
+    again in the forward and the backward pass (5 % of a training step of `tuna_1p5b` on v5e, by the compiler's
+    estimate).
     """
     slots = vectors.shape[1]
     if slots <= _SLOTS_ADDED:
-        laid = one_hot[:, :, :1] * vectors[:, :1]
+        on_tokens = one_hot[:, :, :1] * vectors[:, :1]
         for slot in range(1, slots):
-            laid = laid + one_hot[:, :, slot : slot + 1] * vectors[:, slot : slot + 1]
+            on_tokens = on_tokens + one_hot[:, :, slot : slot + 1] * vectors[:, slot : slot + 1]
     else:
-        # One-hot times vectors at full precision is an exact copy, and its gradient a plain matmul.
-        laid = jnp.matmul(one_hot, vectors, precision="highest")
-    return constrain(laid, "batch", "sequence", "width")
+        # One-hot times vectors at full precision is an exact copy, and its gradient is a matrix product.
+        on_tokens = jnp.matmul(one_hot, vectors, precision="highest")
+    return constrain(on_tokens, "batch", "sequence", "width")
 
 
 def modulate(
@@ -174,14 +177,14 @@ class FlowHead(nnx.Module):
         grid: tuple[int, int],
         cache: KVCaches | None = None,
     ) -> tuple[Float[Array, "b s c"], KVCaches | None]:
-        """Hidden states -> a velocity at every token (only image tokens' mean anything), float32.
+        """Hidden states -> a velocity at every token (meaningful only at image tokens), float32.
 
         Args:
-          hidden: the LLM's, after its last norm.
-          time: time embeddings, one a visual slot; a single row serves all rows.
-          layout: where the tokens stand.
+          hidden: hidden states of the language transformer, after its last norm.
+          time: time embeddings, one per visual slot; a single row is used for all rows.
+          layout: positions of the tokens.
           grid: latent height and width of the slots.
-          cache: keys and values of what came before, or None.
+          cache: keys and values of the tokens before, or None.
         """
         rotation = flow_head_rotation(layout, self.config, *grid)
         hidden = constrain(hidden, "batch", "sequence", "width")

@@ -66,8 +66,8 @@ class LanguageModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "b s"], dtype: jnp.dtype) -> Float[Array, "b s d"]:
         """Token ids -> embeddings in the compute dtype."""
-        # The table is split by its width. Rows of it are taken with every device of such a group looking up the whole
-        # group's tokens, and then exchanged: one step that XLA can do, where both at once made it copy everything.
+        # The table is split by its width. Every device of a group looks up its part of the rows of the whole group's
+        # tokens, and then the parts are exchanged: in a single step XLA would replicate everything.
         x = jnp.take(self.embedding[...], constrain(tokens, "group", "sequence"), axis=0)
         x = constrain(x, "group", "sequence", "table_width").astype(dtype)
         return constrain(x, "batch", "sequence", "width")
@@ -75,7 +75,7 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, x: Float[Array, "b s d"], layout: Layout, cache: KVCaches | None = None
     ) -> tuple[Float[Array, "b s d"], KVCaches | None]:
-        """Embeddings -> final hidden states (after the last norm), and the cache with this call's keys and values."""
+        """Embeddings -> final hidden states (after the last norm), and the cache with the new keys and values."""
         rotation = text_rotation(layout.position, jnp.asarray(self.frequencies, jnp.float32))
         x, cache = scan_layers(
             self.layers,
@@ -88,7 +88,7 @@ class LanguageModel(nnx.Module):
         return constrain(self.norm(x), "batch", "sequence", "width"), cache
 
     def text_head(self) -> TextHead:
-        """What `scores` multiplies with: the token table when tied."""
+        """The parameters of `scores`: the token table when tied."""
         if self.head is None:
             return TextHead(table=self.embedding[...])
         return TextHead(kernel=self.head.kernel[...])
@@ -99,7 +99,7 @@ class LanguageModel(nnx.Module):
 
 
 class TextHead(NamedTuple):
-    """One of them: the token table, or a kernel of its own."""
+    """The token table or a separate kernel; the other is None."""
 
     table: Float[Array, "v d"] | None = None
     kernel: Float[Array, "d v"] | None = None

@@ -1,9 +1,9 @@
-"""Omni attention in JAX's splash kernel for TPUs: the interval of keys that each query sees, and no S x S mask.
+"""Omni attention in JAX's splash kernel for TPUs: each query sees one interval of keys, without an S x S mask.
 
-The kernel lets a function of one number a query and a key's index say what is visible. Here that number holds both ends
-of the interval, `start << 16 | end`, so a sequence stays below 65,536 tokens. Which blocks of keys a block of queries
-touches at all follows from the intervals too and is computed on the device, for every example of its own. The kernel's
-classes are internal to JAX: `tests/models/test_splash.py` holds them to the dense attention.
+The kernel's mask is a function of one number per query and a key's index. Here that number has both ends of the
+interval, `start << 16 | end`, so a sequence has fewer than 65,536 tokens. The blocks of keys that a block of queries
+needs follow from the intervals too; they are computed on the device, for every example. `compat/splash.py` constructs
+the kernel, and `tests/models/test_splash.py` compares it with the dense attention.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from tuna_jax.models.layers import ATTENTION
 from tuna_jax.models.logical_sharding import local, parts, platform
 
 MOST_TOKENS = 65_535
-# Above it the fused backward pass, which keeps a gradient of the queries for every `_KEYS_AT_ONCE` keys, costs more
-# memory than it saves time.
+# For longer sequences the fused backward pass, which keeps a gradient of the queries for every `_KEYS_AT_ONCE` keys,
+# needs too much memory for the time that it saves.
 _FUSED_TOKENS = 4_096
-# Keys that the fused backward pass holds in the core's own memory. Gradients of the queries are sums over such parts,
-# each written to memory, so there should be one; inside a part nothing that is hidden is skipped.
+# Keys that the fused backward pass has in the core's own memory at a time. Gradients of the queries are sums over such
+# parts, each written to memory, so there should be one part; inside a part, hidden keys are not skipped.
 _KEYS_AT_ONCE = 2_048
-# Up to this many blocks of keys, rows of a batch share their maps.
+# Up to this number of blocks of keys, the rows of a batch share their maps.
 _SHARED_BLOCKS = 2
 
 
 class BlockMaps(NamedTuple):
-    """Which blocks of keys a block of queries touches, and which block comes next.
+    """The blocks of keys that a block of queries needs, and the next block.
 
     Attributes:
       runs: 1 where the pair is computed.
-      next_keys: the pair's own block of keys where it runs, else that of the next pair that does, row by row: the
-        kernel fetches it meanwhile.
+      next_keys: the block of keys of the pair if it runs, else of the next pair that runs, row by row: the kernel
+        prefetches it.
       next_queries: the same column by column, for the gradients of keys and values.
     """
 
@@ -53,15 +53,17 @@ def block_maps(
 
     Args:
       start, end: each query's interval of keys; their length is a multiple of `block`.
-      block: queries of a block.
-      keys: blocks of keys. size: keys of a block; None: as many as queries.
+      block: queries per block.
+      keys: number of blocks of keys.
+      size: keys per block; None: `block`.
     """
     size = size or block
     low = start.reshape(-1, block).min(1)[:, None] // size
     high = -(-end.reshape(-1, block).max(1)[:, None] // size)
     index = jnp.arange(keys)
     runs = (index >= low) & (index < high)
-    # A row's blocks are one interval, so behind them comes the next row's first; behind the last the next head's.
+    # The blocks of a row are one interval; after it comes the first block of the next row, and after the last row that
+    # of the next head.
     next_keys = jnp.where(index < low, low, jnp.where(runs, index, jnp.roll(low, -1)))
     count = len(low)
     mine = jnp.where(runs, jnp.arange(count)[:, None], count)
@@ -71,16 +73,16 @@ def block_maps(
 
 
 def block_size(length: int) -> int:
-    """Queries, and keys, of a block: a multiple of 128 up to 640.
+    """Queries, and keys, per block: a multiple of 128 up to 640.
 
-    A block costs the kernel about what 128 of its rows do besides, and padding is computed; this is the least of both.
+    It minimises the cost of padding, which is computed, plus the overhead of a block, about that of 128 of its rows.
     """
     sizes = range(128, 641, 128)
     return min(sizes, key=lambda size: (-(-length // size) * size) ** 2 * (1 + 128 / size))
 
 
 def keys_at_once(length: int, block: int) -> int:
-    """Keys of a part in the fused backward pass, of `length` padded ones: the fewest equal parts of whole blocks."""
+    """Keys per part in the fused backward pass, for `length` padded keys: the fewest equal parts of whole blocks."""
     blocks = length // block
     fitting = (n for n in range(1, blocks + 1) if blocks % n == 0 and length // n <= _KEYS_AT_ONCE)
     return length // next(fitting, blocks)
@@ -95,17 +97,17 @@ def attention(
     *,
     block: int | None = None,
 ) -> Float[Array, "b s h d"]:
-    """Grouped-query attention of a sequence over itself under one interval of keys a query.
+    """Grouped-query attention of a sequence over itself in which each query sees one interval of keys.
 
-    Off TPUs the kernel is interpreted: exact, and slow. On a mesh each device runs it on its own samples, heads and
-    queries, over all keys.
+    On other platforms than TPUs the kernel is interpreted, which is exact and slow. On a mesh each device runs it on
+    its own samples, heads and queries, over all keys.
 
     Args:
-      query, key, value: heads split; `h` is a multiple of `g`.
-      visible_end: keys at or after it are hidden. Every query must see at least one key. None hides none: the tokens
-        of a frame in the representation encoder, and on a mesh they lie as those do.
+      query, key, value: with separate heads; `h` is a multiple of `g`.
+      visible_end: keys at or after it are hidden. Every query must see at least one key. None hides none: for the
+        tokens of a frame in the representation encoder, and sharded as those are.
       visible_start: keys before it are hidden (packing); None hides none.
-      block: queries, and keys, that the kernel takes at a time, a multiple of 128; None: `block_size`.
+      block: queries, and keys, per block of the kernel, a multiple of 128; None: `block_size`.
 
     Raises:
       ValueError: the sequence is too long.
@@ -113,13 +115,13 @@ def attention(
     length, heads, groups = query.shape[1], query.shape[2], key.shape[2]
     if length > MOST_TOKENS:
         raise ValueError(
-            f"attention_backend 'splash' carries at most {MOST_TOKENS} tokens a sequence, and there are {length}: "
-            f"shorten the sequence (data lengths), or choose attention_backend 'xla'"
+            f"attention_backend 'splash' supports at most {MOST_TOKENS} tokens per sequence, not {length}: "
+            f"shorten the sequences (data lengths), or choose attention_backend 'xla'"
         )
     tokens = "tokens" if visible_end is None else "sequence"
     if visible_end is not None and visible_start is None:
         visible_start = jnp.zeros_like(visible_end)
-    # Heads may be split where the fewer heads of keys cannot: each part then gets a copy of those that it needs.
+    # The heads may be split into more parts than there are heads of keys: each part then gets copies of those it needs.
     copies = parts("heads", heads)
     copies //= math.gcd(groups, copies)
     if copies > 1:
@@ -145,15 +147,15 @@ def _on_one_device(
     """The kernel on padded arrays, heads before tokens; without an interval all queries see all keys."""
     queries, head_dim = query.shape[1], query.shape[3]
     block = block or block_size(queries)
-    # The kernel does not scale. Padded channels are zero in queries and keys, and dropped from the values.
+    # The kernel does not scale the scores. Padded channels are zero in queries and keys, and dropped from the values.
     query = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
     channels = -head_dim % (64 if head_dim <= 64 else 128)
 
-    def ready(x: Array) -> Array:
+    def padded_heads_first(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, channels)))
         return jnp.swapaxes(padded, 1, 2)
 
-    arguments = ready(query), ready(key), ready(value)
+    arguments = padded_heads_first(query), padded_heads_first(key), padded_heads_first(value)
     length = arguments[1].shape[2]
     part = keys_at_once(length, block) if length <= _FUSED_TOKENS else block
 
@@ -161,26 +163,28 @@ def _on_one_device(
         forward = block_maps(start, end, block, length // block)
         return forward, block_maps(start, end, block, length // part, part)
 
-    # Rows are an axis of the kernel's grid where all have the same maps. Where not, `vmap` makes a loop that copies
-    # each row in and out. Of two blocks, where its own maps could spare a row one pair in four, all are computed; but
-    # heads of 64 channels are better copied: in the kernel's layout all that comes before wastes half its lanes.
-    nothing = jnp.zeros(arguments[0].shape[2], jnp.int32)
+    # If all rows have the same maps, they are an axis of the kernel's grid; otherwise `vmap` makes a loop that copies
+    # each row in and out. With up to two blocks, where its own maps could save a row one pair of four, all pairs are
+    # computed, except with heads of 64 channels, for which the loop is faster: in the kernel's layout they waste half
+    # of the lanes.
+    zeros = jnp.zeros(arguments[0].shape[2], jnp.int32)
     if start is None or end is None:
-        numbers, found = _packed(nothing, nothing + key.shape[1]), maps(nothing, nothing + length)
+        numbers = _packed(zeros, zeros + key.shape[1])
+        all_maps = maps(zeros, zeros + length)
         axes = (None, None)
     else:
-        # Padded queries see what the last one sees: their block touches no other keys because of them.
+        # Padded queries see the keys of the last query, so that their block needs no other keys.
         tail = ((0, 0), (0, -queries % block))
         start, end = (jnp.pad(x.astype(jnp.int32), tail, mode="edge") for x in (start, end))
         numbers, axes = _packed(start, end), (0, None)
         if len(query) == 1:
-            found = maps(start[0], end[0])
+            all_maps = maps(start[0], end[0])
         elif length // block <= _SHARED_BLOCKS and head_dim % 128 == 0:
-            found = maps(nothing, nothing + length)
+            all_maps = maps(zeros, zeros + length)
         else:
-            found, axes = jax.vmap(maps)(start, end), (0, 0)
+            all_maps, axes = jax.vmap(maps)(start, end), (0, 0)
     run = functools.partial(_one_example, block=block, part=part, interpret=interpret)
-    out = jax.vmap(run, (0, 0, 0, *axes))(*arguments, numbers, found)
+    out = jax.vmap(run, (0, 0, 0, *axes))(*arguments, numbers, all_maps)
     return jnp.swapaxes(out, 1, 2)[:, :queries, :, :head_dim]
 
 
@@ -195,7 +199,7 @@ def _one_example(
     part: int,
     interpret: bool,
 ) -> Float[Array, "h q d"]:
-    """The kernel on one row; the second of the maps is for the gradients of keys and values, `part` keys at a time."""
+    """The kernel on one row; the second maps are for the gradients of keys and values, `part` keys at a time."""
     forward, backward = maps
     kernel = attention_kernel(
         mask_info(forward.next_keys, forward.runs, numbers),
@@ -211,11 +215,11 @@ def _one_example(
 
 
 def _packed(start: Array, end: Array) -> Array:
-    """Both ends of every query's interval in the one number that the kernel hands to `_sees`."""
+    """Both ends of every query's interval in one number, which the kernel passes to `_sees`."""
     return (start << 16) | end
 
 
 def _sees(both: Array, key: Array) -> Array:
-    """Whether the queries with these two ends see the keys with these indices."""
-    # The shift carries the sign of a start of 32,768 or more along.
+    """Whether the queries with these intervals see the keys with these indices."""
+    # The shift extends the sign of a start of 32,768 or more, hence the first mask.
     return (key >= ((both >> 16) & 0xFFFF)) & (key < (both & 0xFFFF))

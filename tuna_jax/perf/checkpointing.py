@@ -19,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from tuna_jax.config import TunaConfig, preset
-from tuna_jax.models.layers import together
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.training import state
 from tuna_jax.training.checkpoints import Checkpoints
@@ -102,7 +101,7 @@ def measure(settings: Settings, folder: Path) -> Costs:
                 jax.block_until_ready(told)
                 if saved is not None:
                     asked = time.perf_counter()
-                    saved.save(taken, together(current), config={})
+                    saved.save(taken, current, config={})
                     blocked.append(time.perf_counter() - asked)
         jax.block_until_ready(current)
         seconds = (time.perf_counter() - begin) / settings.steps

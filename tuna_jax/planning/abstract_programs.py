@@ -1,5 +1,7 @@
-"""The programs of an experiment, laid over the devices of a topology, as shapes alone: the only module here that knows
-how a step, a sampler and a decoder are called."""
+"""The programs of an experiment, sharded over the devices of a topology, as shapes only.
+
+This is the only module of planning that knows how a step, a sampler and a decoder are called.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tuna_jax.planning.stage import Experiment, Stream
 from tuna_jax.trainers.stream_config import picture_size
 from tuna_jax.training.train_program import Program
 
-PROMPT = 128  # Tokens of a prompt that the sampler is planned for.
+PROMPT = 128  # Tokens of the prompt that the sampler is planned for.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,13 +32,14 @@ class Planned:
     """A program that can be traced and compiled.
 
     Attributes:
-      kind: 'train', 'sample' or 'decode'. stream: whose batch it takes; '' of the latter two.
-      share: of the steps of training that run it; 0 of the latter two.
-      rows, tokens, pictures: of one run, over all devices.
-      jitted, arguments: what `jitted.trace(*arguments)` takes.
-      parts: bytes on one device of the arguments' parts, by shapes and shardings.
-      plain: the same program with dense attention and without anything computed again, for counting; None: it is this
-        one.
+      kind: 'train', 'sample' or 'decode'.
+      stream: the stream of its batch; '' for the latter two.
+      share: the share of training steps that run it; 0 for the latter two.
+      rows, tokens, pictures: of one run, over all devices; pictures counts images and frames of clips.
+      jitted, arguments: for `jitted.trace(*arguments)`.
+      parts: bytes on one device of the parts of the arguments, by shapes and shardings.
+      plain: the same program with dense attention and without rematerialisation, for counting FLOPs; None: it is this
+        program.
     """
 
     kind: str
@@ -52,11 +55,11 @@ class Planned:
 
 
 def mesh_of(experiment: Experiment, devices: list[Any], slices: int = 1) -> Mesh:
-    """The experiment's mesh over the devices of so many slices of a topology; its axis `slices`, if it has one, gets
-    one index for each of them.
+    """The experiment's mesh over the devices of one or more slices of a topology, with one index of its axis `slices`
+    each.
 
     Raises:
-      ValueError: the mesh's sizes do not fit the devices, or it does not take the slices one after another.
+      ValueError: the mesh's sizes do not fit the devices, or the slices are not in order.
     """
     settings = experiment.settings.mesh
     if "slices" in AXES:
@@ -70,10 +73,9 @@ def mesh_of(experiment: Experiment, devices: list[Any], slices: int = 1) -> Mesh
 
 
 def slice_by_slice(devices: Iterable[Any]) -> bool:
-    """Whether all devices of a slice stand together, and the slices in their order: what is sent between slices is
-    told by that."""
-    found = [device.slice_index for device in devices]
-    return found == sorted(found)
+    """Whether each slice's devices are contiguous and the slices in order; `collectives.traffic` relies on it."""
+    indices = [device.slice_index for device in devices]
+    return indices == sorted(indices)
 
 
 def all_of(
@@ -86,10 +88,10 @@ def all_of(
     """The programs of an experiment one by one: the step of every stream, the sampler, the decoder.
 
     Args:
-      experiment, mesh: what for, and on what.
-      rows: of every batch, over all devices; None: each stream's own.
-      streams: names of the streams whose steps alone are wanted; of none: all, with sampler and decoder.
-      kinds: the kinds that alone are wanted; of none: all.
+      experiment, mesh: what to plan, and the devices.
+      rows: of every batch, over all devices; None: as each stream is configured.
+      streams: names of streams, to get only their steps; empty: all, with sampler and decoder.
+      kinds: the kinds to get; empty: all.
 
     Raises:
       ValueError: there is no such stream, or something does not divide over the mesh.
@@ -119,7 +121,7 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     program = Program(experiment.settings, experiment.config, experiment.tasks, mesh)
     encodes = stream.shape.visual == "pixels"
     frozen = _on(param_sharding.replicated(mesh), _vae_shapes(experiment)) if encodes else None
-    carried = program.carried
+    state = program.abstract_state
     batch = program.batch_shapes(stream.batch)
     counted = experiment.with_model(remat="none", attention_backend="xla")
     return Planned(
@@ -130,13 +132,13 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
         tokens=stream.tokens,
         pictures=stream.pictures,
         jitted=program.jitted,
-        arguments=(carried, batch, frozen, stream.heads),
+        arguments=(state, batch, frozen, stream.heads),
         parts={
-            "parameters": _bytes(carried.params),
-            "optimizer": _bytes(carried.optimizer),
-            "average": _bytes(carried.ema),
+            "parameters": _bytes(state.params),
+            "optimizer": _bytes(state.optimizer),
+            "average": _bytes(state.ema),
             "batch": _bytes(batch),
-            # Of the frozen VAE the step needs the encoder alone; the compiler drops the rest.
+            # The step needs only the encoder of the frozen VAE; the compiler drops the rest.
             "frozen_vae": _bytes(_encoder(frozen)),
         },
         plain=None
@@ -146,21 +148,21 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
 
 
 def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
-    """Guided drawing of one picture for each part of the batch that the mesh has, as `config.samples` says."""
+    """Guided generation of one image for every part of the batch on the mesh, with the settings of `config.samples`."""
     config, settings = experiment.config, experiment.settings.samples
     rows = param_sharding.batch_parts(mesh)
     size = picture_size(settings.size, "config.samples.size")
     latent = config.vae.latent_shape(1, size.height, size.width)
     split = param_sharding.batch_sharding(mesh)
 
-    def draw(params: Any, tokens: Any, lengths: Any, other: Any, noise: Any) -> Any:
-        none = jnp.zeros((rows, 0, 2), jnp.int32)
+    def sample(params: Any, tokens: Any, lengths: Any, negative: Any, noise: Any) -> Any:
+        no_spans = jnp.zeros((rows, 0, 2), jnp.int32)
         return flow_sampler.sample(
             config,
             params,
-            Prefix(tokens, lengths, none),
+            Prefix(tokens, lengths, no_spans),
             noise,
-            negative=Prefix(other, lengths, none),
+            negative=Prefix(negative, lengths, no_spans),
             guidance=settings.guidance,
             guidance_interval=settings.guidance_interval,
             steps=settings.steps,
@@ -183,14 +185,14 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
         rows=rows,
         tokens=rows * (PROMPT + 1 + math.prod(latent[:3])),
         pictures=rows,
-        jitted=jax.jit(draw, out_shardings=split),
+        jitted=jax.jit(sample, out_shardings=split),
         arguments=(params, tokens, lengths, tokens, noise),
         parts={"parameters": _bytes(params)},
     )
 
 
 def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
-    """The VAE's decoder, one picture of `config.samples.size` for each part of the batch that the mesh has."""
+    """The VAE's decoder: one image of `config.samples.size` for every part of the batch on the mesh."""
     config = experiment.config.vae
     rows = param_sharding.batch_parts(mesh)
     size = picture_size(experiment.settings.samples.size, "config.samples.size")
@@ -226,7 +228,7 @@ def _on(sharding: NamedSharding, tree: Any) -> Any:
 
 
 def _bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of shapes with shardings."""
+    """Bytes on one device of a tree of shapes with shardings."""
     return float(
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -1,4 +1,4 @@
-"""One program on one topology: compiled, counted, and held against the chip's figures."""
+"""Compiles one program for one topology, counts its FLOPs and bytes, and compares them with the chip's figures."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ PROFILED = 40  # Lines of a profile.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where programs are planned for.
+    """The devices that programs are planned for.
 
     Attributes:
-      topology: its name. slices: how many of it. chip: its kind. mesh: over all its devices.
+      topology: name of a slice's topology.
+      slices: number of slices.
+      chip: kind of chip.
+      mesh: over all devices.
     """
 
     topology: str
@@ -37,12 +40,12 @@ class Target:
 
     @property
     def devices(self) -> int:
-        """JAX devices."""
+        """Number of JAX devices."""
         return self.mesh.devices.size
 
     @property
     def chips(self) -> int:
-        """Chips."""
+        """Number of chips."""
         return self.devices // self.chip.devices
 
 
@@ -50,24 +53,24 @@ def measure(
     experiment: Experiment,
     planned: Planned,
     target: Target,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     profile: bool = False,
 ) -> Result:
-    """Compiles a program and says all there is to know of it, as plain values for JSON.
+    """Compiles a program and returns its memory, FLOPs, traffic and bounds, as plain values for JSON.
 
-    `memory`: `parts` is arithmetic on shapes and shardings; the rest is the compiler's estimate. `flops` is counted
-    over the jaxpr. `network` is arithmetic on the compiler's collectives; `bound` is arithmetic on all of these and
-    the chip's published figures. Only `compiler.seconds` and `compiler.host_memory` are measurements, of this machine.
-    Bytes and bounds are those of one device; FLOPs, rows, tokens and pictures of all. With `profile` the result has the
-    `PROFILED` costliest lines of `cycles.profile`, too.
+    `memory.parts` is computed from shapes and shardings; the rest of `memory` is the compiler's estimate. `flops` are
+    counted over the jaxpr. `network` is computed from the compiler's collectives, and `bound` from all of these and the
+    chip's published figures. Only `compiler.seconds` and `compiler.host_memory` are measured, on this machine. Bytes
+    and bounds are per device; FLOPs, rows, tokens and pictures are over all devices. With `profile` the result also has
+    the `PROFILED` most expensive lines of `cycle_estimates.profile`.
 
     Raises:
-      jax.errors.JaxRuntimeError: the compiler's own error, unless the program only does not fit.
+      jax.errors.JaxRuntimeError: the compiler's error, unless it is a lack of device memory.
     """
     start = time.monotonic()
     traced = planned.jitted.trace(*planned.arguments)
     counted = flops.count(traced.jaxpr)
-    say(f"{name_of(planned)}: traced in {time.monotonic() - start:.0f} s, compiling")
+    log(f"{name_of(planned)}: traced in {time.monotonic() - start:.0f} s, compiling")
     compiled = compiler.compile_lowered(traced.lower(), profile)
     useful = counted
     if planned.plain is not None:
@@ -120,8 +123,8 @@ def measure(
             dcn=traffic.dcn,
         )
         if profile and not compiled.estimates:
-            say(
-                f"{name_of(planned)}: the compiler gives no estimates of this program, so no profile"
+            log(
+                f"{name_of(planned)}: the compiler has no estimates for this program, so there is no profile"
             )
         elif profile:
             costs = cycle_estimates.profile(compiled.estimates)[:PROFILED]
@@ -132,8 +135,8 @@ def measure(
 
 
 def memory_traffic(compiled: compiler.Compiled, traffic: collectives.Traffic) -> float:
-    """The least bytes that a run moves to and from a device's memory: arguments read, outputs written, temporaries and
-    what collectives bring written once and read once."""
+    """The least bytes that a run moves to and from a device's memory: arguments are read, outputs are written, and
+    temporaries and the results of collectives are written once and read once."""
     return compiled.arguments + compiled.outputs + 2 * (compiled.temporaries + traffic.moved)
 
 

@@ -17,7 +17,7 @@ from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.planning import compiler
 
-# 'auto' is one of the others, and 'cudnn' is for GPUs.
+# 'auto' chooses one of the others, and 'cudnn' is for GPUs.
 BACKENDS = tuple(name for name in ATTENTION_BACKENDS if name not in ("auto", "cudnn"))
 LENGTHS = (2_048, 8_192, 32_768)
 HEADS, KV_HEADS, HEAD_DIM = 12, 2, 128  # Of the 1.5B's language transformer.
@@ -27,30 +27,31 @@ def measure(
     device: Any,
     lengths: Sequence[int] = LENGTHS,
     backends: Sequence[str] = BACKENDS,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One row for each length and backend: `fits`, and bytes of `peak` and `temporaries`.
 
     Args:
-      device: of a topology; the attention of one row of a batch runs on it alone.
-      lengths: tokens. backends: of `config.ATTENTION_BACKENDS`, those for TPUs.
-      say: is told what is done.
+      device: of a topology; it runs the attention of one row of a batch.
+      lengths: numbers of tokens.
+      backends: those of `config.ATTENTION_BACKENDS` for TPUs.
+      log: receives a line of progress per row.
     """
     rows = []
     for length in lengths:
         for backend in backends:
-            found = compiler.compile_lowered(_lowered(device, length, backend))
+            compiled = compiler.compile_lowered(_lowered(device, length, backend))
             rows.append(
                 {
                     "tokens": length,
                     "backend": backend,
-                    "fits": found.fits,
-                    "peak": found.peak,
-                    "temporaries": found.temporaries,
-                    "usable": found.capacity,
+                    "fits": compiled.fits,
+                    "peak": compiled.peak,
+                    "temporaries": compiled.temporaries,
+                    "usable": compiled.capacity,
                 }
             )
-            say(f"{backend}, {length:,} tokens: {'fits' if found.fits else 'does not fit'}")
+            log(f"{backend}, {length:,} tokens: {'fits' if compiled.fits else 'does not fit'}")
     return rows
 
 
@@ -66,17 +67,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _lowered(device: Any, length: int, backend: str) -> Any:
     mesh = make_mesh(MeshSettings(), [device])
-    placed = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def shape(heads: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(
-            (1, length, heads, HEAD_DIM), jnp.bfloat16, sharding=placed
+            (1, length, heads, HEAD_DIM), jnp.bfloat16, sharding=replicated
         )  # fmt: skip
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array) -> jax.Array:
-        with use_sharding(Activations(mesh)):  # So that kernels know for whom they are compiled.
+        with use_sharding(
+            Activations(mesh)
+        ):  # Tells kernels the platform that they are compiled for.
             return attention(query, key, value, end, backend=backend).astype(jnp.float32).sum()
 
-    end = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=placed)
-    step = jax.jit(jax.grad(loss, (0, 1, 2)), out_shardings=placed)
+    end = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=replicated)
+    step = jax.jit(jax.grad(loss, (0, 1, 2)), out_shardings=replicated)
     return step.lower(shape(HEADS), shape(KV_HEADS), shape(KV_HEADS), end)

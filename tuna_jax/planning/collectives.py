@@ -1,7 +1,7 @@
 """Bytes that every chip sends to others in one run of a compiled program, by kind of collective.
 
-Arithmetic on what the compiler planned: the sizes and groups of its collectives, how often they run, and what a ring
-over n chips sends of an array of so many bytes:
+Computed from what the compiler planned: the sizes and groups of its collectives, how often they run, and what each chip
+of a ring of n chips sends:
 
     all-gather          result * (n - 1) / n
     reduce-scatter      operand * (n - 1) / n
@@ -9,8 +9,8 @@ over n chips sends of an array of so many bytes:
     all-to-all          result * (n - 1) / n
     collective-permute  result
 
-The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce. What goes to other
-slices it hands to the host's runtime: a `send` of what a chip has of the array, marked with the kind of collective.
+The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce. It passes traffic
+between slices to the host's runtime: a `send` of a chip's part of the array, marked with the kind of collective.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ KINDS = hlo_text.COLLECTIVES
 
 @dataclasses.dataclass
 class Traffic:
-    """What a chip sends in one run of a program.
+    """The bytes that a chip sends in one run of a program.
 
     Attributes:
-      bytes: by kind. count: collectives that run, by kind.
+      bytes: within the slice, by kind.
+      count: collectives that run, by kind.
       moved: bytes of their results in the chip's own memory.
-      dcn: the part of all bytes that leaves the slice, if there are several; `bytes` has the rest.
+      dcn: bytes to other slices.
     """
 
     bytes: dict[str, float]
@@ -52,32 +53,32 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
     """The traffic of an optimised program.
 
     Args:
-      text: the compiler's text of it.
-      devices: chips that it runs on, slice by slice.
-      slices: how many slices they are.
+      text: the compiler's text of the program.
+      devices: number of devices that it runs on, ordered by slice.
+      slices: number of slices.
 
     Raises:
-      ValueError: no program in the text.
+      ValueError: the text has no program.
     """
-    found, entry = hlo.computations(text)
+    computations, entry = hlo.computations(text)
     result = Traffic(dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0))
     scattering = {
         name
-        for lines in found.values()
+        for lines in computations.values()
         for line in lines
         if line.lstrip("%").startswith(hlo_text.SCATTERING_FUSION)
         for name in hlo_text.CALLS.findall(line)
     }
-    for name, times in hlo.runs(found, entry).items():
+    for name, times in hlo.runs(computations, entry).items():
         fused = name in scattering or name.startswith(hlo_text.SCATTERING_FUSION)
-        for line in found.get(name, ()):
+        for line in computations.get(name, ()):
             _count(line, times, fused, devices, slices, result)
             _count_transfer(line, times, slices, result)
     return result
 
 
 def _count_transfer(line: str, times: int, slices: int, result: Traffic) -> None:
-    """A collective between chips of the same place in all slices, by the hosts' runtime."""
+    """A collective between corresponding chips of all slices, by the hosts' runtime."""
     match = hlo_text.TRANSFER.match(line)
     if not match:
         return
@@ -116,7 +117,7 @@ def _count(
     result.count[kind] += times
     result.moved += times * size
     if across > 1:
-        # First within each slice, so that only a slice-th of the array travels between them.
+        # It runs within each slice first, so that only a part of the array is sent between slices.
         inside = group // across
         outside = sent / share * (across - 1) / across / max(inside, 1)
         result.dcn += times * outside
@@ -125,13 +126,13 @@ def _count(
 
 
 def _size(shape: str, kind: str, started: bool) -> float:
-    """Bytes of a collective's result. The beginning of an asynchronous one returns its operands before its results."""
+    """Bytes of a collective's result. The start of an asynchronous one returns its operands and then its results."""
     arrays = [_bytes(*match) for match in hlo_text.ARRAY.findall(shape)]
     if not started or kind == "all-reduce" or len(arrays) < 2:
         return sum(arrays)
     if kind == "collective-permute":
         return arrays[1]
-    # Operands and results, and maybe a few context words behind them, each 4 bytes.
+    # Operands and results, possibly followed by a few context words of 4 bytes each.
     arrays = [size for size in arrays if size > 4]
     return sum(arrays[len(arrays) // 2 :])
 
@@ -142,7 +143,7 @@ def _bytes(kind: str, extents: str) -> float:
 
 
 def _group(line: str, devices: int, slices: int) -> tuple[int, int]:
-    """How many chips take part in one group, and in how many slices they are."""
+    """The number of chips in one group, and the number of slices that they are in."""
     iota, explicit = hlo_text.IOTA_GROUPS.search(line), hlo_text.EXPLICIT_GROUPS.search(line)
     if pairs := hlo_text.PAIRS.search(line):
         ids = [[int(i) for i in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]

@@ -1,4 +1,4 @@
-"""Runs the compiler on a lowered program and reads what it says: memory, text, or that the program does not fit."""
+"""Compiles a lowered program and returns its memory and text, or that it does not fit."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import Any
 
 from tuna_jax.compat import hlo_text
 
-# Products that wait for parts of a gathered weight cost 2.6 times on v5e at 2,000 tokens a chip (facts.md, section 2).
+# Products that wait for parts of a gathered weight take 2.6 times as long on v5e at 2,000 tokens per chip (facts.md,
+# section 2).
 OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler said of a program; bytes on one device.
+    """What the compiler reports about a program; bytes are on one device.
 
     Attributes:
-      fits: whether it compiled; False only if the device's memory does not hold it.
-      peak: the most memory in use at once. If it does not fit: what it would have used.
-      capacity: what the compiler had, where it said so.
-      arguments, outputs, aliased, temporaries, code: parts; what is aliased is in both arguments and outputs.
-      seconds: that the compiler took here. host_memory: the most this process has used so far.
+      fits: whether it compiled; False only if it needs more than the device's memory.
+      peak: the most memory in use at once; if it does not fit, the memory that it would need.
+      capacity: the memory that the compiler can use, if it reports that.
+      arguments, outputs, aliased, temporaries, code: parts of the memory; aliased bytes are in both arguments and
+        outputs.
+      seconds: compile time on this machine.
+      host_memory: the most memory that this process has used so far.
       text: of the optimised program; empty if it does not fit.
-      estimates: the same with the compiler's estimates of cycles, where it was asked for and gives them: of some large
-        programs for v5p and v6e it cannot.
+      estimates: the text with the compiler's estimates of cycles, if requested; empty for some large programs for v5p
+        and v6e, for which the compiler has none.
     """
 
     fits: bool
@@ -45,25 +48,26 @@ class Compiled:
 
 
 def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
-    """Compiles what `jax.jit(f).lower(...)` gave.
+    """Compiles the result of `jax.jit(f).lower(...)`.
 
     Args:
-      lowered: a program. estimates: also ask for the compiler's estimates of cycles.
+      lowered: a program.
+      estimates: also return the compiler's estimates of cycles.
 
     Raises:
-      jax.errors.JaxRuntimeError: the compiler's own, of whatever is not a lack of device memory.
+      jax.errors.JaxRuntimeError: the compiler's error, unless it is a lack of device memory.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        # Large programs cannot be turned to text afterwards; the compiler can write it itself.
+        # Large programs cannot be converted to text afterwards, but the compiler can write the text itself.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options={**OPTIONS, **dump})
         except Exception as error:
-            lacking = hlo_text.out_of_memory(str(error))
-            if lacking is None:
+            memory = hlo_text.out_of_memory(str(error))
+            if memory is None:
                 raise
-            used, capacity = lacking
+            used, capacity = memory
             return Compiled(
                 fits=False,
                 peak=used,
@@ -92,14 +96,14 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
 def _estimates(compiled: Any) -> str:
     try:
         return compiled.as_text()
-    except Exception:  # of whatever kind: the program did compile, and the rest is known of it
+    except Exception:  # Of any kind: the program did compile, and only its estimates are missing.
         return ""
 
 
 def _largest(folder: Path) -> str:
-    """The text of the program that was asked for: the largest of those that the compiler wrote."""
-    found = [p for p in folder.glob(hlo_text.DUMPED) if hlo_text.BUFFERS not in p.name]
-    return max(found, key=lambda path: path.stat().st_size).read_text() if found else ""
+    """The text of the program itself: the largest of those that the compiler wrote."""
+    files = [p for p in folder.glob(hlo_text.DUMPED) if hlo_text.BUFFERS not in p.name]
+    return max(files, key=lambda path: path.stat().st_size).read_text() if files else ""
 
 
 def _host_memory() -> float:

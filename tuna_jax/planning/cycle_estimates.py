@@ -1,7 +1,7 @@
-"""Where a program's time would go by the TPU compiler's own estimate: cycles of its instructions, as often as they run.
+"""A profile by the TPU compiler's own estimates: cycles of a program's instructions, times how often they run.
 
-It is for finding what costs beside matrix products, and for comparing two ways to write the same thing; it is no
-forecast. Pallas kernels have no estimate, nor has the network, and nothing overlaps in it.
+Use it to find what costs time other than matrix products, and to compare two ways of writing the same thing; it is not
+a forecast. Pallas kernels and the network have no estimates, and nothing overlaps.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ class Cost:
     """One line of a profile.
 
     Attributes:
-      operation: the end of JAX's path to it; an instruction that the compiler made of several has one of their names.
+      operation: the end of JAX's path to it; a fused instruction has the name of one of its parts.
       direction: 'forward', 'backward', or 'again' for what the backward pass recomputes.
-      array: type and shape of its first result.
-      runs: in one run of the program. cycles: of all of them on one core.
+      array: dtype and shape of its first result.
+      runs: executions in one run of the program.
+      cycles: of all executions, on one core.
       share: of the cycles of the program.
     """
 
@@ -35,19 +36,19 @@ class Cost:
 
 
 def profile(text: str) -> list[Cost]:
-    """What costs most first.
+    """The costs of a program's operations, the largest first.
 
     Args:
-      text: of a compiled program with the compiler's estimates (`compiled.as_text()`); of branches, each counts.
+      text: of a compiled program with the compiler's estimates (`compiled.as_text()`); all branches are counted.
 
     Raises:
-      ValueError: no program in the text, or no estimate.
+      ValueError: the text has no program, or no estimates.
     """
-    found, entry = hlo.computations(text)
+    computations, entry = hlo.computations(text)
     cycles: collections.Counter[tuple[str, str, str]] = collections.Counter()
     runs: collections.Counter[tuple[str, str, str]] = collections.Counter()
-    for name, times in hlo.runs(found, entry).items():
-        for line in found.get(name, ()):
+    for name, times in hlo.runs(computations, entry).items():
+        for line in computations.get(name, ()):
             estimate = hlo_text.CYCLES.search(line)
             if estimate:
                 key = _described(line)

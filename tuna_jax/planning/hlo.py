@@ -1,4 +1,4 @@
-"""Reads the compiler's text of an optimised program: its computations, and how often each runs."""
+"""Reads the compiler's text of an optimised program: its computations, and how often each of them runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ Computations = dict[str, list[str]]
 
 
 def computations(text: str) -> tuple[Computations, str]:
-    """Instructions of every computation by its name, and the name of the one that runs first.
+    """The instructions of every computation by name, and the name of the entry computation.
 
     Raises:
-      ValueError: the text has no ENTRY computation: it is no whole program.
+      ValueError: the text has no ENTRY computation, so it is not a whole program.
     """
-    found: Computations = {}
+    result: Computations = {}
     entry = ""
     current: list[str] | None = None
     for line in text.splitlines():
         head = hlo_text.COMPUTATION.match(line)
         if head:
-            current = found.setdefault(head[2], [])
+            current = result.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
         elif hlo_text.COMPUTATION_END.match(line):
             current = None
@@ -29,16 +29,16 @@ def computations(text: str) -> tuple[Computations, str]:
             current.append(line.strip().removeprefix("ROOT "))
     if not entry:
         raise ValueError("the compiler's text has no ENTRY computation")
-    return found, entry
+    return result, entry
 
 
-def runs(found: Computations, entry: str) -> dict[str, int]:
+def runs(computations: Computations, entry: str) -> dict[str, int]:
     """How often each computation runs in one run of the program.
 
-    A loop's rounds are read from the constant that its condition compares with: the TPU compiler notes no count. A
-    loop without one counts as one round. Of branches, each counts.
+    The TPU compiler notes no trip count, so that of a loop is the constant that its condition compares with; a loop
+    without one counts once. All branches are counted.
     """
-    calls = {name: _called(lines, found) for name, lines in found.items()}
+    calls = {name: _called(lines, computations) for name, lines in computations.items()}
     times: dict[str, int] = {}
     _add(calls, entry, 1, times)
     return times
@@ -52,17 +52,16 @@ def _add(
         _add(calls, callee, count * rounds, times)
 
 
-def _called(lines: list[str], found: Computations) -> list[tuple[str, int]]:
+def _called(lines: list[str], computations: Computations) -> list[tuple[str, int]]:
     """(computation, rounds) of every call of a computation."""
     callees: list[tuple[str, int]] = []
     for line in lines:
         loop = hlo_text.WHILE.search(line)
         if loop:
-            known = hlo_text.TRIP_COUNT.search(line)
-            rounds = int(known[1]) if known else _rounds(found.get(loop[1], []))
+            noted = hlo_text.TRIP_COUNT.search(line)
+            rounds = int(noted[1]) if noted else _rounds(computations.get(loop[1], []))
             callees += [(loop[1], rounds), (loop[2], rounds)]
             continue
-        # The end of an asynchronous call names the same computation as its beginning.
         if hlo_text.ASYNC_END.search(line):
             continue
         callees += [(name, 1) for name in hlo_text.CALLS.findall(line)]

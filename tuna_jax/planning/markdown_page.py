@@ -1,4 +1,4 @@
-"""`docs/scaling.md`, made of the JSON files that the command wrote: whoever doubts a number runs the command again."""
+"""`docs/scaling.md`, written from the JSON files of the command, so that every number can be reproduced."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from tuna_jax.planning import attention_memory, report
 
 Result = dict[str, Any]
 
-_TOP = """# Scaling: what fits, and how fast it could be at most
+_TOP = """# Scaling: what fits, and upper bounds on speed
 
-Made by `python -m tuna_jax.plan --collect={folder} --page={page}` of the files in `{folder}`. The command that wrote
-each of them stands above its table; it runs anywhere (`pip install libtpu`), without a TPU, data or weights.
+Written by `python -m tuna_jax.plan --collect={folder} --page={page}` from the files in `{folder}`. The command that
+wrote each file is above its table; it runs anywhere (`pip install libtpu`), without a TPU, data or weights.
 
 {legend}
 """
 
 _GLANCE = """## The stages at a glance
 
-Every stream's step is planned below; here is their mixture, by the shares of the streams: the step that leaves least
-memory, the bound on the mean step, on MFU, and the chip-hours of the whole stage; in brackets if nothing overlaps.
-A bound is no forecast: it lets every matrix product run at the chip's peak and everything else hide or wait its least.
-What good code has reached: MaxText tells of 45.5 % MFU for Llama-3.1-8B on v6e-256 and 65 % for Llama-2-70B on v5p.
+The step of every stream is planned below. This table has their mixture, weighted by the shares of the streams: the
+least spare memory of any step, the bounds on the mean step and on MFU, and the chip-hours of the whole stage; values in
+parentheses assume that nothing overlaps. A bound is not a forecast: it assumes that every matrix product runs at the
+chip's peak and that everything else is hidden or takes its least time. For comparison, MaxText reports 45.5 % MFU for
+Llama-3.1-8B on v6e-256 and 65 % for Llama-2-70B on v5p.
 
 """
 
 
 def collect(folder: Path, page: Path) -> str:
-    """The page's text.
+    """The text of the page.
 
     Raises:
-      ValueError: the folder has no plan, or a file is not one; it is named.
+      ValueError: the folder has no plan, or a file in it is not a plan; the message names it.
     """
     files = sorted(folder.glob("*.json"))
     if not files:
         raise ValueError(
-            f"--collect={folder}: no *.json there; plan --json={folder}/NAME.json writes one"
+            f"--collect={folder} has no *.json; plan --json={folder}/NAME.json writes one"
         )
     sections, glances = [], []
     for file in files:
         try:
-            held = json.loads(file.read_text())
-            sections.append(_attention(held) if held["kind"] == "attention" else _plan(held))
+            plan = json.loads(file.read_text())
+            sections.append(_attention(plan) if plan["kind"] == "attention" else _plan(plan))
             glances += filter(
-                None, [report.glance(held["results"])] if held["kind"] == "plan" else []
+                None, [report.glance(plan["results"])] if plan["kind"] == "plan" else []
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is no file that plan --json wrote: {error!r}") from error
+            raise ValueError(f"{file} was not written by plan --json: {error!r}") from error
     top = _TOP.format(folder=folder, page=page, legend=report.LEGEND)
     summary = [_GLANCE + _markdown([report.GLANCE, *glances]) + "\n"] if glances else []
     return "\n".join([top, *summary, *sections])
@@ -61,13 +62,13 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The first line is the headings."""
+    """A Markdown table; the first line is its head."""
     head, *rows = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
-def _plan(held: dict[str, Any]) -> str:
-    results = held["results"]
+def _plan(plan: dict[str, Any]) -> str:
+    results = plan["results"]
     name = f"{results[0]['experiment']} on {results[0]['topology']}"
     cost = report.stage_cost(results)
     slowest = max(result["compiler"]["seconds"] for result in results)
@@ -75,34 +76,33 @@ def _plan(held: dict[str, Any]) -> str:
     versions = results[0]["compiler"]
     parts = [
         f"## {name}\n",
-        _command(held),
+        _command(plan),
         f"{report.heading(results[0])}.\n",
         markdown(results) + "\n",
         f"{cost}\n" if cost else "",
-        _searched(held.get("search", [])),
-        f"Measured, here: the slowest program compiled in {slowest:.0f} s, with {memory:.1f} GiB of memory (jax "
-        f"{versions['jax']}, libtpu {versions['libtpu']}).\n",
+        _searched(plan.get("search", [])),
+        f"Measured on the planning machine: the slowest program compiled in {slowest:.0f} s, with {memory:.1f} GiB of "
+        f"memory (jax {versions['jax']}, libtpu {versions['libtpu']}).\n",
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _attention(held: dict[str, Any]) -> str:
+def _attention(plan: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## Memory of attention\n",
-            _command(held),
-            f"Forward and backward of one row on one chip of {held['topology']}, {attention_memory.HEADS} heads over "
-            f"{attention_memory.KV_HEADS}, head_dim {attention_memory.HEAD_DIM}, bfloat16; the compiler's estimate.\n",
-            attention_memory.table(held["results"]) + "\n",
+            _command(plan),
+            f"Forward and backward pass of one row on one chip of {plan['topology']}, {attention_memory.HEADS} heads "
+            f"over {attention_memory.KV_HEADS}, head_dim {attention_memory.HEAD_DIM}, bfloat16; the "
+            "compiler's estimate.\n",
+            attention_memory.table(plan["results"]) + "\n",
         ]
     )
 
 
-def _command(held: dict[str, Any]) -> str:
-    return f"    python -m tuna_jax.plan {' '.join(held['command'])}\n"
+def _command(plan: dict[str, Any]) -> str:
+    return f"    python -m tuna_jax.plan {' '.join(plan['command'])}\n"
 
 
-def _searched(tried: Sequence[str]) -> str:
-    if not tried:
-        return ""
-    return "Searched: " + "; ".join(tried) + ".\n"
+def _searched(notes: Sequence[str]) -> str:
+    return "Search: " + "; ".join(notes) + ".\n" if notes else ""

@@ -1,4 +1,4 @@
-"""What the command does with an experiment and a place: all programs as they are configured, or a search."""
+"""Plans an experiment on a topology: all of its programs as configured, or a search for the best configuration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tuna_jax.planning import abstract_programs, analyze, report, search
 from tuna_jax.planning.stage import Experiment, Stream
 
 Result = dict[str, Any]
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """`devices` of `slices` slices of `topology`, see `topology.devices`."""
+class TargetDevices:
+    """The `devices` of `slices` slices of `topology`, see `topology.devices`."""
 
     topology: str
     slices: int
@@ -33,12 +33,12 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a search found.
+class SearchResult:
+    """The result of a search.
 
     Attributes:
-      results: of the candidates that were compiled, the best that fits first.
-      notes: sentences: what was tried, and what is best.
+      results: of the compiled candidates, the best one that fits first.
+      notes: sentences that name the compiled candidates and the best one.
     """
 
     results: list[Result]
@@ -47,90 +47,93 @@ class Found:
 
 def all_of(
     experiment: Experiment,
-    place: Place,
+    where: TargetDevices,
     rows: int | None,
     streams: Sequence[str],
     kinds: Sequence[str],
-    say: Say,
+    log: Log,
     profile: bool = False,
 ) -> Iterator[Result]:
-    """Every wanted program as the experiment configures it; arguments as of `programs.all_of` and `measure.measure`."""
-    target = place.target(experiment)
+    """Every requested program as configured; arguments as for `abstract_programs.all_of` and `analyze.measure`."""
+    target = where.target(experiment)
     for planned in abstract_programs.all_of(experiment, target.mesh, rows, streams, kinds):
-        yield analyze.measure(experiment, planned, target, say, profile)
+        yield analyze.measure(experiment, planned, target, log, profile)
 
 
 def search_order(
-    experiment: Experiment, place: Place, stream: str | None
+    experiment: Experiment, where: TargetDevices, stream: str | None
 ) -> tuple[Stream, list[search.Estimate]]:
-    """The stream that is searched for, by default that of most batches, and the candidates in the formulas' order.
+    """The stream to search for, by default the one with most batches, and the candidates in the order of their
+    estimates.
 
     Raises:
-      ValueError: no such stream, or the formulas let nothing fit.
+      ValueError: there is no such stream, or no candidate fits by the formulas.
     """
-    found = {one.name: one for one in experiment.streams()}
-    name = stream or max(found, key=lambda name: found[name].share)
-    if name not in found:
-        raise ValueError(f"--stream={name}: {experiment.name} has the streams {', '.join(found)}")
-    chip = chip_of(place.topology)
-    order = search.estimates(experiment, found[name], chip, len(place.devices) // place.slices)
+    streams = {each.name: each for each in experiment.streams()}
+    name = stream or max(streams, key=lambda name: streams[name].share)
+    if name not in streams:
+        raise ValueError(f"--stream={name}: {experiment.name} has the streams {', '.join(streams)}")
+    chip = chip_of(where.topology)
+    order = search.estimates(experiment, streams[name], chip, len(where.devices) // where.slices)
     if not order:
         raise ValueError(
-            f"{experiment.name}, stream {name}: by the formulas nothing fits {place.topology}; take a larger slice"
+            f"{experiment.name}, stream {name}: by the formulas nothing fits {where.topology}; choose a larger slice"
         )
-    return found[name], order
+    return streams[name], order
 
 
 def search_best(results: Sequence[Result]) -> list[Result]:
-    """Those that fit with a tenth to spare first, by the time of a row; then those that fit; then the others."""
+    """Results that leave a tenth of the memory free first, by time per row; then others that fit; then the rest."""
 
     def key(result: Result) -> tuple[int, float]:
         if not result["memory"]["fits"]:
             return 2, result["memory"]["peak"]
-        roomy = result["memory"]["spare"] >= 1 - search.ROOM
-        return int(not roomy), result["bound"]["step"] / result["rows"]
+        has_margin = result["memory"]["spare"] >= 1 - search.ROOM
+        return int(not has_margin), result["bound"]["step"] / result["rows"]
 
     return sorted(results, key=key)
 
 
 def search_notes(results: Sequence[Result], candidates: int) -> list[str]:
-    """What was tried and what is best, in sentences; `results` as from `search_best`."""
+    """Sentences that name the compiled candidates and the best one; `results` as from `search_best`."""
     best = results[0]
-    tried = [
-        f"{report.heading(one)}, {one['rows'] // one['devices']} rows a device: {report.verdict(one)}"
-        for one in results
+    verdicts = [
+        f"{report.heading(each)}, {each['rows'] // each['devices']} rows per device: {report.verdict(each)}"
+        for each in results
     ]
-    notes = [f"{candidates} candidates by formulas, {len(results)} compiled", *tried]
+    notes = [f"{candidates} candidates by formulas, {len(results)} compiled", *verdicts]
     if best["memory"]["fits"] and best["memory"]["spare"] >= 1 - search.ROOM:
         notes.append(
-            f"Best that fits with a tenth to spare: {report.heading(best)}, {best['rows'] // best['devices']} rows a "
-            f"device; {best['bound']['binds']} binds, MFU at most {best['bound']['mfu']:.0%}"
+            f"Best with a tenth of the memory free: {report.heading(best)}, {best['rows'] // best['devices']} rows per "
+            f"device; bound by {best['bound']['binds']}, MFU at most {best['bound']['mfu']:.0%}"
         )
     else:
-        notes.append("None of these fits with a tenth to spare; more --tries look further")
+        notes.append(
+            "None of these leaves a tenth of the memory free; a larger --tries compiles more candidates"
+        )
     return notes
 
 
 def run_search(
-    experiment: Experiment, place: Place, stream: str | None, tries: int, say: Say
-) -> Found:
-    """Compiles the candidates that the formulas like best, until `tries` of them fit or were tried twice over."""
+    experiment: Experiment, where: TargetDevices, stream: str | None, tries: int, log: Log
+) -> SearchResult:
+    """Compiles the best candidates by the formulas until `tries` of them fit, and at most `2 * tries`."""
     chosen, order = search_order(experiment, place, stream)
     results: list[Result] = []
     for estimate in order[: 2 * tries]:
         candidate = estimate.candidate
-        say(
-            f"{candidate}: by formulas {estimate.binds} binds"
+        log(
+            f"{candidate}: bound by {estimate.binds} by the formulas"
             + (f", {' and '.join(estimate.padded)} padded" if estimate.padded else "")
         )
         changed = candidate.apply(experiment)
-        target = place.target(changed)
-        rows = candidate.rows * len(place.devices)
-        (sized,) = (one for one in changed.streams(rows) if one.name == chosen.name)
+        target = where.target(changed)
+        rows = candidate.rows * len(where.devices)
+        (sized,) = (each for each in changed.streams(rows) if each.name == chosen.name)
         planned = abstract_programs.train_step(changed, sized, target.mesh)
-        results.append(analyze.measure(changed, planned, target, say))
-        say(report.verdict(results[-1]))
-        if sum(one["memory"]["fits"] for one in results) >= tries:
+        results.append(analyze.measure(changed, planned, target, log))
+        log(report.verdict(results[-1]))
+        if sum(each["memory"]["fits"] for each in results) >= tries:
             break
     results = search_best(results)
-    return Found(results=results, notes=search_notes(results, len(order)))
+    return SearchResult(results=results, notes=search_notes(results, len(order)))

@@ -1,4 +1,4 @@
-"""What was planned, as a table for a terminal or a page."""
+"""Plans as tables for a terminal or a page."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from tuna_jax.hardware.chips import GIB
 
 Result = dict[str, Any]
 
-LEGEND = """HBM is the compiler's estimate for one device: the most in use at once, of what there is. Parameters,
-optimizer (with the moving average) and the frozen VAE are arithmetic on shapes; the rest is activations and
-temporaries. FLOPs are counted over the traced program, for one device; "again" is what of it is recomputed, or
-padding of the attention kernel, which MFU leaves out. Sent is arithmetic on the collectives that the compiler
-planned, in GiB as all memory. The bound on the step is arithmetic on these and the chip's published figures: the time
-of what binds, if all the rest hides behind it, and in brackets the sum, if nothing does. The bound on MFU belongs to
-the first. Bytes to and from HBM are the least there can be: arguments, results, temporaries and what is gathered,
-each written or read once. A text loss is planned as if every token had a label; in training, chunks without one are
-not computed. Nothing here was measured on a TPU."""
+LEGEND = """HBM, in GiB, is the compiler's estimate for one device: the most in use at once, of the memory that a
+program can use. Parameters, optimizer (with the moving average) and the frozen VAE are computed from shapes; the rest
+is activations and temporaries. FLOPs are counted over the traced program, for one device; "again" is the share that is
+recomputed or is padding of the attention kernel, which MFU does not count. "sent", in GiB, is computed from the
+collectives that the compiler planned. The bound on the step is computed from these and the chip's published figures:
+the time of the resource that binds, if all others are hidden behind it, and in parentheses the sum of all, if nothing
+overlaps. The bound on MFU belongs to the former. Bytes to and from HBM are the least possible: arguments, results,
+temporaries and gathered arrays are each written or read once. A text loss is planned as if every token had a label; in
+training, chunks without labels are not computed. Nothing here was measured on a TPU."""
 
-PROFILE = """where the compiler thinks that cycles of a core go, what costs most first. Kernels of our own and the
-network are not in it, and nothing overlaps: it finds what costs beside the products, and compares two ways to write
-the same. An instruction that was made of several has the name of one of them; `again` is recomputed."""
+PROFILE = """the compiler's estimates of a core's cycles, the largest first. Pallas kernels and the network have no
+estimates, and nothing overlaps: use it to find what costs time next to the matrix products, and to compare two ways of
+writing the same thing. A fused instruction has the name of one of its parts; `again` is recomputed."""
 
 HEADINGS = (
-    ("program", "rows a device", "fits", "HBM", "spare", "parameters", "optimizer", "VAE", "rest")
-    + ("TFLOP", "again", "sent", "step", "binds", "MFU", "tokens/s", "pictures/s")
+    ("program", "rows per device", "fits", "HBM", "spare", "parameters", "optimizer", "VAE", "rest")
+    + ("TFLOP", "again", "sent", "step", "binds", "MFU", "tokens/s", "images/s")
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def row(result: Result) -> list[str]:
     """A result's cells, in the order of `HEADINGS`."""
     memory, flops, devices = result["memory"], result["flops"], result["devices"]
     parts = memory["parts"]
-    known = sum(parts.values())
+    accounted = sum(parts.values())
     again = 1 - flops["useful"] / flops["counted"] if flops["counted"] else 0.0
     cells = [
         f"{result['program']} {result['stream']}".strip(),
@@ -45,7 +45,7 @@ def row(result: Result) -> list[str]:
         _gib(parts["parameters"]),
         _gib(parts.get("optimizer", 0.0) + parts.get("average", 0.0)),
         _gib(parts.get("frozen_vae", 0.0)),
-        _gib(max(memory["peak"] - known, 0.0)),
+        _gib(max(memory["peak"] - accounted, 0.0)),
         f"{flops['counted'] / devices / 1e12:.3g}",
         f"{again:.0%}",
     ]
@@ -64,7 +64,7 @@ def row(result: Result) -> list[str]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Lines of columns that stand under one another."""
+    """The results as aligned columns, one line each."""
     return _columns([list(HEADINGS), *(row(result) for result in results)])
 
 
@@ -77,7 +77,7 @@ def _columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def profile(result: Result) -> str:
-    """Where the cycles of a result's program go, a line each."""
+    """The profile of a result's program as aligned columns, one line per operation."""
     title = f"{result['program']} {result['stream']}".strip()
     lines = [["share", "cycles", "runs", "direction", "operation", "array"]] + [
         [f"{cost['share']:.1%}", f"{cost['cycles']:,}", f"{cost['runs']:,}"]
@@ -99,7 +99,7 @@ def topology(result: Result) -> str:
 
 
 def heading(result: Result) -> str:
-    """Where a result's program was planned for, and how it is split."""
+    """The topology that a result's program was planned for, and how it is sharded."""
     return (
         f"{result['experiment']} on {topology(result)} ({result['chips']} chips), mesh {mesh(result)}, "
         f"remat {result['remat']}, attention {result['attention']}"
@@ -108,14 +108,15 @@ def heading(result: Result) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The steps of a stage's streams, weighed by their shares.
+    """The steps of a stage's streams, weighted by their shares.
 
     Attributes:
-      step: seconds at the bound. unhidden: the same if nothing overlaps.
-      mfu, unhidden_mfu: the share of the chips' peak that useful FLOPs reach in these.
+      step: seconds at the bound.
+      unhidden: seconds if nothing overlaps.
+      mfu, unhidden_mfu: the share of the chips' peak that useful FLOPs reach in these times.
       hours, unhidden_hours: chip-hours of all steps of the stage.
-      spare: the least share of memory that a step leaves.
-      binds: what binds the step of most time.
+      spare: the least share of memory that a step leaves free.
+      binds: the resource that binds the step with most of the time.
     """
 
     step: float
@@ -137,14 +138,14 @@ def mixture(results: Sequence[Result]) -> Mixture | None:
     mean = sum(result["share"] * result["bound"]["step"] for result in steps)
     slowest = sum(result["share"] * result["bound"]["unhidden"] for result in steps)
     useful = sum(result["share"] * result["flops"]["useful"] for result in steps)
-    # Useful FLOPs are the bound's MFU times what the chips could do in the bound's time.
-    could = sum(r["share"] * r["flops"]["useful"] / r["bound"]["mfu"] for r in steps)
+    # Useful FLOPs are the bound's MFU times the FLOPs that the chips can do in the bound's time.
+    possible = sum(r["share"] * r["flops"]["useful"] / r["bound"]["mfu"] for r in steps)
     hours = steps[0]["steps"] * steps[0]["chips"] / 3600
     return Mixture(
         step=mean,
         unhidden=slowest,
-        mfu=useful / could,
-        unhidden_mfu=useful / could * mean / slowest,
+        mfu=useful / possible,
+        unhidden_mfu=useful / possible * mean / slowest,
         hours=hours * mean,
         unhidden_hours=hours * slowest,
         spare=min(result["memory"]["spare"] for result in steps),
@@ -153,7 +154,7 @@ def mixture(results: Sequence[Result]) -> Mixture | None:
 
 
 def stage_cost(results: Sequence[Result]) -> str:
-    """Chip-hours of all steps of the stage at the bound, if every stream was planned and fits; else ''."""
+    """Chip-hours of all steps of the stage at the bound, if every stream was planned and fits; otherwise ''."""
     mean = mixture(results)
     if mean is None:
         return ""
@@ -166,7 +167,7 @@ def stage_cost(results: Sequence[Result]) -> str:
 
 
 GLANCE = (
-    ("experiment", "topology", "mesh", "remat", "rows a device", "spare HBM")
+    ("experiment", "topology", "mesh", "remat", "rows per device", "spare HBM")
     + ("step", "MFU", "binds", "chip-hours")
 )  # fmt: skip
 
@@ -177,7 +178,7 @@ def glance(results: Sequence[Result]) -> list[str] | None:
     if mean is None:
         return None
     steps = [result for result in results if result["program"] == "train"]
-    first, rows = steps[0], [one["rows"] / one["devices"] for one in steps]
+    first, rows = steps[0], [each["rows"] / each["devices"] for each in steps]
     return [
         first["experiment"],
         topology(first),
@@ -193,12 +194,12 @@ def glance(results: Sequence[Result]) -> list[str] | None:
 
 
 def verdict(result: Result) -> str:
-    """One sentence: whether it fits, and by how much."""
+    """One line: whether the program fits, and the memory that is left."""
     memory = result["memory"]
     name = f"{result['program']} {result['stream']}".strip()
     amounts = f"{_gib(memory['peak'])} of {_gib(memory['usable'])} GiB"
     if memory["fits"]:
-        return f"{name}: fits, {amounts}, {memory['spare']:.0%} to spare"
+        return f"{name}: fits, {amounts}, {memory['spare']:.0%} free"
     return f"{name}: does not fit: {amounts}"
 
 

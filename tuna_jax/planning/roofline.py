@@ -1,4 +1,4 @@
-"""The shortest time a step can take by a chip's published figures, and what binds it: arithmetic, no measurement."""
+"""The shortest time of a step by a chip's published figures, and the resource that binds it; nothing is measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from tuna_jax.hardware.chips import Chip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one step asks of one JAX device.
+    """The work of one step on one JAX device.
 
     Attributes:
-      flops: all that it computes. model_flops: without what it computes again.
-      memory: bytes to and from HBM. network: bytes sent within the slice. dcn: bytes sent to other slices.
+      flops: all that it computes.
+      model_flops: without rematerialisation.
+      memory: bytes to and from HBM.
+      network: bytes sent within the slice.
+      dcn: bytes sent to other slices.
     """
 
     flops: float
@@ -28,11 +31,11 @@ class Bound:
     """Seconds that each of four resources needs at its peak.
 
     Attributes:
-      compute, memory, network, dcn: seconds; 'network' takes all links of a chip as used at once.
-      step: the largest of them: no step is faster, if all the rest hides behind it.
-      unhidden: their sum: the same if nothing hides behind anything.
-      binds: which is the largest.
-      mfu: share of the chip's peak that useful FLOPs reach in a step of `step` seconds; no step has more.
+      compute, memory, network, dcn: seconds; 'network' assumes that all links of a chip are used at once.
+      step: the largest of them: the time of a step if all others are hidden behind it.
+      unhidden: their sum: the time of a step if nothing overlaps.
+      binds: the name of the largest.
+      mfu: the share of the chip's peak that useful FLOPs reach in `step` seconds; an upper bound.
     """
 
     compute: float

@@ -1,8 +1,8 @@
-"""Looks for the batch, the mesh and the rematerialisation with the fastest step that fits: formulas first, then the
-compiler on the few that look best.
+"""Searches for the batch, the mesh and the rematerialisation with the fastest step that fits.
 
-The formulas only put candidates in order, so they are rough: matrix products alone, weights gathered in bfloat16, what
-a layer keeps told by its widths. What is reported afterwards is the compiler's.
+Formulas order the candidates, and the compiler then runs on the best of them (`planner.run_search`). The formulas are
+rough: they count only matrix products, weights gathered in bfloat16, and what a layer keeps by its widths. The reported
+numbers are the compiler's.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from tuna_jax.training.optimizer import trainable
 ROWS = (1, 2, 4, 8, 16, 32)
 TENSOR = (1, 2, 4)
 ROOM = 0.9  # A plan leaves a tenth of the memory free.
-TILE = 16  # Rows of a bfloat16 tile; a part that is no multiple of them is padded, and travels as if twice as large.
+TILE = 16  # Rows of a bfloat16 tile; other numbers of rows are padded, and sent as if they were twice as large.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What may be chosen.
+    """A configuration to try.
 
     Attributes:
-      rows: on each device. data, fsdp, tensor: sizes of the mesh's axes. remat: of `config.REMAT_POLICIES`.
+      rows: per device.
+      data, fsdp, tensor: sizes of the mesh's axes.
+      remat: one of `config.REMAT_POLICIES`.
     """
 
     rows: int
@@ -50,18 +52,22 @@ class Candidate:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} rows a device, data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}, "
+            f"{self.rows} rows per device, data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}, "
             f"remat {self.remat}"
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the formulas say of a candidate.
+    """The estimates of the formulas for a candidate.
 
     Attributes:
-      candidate: which. memory: bytes on a device. seconds: bound on a row's time on a device. unhidden: the same with
-        nothing overlapping. binds: what binds. padded: parts of the model whose weights travel as if twice as large.
+      candidate: the configuration.
+      memory: bytes on a device.
+      seconds: bound on the time per row of a device.
+      unhidden: the time per row if nothing overlaps.
+      binds: the resource that binds.
+      padded: parts of the model whose weights are sent as if they were twice as large.
     """
 
     candidate: Candidate
@@ -74,25 +80,25 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sizes:
-    """Parameters of the model by part, all of them and what is trained."""
+    """Numbers of parameters of the model by part: all, and trained."""
 
     parts: dict[str, int]
     trained: dict[str, int]
 
 
 def estimates(experiment: Experiment, stream: Stream, chip: Chip, devices: int) -> list[Estimate]:
-    """Every candidate that the formulas let fit, the fastest first; ties go to the one that waits least if nothing
-    overlaps."""
-    found = [
+    """Every candidate that fits by the formulas, the fastest first; ties are broken by the time without overlap."""
+    all_estimates = [
         estimate(experiment, stream, chip, candidate)
         for candidate in candidates(experiment, devices)
     ]
-    fitting = [one for one in found if one.memory <= ROOM * chip.usable / chip.devices]
-    return sorted(fitting, key=lambda one: (float(f"{one.seconds:.2g}"), one.unhidden))
+    usable = ROOM * chip.usable / chip.devices
+    fitting = [each for each in all_estimates if each.memory <= usable]
+    return sorted(fitting, key=lambda each: (float(f"{each.seconds:.2g}"), each.unhidden))
 
 
 def candidates(experiment: Experiment, devices: int) -> Iterator[Candidate]:
-    """All that can be laid on so many devices: every split axis of a parameter must divide."""
+    """All candidates for this number of devices: every split axis of a parameter must divide."""
     config = experiment.config
     widths = (config.representation.width, config.language.width)
     features = [config.representation.width, config.representation.mlp]
@@ -111,15 +117,15 @@ def candidates(experiment: Experiment, devices: int) -> Iterator[Candidate]:
 
 
 def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Candidate) -> Estimate:
-    """The formulas' word on one candidate."""
+    """The estimates of the formulas for one candidate."""
     sizes = _sizes(experiment.config, experiment.settings.optimizer.frozen)
-    found = bound(_work(experiment, stream, candidate, sizes), chip)
+    limits = bound(_work(experiment, stream, candidate, sizes), chip)
     return Estimate(
         candidate=candidate,
         memory=_memory(experiment, stream, candidate, sizes),
-        seconds=found.step / candidate.rows,
-        unhidden=found.unhidden / candidate.rows,
-        binds=found.binds,
+        seconds=limits.step / candidate.rows,
+        unhidden=limits.unhidden / candidate.rows,
+        binds=limits.binds,
         padded=tuple(part for part in sizes.parts if _padded(experiment, part, candidate)),
     )
 
@@ -132,21 +138,21 @@ def _sizes(config: TunaConfig, frozen: tuple[str, ...]) -> _Sizes:
     def count(tree: Any) -> int:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
-    learned = jax.tree.map(lambda leaf, own: leaf if own else None, shapes, chosen)
+    trained = jax.tree.map(lambda leaf, is_trained: leaf if is_trained else None, shapes, chosen)
     return _Sizes(
         parts={name: count(part) for name, part in shapes.items()},
-        trained={name: count(part) for name, part in learned.items()},
+        trained={name: count(part) for name, part in trained.items()},
     )
 
 
 def _padded(experiment: Experiment, part: str, candidate: Candidate) -> bool:
-    """Whether the pieces of this part's weights do not fill whole tiles."""
+    """Whether the shards of this part's weights do not fill whole tiles."""
     sizes = experiment.config.representation if part == "representation" else experiment.config.language  # fmt: skip
     return candidate.fsdp > 1 and sizes.width // candidate.fsdp % TILE > 0
 
 
 def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int, int, int]]:
-    """(layers, tokens of a row, width, hidden width, heads) of the stacks that a batch of the stream runs."""
+    """(layers, tokens per row, width, hidden width, heads) of the stacks that a batch of the stream runs."""
     config, length = experiment.config, stream.shape.length
     shape = stream.shape
     frames = 1 + (shape.frames - 1) // config.vae.temporal_factor
@@ -162,26 +168,29 @@ def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int,
 
 
 def _work(experiment: Experiment, stream: Stream, candidate: Candidate, sizes: _Sizes) -> Work:
-    tensor, rows = candidate.tensor, candidate.rows * candidate.tensor  # rows of a group of chips
+    tensor, rows = (
+        candidate.tensor,
+        candidate.rows * candidate.tensor,
+    )  # rows of a tensor-parallel group
     vocabulary, width = experiment.config.language.vocabulary, experiment.config.language.width
     forward = head = shared = 0.0
     for layers, tokens, size, hidden, _ in _layers(experiment, stream):
-        # Attention's products and the MLP's; its scores and its values.
+        # Products of attention and of the MLP; scores and values of attention.
         weights = 4 * size * size + 3 * size * hidden
         forward += rows * layers * tokens * (2 * weights + 4 * tokens * size)
-        # Two sums over the group forward, two backward, in bfloat16.
+        # Two sums over the group in the forward pass and two in the backward pass, in bfloat16.
         shared += 4 * rows * layers * tokens * size * 2 * 2 * (tensor - 1) / tensor
     if stream.heads.text_rows != 0:
         head = 2.0 * rows * stream.shape.length * vocabulary * width
     useful = 3 * (forward + head)
-    # Of what `dots` keeps, the products are not taken again; attention is.
+    # `dots` does not recompute products, but recomputes attention.
     again = {"none": 0.0, "dots": 0.1}.get(candidate.remat, 1.0) * forward
     total, trained = sum(sizes.parts.values()), sum(sizes.trained.values())
     split = (candidate.fsdp - 1) / candidate.fsdp / tensor
     gathered = scattered = 0.0
     for part in sizes.parts:
         twice = 2 if _padded(experiment, part, candidate) else 1
-        # In bfloat16: weights forward and backward, and gradients once.
+        # In bfloat16: weights in the forward and the backward pass, and gradients once.
         gathered += 2 * 2 * sizes.parts[part] * split * twice
         scattered += 2 * sizes.trained[part] * split * twice
     copies = 2 * 4 * trained / (candidate.fsdp * tensor)
@@ -197,9 +206,9 @@ def _work(experiment: Experiment, stream: Stream, candidate: Candidate, sizes: _
 
 def _memory(experiment: Experiment, stream: Stream, candidate: Candidate, sizes: _Sizes) -> float:
     """Bytes on a device: parameters, their average, Adam's two moments and the gradients, all float32; what layers
-    keep for the backward pass; one layer at work; the text head's scores."""
+    keep for the backward pass; the working memory of one layer; the text head's scores."""
     parts = candidate.fsdp * candidate.tensor
-    held = 4.0 * (2 * sum(sizes.parts.values()) + 3 * sum(sizes.trained.values())) / parts
+    state = 4.0 * (2 * sum(sizes.parts.values()) + 3 * sum(sizes.trained.values())) / parts
     kept = working = 0.0
     rows = candidate.rows * candidate.tensor
     for layers, tokens, size, hidden, heads in _layers(experiment, stream):
@@ -214,7 +223,7 @@ def _memory(experiment: Experiment, stream: Stream, candidate: Candidate, sizes:
     if stream.heads.text_rows != 0:
         scores = 2 * 4.0 * rows * stream.shape.length * experiment.config.language.vocabulary
     gathered = 2 * 2 * max(size for size in sizes.parts.values()) / 20
-    return held + kept + max(working, scores) + gathered
+    return state + kept + max(working, scores) + gathered
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""An experiment file as planning sees it: what its batches look like, without data, weights or devices."""
+"""An experiment file as planning uses it: the shapes of its batches, without data, weights or devices."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from tuna_jax.utils.config_parsing import parse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A stream's largest batch: most tokens, and of those most pixels.
+    """A stream's largest batch: the one with most tokens, and of those the one with most pixels.
 
     Attributes:
-      name: of the stream. share: of all batches that are this stream's.
-      shape: of the batch. heads: that it needs.
+      name: of the stream.
+      share: of all batches.
+      shape: of the batch.
+      heads: the rows that need each head.
     """
 
     name: str
@@ -38,22 +40,24 @@ class Stream:
 
     @property
     def tokens(self) -> int:
-        """Positions of the sequences of a batch, text and visual ones."""
+        """Positions of the sequences of a batch, textual and visual."""
         return self.shape.rows * self.shape.length
 
     @property
     def pictures(self) -> int:
-        """Pictures, or clips' frames, of a batch; 0 of text alone."""
+        """Images, or frames of clips, of a batch; 0 for text only."""
         used = self.shape.size.height > 32
         return self.shape.rows * self.shape.slots * self.shape.frames if used else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What an experiment file says, checked.
+    """The checked settings of an experiment file.
 
     Attributes:
-      name: of the file. settings: the file's. config: its model.
+      name: of the file.
+      settings: of the file.
+      config: of its model.
     """
 
     name: str
@@ -62,41 +66,44 @@ class Experiment:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the streams in their order."""
+        """Names of the streams, in order."""
         return tuple(self.settings.data.streams)
 
     def streams(self, rows: int | None = None) -> list[Stream]:
-        """Every stream's largest batch; `rows`, over all devices, in place of each stream's own.
+        """Every stream's largest batch.
+
+        Args:
+          rows: of every batch, over all devices; None: as each stream is configured.
 
         Raises:
-          ValueError: a stream's settings that cannot be.
+          ValueError: a stream's settings are invalid.
         """
-        found = stream_settings(self.settings.data)
-        weights = math.fsum(one.weight for one in found.values())
+        by_name = stream_settings(self.settings.data)
+        total = math.fsum(each.weight for each in by_name.values())
         streams = []
-        for name, one in found.items():
-            one = dataclasses.replace(one, rows=rows or one.rows)
-            shape = max(possible_shapes(name, one, self.config.vae), key=_extent)
+        for name, configured in by_name.items():
+            sized = dataclasses.replace(configured, rows=rows or configured.rows)
+            shape = max(possible_shapes(name, sized, self.config.vae), key=_extent)
             streams.append(
-                Stream(name=name, share=one.weight / weights, shape=shape, heads=one.heads)
+                Stream(name=name, share=sized.weight / total, shape=shape, heads=sized.heads)
             )
         return streams
 
     def with_model(self, **changes: Any) -> Experiment:
-        """The same with other fields of the model's configuration."""
+        """The experiment with changes to the model's configuration."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
     def with_mesh(self, **sizes: int) -> Experiment:
-        """The same on another mesh; the axes that are not named keep their size."""
+        """The experiment with other mesh sizes; axes that are not named keep their size."""
         mesh = dataclasses.replace(self.settings.mesh, **sizes)
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, mesh=mesh))
 
 
 def read(name: str, values: Mapping[str, Any]) -> Experiment:
-    """An experiment from what its file's `get_config()` gave.
+    """The experiment of a file's `get_config()`.
 
     Raises:
-      ValueError: it is of a kind that is not planned, or a key or value of it is wrong.
+      ValueError: its kind cannot be planned, or a key or value is wrong.
     """
     kind = values.get("kind")
     if kind != "multitask":

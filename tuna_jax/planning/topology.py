@@ -1,4 +1,4 @@
-"""The devices of a TPU slice that is not there: the TPU compiler runs without one."""
+"""The devices of a TPU slice that is not present: the TPU compiler does not need one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from tuna_jax.hardware.chips import chip_of
 
 _ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # This machine's own devices; the compiler for TPUs is loaded beside them.
-    "TPU_SKIP_MDS_QUERY": "1",  # Do not ask a cloud's metadata server what this machine is.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # No TPU is held, so several plans may run at once.
+    "JAX_PLATFORMS": "cpu",  # Of this machine; the TPU compiler is loaded in addition.
+    "TPU_SKIP_MDS_QUERY": "1",  # Do not query a cloud's metadata server.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # No TPU is used, so several plans may run at once.
 }
 
 
 def prepare_environment() -> None:
-    """Sets what JAX and the TPU compiler read when they are loaded; call it before `import jax`."""
+    """Sets the variables that JAX and the TPU compiler read when they are loaded; call it before `import jax`."""
     os.environ.update(_ENVIRONMENT)
 
 
 def chip_count(name: str) -> int:
-    """Chips of one slice: 'v5e:4x4' has 16.
+    """The number of chips of one slice: 16 for 'v5e:4x4'.
 
     Raises:
       ValueError: the name is not KIND:AxB or KIND:AxBxC with a known kind.
@@ -39,24 +39,23 @@ def chip_count(name: str) -> int:
 
 
 def devices(name: str, slices: int = 1) -> list[Any]:
-    """JAX devices of `slices` slices of this topology; programs compile for them and do not run.
+    """JAX devices of `slices` slices of this topology, to compile programs for.
 
     Raises:
-      ValueError: no such topology; the compiler's own words are told.
-      ModuleNotFoundError: the TPU compiler is not installed; says how to install it.
+      ValueError: there is no such topology; the message has the compiler's reason.
+      ModuleNotFoundError: the TPU compiler is not installed.
     """
     chip_count(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError("the TPU compiler is not installed: pip install libtpu")
     from jax.experimental import topologies
 
-    more = {"num_slices": slices} if slices > 1 else {}
+    options = {"num_slices": slices} if slices > 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
-    except (
-        Exception
-    ) as error:  # The plugin raises several kinds; all mean that there is no such topology.
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    # The plugin raises exceptions of several kinds; all mean that there is no such topology.
+    except Exception as error:
         raise ValueError(
-            f"--topology={name}: the TPU compiler knows no such topology: {error}"
+            f"--topology={name}: not a topology of the TPU compiler: {error}"
         ) from error
-    return list(found.devices)
+    return list(description.devices)

@@ -17,7 +17,6 @@ import numpy as np
 from absl import logging
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import together
 from tuna_jax.parallel import distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import metrics, state, step
@@ -102,7 +101,7 @@ def train(
             del given
         else:
             check_same_model(restored.config, record)
-            current, start = program.to_carry(restored.state), restored.step
+            current, start = restored.state, restored.step
         del restored
         frozen = (
             None
@@ -159,7 +158,7 @@ def train(
             report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
             log.sync()
             with speed.aside():
-                saved.save(at, together(current), config=record, iterator=iterator)
+                saved.save(at, current, config=record, iterator=iterator)
 
         with StopRequest() as stop:
             for number in range(start + 1, settings.steps + 1):
@@ -182,7 +181,7 @@ def train(
                 last = number == settings.steps
                 if draw and settings.sample_every and (last or number % settings.sample_every == 0):
                     with speed.aside():
-                        whole = distributed.to_first(together(current.averaged))
+                        whole = distributed.to_first(current.averaged)
                         if whole is not None:
                             draw(number, whole)
                         del whole
@@ -190,7 +189,7 @@ def train(
                 if evaluate and every and (last or number % every == 0):
                     report()  # Lines are in the order of their steps.
                     with speed.aside():
-                        log.write(number, evaluate(number, together(current.averaged)))
+                        log.write(number, evaluate(number, current.averaged))
                 stopping = stop.agreed(number) and not last
                 if stopping:
                     log.say(
@@ -208,7 +207,7 @@ def train(
     compilations.close()
     log.close()
     reached = int(current.step)
-    whole = distributed.to_first(together(current.averaged))
+    whole = distributed.to_first(current.averaged)
     if whole is not None:
         export_model(workdir / MODEL_FILE, whole, record, reached)
     return reached >= settings.steps

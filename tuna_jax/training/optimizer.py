@@ -115,23 +115,22 @@ def _algorithm(
 def _matrices(params: Any) -> Any:
     """Which axes of a kernel are its matrix; None for what is no kernel (Muon leaves it to AdamW).
 
-    A kernel maps all its axes but the last onto the last; in a stack of layers the first axis
-    counts layers, each a matrix of its own, unless they have been cut apart.
+    A kernel maps all its axes but the last onto the last; in a stack of layers the first axis counts layers, each a
+    matrix of its own.
     """
 
     def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         names = path_name(path).split(".")
         if names[-1] != "kernel":
             return None
-        first = 1 if "layers" in names and len(names) == len(path) else 0
+        first = 1 if "layers" in names else 0
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Dotted name of a parameter: ('language', 'layers', 'query', 'kernel') is
-    'language.layers.query.kernel', in a stack and for every layer that was cut out of one (`layers.apart`)."""
+    """Dotted name of a parameter: ('language', 'layers', 'query', 'kernel') is 'language.layers.query.kernel'."""
     return ".".join(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.hardware import flops
-from tuna_jax.models import layers, tuna, vae
+from tuna_jax.models import tuna, vae
 from tuna_jax.models.logical_sharding import constrain, use_sharding
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
@@ -40,11 +40,9 @@ class Program:
       mesh: the devices.
 
     Attributes:
-      shapes, shardings: of the state as it is saved: layers are stacked.
-      carried: shapes with shardings of the state that the step takes and returns. With `config.unroll`, on one device,
-        its layers are apart, or every step would copy them out of their stacks and their gradients together; else it is
-        that of `shapes`.
-      step: the step as a function of the carried state, see `step.make_step`.
+      shapes, shardings: of the state.
+      abstract_state: `shapes` with `shardings`.
+      step: the step as a function of the state, see `step.make_step`.
       jitted: the same, to be compiled: see `step.compile_step`.
     """
 
@@ -53,12 +51,7 @@ class Program:
     ):
         self.config, self.mesh, self.tasks = config, mesh, tasks
         self._settings = settings
-        self._apart = config.unroll and mesh.size == 1
-
-        def init(key: Array) -> Any:
-            params = tuna.init(config, key)
-            return layers.apart(params) if self._apart else params
-
+        init = functools.partial(tuna.init, config)
         params = jax.eval_shape(init, jax.random.key(0))
         update = optimizer.build(settings.optimizer, params, settings.steps)
         trained = optimizer.trainable(params, settings.optimizer.frozen)
@@ -70,10 +63,9 @@ class Program:
             average=settings.optimizer.ema > 0,
         )
         self._init = init
-        carried = jax.eval_shape(lambda: self._make_state(init))
-        self.shapes: state.TrainState = jax.eval_shape(layers.together, carried)
+        self.shapes: state.TrainState = jax.eval_shape(lambda: self._make_state(init))
         self.shardings = state.state_shardings(self.shapes, mesh)
-        self.carried = state.abstract(carried, self._laid(carried))
+        self.abstract_state = state.abstract(self.shapes, self.shardings)
         self._parts = param_sharding.batch_parts(mesh)
         made = step.make_step(
             _make_loss(config, settings, self._parts),
@@ -88,7 +80,7 @@ class Program:
             counts=tuna.target_counts,
         )
         self.step: step.Step = _laid_out(made, Activations(mesh))
-        self.jitted = step.compile_step(self.step, self._laid(carried), mesh)
+        self.jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
         self._flops: dict[Any, tuple[int, int]] = {}  # without the text head, and of it
 
@@ -98,33 +90,16 @@ class Program:
         return len(self._compiled)
 
     def initial(self, params: Any = None) -> state.TrainState:
-        """The carried state that a run begins with, made sharded.
+        """The state that a run begins with, created with its shardings.
 
         Args:
           params: parameters to begin with, laid out as `shardings.params`; they are donated. None: fresh ones.
         """
-        laid = self._laid(self.carried)
         if params is None:
-            return jax.jit(lambda: self._make_state(self._init), out_shardings=laid)()
-        make = jax.jit(
-            lambda given: self._make_state(lambda _: given), out_shardings=laid, donate_argnums=0
-        )
-        return make(layers.apart(params) if self._apart else params)
-
-    def to_carry(self, saved: state.TrainState) -> state.TrainState:
-        """A saved state, laid out as `shardings`, as the step takes it; `layers.together` is the inverse."""
-        if not self._apart:
-            return saved
-        # An empty node, beside a stack that is not trained, cannot be cut; leaves are in the same order all the same.
-        leaves = jax.tree.leaves(layers.apart(saved))
-        carried = jax.tree.unflatten(jax.tree.structure(self.carried), leaves)
-        return jax.device_put(carried, self._laid(self.carried))
-
-    def _laid(self, carried: state.TrainState) -> Any:
-        """Shardings of the carried state."""
-        if not self._apart:
-            return self.shardings
-        return jax.tree.map(lambda _: param_sharding.replicated(self.mesh), carried)
+            make = lambda: self._make_state(self._init)
+            return jax.jit(make, out_shardings=self.shardings)()
+        make_from = lambda params: self._make_state(lambda _: params)
+        return jax.jit(make_from, out_shardings=self.shardings, donate_argnums=0)(params)
 
     def batch_shapes(self, batch: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch over all processes, as shapes laid over the mesh; `batch` is one process's part, arrays or shapes.
@@ -166,7 +141,9 @@ class Program:
         """
         key = _kind(batch, heads)
         if key not in self._compiled:
-            lowered = self.jitted.lower(self.carried, self.batch_shapes(batch), frozen, heads)
+            lowered = self.jitted.lower(
+                self.abstract_state, self.batch_shapes(batch), frozen, heads
+            )
             self._compiled[key] = lowered.compile()
         return self._compiled[key]
 
@@ -191,7 +168,7 @@ class Program:
             def counted(heads: step.Heads) -> int:
                 run = functools.partial(plain.step, heads=heads)
                 return flops.count(
-                    jax.make_jaxpr(run)(plain.carried, self.batch_shapes(batch), frozen)
+                    jax.make_jaxpr(run)(plain.abstract_state, self.batch_shapes(batch), frozen)
                 )
 
             silent = counted(heads._replace(text_rows=0)) if chunked else 0
@@ -206,7 +183,7 @@ class Program:
     def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
         """Shapes of what the step returns, (state, window), traced without compiling anything."""
         run = functools.partial(self.step, heads=heads)
-        return jax.eval_shape(run, self.carried, dict(batch), frozen)
+        return jax.eval_shape(run, self.abstract_state, dict(batch), frozen)
 
 
 def _kind(batch: Arrays, heads: step.Heads) -> Any:

@@ -18,7 +18,8 @@ from tuna_jax.inference.generation.prefix_cache import (
     prepared,
     span_velocity,
 )
-from tuna_jax.models.layers import Params, cut
+from tuna_jax.models.cpu_fast_paths import unstack, unstacks
+from tuna_jax.models.layers import Params
 from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 
 Latent = Float[Array, "b t h w c"]
@@ -64,7 +65,7 @@ def _velocity(
     cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)
     # The rows of the positive side stand first. Cut out once, not at every step, and so are the layers.
     kept = jax.tree.map(lambda leaf: leaf[:, : len(noise)], cache)
-    cache, kept = cut((cache, kept)) if config.unroll else (cache, kept)
+    cache, kept = unstack((cache, kept)) if unstacks(config) else (cache, kept)
 
     def everywhere(x: Latent, t: Array) -> Latent:
         v = span_velocity(config, params, cache, prefix.lengths, x, t)

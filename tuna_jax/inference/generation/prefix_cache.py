@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import flow_head, language, tuna
 from tuna_jax.models.attention import KVCaches, sequence_layout, span_layout, text_layout
-from tuna_jax.models.layers import Params, apart
+from tuna_jax.models.cpu_fast_paths import unstack_layers, unstacks
+from tuna_jax.models.layers import Params
 from tuna_jax.models.logical_sharding import constrain
 
 
@@ -51,12 +52,12 @@ def text_prefix(tokens: Int[np.ndarray, "b p"], lengths: Int[np.ndarray, " b"]) 
 
 
 def prepared(config: TunaConfig, params: Params) -> Params:
-    """Parameters as the loops over steps and tokens take them: with `unroll` every layer apart (`layers.apart`).
+    """Parameters as the loops over steps and tokens take them: unstacked on CPU with `unroll`.
 
     The loops see to it themselves. Who calls them many times does it before, once, and spares each call a copy of the
     layers; it costs the memory of a second copy.
     """
-    return jax.jit(apart)(params) if config.unroll else params
+    return jax.jit(unstack_layers)(params) if unstacks(config) else params
 
 
 def prefill(

@@ -21,7 +21,8 @@ from tuna_jax.inference.generation.prefix_cache import (
     prepared,
 )
 from tuna_jax.models import tuna
-from tuna_jax.models.layers import Params, cut
+from tuna_jax.models.cpu_fast_paths import unstack, unstacks
+from tuna_jax.models.layers import Params
 from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 
 Choose = Callable[[Array, Array], Array]  # (logits, key) -> the next token of each row
@@ -154,7 +155,7 @@ def _begin(
     kept = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
     return _State(
         jnp.int32(0),
-        cut(cache) if config.unroll else cache,  # or every token would put the stack together again
+        unstack(cache) if unstacks(config) else cache,
         logits,
         jnp.zeros((batch,), bool),
         jnp.full((batch, max_new_tokens), eos, jnp.int32),
