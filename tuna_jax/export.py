@@ -93,7 +93,7 @@ def _run(chosen: argparse.Namespace) -> None:
     model = Tuna.load(chosen.model, vae=chosen.vae, tokenizer=chosen.tokenizer, dtype=chosen.dtype)
     usual = model.samples
     drawings = [
-        exported_sampler.Drawing(
+        exported_sampler.SamplerSpec(
             rows=rows,
             prompt=prompt,
             frames=frames,
