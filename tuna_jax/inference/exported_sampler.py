@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from jaxtyping import Array, Float, UInt8
 from tuna_jax.config import TunaConfig
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference import batching
-from tuna_jax.inference.components import PathLike
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.inference.generation_config import SamplingSettings
@@ -143,7 +143,7 @@ class Programs:
 
 
 def write(
-    folder: PathLike,
+    folder: str | os.PathLike[str],
     config: TunaConfig,
     params: Any,
     vae_params: Any,
@@ -189,7 +189,9 @@ def write(
     return [folder / spec.name for spec in specs]
 
 
-def read(folder: PathLike, config: TunaConfig, params: Any, vae_params: Any) -> Programs:
+def read(
+    folder: str | os.PathLike[str], config: TunaConfig, params: Any, vae_params: Any
+) -> Programs:
     """Reads the exported samplers in a folder.
 
     Args:
