@@ -60,7 +60,7 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
     for row, other, item in zip(
         chosen, scored, datasets.read_lines(folder / "pictures.jsonl"), strict=True
     ):
-        asked = [Conversation.of(tuna.see(item.shown), item.question)] * 4
+        asked = [Conversation.of(tuna.load_media(item.shown), item.question)] * 4
         found = likelihoods(tuna, asked, item.choices)
         np.testing.assert_allclose(row["log_probabilities"], found.log_probability, atol=2e-3)
         assert row["reply"] == item.choices[int(np.argmax(found.log_probability))]

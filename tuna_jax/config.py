@@ -1,8 +1,7 @@
-"""What a model is: frozen dataclasses, named presets, and checks.
+"""Configuration of a model: frozen dataclasses, named presets, and checks.
 
-Every size of TUNA is the same code with other numbers. A preset is a starting point; `from_dict`
-lays overrides over it and
-refuses a key that it does not know, so a typo in an experiment cannot pass silently.
+All sizes of TUNA share the same code. A preset is a starting point; `from_dict` applies overrides to it and rejects
+unknown keys, so that a typo in an experiment is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-# Per-channel statistics of the Wan 2.2 VAE's latents: facts of the upstream checkpoint (model.md section 1).
+# Per-channel statistics of the Wan 2.2 VAE's latents, from the upstream checkpoint (model.md section 1).
 _WAN22_MEAN = (
     (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557)
     + (-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825)
@@ -48,18 +47,17 @@ class VAEConfig:
       latent_channels: channels of the latent.
       encoder_width: channels of the encoder's first level; level i has `encoder_width * multipliers[i]`.
       decoder_width: the same for the decoder.
-      multipliers: width multipliers, one a level.
-      blocks: residual blocks a level of the encoder; the decoder has one more.
-      halve_time: for every level but the last, whether the encoder halves time there (the decoder mirrors it).
-      latent_stats: which per-channel statistics normalise latents: 'tuna' (mean := std, as the
-        released checkpoints were
-        trained), 'wan2.2' (upstream's), or 'custom' (`latent_mean`, `latent_std`).
+      multipliers: width multipliers, one per level.
+      blocks: residual blocks per level of the encoder; the decoder has one more.
+      halve_time: for every level except the last, whether the encoder halves time there (the decoder mirrors it).
+      latent_stats: which per-channel statistics normalise latents: 'tuna' (mean := std, as in the training of the
+        released checkpoints), 'wan2.2' (upstream's), or 'custom' (`latent_mean`, `latent_std`).
       latent_mean: per-channel mean for 'custom'.
       latent_std: per-channel standard deviation for 'custom'.
-      consistent_posterior: divide the posterior's standard deviation by `latent_std` too. The released code does not;
-        False matches it.
-      by_frame: every frame of a clip is a picture of its own: F frames are F latent frames, each as the same picture
-        alone would be. Lets a VAE that was trained on pictures carry clips.
+      consistent_posterior: whether to divide the posterior's standard deviation by `latent_std` too. False matches the
+        released code.
+      by_frame: whether every frame of a clip is encoded as an image: F frames are F latent frames. Lets a VAE that was
+        trained on images encode clips.
     """
 
     latent_channels: int = 48
@@ -77,7 +75,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         _require(
             len(self.halve_time) == len(self.multipliers) - 1,
-            f"vae.halve_time has {len(self.halve_time)} entries; it wants one for every level but the last, "
+            f"vae.halve_time has {len(self.halve_time)} entries; it requires one for every level except the last, "
             f"{len(self.multipliers) - 1}",
         )
         _require(
@@ -100,17 +98,24 @@ class VAEConfig:
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels a latent position covers in height and in width (16 for Wan 2.2)."""
+        """Pixels per latent position in height and in width (16 for Wan 2.2)."""
         return 2 ** len(self.multipliers)
 
     @property
     def temporal_factor(self) -> int:
-        """Frames a latent frame covers after the first (4 for Wan 2.2)."""
+        """Frames per latent frame after the first (4 for Wan 2.2)."""
         return 1 if self.by_frame else 2 ** sum(self.halve_time)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Latent shape (T, h, w, C) of a clip; raises ValueError naming the extent that does not
-        fit and the nearest that does."""
+        """Latent shape (T, h, w, C) of a clip.
+
+        Args:
+          frames: number of frames, 1 + k `temporal_factor`.
+          height, width: size in pixels, multiples of `spatial_factor`.
+
+        Raises:
+          ValueError: an extent does not fit; it is named with the nearest ones that do.
+        """
         space, time = self.spatial_factor, self.temporal_factor
         for name, size in (("height", height), ("width", width)):
             low = size // space * space
@@ -130,8 +135,8 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentationConfig:
-    """The SigLIP2 encoder over latents (model.md section 3). `layers` counts the kept ones: all
-    but the last of the original."""
+    """The SigLIP2 encoder over latents (model.md section 3). `layers` counts those in use: all except the original's
+    last."""
 
     width: int = 1152
     layers: int = 26
@@ -204,21 +209,21 @@ class FlowHeadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TunaConfig:
-    """A whole TUNA.
+    """A complete TUNA.
 
     Attributes:
       vae, representation, language, flow_head: the parts.
-      time_frequencies: width of the sinusoid that embeds flow time.
-      compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms,
-        modulation, RoPE angles,
-        softmax and losses are float32 whatever it is.
-      remat: what a scanned layer recomputes in the backward pass: 'none'; 'full': everything; 'dots': keeps the
-        outputs of matmuls with parameters; 'attention': keeps attention's outputs; 'dots_attention': keeps both.
-      unroll: unroll scans over layers in the compiled program: faster for few small layers on CPU, where loops over
-        steps and tokens then also take unstacked layers (`models/cpu_fast_paths.py`).
+      time_frequencies: width of the sinusoidal embedding of flow time.
+      compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms, modulation, RoPE
+        angles, softmax and losses are always float32.
+      remat: what a scanned layer recomputes in the backward pass: 'none': nothing; 'full': everything; 'dots':
+        everything except the outputs of matmuls with parameters; 'attention': everything except attention's outputs;
+        'dots_attention': everything except both.
+      unroll: whether to unroll scans over layers in the compiled program, which is faster for few small layers on CPU;
+        loops over solver steps and tokens then also take unstacked layers there (`models/cpu_fast_paths.py`).
       attention_backend: 'xla', 'auto', 'splash' or 'cudnn', see `models/attention.attention`.
-      text_chunk: tokens of each row whose scores over the vocabulary the text loss computes at a time, and those with
-        a label alone; 0: of all tokens at once.
+      text_chunk: number of tokens per row whose logits the text loss computes at a time, only at tokens with a label;
+        0: the logits of all tokens at once.
     """
 
     vae: VAEConfig = VAEConfig()
@@ -245,7 +250,7 @@ class TunaConfig:
             self.attention_backend in ATTENTION_BACKENDS,
             f"attention_backend is {self.attention_backend!r}; choose one of {', '.join(ATTENTION_BACKENDS)}",
         )
-        _require(self.text_chunk >= 0, f"text_chunk is {self.text_chunk}; it is at least 0")
+        _require(self.text_chunk >= 0, f"text_chunk is {self.text_chunk}; it must be at least 0")
         _require(self.time_frequencies % 2 == 0, f"time_frequencies {self.time_frequencies} is odd")
 
     def to_dict(self) -> dict[str, Any]:
@@ -266,11 +271,11 @@ def _tuna_7b() -> TunaConfig:
 
 
 def _tuna_smol() -> TunaConfig:
-    """SmolLM2-135M and SigLIP2 base as parents: the smallest TUNA whose language transformer is a pre-trained one."""
+    """Initialised from SmolLM2-135M and SigLIP2 base: the smallest TUNA with a pre-trained language transformer."""
     return TunaConfig(
         representation=RepresentationConfig(width=768, layers=11, heads=12, mlp=3072),
         language=LanguageConfig(
-            vocabulary=49_156,  # SmolLM2's 49,152 and TUNA's four
+            vocabulary=49_156,  # SmolLM2's 49,152 tokens and TUNA's four.
             width=576,
             layers=30,
             heads=9,
@@ -286,7 +291,7 @@ def _tuna_smol() -> TunaConfig:
 
 
 def _tiny() -> TunaConfig:
-    """Every part at its smallest useful size: for tests and compile checks, not for pictures."""
+    """Every part at its smallest useful size, for tests and compile checks."""
     return TunaConfig(
         vae=VAEConfig(
             latent_channels=8,
@@ -308,7 +313,7 @@ def _tiny() -> TunaConfig:
 
 
 def _mid() -> TunaConfig:
-    """What speed is measured with on a machine without an accelerator (docs/performance.md); nobody trains it."""
+    """For speed measurements on a machine without an accelerator (docs/performance.md); not for training."""
     return TunaConfig(
         representation=RepresentationConfig(width=384, layers=5, heads=6, mlp=1536, grid=16),
         language=LanguageConfig(
@@ -323,7 +328,7 @@ def _mid() -> TunaConfig:
 
 
 def _emoji() -> TunaConfig:
-    """The demo's model: 64 px pictures as 4x4 latents of 16 channels, small enough to learn on a laptop."""
+    """The demo's model: images of 64x64 pixels as 4x4 latents of 16 channels, small enough to train on a laptop."""
     return TunaConfig(
         vae=emoji_vae(),
         representation=RepresentationConfig(width=144, layers=2, heads=3, mlp=384, grid=4),
@@ -361,20 +366,23 @@ PRESETS = {
 
 
 def preset(name: str) -> TunaConfig:
-    """The named preset; an unknown name raises ValueError with the names that exist."""
+    """The preset `name`.
+
+    Raises:
+      ValueError: the name is unknown; the names of all presets are listed.
+    """
     _require(name in PRESETS, f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
 
 def from_dict(values: Mapping[str, Any]) -> TunaConfig:
-    """A config from nested overrides.
+    """A config from nested overrides of a preset.
 
     Args:
-      values: field names of `TunaConfig` to values or nested mappings; 'preset' (default 'tiny')
-        names what they override.
+      values: field names of `TunaConfig` to values or nested mappings; 'preset' (default 'tiny') names the preset.
 
     Raises:
-      ValueError: an unknown key (named, with the nearest known one), or values that contradict each other.
+      ValueError: a key is unknown (it is named, with the nearest known key), or values contradict each other.
     """
     rest = dict(values)
     return _override(preset(rest.pop("preset", "tiny")), rest, "model")

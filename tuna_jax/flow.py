@@ -1,4 +1,4 @@
-"""Flow matching: the probability path, the sampling of time, and solvers (model.md sections 2 and 9).
+"""Flow matching: the probability path, time sampling, guidance and solvers (model.md sections 2 and 9).
 
 `t = 0` is noise and `t = 1` is clean: `x_t = t x_1 + (1 - t) x_0`, velocity `u = x_1 - x_0`.
 """
@@ -14,26 +14,25 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 Velocity = Callable[[Array, Array], Array]
+"""(x, t) -> dx/dt"""
 
 # mu is linear in the number of image tokens through these two points; the released code always evaluates it at 1024.
 _SHIFT_LOW, _SHIFT_HIGH = (256, 0.5), (4096, 1.15)
 SHIFT_TOKENS = 1024
 
 EVERYWHERE = (0.0, 1.0)
-"""The guidance interval that leaves out no time."""
-_ROUNDING = (
-    1e-6  # float32 may put a time of the grid so far beside the end of an interval that names it.
-)
+"""The guidance interval that includes all times."""
+_ROUNDING = 1e-6  # Tolerance for a time of the grid, in float32, that is meant to be an end of the interval.
 
 
 def shift_mu(tokens: int = SHIFT_TOKENS) -> float:
-    """mu of the time shift for this many image tokens."""
+    """mu of the time shift for `tokens` image tokens."""
     (x0, y0), (x1, y1) = _SHIFT_LOW, _SHIFT_HIGH
     return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
 
 
 def shift_time(t: Float[Array, "*b"], mu: float) -> Float[Array, "*b"]:
-    """Shifts t toward noise: with `s = 1 - t`, `s <- e^mu / (e^mu + 1/s - 1)`. t = 0 and t = 1 stay where they are."""
+    """Shifts t toward noise: with `s = 1 - t`, `s <- e^mu / (e^mu + 1/s - 1)`. t = 0 and t = 1 do not change."""
     s = 1.0 - t
     safe = jnp.where(s > 0, s, 1.0)
     return 1.0 - jnp.where(s > 0, math.exp(mu) / (math.exp(mu) + 1.0 / safe - 1.0), 0.0)
@@ -42,12 +41,12 @@ def shift_time(t: Float[Array, "*b"], mu: float) -> Float[Array, "*b"]:
 def training_time(
     normal: Float[Array, "*b"], *, t_min: float = 0.0, mu: float | None = None
 ) -> Float[Array, "*b"]:
-    """Training times from standard normal draws: `sigmoid(u) (1 - t_min) + t_min`, then shifted.
+    """Training times from standard normal samples u: `sigmoid(u) (1 - t_min) + t_min`, then shifted.
 
     Args:
-      normal: draws; scale and move them for another logit-normal.
-      t_min: least time; 1 gives exactly 1 (understanding, the source of an edit).
-      mu: strength of the shift; None does not shift. The released code uses `shift_mu()`.
+      normal: samples; scale and shift them for another logit-normal distribution.
+      t_min: smallest time; 1 gives exactly 1 (understanding, the source of an edit).
+      mu: strength of the shift; None: no shift. The released code uses `shift_mu()`.
     """
     t = jax.nn.sigmoid(normal) * (1.0 - t_min) + t_min
     return t if mu is None else shift_time(t, mu)
@@ -61,7 +60,7 @@ def sample_time(
     std: float = 1.0,
     mu: float | None = None,
 ) -> Float[Array, ...]:
-    """`training_time` of normal draws with the given mean and standard deviation, shape `shape`, float32."""
+    """`training_time` of normal samples with the given mean and standard deviation, float32 of shape `shape`."""
     return training_time(mean + std * jax.random.normal(key, shape, jnp.float32), mu=mu)
 
 
@@ -79,10 +78,10 @@ def time_grid(steps: int, shift: float = 3.0) -> Float[np.ndarray, " points"]:
     The released code counts points: its `num_steps=50` is `steps=49` here.
 
     Raises:
-      ValueError: fewer than one step.
+      ValueError: `steps` is less than 1.
     """
     if steps < 1:
-        raise ValueError(f"sampling needs at least 1 solver step, got steps={steps}")
+        raise ValueError(f"steps is {steps}; sampling requires at least 1 solver step")
     t = np.linspace(0.0, 1.0, steps + 1, dtype=np.float32)
     return (t / (t + shift - shift * t)).astype(np.float32)
 
@@ -95,10 +94,10 @@ def guided(
 
 
 def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None:
-    """(low, high) of a guidance interval, float32; None where it leaves out no time.
+    """(low, high) of a guidance interval, float32; None if it includes all times.
 
     Raises:
-      ValueError: not two numbers with 0 <= low <= high <= 1.
+      ValueError: `interval` is not two numbers with 0 <= low <= high <= 1.
     """
     if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
         raise ValueError(
@@ -109,17 +108,17 @@ def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None
 
 
 def guides(t: Float[Array, ""], bounds: Float[Array, " 2"]) -> Bool[Array, ""]:
-    """Whether time t lies within the bounds of a guidance interval; both ends belong to it."""
+    """Whether time t is within the bounds of a guidance interval, both ends included."""
     return (t >= bounds[0] - _ROUNDING) & (t <= bounds[1] + _ROUNDING)
 
 
 def euler_step(velocity: Velocity, x: Array, t: Array, dt: Array) -> Array:
-    """First order: one evaluation."""
+    """One step of Euler's method: first order, one evaluation of the velocity."""
     return x + dt * velocity(x, t)
 
 
 def heun_step(velocity: Velocity, x: Array, t: Array, dt: Array) -> Array:
-    """Second order: the mean of the velocities at both ends; two evaluations."""
+    """One step of Heun's method: second order, the mean of the velocities at both ends of the step."""
     first = velocity(x, t)
     return x + 0.5 * dt * (first + velocity(x + dt * first, t + dt))
 
@@ -130,27 +129,27 @@ SOLVERS = {"euler": euler_step, "heun": heun_step}
 def integrate(
     velocity: Velocity, x: Array, grid: Float[Array, " points"], solver: str = "euler"
 ) -> tuple[Array, Array]:
-    """Follows `dx/dt = velocity(x, t)` along the grid in one `lax.scan`.
+    """Solves `dx/dt = velocity(x, t)` along the grid in one `lax.scan`.
 
     Args:
-      velocity: `(x, t) -> dx/dt`, t a scalar array.
-      x: start, at `grid[0]`.
-      grid: increasing times.
+      velocity: `(x, t) -> dx/dt`, with t a scalar array.
+      x: state at `grid[0]`.
+      grid: increasing times, one more than the solver steps.
       solver: 'euler' or 'heun'.
 
     Returns:
-      The state at `grid[-1]`, and the states after every step `[points - 1, ...]`.
+      The state at `grid[-1]`, and the states after every step, `[steps, ...]`.
 
     Raises:
-      ValueError: an unknown solver.
+      ValueError: the solver is unknown.
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
     grid = jnp.asarray(grid, jnp.float32)
 
     def step(state: Array, times: tuple[Array, Array]) -> tuple[Array, Array]:
-        t, following = times
-        state = SOLVERS[solver](velocity, state, t, following - t)
+        t, next_t = times
+        state = SOLVERS[solver](velocity, state, t, next_t - t)
         return state, state
 
     return jax.lax.scan(step, x, (grid[:-1], grid[1:]))

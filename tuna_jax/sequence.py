@@ -1,14 +1,13 @@
 """The unified sequence: segments -> tokens, labels and spans (host side, NumPy; model.md sections 5 and 8).
 
-A visual slot is a *span*: one time token followed by `frames * height * width` image tokens.
-`(offset, length)` describes it,
-the offset pointing at the time token, the length counting it too. An unused slot is `(-1, -1)`.
+A visual slot is a *span*: one time token followed by `frames * height * width` image tokens. `(offset, length)`
+describes it: the offset is the position of the time token, and the length includes it. An unused slot is `(-1, -1)`.
 
     text to image    <bos> text <boi> [time][img]*n <eoi> <eos>
     understanding    <bos> <boi> [time][img]*n <eoi> prompt response <eos>
     editing          <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
 
-Labels stand at the token that they name (the loss shifts); `IGNORE` marks a token without text loss.
+A label has the position of its token (the loss shifts); `IGNORE` marks a token without text loss.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ IGNORE = -100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Special:
-    """Ids of the tokens that give a sequence its structure."""
+    """Ids of the special tokens."""
 
     bos: int
     eos: int
@@ -36,7 +35,7 @@ class Special:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Latent extent of a visual slot: frames, height, width."""
+    """Latent extent of a visual slot: latent frames, height and width."""
 
     frames: int
     height: int
@@ -44,13 +43,13 @@ class Grid:
 
     @property
     def tokens(self) -> int:
-        """Image tokens of the slot, without its time token."""
+        """Number of image tokens of the slot, without its time token."""
         return self.frames * self.height * self.width
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A segment of token ids; `learn` puts the text loss on them."""
+    """A segment of token ids; the text loss covers them if `learn` is set."""
 
     ids: tuple[int, ...]
     learn: bool = False
@@ -58,8 +57,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """A segment that a latent fills; `target` says that the model generates it (noised, flow
-    loss), else it is clean."""
+    """A segment of latents, clean inputs unless `target` is set: then they are noised and have the flow loss."""
 
     grid: Grid
     target: bool = False
@@ -70,13 +68,13 @@ Segment = Text | Visual
 
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
-    """One sample's sequence, unpadded.
+    """The sequence of one example, without padding.
 
     Attributes:
-      tokens: ids; the positions of a span hold `image_pad`.
-      labels: ids, or `IGNORE`.
+      tokens: token ids; the positions of a span have the id `image_pad`.
+      labels: token ids, or `IGNORE`.
       spans: `(offset, length)` of every visual slot, in order.
-      is_target: whether a slot is generated.
+      is_target: whether each slot is generated.
     """
 
     tokens: Int32[np.ndarray, " l"]
@@ -86,7 +84,7 @@ class TokenSequence:
 
 
 def build(segments: Iterable[Segment], special: Special) -> TokenSequence:
-    """Lays segments one after another; nothing is added between them."""
+    """Concatenates segments; nothing is added between them."""
     tokens: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
@@ -112,7 +110,7 @@ def build(segments: Iterable[Segment], special: Special) -> TokenSequence:
 
 
 def text_to_image(special: Special, prompt_ids: Sequence[int], grid: Grid) -> TokenSequence:
-    """`<bos> text <boi> [time][img]*n <eoi> <eos>`; an empty prompt is the unconditional side of guidance."""
+    """`<bos> text <boi> [time][img]*n <eoi> <eos>`; an empty prompt is the negative branch of guidance."""
     return build(
         [
             Text((special.bos, *prompt_ids, special.boi)),
@@ -123,8 +121,8 @@ def text_to_image(special: Special, prompt_ids: Sequence[int], grid: Grid) -> To
     )
 
 
-def drawing_prompt(special: Special, prompt_ids: Sequence[int]) -> TokenSequence:
-    """`text_to_image` up to where the picture begins: what sampling starts from."""
+def generation_prompt(special: Special, prompt_ids: Sequence[int]) -> TokenSequence:
+    """`text_to_image` before the image: what sampling starts from."""
     return build([Text((special.bos, *prompt_ids, special.boi))], special)
 
 
@@ -144,7 +142,7 @@ def understanding(
 
 
 def understanding_prompt(special: Special, prompt_ids: Sequence[int], grid: Grid) -> TokenSequence:
-    """`understanding` up to where the response begins: what decoding starts from."""
+    """`understanding` before the response: what decoding starts from."""
     return build(
         [Text((special.bos, special.boi)), Visual(grid), Text((special.eoi, *prompt_ids))], special
     )
@@ -165,7 +163,7 @@ def editing(special: Special, instruction_ids: Sequence[int], grid: Grid) -> Tok
 
 
 def editing_prompt(special: Special, instruction_ids: Sequence[int], grid: Grid) -> TokenSequence:
-    """`editing` up to where the new picture begins; the other side of guidance keeps the source."""
+    """`editing` before the new image; the negative branch of guidance has the source too."""
     return build(
         [
             Text((special.bos, special.boi)),
@@ -177,55 +175,64 @@ def editing_prompt(special: Special, instruction_ids: Sequence[int], grid: Grid)
 
 
 def text_only(turns: Iterable[Text], special: Special) -> TokenSequence:
-    """A chat without pictures; the caller marks the assistant's turns with `learn`."""
+    """A chat without images; the caller marks the assistant's turns with `learn`."""
     return build(turns, special)
 
 
 def check_spans(
     spans: Int32[np.ndarray, "n 2"], length: int, grid: Grid | None = None, where: str = "spans"
 ) -> None:
-    """Raises ValueError naming the span that overlaps another, leaves the sequence, or has
-    another length than the grid's."""
-    taken: list[tuple[int, int, int]] = []
+    """Checks the visual slots of a sequence.
+
+    Args:
+      spans: `(offset, length)` of each slot; `(-1, -1)` is unused.
+      length: tokens of the sequence.
+      grid: latent extent that every used slot must have; None: any.
+      where: what `spans` is, for the error message.
+
+    Raises:
+      ValueError: a span overlaps another, leaves the sequence, or does not have the grid's length; the span is named.
+    """
+    used: list[tuple[int, int, int]] = []
     for index, (offset, size) in enumerate(np.asarray(spans).tolist()):
         if (offset, size) == (-1, -1):
             continue
         name = f"{where}[{index}] = (offset {offset}, length {size})"
         if offset < 0 or size < 2 or offset + size > length:
             raise ValueError(
-                f"{name} leaves the sequence of {length} tokens; a span lies in it with a length of at least 2 "
-                "(a time token and one image token), an unused slot is (-1, -1)"
+                f"{name} leaves the sequence of {length} tokens; a span has a length of at least 2 (a time token and "
+                f"one image token) within it, an unused slot is (-1, -1)"
             )
         if grid is not None and size != 1 + grid.tokens:
             raise ValueError(
-                f"{name} does not fit latents of {grid.frames}x{grid.height}x{grid.width}; "
-                f"its length would be 1 + {grid.tokens} = {1 + grid.tokens}"
+                f"{name} does not fit latents of {grid.frames}x{grid.height}x{grid.width}; its length must be "
+                f"1 + {grid.tokens} = {1 + grid.tokens}"
             )
-        for other, start, end in taken:
+        for other, start, end in used:
             if offset < end and start < offset + size:
                 raise ValueError(
                     f"{name} overlaps {where}[{other}] = (offset {start}, length {end - start})"
                 )
-        taken.append((index, offset, offset + size))
+        used.append((index, offset, offset + size))
 
 
 def stack(
     sequences: Sequence[TokenSequence], length: int, slots: int, special: Special
 ) -> dict[str, np.ndarray]:
-    """Pads sequences to one length and slot count.
+    """Pads sequences to one length and one number of slots.
 
     Args:
-      sequences: B of them.
-      length: S, tokens a row.
-      slots: N, visual slots a row.
-      special: gives the pad id.
+      sequences: B sequences.
+      length: S, tokens per row.
+      slots: N, visual slots per row.
+      special: special token ids; the pad id is used.
 
     Returns:
-      `tokens` int32 [B, S], `labels` int32 [B, S], `spans` int32 [B, N, 2], `is_target` bool [B,
-      N], `lengths` int32 [B].
+      `tokens` int32 [B, S], `labels` int32 [B, S], `spans` int32 [B, N, 2], `is_target` bool [B, N], `lengths` int32
+      [B].
 
     Raises:
-      ValueError: a sequence or its slots do not fit, or a span is malformed; says which row and what would fit.
+      ValueError: a sequence or its slots do not fit, or a span is invalid; the row and what would fit are named.
     """
     rows = len(sequences)
     batch = {

@@ -64,7 +64,7 @@ def test_questions_are_put_as_the_command_puts_them(tuna, folder, style):
         else:
             assert got.texts[place] == row["reply"]
             assert got.values["right"] == [float(rows[i]["right"]) for i in (2, 0, 2)]
-    assert np.array_equal(got.pictures[1], tuna.see(items[0].shown)[0][0])
+    assert np.array_equal(got.pictures[1], tuna.load_media(items[0].shown)[0][0])
 
 
 def test_questions_are_known_by_what_is_in_them(folder, tmp_path):

@@ -82,7 +82,7 @@ def _tokens(
 
 def _at_once(model: Tuna, pictures: np.ndarray) -> int:
     shape = model.config.vae.latent_shape(1, *pictures.shape[1:3])
-    return batching.rows_a_chunk(int(np.prod(shape[:3])))
+    return batching.rows_per_chunk(int(np.prod(shape[:3])))
 
 
 def extracted(

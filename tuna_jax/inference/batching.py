@@ -1,7 +1,7 @@
-"""Rows of a batch: many requests through few compiled programs.
+"""Batching of requests: many requests run through few compiled programs.
 
-A program is compiled for every shape. Prompts are padded to a multiple of 16 tokens, and requests run in
-chunks of one size, so that shapes repeat.
+Each shape needs a compiled program of its own. Prompts are padded to a multiple of 16 tokens and requests run in chunks
+of one size, so that shapes repeat.
 """
 
 from __future__ import annotations
@@ -25,43 +25,45 @@ from tuna_jax.sequence import Special, TokenSequence, stack
 
 Seed = int | Sequence[int | tuple[int, int]]
 
-MOST = 64  # Rows a chunk, at most.
-_VISUAL_TOKENS = 8192  # Visual tokens a chunk, at most: 8 pictures of 512x512.
-_WHOLE = (
-    5  # Latent frames up to which the VAE takes a clip at once; longer ones go in chunks of time.
-)
+MAX_ROWS = 64
+"""The largest number of rows per chunk."""
+_MAX_VISUAL_TOKENS = 8192  # Per chunk: 8 images of 512x512 pixels.
+_MAX_UNCHUNKED_FRAMES = 5  # The VAE decodes clips of more latent frames in chunks of time.
 
 
-def rows_a_chunk(visual_tokens: int) -> int:
-    """How many rows of that many visual tokens run at once: a power of two, at most `MOST`."""
-    fitting = max(1, min(MOST, _VISUAL_TOKENS // max(visual_tokens, 1)))
-    return 1 << (fitting.bit_length() - 1)
+def rows_per_chunk(visual_tokens: int) -> int:
+    """The number of rows, of `visual_tokens` each, that run at once: a power of two, at most `MAX_ROWS`."""
+    limit = max(1, min(MAX_ROWS, _MAX_VISUAL_TOKENS // max(visual_tokens, 1)))
+    return 1 << (limit.bit_length() - 1)
 
 
 def in_chunks(
-    function: Callable[[Any], np.ndarray], rows: Shaped[np.ndarray, "n ..."], most: int = MOST
+    function: Callable[[Any], np.ndarray],
+    rows: Shaped[np.ndarray, "n ..."],
+    max_rows: int = MAX_ROWS,
 ) -> Shaped[np.ndarray, "n ..."]:
-    """`function` over `most` rows at a time; a chunk is filled up with its own last row.
+    """Applies `function` to chunks of at most `max_rows` rows and concatenates the results.
 
-    What is alone in its call is filled up less: to a power of two, above 8 to a multiple of 8.
+    Every chunk has the same size; the last one is padded with copies of its last row, whose results are dropped. Fewer
+    than `max_rows` rows are one chunk, padded to a power of two, or above 8 rows to a multiple of 8.
     """
-    parts = []
-    alone = 1 << (len(rows) - 1).bit_length() if len(rows) <= 8 else round_up(len(rows), 8)
-    size = min(most, alone)
+    results = []
+    padded_count = 1 << (len(rows) - 1).bit_length() if len(rows) <= 8 else round_up(len(rows), 8)
+    size = min(max_rows, padded_count)
     for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        parts.append(np.asarray(function(filled))[: len(part)])
-    return np.concatenate(parts)
+        chunk = rows[start : start + size]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
+        results.append(np.asarray(function(padded))[: len(chunk)])
+    return np.concatenate(results)
 
 
 def round_up(length: int, multiple: int = 16) -> int:
-    """The next multiple: few widths, so that few programs are compiled."""
+    """The smallest multiple of `multiple` that is at least `length`. Few widths need few compiled programs."""
     return -(-length // multiple) * multiple
 
 
 def width_of(sequences: Sequence[TokenSequence]) -> int:
-    """The padded width that fits all of them."""
+    """The padded width, in tokens, that holds every sequence."""
     return round_up(max(len(sequence.tokens) for sequence in sequences))
 
 
@@ -71,13 +73,13 @@ def prefix_of(
     latents: Float[Any, "b n t h w c"] | None = None,
     width: int | None = None,
 ) -> Prefix:
-    """What generation starts from: sequences padded to one width, with their pictures' latents.
+    """What generation starts from: sequences padded to one width, with the latents of their input images.
 
     Args:
-      sequences: B of them, with at most N visual slots.
-      special: gives the pad id.
+      sequences: B token sequences with at most N visual slots each.
+      special: special token ids; the pad id is used.
       latents: clean latents of the slots; None if there are none.
-      width: tokens a row; None takes what fits.
+      width: tokens per row; None: `width_of(sequences)`.
     """
     slots = 0 if latents is None else latents.shape[1]
     batch = stack(sequences, width or width_of(sequences), slots, special)
@@ -89,24 +91,24 @@ def keys(seed: Seed, count: int) -> Array:
     """A PRNG key for each of `count` rows.
 
     Args:
-      seed: row i's key comes of (seed, i). Or a seed a row, whose key comes of (seed[i], 0) as if the row were alone;
-        or a pair of seed and place.
-      count: how many.
+      seed: one seed: the key of row i is derived from (seed, i). Or a sequence with an entry per row: an integer s
+        gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of such a call.
+      count: number of rows.
 
     Raises:
-      ValueError: another number of seeds than rows.
+      ValueError: the number of seeds differs from the number of rows.
     """
     if isinstance(seed, int):
-        place = jnp.arange(count)
-        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), place)
+        indices = jnp.arange(count)
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
     if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} rows; give one number, or one for each")
-    pairs = [(one, 0) if isinstance(one, int) else one for one in seed]
-    return jnp.stack([jax.random.fold_in(jax.random.key(first), place) for first, place in pairs])
+        raise ValueError(f"{len(seed)} seeds for {count} rows; give one seed, or one per row")
+    pairs = [(entry, 0) if isinstance(entry, int) else entry for entry in seed]
+    return jnp.stack([jax.random.fold_in(jax.random.key(value), index) for value, index in pairs])
 
 
 def noise(seed: Seed, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal float32 `[count, *shape]`; row i depends on its key (`keys`) alone."""
+    """Standard normal float32 `[count, *shape]`; row i depends only on its key (`keys`)."""
     return np.asarray(
         jax.vmap(lambda key: jax.random.normal(key, shape))(keys(seed, count)), np.float32
     )
@@ -120,9 +122,9 @@ def encode(
     sharding: LogicalSharding | None = None,
     tile_above: int = TILE_ABOVE,
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
-    """Clips -> the posterior's normalised mean and standard deviation, float32; a picture is a clip of one frame.
+    """The mean and standard deviation of the VAE's posterior for clips, normalised, float32.
 
-    Frames of more than `tile_above` pixels go in tiles.
+    An image is a clip of one frame. Frames of more than `tile_above` pixels are encoded in tiles.
     """
     with use_sharding(sharding):
         clips = constrain(jnp.asarray(clips), "batch", None, None, None, None)
@@ -137,9 +139,9 @@ def decode(
     sharding: LogicalSharding | None = None,
     tile_above: int = TILE_ABOVE,
 ) -> UInt8[Array, "n frames height width 3"]:
-    """Normalised latents -> clips; frames of more than `tile_above` pixels go in tiles."""
+    """Clips from normalised latents; frames of more than `tile_above` pixels are decoded in tiles."""
     params = vae.for_frames(config.vae, vae_params, latents.shape[1])
-    chunked = latents.shape[1] > _WHOLE
+    chunked = latents.shape[1] > _MAX_UNCHUNKED_FRAMES
     height, width = (side * config.vae.spatial_factor for side in latents.shape[2:4])
     tiles = tiling(height, width, tile_above)
     with use_sharding(sharding):

@@ -1,4 +1,4 @@
-"""What a network cannot do without, read from files: a frozen VAE, a tokenizer, and parameters to begin with."""
+"""Reads the components of a model from files: a frozen VAE, a tokenizer, and the network's parameters."""
 
 from __future__ import annotations
 
@@ -23,117 +23,143 @@ PathLike = str | os.PathLike[str]
 
 
 def read_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
-    """A VAE from a file of its own, in any layout, with its config and its parameters on the device."""
-    found, params = open_vae(path, config)
-    if found.latent_channels != config.vae.latent_channels:
+    """A VAE's config and its parameters on the device, from a file in any layout; see `open_vae`.
+
+    Raises:
+      FileNotFoundError: there is no file at `path`.
+      ValueError: the file has no complete VAE, or one with another number of latent channels than the model.
+    """
+    vae_config, params = open_vae(path, config)
+    if vae_config.latent_channels != config.vae.latent_channels:
         raise ValueError(
-            f"the VAE in {path} has {found.latent_channels} latent channels and the model wants "
+            f"the VAE in {path} has {vae_config.latent_channels} latent channels, and the model requires "
             f"{config.vae.latent_channels}"
         )
-    return found, on_device(params)
+    return vae_config, on_device(params)
 
 
 def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
-    """A VAE's config and its parameters, in host memory.
+    """A VAE's config and its parameters in host memory.
 
     Args:
-      path: a file of `experiments/emoji/vae.py`, a converted model with a VAE in it, or the Wan 2.2 VAE in any layout.
-      config: a model's, for the sizes of a VAE that comes without its config.
+      path: a file that `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan 2.2 VAE in its own
+        layout or diffusers'.
+      config: the model's config, whose VAE part is used for a file that stores no config.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ValueError: there is no VAE in it, or not the whole of one.
+      FileNotFoundError: there is no file at `path`.
+      ValueError: the file has no VAE, or an incomplete one.
     """
     if not path.exists():
         raise FileNotFoundError(f"no VAE at {path}")
     if path.suffix == ".safetensors":
         with safe_open(path, framework="numpy") as file:
-            exported = "vae" in (file.metadata() or {})
-        if exported:
+            is_image_vae = "vae" in (file.metadata() or {})
+        if is_image_vae:
             return load_image_vae(path)
-    carried, state = checkpoint_source.open_any(path)
-    found, layout = config.vae if carried is None else carried.vae, detect_format.recognise(state)
+    stored_config, state = checkpoint_source.open_any(path)
+    vae_config = config.vae if stored_config is None else stored_config.vae
+    layout = detect_format.recognise(state)
     if layout in ("wan", "diffusers"):
         rows = rows_of(layout, config)
-        absent = [row.torch for row in rows if row.torch not in state.entries]
-        if absent:
-            raise ValueError(f"the VAE in {path} lacks {len(absent)} tensors, such as {absent[0]}")
+        missing = [row.torch for row in rows if row.torch not in state.entries]
+        if missing:
+            raise ValueError(
+                f"the VAE in {path} lacks {len(missing)} tensors, such as {missing[0]}"
+            )
         flat = {row.path: row.transform.to_ours(state.read(row.torch)) for row in rows}
     else:
         flat = {name: state.read(name) for name in state.entries if name.startswith("vae.")}
     if not flat:
         raise ValueError(
-            f"{path} holds no VAE that is known here; give one of experiments/emoji/vae.py, a converted model with a "
-            f"VAE in it, or the Wan 2.2 VAE"
+            f"{path} has no VAE of a known format; name a file that experiments/emoji/vae.py wrote, a converted model "
+            f"with a VAE, or the Wan 2.2 VAE"
         )
     params = unflatten(flat)["vae"]
-    shapes = vae_model.shapes(found)
-    check_whole(f"the VAE in {path}", flatten(shapes), flatten(params))
-    return found, params
+    check_complete(f"the VAE in {path}", flatten(vae_model.shapes(vae_config)), flatten(params))
+    return vae_config, params
 
 
-def check_whole(what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises ValueError unless both have the same names and shapes; lists all that differ."""
-    ours, theirs = (
-        {name: tuple(leaf.shape) for name, leaf in side.items()} for side in (wanted, found)
+def check_complete(what: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """Checks that two flat mappings of arrays have the same names and shapes.
+
+    Args:
+      what: what `actual` is, for the error message.
+      expected, actual: names to arrays, or to anything with a `shape`.
+
+    Raises:
+      ValueError: names or shapes differ; all of them are listed.
+    """
+    expected_shapes, actual_shapes = (
+        {name: tuple(leaf.shape) for name, leaf in arrays.items()} for arrays in (expected, actual)
     )
     try:
-        weight_map.compare(ours, theirs, ())
+        weight_map.compare(expected_shapes, actual_shapes, ())
     except weight_map.ConversionError as error:
-        raise ValueError(f"{what} is not whole: {error}") from error
+        raise ValueError(f"{what} is incomplete or does not fit: {error}") from error
 
 
 def on_device(tree: Any) -> Any:
-    """Host arrays as arrays of the default device."""
+    """The arrays of `tree` on the default device."""
     return jax.device_put(tree)
 
 
-def read_tokenizer(given: Tokenizer | PathLike | None, config: TunaConfig) -> Tokenizer:
-    """The tokenizer that is meant, checked to fit the model's table."""
-    if isinstance(given, Tokenizer):
-        tokenizer = given
-    elif given is None:
+def read_tokenizer(tokenizer: Tokenizer | PathLike | None, config: TunaConfig) -> Tokenizer:
+    """A tokenizer, checked to fit the model's embedding table.
+
+    Args:
+      tokenizer: a tokenizer, the folder of a Hugging Face tokenizer, or the name or file of a compact vocabulary; None:
+        Qwen2.5's tokenizer.
+      config: the model's config.
+
+    Raises:
+      ValueError: the folder's tokenizer lacks a special token, or the tokenizer has more ids than the table has rows.
+    """
+    name = "Qwen2.5's full tokenizer" if tokenizer is None else f"the tokenizer {tokenizer}"
+    if tokenizer is None:
         tokenizer = Tokenizer()
-    elif Path(given).is_dir():
+    elif not isinstance(tokenizer, Tokenizer) and Path(tokenizer).is_dir():
         try:
-            tokenizer = Tokenizer.from_pretrained(given)
+            tokenizer = Tokenizer.from_pretrained(tokenizer)
         except KeyError as error:
-            raise ValueError(f"the tokenizer in {given}: {error.args[0]}") from error
-    else:
-        tokenizer = Tokenizer(given)
+            raise ValueError(f"the tokenizer in {tokenizer}: {error.args[0]}") from error
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer(tokenizer)
     if config.language.vocabulary < tokenizer.size:
-        named = "Qwen2.5's full tokenizer" if given is None else f"the tokenizer {given}"
         raise ValueError(
-            f"the model's table has {config.language.vocabulary} rows, and {named} {tokenizer.size} ids; name the "
-            f"tokenizer that it was trained with: --tokenizer=, or Tuna.load(tokenizer=)"
+            f"the model's embedding table has {config.language.vocabulary} rows, and {name} has {tokenizer.size} ids; "
+            f"name the tokenizer of its training: --tokenizer=, or Tuna.load(tokenizer=)"
         )
     return tokenizer
 
 
 def read_parameters(path: PathLike, shapes: Any, shardings: Any, *, averaged: bool = True) -> Any:
-    """A network's parameters, to begin training with or to measure, each read alone and laid out over the mesh.
+    """A network's parameters, each read separately and sharded.
 
     Args:
-      path: a run's workdir or checkpoint, `model.safetensors`, or what `convert from_torch` wrote.
-      shapes, shardings: trees of what is wanted.
+      path: a run's workdir or checkpoint, `model.safetensors`, or a model that `convert from_torch` wrote.
+      shapes: tree of `ShapeDtypeStruct`; parameters are cast to its dtypes.
+      shardings: tree of the same structure with a sharding for each parameter.
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ValueError: parameters are missing, foreign or of another shape; all are listed.
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: parameters are missing, unknown or of another shape; all are listed.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"no parameters at {path}; name a run's workdir, or what `python -m tuna_jax.convert from_torch` wrote"
+            f"no parameters at {path}; name a run's workdir, or a model that `tuna-jax convert from_torch` wrote"
         )
     state = checkpoint_source.open_parameters(path, averaged=averaged)[1]
-    wanted, places = flatten(shapes), flatten(shardings)
-    found = {name: entry for name, entry in state.entries.items() if not name.startswith("vae.")}
-    check_whole(f"the model in {path}", wanted, found)
+    expected, sharding_of = flatten(shapes), flatten(shardings)
+    network = {name: entry for name, entry in state.entries.items() if not name.startswith("vae.")}
+    check_complete(f"the model in {path}", expected, network)
 
     def read(name: str) -> jax.Array:
-        whole = np.asarray(state.read(name), wanted[name].dtype)
-        return jax.make_array_from_callback(whole.shape, places[name], lambda part: whole[part])
+        array = np.asarray(state.read(name), expected[name].dtype)
+        return jax.make_array_from_callback(
+            array.shape, sharding_of[name], lambda index: array[index]
+        )
 
-    return unflatten({name: read(name) for name in wanted})
+    return unflatten({name: read(name) for name in expected})

@@ -1,4 +1,4 @@
-"""Conversations about what is media, and how they are put to a model (model.md sections 5 and 10)."""
+"""Conversations with images and videos, and the token sequences that they become (model.md sections 5 and 10)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ TEMPLATES = ("chat", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """What was said and media so far.
+    """The messages of a conversation, ending with the user's, and its input images or videos.
 
     Attributes:
-      messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, the last of them the user's;
-        `<image>` in a user's content is where a clip goes.
-      media: the clips, uint8 [frames, height, width, 3], all of one shape; a picture is a clip of one frame.
+      messages: dicts with `role` ('system', 'user' or 'assistant') and `content`; the last one is the user's. `<image>`
+        in a user's content marks the position of an image or video.
+      media: the images and videos in order, uint8 [frames, height, width, 3], all of one shape; an image is a clip of
+        one frame.
 
     Raises:
-      ValueError: clips of several shapes, another number of `<image>` than of clips, or a last message that is not the
-        user's.
+      ValueError: the clips have different shapes, their number differs from the number of `<image>` tags, a message
+        lacks a key, or the last message is not the user's.
     """
 
     messages: tuple[Mapping[str, str], ...]
@@ -33,62 +34,65 @@ class Conversation:
     def __post_init__(self) -> None:
         for message in self.messages:
             if not {"role", "content"} <= set(message):
-                raise ValueError(f"a message wants 'role' and 'content', and one is {message}")
+                raise ValueError(f"a message requires 'role' and 'content', and one is {message}")
         if not self.messages or self.messages[-1]["role"] != "user":
             raise ValueError("the last message of a conversation must be the user's")
         if len({clip.shape for clip in self.media}) > 1:
             raise ValueError(
-                "pictures and a video, or videos of several lengths, cannot be media together; ask about one kind"
+                "the media of a conversation have different shapes; give either images or videos, and videos of one "
+                "length"
             )
         tags = sum(m["content"].count(IMAGE_TAG) for m in self.messages if m["role"] == "user")
         if tags != len(self.media):
             raise ValueError(
-                f"the messages have {tags} {IMAGE_TAG}, and {len(self.media)} pictures or videos are media"
+                f"the messages have {tags} {IMAGE_TAG} tags for {len(self.media)} images or videos"
             )
 
     @classmethod
     def of(
         cls, media: Sequence[np.ndarray], question: str, history: Sequence[tuple[str, str]] = ()
     ) -> Conversation:
-        """A question after (question, answer) turns; what is media stands before the first question."""
-        asked = [*(turn[0] for turn in history), question]
-        asked[0] = f"{IMAGE_TAG}\n" * len(media) + asked[0]
-        messages = [{"role": "user", "content": asked[0]}]
-        for (_, answer), following in zip(history, asked[1:], strict=True):
+        """A question after earlier (question, answer) turns; the media precede the first question."""
+        questions = [*(turn[0] for turn in history), question]
+        questions[0] = f"{IMAGE_TAG}\n" * len(media) + questions[0]
+        messages = [{"role": "user", "content": questions[0]}]
+        for (_, answer), next_question in zip(history, questions[1:], strict=True):
             messages.append({"role": "assistant", "content": answer})
-            messages.append({"role": "user", "content": following})
+            messages.append({"role": "user", "content": next_question})
         return cls(tuple(messages), tuple(media))
 
 
-def ask(
+def prompt_tokens(
     tokenizer: Tokenizer,
     conversation: Conversation,
     grids: Sequence[Grid],
-    usual: str = "chat",
+    default_template: str = "chat",
     template: str | None = None,
 ) -> TokenSequence:
-    """The tokens that the assistant's answer follows.
+    """The token sequence that the assistant's answer follows.
 
     Args:
-      tokenizer: text to ids.
-      conversation: what was said.
-      grids: latent extents of what is media.
-      usual: the template that the model was trained with. 'plain', `<bos> <boi> [span] <eoi> question`, has one thing
-        media and one question; any other conversation takes the chat template.
-      template: another one, which must fit.
+      tokenizer: maps text to ids.
+      conversation: the messages so far.
+      grids: latent extent of each of `conversation.media`.
+      default_template: the template that the model was trained with. 'plain', `<bos> <boi> [span] <eoi> question`, fits
+        one image or video with one question; any other conversation then takes the chat template.
+      template: a template to use instead of the default, which must fit.
 
     Raises:
-      ValueError: an unknown template, or 'plain' for a conversation that is not of that form.
+      ValueError: the template is unknown, or it is 'plain' and the conversation does not fit.
     """
-    if (template or usual) not in TEMPLATES:
-        raise ValueError(f"unknown template {template or usual!r}; choose chat or plain")
+    if (template or default_template) not in TEMPLATES:
+        raise ValueError(
+            f"unknown template {template or default_template!r}; choose one of {', '.join(TEMPLATES)}"
+        )
     content = conversation.messages[0]["content"]
     fits = len(conversation.messages) == len(grids) == 1 and content.startswith(IMAGE_TAG)
     if template == "plain" and not fits:
         raise ValueError(
-            "the plain template has one picture or video followed by one question; use the chat template"
+            "template='plain' takes one image or video followed by one question; use template='chat'"
         )
-    if (template or usual) == "plain" and fits:
+    if (template or default_template) == "plain" and fits:
         question = content.removeprefix(IMAGE_TAG).removeprefix("\n")
         return understanding_prompt(tokenizer.special, tokenizer.encode(question), grids[0])
     segments = tokenizer.chat(conversation.messages, grids=grids, answer=True)

@@ -1,18 +1,19 @@
-"""The sampler as a file: traced once, for several kinds of machines, and called by servers that then trace nothing.
+"""Exported samplers: programs that are traced once, for several platforms, and run later without tracing.
 
-A folder holds `programs.json` and a file a program, as `jax.export` serialises one: StableHLO, a few hundred kilobytes,
-without parameters. It is not machine code: each machine compiles it when it is first called, and keeps that in the
-compile cache like everything else. What is saved is the tracing in Python: with a warm compile cache the emoji
-model's first picture takes about 1.0 s after loading and not 1.4, on two busy cores.
+A folder has `programs.json` and a file per program in the format of `jax.export`: StableHLO, a few hundred kilobytes,
+without parameters. It is not machine code: a machine compiles a program when it is first called, and stores the result
+in the compile cache like any other. What is saved is the tracing in Python: with a warm compile cache the emoji model's
+first image takes about 1.0 s after loading instead of 1.4 s, on two busy cores.
 
-A program draws pictures or clips of prompts, one device's rows of one size. What none is for (edits, a guidance
-interval, text, parameters on a mesh, another size) is traced as if there were no programs.
+A program generates images or clips from prompts, with one number of rows and one size, on one device. Everything else
+(edits, a guidance interval, text, sharded parameters, another size) is traced as usual.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from jaxtyping import Array, Float, UInt8
 from tuna_jax.config import TunaConfig
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference import batching
-from tuna_jax.inference.components import PathLike
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.inference.generation_config import SamplingSettings
@@ -34,19 +34,20 @@ from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.sequence import Special, TokenSequence
 
 PLATFORMS = ("cpu", "tpu", "cuda")
-LIST = "programs.json"
+LIST_FILE = "programs.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """What a program draws: all that its shapes and its steps are made of.
+class SamplerSpec:
+    """What a program generates: everything that its shapes and its steps depend on.
 
     Attributes:
-      rows: prompts at a time.
-      prompt: tokens that prompts are padded to; shorter ones do.
-      frames, height, width: of what is drawn, in frames and pixels.
-      steps, shift, solver: as `options.SamplingOptions`.
-      guided: whether the negative side is run; the scale is an argument.
+      rows: number of prompts.
+      prompt: tokens that prompts are padded to; shorter prompts fit.
+      frames: frames per clip; 1 for an image.
+      height, width: size in pixels.
+      steps, shift, solver: see `generation_config.SamplingOptions`.
+      guided: whether the negative branch of guidance runs; the scale is an argument of the program.
     """
 
     rows: int = 1
@@ -61,188 +62,207 @@ class Drawing:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of the program's file."""
         size = f"{self.frames}x{self.height}x{self.width}"
-        how = f"{self.steps}_{self.shift:g}_{self.solver}{'' if self.guided else '_unguided'}"
-        return f"draw_{self.rows}_of_{size}_prompt_{self.prompt}_{how}.program"
+        sampling = f"{self.steps}_{self.shift:g}_{self.solver}{'' if self.guided else '_unguided'}"
+        return f"draw_{self.rows}_of_{size}_prompt_{self.prompt}_{sampling}.program"
 
 
 Program = Callable[..., tuple[Float[Array, "n t h w c"], UInt8[Array, "n f y x 3"]]]
+"""(params, vae_params, positive, negative, noise, guidance) -> (latents, clips); `positive` is (tokens, lengths)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Programs for one model, by what they draw.
+    """The exported samplers of one model.
 
     Attributes:
-      spatial_factor: pixels a latent position.
-      known: the programs.
+      spatial_factor: pixels per latent position.
+      programs: the programs by what they generate.
     """
 
     spatial_factor: int
-    known: Mapping[Drawing, Program]
+    programs: Mapping[SamplerSpec, Program]
 
-    def find(self, wanted: Drawing) -> tuple[Drawing, Program] | None:
-        """The program for this, or for longer prompts and else the same; None: there is none."""
+    def find(self, spec: SamplerSpec) -> tuple[SamplerSpec, Program] | None:
+        """The program that equals `spec` except that its prompts may be longer; None if there is none."""
         fitting = [
-            one
-            for one in self.known
-            if one.prompt >= wanted.prompt
-            and dataclasses.replace(one, prompt=wanted.prompt) == wanted
+            candidate
+            for candidate in self.programs
+            if candidate.prompt >= spec.prompt
+            and dataclasses.replace(candidate, prompt=spec.prompt) == spec
         ]
         if not fitting:
             return None
-        one = min(fitting, key=lambda drawing: drawing.prompt)
-        return one, self.known[one]
+        shortest = min(fitting, key=lambda candidate: candidate.prompt)
+        return shortest, self.programs[shortest]
 
-    def draw(
+    def generate(
         self,
         params: Any,
         vae_params: Any,
-        sides: Sequence[Sequence[TokenSequence]],
+        prompts: tuple[Sequence[TokenSequence], Sequence[TokenSequence]],
         special: Special,
         noise: Float[np.ndarray, "n t h w c"],
         frames: int,
-        how: SamplingSettings,
+        settings: SamplingSettings,
     ) -> UInt8[np.ndarray, "n f y x 3"] | None:
-        """Clips that a program draws; None: there is none for this.
+        """Generates clips with an exported sampler; None if none fits.
 
         Args:
-          params, vae_params: the model's.
-          sides: the positive prompts and the negative ones, laid out, one a row.
-          special: gives the pad id.
-          noise: to start from.
-          frames: of a clip.
-          how: to sample.
+          params, vae_params: parameters of the model and of its VAE.
+          prompts: the positive and the negative token sequences, one of each per row.
+          special: special token ids; the pad id is used.
+          noise: start of sampling.
+          frames: frames per clip.
+          settings: how to sample.
         """
-        guided = how.guidance not in (0.0, 1.0)
-        wanted = Drawing(
-            rows=len(noise),
-            prompt=batching.width_of([one for side in sides for one in side]),
-            frames=frames,
-            height=noise.shape[2] * self.spatial_factor,
-            width=noise.shape[3] * self.spatial_factor,
-            steps=how.steps,
-            shift=how.shift,
-            solver=how.solver,
-            guided=guided,
+        guided = settings.guidance not in (0.0, 1.0)
+        match = self.find(
+            SamplerSpec(
+                rows=len(noise),
+                prompt=batching.width_of([*prompts[0], *prompts[1]]),
+                frames=frames,
+                height=noise.shape[2] * self.spatial_factor,
+                width=noise.shape[3] * self.spatial_factor,
+                steps=settings.steps,
+                shift=settings.shift,
+                solver=settings.solver,
+                guided=guided,
+            )
         )
-        found = self.find(wanted)
-        if found is None or how.guidance_interval != EVERYWHERE:
+        if match is None or settings.guidance_interval != EVERYWHERE:
             return None
-        drawing, program = found
+        spec, program = match
         positive, negative = (
-            tuple(batching.prefix_of(side, special, None, drawing.prompt)[:2]) for side in sides
+            tuple(batching.prefix_of(sequences, special, None, spec.prompt)[:2])
+            for sequences in prompts
         )
-        inputs = (positive, negative if guided else None, noise, np.float32(how.guidance))
+        inputs = (positive, negative if guided else None, noise, np.float32(settings.guidance))
         return np.asarray(program(params, vae_params, *inputs)[1])
 
 
 def write(
-    folder: PathLike,
+    folder: str | os.PathLike[str],
     config: TunaConfig,
     params: Any,
     vae_params: Any,
-    drawings: Sequence[Drawing],
+    specs: Sequence[SamplerSpec],
     platforms: Sequence[str] = PLATFORMS,
     tile_above: int = TILE_ABOVE,
 ) -> list[Path]:
-    """Traces and serialises programs.
+    """Traces samplers and serializes them.
 
     Args:
-      folder: made if absent; programs of the same name are replaced, and no others are listed from then on.
-      config: the model.
-      params, vae_params: its parameters, or their shapes; only shapes and types count.
-      drawings: what to write.
-      platforms: some of PLATFORMS.
-      tile_above: see `rows.decode`.
+      folder: created if it does not exist. Programs of the same name are overwritten, and `programs.json` lists only
+        the new ones.
+      config: configuration of the model.
+      params, vae_params: its parameters, or their shapes; only shapes and dtypes are used.
+      specs: what each program generates.
+      platforms: platforms to lower for, a subset of PLATFORMS.
+      tile_above: see `batching.decode`.
 
     Returns:
-      The programs' files.
+      The files of the programs.
 
     Raises:
-      ValueError: an unknown platform, and what tracing raises (a size that does not fit, an unknown solver).
+      ValueError: a platform is unknown, or a spec is invalid (a size that does not fit, an unknown solver).
     """
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
-        raise ValueError(f"platforms are {list(platforms)}; choose some of {', '.join(PLATFORMS)}")
+        raise ValueError(
+            f"platforms is {list(platforms)}; choose one or more of {', '.join(PLATFORMS)}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for drawing in drawings:
-        shapes = _shapes(config, params, vae_params, drawing)
-        traced = jax.jit(_function(config, drawing, tile_above))
+    for spec in specs:
+        shapes = _argument_shapes(config, params, vae_params, spec)
+        traced = jax.jit(_sampler(config, spec, tile_above))
         exported = jax_export.export(traced, platforms=platforms)(*shapes)
-        (folder / drawing.name).write_bytes(exported.serialize())
-    listed = {
+        (folder / spec.name).write_bytes(exported.serialize())
+    listing = {
         "model": config.to_dict(),
         "platforms": list(platforms),
-        "programs": [dataclasses.asdict(drawing) for drawing in drawings],
+        "programs": [dataclasses.asdict(spec) for spec in specs],
     }
-    (folder / LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    return [folder / drawing.name for drawing in drawings]
+    (folder / LIST_FILE).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    return [folder / spec.name for spec in specs]
 
 
-def read(folder: PathLike, config: TunaConfig, params: Any, vae_params: Any) -> Programs:
-    """Programs of a folder, for the model that they were written for.
+def read(
+    folder: str | os.PathLike[str], config: TunaConfig, params: Any, vae_params: Any
+) -> Programs:
+    """Reads the exported samplers in a folder.
+
+    Args:
+      folder: written by `write`.
+      config: configuration of the model.
+      params, vae_params: its parameters, which the programs must fit.
 
     Raises:
-      FileNotFoundError: no programs there.
-      ValueError: they are of another model, of parameters of other types, or for other platforms.
+      FileNotFoundError: the folder has no `programs.json`.
+      ValueError: the programs are of another model, of parameters of other shapes or dtypes, or for other platforms.
     """
-    path = Path(folder) / LIST
+    path = Path(folder) / LIST_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no programs in {folder}; `python -m tuna_jax.export` writes some")
-    listed = json.loads(path.read_text(encoding="utf-8"))
-    if listed["model"] != json.loads(json.dumps(config.to_dict())):
-        raise ValueError(
-            f"the programs in {folder} are of another model's config; export them anew"
-        )
+        raise FileNotFoundError(f"{folder} has no {LIST_FILE}; `tuna-jax export` writes one")
+    listing = json.loads(path.read_text(encoding="utf-8"))
+    if listing["model"] != json.loads(json.dumps(config.to_dict())):
+        raise ValueError(f"the programs in {folder} are of another model; export them again")
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in listed["platforms"]:
+    if platform not in listing["platforms"]:
         raise ValueError(
-            f"the programs in {folder} are for {', '.join(listed['platforms'])}; this is {platform}"
+            f"the programs in {folder} are for {', '.join(listing['platforms'])}, not for {platform}"
         )
-    known: dict[Drawing, Program] = {}
-    held = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((params, vae_params))]
-    for values in listed["programs"]:
-        drawing = Drawing(**values)
-        exported = jax_export.deserialize(bytearray((path.parent / drawing.name).read_bytes()))
-        wanted = [(leaf.shape, leaf.dtype) for leaf in exported.in_avals[: len(held)]]
-        if wanted != held:
+    programs: dict[SamplerSpec, Program] = {}
+    expected = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((params, vae_params))]
+    for values in listing["programs"]:
+        spec, file = _stored_spec(values)
+        exported = jax_export.deserialize(bytearray((path.parent / file).read_bytes()))
+        stored = [(leaf.shape, leaf.dtype) for leaf in exported.in_avals[: len(expected)]]
+        if stored != expected:
             raise ValueError(
-                f"{drawing.name} takes parameters of other shapes or types than this model holds them in; "
-                "export it from this model, with the same dtype"
+                f"{file} takes parameters of other shapes or dtypes than this model's; export it from this model, with "
+                f"the same dtype"
             )
-        known[drawing] = jax.jit(exported.call)
-    return Programs(config.vae.spatial_factor, known)
+        programs[spec] = jax.jit(exported.call)
+    return Programs(config.vae.spatial_factor, programs)
 
 
-def _function(config: TunaConfig, drawing: Drawing, tile_above: int) -> Program:
-    """(params, vae_params, positive, negative, noise, guidance) -> latents and clips; sides are (tokens, lengths)."""
-    sample = flow_sampler.sampler(
-        config, steps=drawing.steps, shift=drawing.shift, solver=drawing.solver
-    )
+def _stored_spec(values: Mapping[str, Any]) -> tuple[SamplerSpec, str]:
+    """A program's spec and the name of its file, from its entry in `programs.json`."""
+    if "points" not in values:
+        spec = SamplerSpec(**values)
+        return spec, spec.name
+    # Earlier versions counted the points of the time grid, one more than the steps, and named files by them.
+    rest = {key: value for key, value in values.items() if key != "points"}
+    points = values["points"]
+    return SamplerSpec(**rest, steps=points - 1), SamplerSpec(**rest, steps=points).name
 
-    def draw(
+
+def _sampler(config: TunaConfig, spec: SamplerSpec, tile_above: int) -> Program:
+    """The function that is exported, see `Program`."""
+    sample = flow_sampler.sampler(config, steps=spec.steps, shift=spec.shift, solver=spec.solver)
+
+    def generate(
         params: Any, vae_params: Any, positive: Any, negative: Any, noise: Array, guidance: Array
     ) -> tuple[Array, Array]:
-        none = jnp.zeros((drawing.rows, 0, 2), jnp.int32)
-        prefix = Prefix(positive[0], positive[1], none)
-        against = None if negative is None else Prefix(negative[0], negative[1], none)
-        latents = sample(params, prefix, against, noise, guidance)
+        no_spans = jnp.zeros((spec.rows, 0, 2), jnp.int32)
+        prefix = Prefix(positive[0], positive[1], no_spans)
+        negative_prefix = None if negative is None else Prefix(negative[0], negative[1], no_spans)
+        latents = sample(params, prefix, negative_prefix, noise, guidance)
         return latents, batching.decode(config, vae_params, latents, tile_above=tile_above)
 
-    return draw
+    return generate
 
 
-def _shapes(config: TunaConfig, params: Any, vae_params: Any, drawing: Drawing) -> tuple[Any, ...]:
-    """Of a program's arguments."""
+def _argument_shapes(
+    config: TunaConfig, params: Any, vae_params: Any, spec: SamplerSpec
+) -> tuple[Any, ...]:
+    """Shapes and dtypes of a program's arguments."""
     shape = jax.ShapeDtypeStruct
-    latent = config.vae.latent_shape(drawing.frames, drawing.height, drawing.width)
-    side = (
-        shape((drawing.rows, drawing.prompt), jnp.int32),
-        shape((drawing.rows,), jnp.int32),
-    )
-    held = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), (params, vae_params))
-    noise = shape((drawing.rows, *latent), jnp.float32)
-    return *held, side, side if drawing.guided else None, noise, shape((), jnp.float32)
+    latent_shape = config.vae.latent_shape(spec.frames, spec.height, spec.width)
+    prompt = (shape((spec.rows, spec.prompt), jnp.int32), shape((spec.rows,), jnp.int32))
+    parameters = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), (params, vae_params))
+    noise = shape((spec.rows, *latent_shape), jnp.float32)
+    return *parameters, prompt, prompt if spec.guided else None, noise, shape((), jnp.float32)

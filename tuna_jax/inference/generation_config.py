@@ -1,4 +1,4 @@
-"""Options of the calls that draw and of those that write text; what a call leaves open is the model's own."""
+"""Options of image generation and of text decoding. An option that a call leaves out takes the model's default."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from tuna_jax.inference import batching
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How pictures are drawn: the number of solver `steps`, guidance, shift of the grid, solver.
+    """How images are sampled; see `flow_sampler.sample`.
 
     Attributes:
-      count: pictures on the contact sheet that training draws.
-      guidance_interval: (low, high), the times of the grid at which guidance is applied; see `images.sample`.
+      count: number of images on the contact sheet that training writes.
+      steps: solver steps.
+      guidance: guidance scale.
+      guidance_interval: (low, high), the times of the grid at which guidance is applied.
+      shift: shift of the time grid.
+      solver: 'euler' or 'heun'.
     """
 
     count: int = 24
@@ -30,20 +34,20 @@ class SamplingSettings:
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Options of every call that draws. One that is absent or None takes the model's own.
+    """Options of every call that generates images or clips. One that is absent or None takes the model's default.
 
     Attributes:
-      seed: of the noise: row i depends on (seed, i). A list has a seed a row,
-        which is then drawn as if it were alone; see `rows.keys`.
-      negative: what not to draw, for all rows or one a row; the other side of guidance. Default: nothing.
-      size: (height, width), multiples of 16.
-      guidance: scale; 0 and 1 sample without.
-      guidance_interval: (low, high), 0 is noise and 1 is clean: guidance is applied at times of the grid within it
-        alone, and the others take half the work.
+      seed: seed of the noise: row i depends on (seed, i). A list has a seed per row, and each row is then generated as
+        in a call of its own; see `batching.keys`.
+      negative: negative prompt, what not to generate: one for all rows, or one per row. Default: the empty prompt.
+      size: (height, width) in pixels, multiples of 16.
+      guidance: guidance scale; 0 and 1 sample without guidance.
+      guidance_interval: (low, high), where 0 is noise and 1 is clean: guidance is applied only at times of the grid
+        within the interval; the other steps take half the work.
       steps: solver steps; the time grid has one point more.
-      shift: of the time grid.
+      shift: shift of the time grid.
       solver: 'euler' or 'heun'.
-      batch_size: most rows at once.
+      batch_size: the largest number of rows per batch.
     """
 
     seed: batching.Seed | None
@@ -58,16 +62,16 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class DecodingOptions(TypedDict, total=False):
-    """Options of every call that writes text. One that is absent or None takes the default.
+    """Options of every call that generates text. One that is absent or None takes the default.
 
     Attributes:
-      max_new_tokens: most tokens of an answer (128).
-      temperature: 0 is greedy (0).
-      top_k: sample among this many likeliest tokens; 0 among all (0).
-      top_p: sample within this much probability; 1 within all (1).
-      seed: of sampling; answer i depends on (seed, i), or on a list's (seed[i], 0).
-      template: 'chat' (Qwen2.5's) or 'plain' (one picture, one question); default: what the model was trained with.
-      batch_size: most rows at once.
+      max_new_tokens: the largest number of tokens of an answer. Default: 128.
+      temperature: sampling temperature; 0 is greedy. Default: 0.
+      top_k: sample among the `top_k` likeliest tokens; 0: among all. Default: 0.
+      top_p: sample within the nucleus of this probability; 1: among all tokens. Default: 1.
+      seed: seed of sampling: answer i depends on (seed, i), or on (seed[i], 0) if `seed` is a list.
+      template: 'chat' (Qwen2.5's) or 'plain' (one image, one question). Default: the template of training.
+      batch_size: the largest number of rows per batch.
     """
 
     max_new_tokens: int | None
@@ -80,7 +84,11 @@ class DecodingOptions(TypedDict, total=False):
 
 
 def check(decoding: Mapping[str, Any]) -> None:
-    """Raises ValueError if an option of `DecodingOptions` is out of its range."""
+    """Checks that the options of `DecodingOptions` are in range.
+
+    Raises:
+      ValueError: an option is out of range, named.
+    """
     for name, low, high in (("temperature", 0, np.inf), ("top_k", 0, np.inf), ("top_p", 0, 1)):
         value = decoding.get(name, low)
         if not low <= value <= high:

@@ -19,7 +19,7 @@ from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference import run_record
 from tuna_jax.inference.components import (
     PathLike,
-    check_whole,
+    check_complete,
     read_parameters,
     read_tokenizer,
     read_vae,
@@ -46,10 +46,10 @@ def load(
     """Reads a model; `Tuna.load` is this function.
 
     Args:
-      path: a training run's workdir, its `model.safetensors` or one of its checkpoints; or what `convert from_torch`
-        wrote, as safetensors (a file or a folder) or Orbax.
-      vae: the VAE, if the model stores none or another is to be used: a file of `experiments/emoji/vae.py`, a converted
-        model with a VAE, or the Wan 2.2 VAE in its own layout or diffusers'.
+      path: a training run's workdir, its `model.safetensors` or one of its checkpoints; or a model that `convert
+        from_torch` wrote, as safetensors (a file or a folder) or Orbax.
+      vae: the VAE, if the model stores none or another one shall be used: a file that `experiments/emoji/vae.py` wrote,
+        a converted model with a VAE, or the Wan 2.2 VAE in its own layout or diffusers'.
       tokenizer: a tokenizer, the folder of a Hugging Face tokenizer, or the name or file of a compact vocabulary. The
         default is the one that the run record names, otherwise Qwen2.5's.
       dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one.
@@ -58,8 +58,9 @@ def load(
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`, or no VAE or programs at theirs.
-      ValueError: not a model, a model without a VAE when none is given, or a VAE, tokenizer or programs that do not fit.
+      FileNotFoundError: there is no model at `path`, or no VAE or programs at theirs.
+      ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
+        programs do not fit the model.
     """
     path = Path(path)
     if not path.exists():
@@ -69,8 +70,8 @@ def load(
         )
     if dtype and dtype not in convert_checkpoint.DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose {' or '.join(convert_checkpoint.DTYPES)}")
-    exported = path / MODEL_FILE
-    source = exported if path.is_dir() and exported.is_file() and averaged else path
+    model_file = path / MODEL_FILE
+    source = model_file if path.is_dir() and model_file.is_file() and averaged else path
     stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
     record = run_record.read(source, state)
     if mesh is None:
@@ -100,7 +101,7 @@ def load(
 
 
 def vae_file(path: Path) -> Path | None:
-    """The file of the VAE that a run's record names; None: its weights are stored with the model's.
+    """The file of the VAE that a run's record names; None if the model stores the VAE's weights.
 
     Raises:
       ValueError, RuntimeError: the model cannot be read.
@@ -110,26 +111,26 @@ def vae_file(path: Path) -> Path | None:
 
 
 def _read_vae(
-    path: Path, record: RunRecord, config: TunaConfig, stored: Any, given: PathLike | None
+    path: Path, record: RunRecord, config: TunaConfig, stored_params: Any, vae: PathLike | None
 ) -> tuple[VAEConfig, Any]:
-    """The VAE's configuration and its parameters on the device: the given one, else the record's."""
-    if given is None and record.vae == IN_MODEL:
-        if stored is not None:
-            return config.vae, stored
+    """The configuration and the parameters, on the device, of the VAE at `vae`, by default of the record's."""
+    if vae is None and record.vae == IN_MODEL:
+        if stored_params is not None:
+            return config.vae, stored_params
         try:
             return read_vae(path, config)
         except ValueError as error:
             raise ValueError(
                 f"{path} stores no VAE; name one: --vae=FILE, or Tuna.load(vae=)"
             ) from error
-    file = Path(given or record.vae or shipped_image_vae())
+    file = Path(vae or record.vae or shipped_image_vae())
     try:
         vae_config, vae_params = read_vae(file, config)
     except ValueError as error:
-        if given or record.vae:
+        if vae or record.vae:
             raise
         raise ValueError(
-            f"{error}. That is the emoji VAE, which ships; name this model's with --vae=FILE, or Tuna.load(vae=)"
+            f"{error}. That is the emoji VAE of this package; name this model's with --vae=FILE, or Tuna.load(vae=)"
         ) from error
     by_frame = vae_config.by_frame or record.config.vae.by_frame
     return dataclasses.replace(vae_config, by_frame=by_frame), vae_params
@@ -160,7 +161,7 @@ def _read_whole(
     expected = flatten(shapes)
     if not any(name.startswith("vae.") for name in state.entries):
         expected = {name: leaf for name, leaf in expected.items() if not name.startswith("vae.")}
-    check_whole(f"the model in {path}", expected, state.entries)
+    check_complete(f"the model in {path}", expected, state.entries)
     return unflatten(
         {name: jnp.asarray(state.read(name), dtype=dtype or None) for name in state.entries}
     )

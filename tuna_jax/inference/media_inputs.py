@@ -1,4 +1,4 @@
-"""What a model is shown: pictures and clips as files, Pillow pictures or arrays, made bytes of one size."""
+"""Input images and videos as files, Pillow images or arrays, converted to uint8 clips of one size."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from PIL import Image
 from tuna_jax.data.media.image import Size, fit, load_image, to_rgb
 from tuna_jax.data.media.video import SUFFIXES, load_video
 
-# An image is a file, an encoded file's bytes, a Pillow image or uint8 [height, width, 3];
-# a video is a file or uint8 [frames, height, width, 3].
 MediaInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""An image or a video: a file, the bytes of an image file, a Pillow image, or uint8 [height, width, 3] or [frames, height, width, 3]."""
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 
 def is_video(item: MediaInput) -> bool:
-    """Whether it is a clip: an array with a frame axis, or a file that is named like a video."""
+    """Whether `item` is a video: an array with a frame axis, or a file with the suffix of a video."""
     if isinstance(item, np.ndarray):
         return item.ndim == 4
     return isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in SUFFIXES
 
 
 def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
-    """Bytes of (height, width); a picture is a clip of one frame.
+    """An image or video as a clip of the given size; an image becomes a clip of one frame.
 
     Args:
-      item: what is shown. Another size is scaled and cropped to its middle.
-      size: (height, width).
-      frames: how many frames are taken of a video file (`load_video`); an array's are all taken.
-      step: frames that a latent frame covers.
+      item: the image or video. If its size differs, it is scaled and center-cropped.
+      size: (height, width) in pixels.
+      frames: the largest number of frames taken of a video file (see `load_video`); an array keeps all of its frames.
+      step: number of frames that a latent frame covers.
 
     Raises:
-      FileNotFoundError: no such file.
-      ModuleNotFoundError: a video file, and `av` is not installed.
-      ValueError: a file that cannot be read, or an array that is no picture and no clip.
+      FileNotFoundError: there is no such file.
+      ModuleNotFoundError: `item` is a video file and `av` is not installed.
+      ValueError: the file cannot be read, or the array is neither an image nor a clip.
     """
     if isinstance(item, Image.Image):
         return fit(to_rgb(item), Size(*size))[None]
@@ -51,7 +50,7 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
     array = item if item.ndim == 4 else item[None]
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(
-            f"an array {item.dtype} {list(item.shape)} is neither a picture, uint8 [height, width, 3], "
+            f"an array {item.dtype} {list(item.shape)} is neither an image, uint8 [height, width, 3], "
             f"nor a clip, uint8 [frames, height, width, 3]"
         )
     if array.shape[1:3] == size:
@@ -60,7 +59,7 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
 
 
 def as_list(items: MediaInput | Sequence[MediaInput] | None) -> list[MediaInput]:
-    """None, one or several: always a list. An array is one picture or one clip, whatever its axes."""
+    """A list of None, one or several media inputs. An array is one image or one clip, whatever its number of axes."""
     if items is None:
         return []
     if isinstance(items, (str, os.PathLike, bytes, Image.Image, np.ndarray)):

@@ -1,4 +1,4 @@
-"""What users ask for, a line of a file each: plain lines, or JSON with more to say."""
+"""Requests for `tuna-jax generate`, read from a file with one request per line: plain text or JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 TASKS = ("t2i", "edit", "t2v", "understand", "chat")
 GENERATION_TASKS = ("t2i", "edit", "t2v")
 
-# What a line of JSON may say, by task.
+# The keys of a JSON line, by task.
 _GENERATION_KEYS = ("prompt", "negative", "seed")
 _TEXT_KEYS = ("question", "image", "video", "seed")
 KEYS: dict[str, tuple[str, ...]] = {
@@ -25,14 +25,14 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One thing that is asked for.
+    """One request.
 
     Attributes:
-      text: the prompt, the instruction, or the question.
-      negative: what not to draw; None takes the command's.
-      seed: its own seed; None takes the command's, with its place among the requests.
-      media: files of images, or of one video.
-      messages: the whole conversation instead of `text`, for a chat.
+      text: the prompt, instruction or question.
+      negative: negative prompt; None: the command's.
+      seed: the request's own seed; None: derived from the command's seed and the request's index.
+      media: image files, or one video file.
+      messages: for a chat, the whole conversation instead of `text`.
     """
 
     text: str = ""
@@ -43,19 +43,21 @@ class Request:
 
 
 def read_requests(path: str | Path, task: str) -> list[Request]:
-    """Requests of a file: a text with one a line, or JSON lines if its name ends in `.jsonl`. Empty lines are skipped.
+    """Reads a file with one request per line: JSON lines if its name ends in `.jsonl`, else plain text.
+
+    Empty lines are skipped.
 
     Args:
-      path: the file. Pictures that a line names are looked for beside it.
-      task: one of TASKS; `KEYS` are what its lines may say.
+      path: the file. Image and video files named in it are relative to its folder.
+      task: one of TASKS; `KEYS` lists the keys of its JSON lines.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a line that cannot be read, named by its number; or nothing in it.
+      FileNotFoundError: there is no such file.
+      ValueError: a line cannot be read (its number is named), or the file has no request.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file of requests at {path}")
+        raise FileNotFoundError(f"there is no file of requests at {path}")
     requests = []
     for number, raw in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path}:{number}"
@@ -64,12 +66,12 @@ def read_requests(path: str | Path, task: str) -> list[Request]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 text: {error.reason}") from error
         if line:
-            parsed = path.suffix == ".jsonl"
+            is_json = path.suffix == ".jsonl"
             requests.append(
-                _parse(line, task, where, path.parent) if parsed else Request(text=line)
+                _parse(line, task, where, path.parent) if is_json else Request(text=line)
             )
     if not requests:
-        raise ValueError(f"{path} has no line with a request")
+        raise ValueError(f"{path} has no request")
     return requests
 
 
@@ -79,20 +81,22 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: a {type(values).__name__} where an object is wanted: {{...}}")
-    known = KEYS[task]
-    unknown = [key for key in values if key not in known]
+        raise ValueError(f"{where}: expected an object {{...}}, not a {type(values).__name__}")
+    keys = KEYS[task]
+    unknown = [key for key in values if key not in keys]
     if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; {task} knows {', '.join(known)}")
-    text = _value(values, known[0], str, where)
+        raise ValueError(
+            f"{where}: unknown key {unknown[0]!r}; the keys of {task} are {', '.join(keys)}"
+        )
+    text = _value(values, keys[0], str, where)
     messages = _messages(values.get("messages"), where)
     if (text is None) == (messages is None):
-        wanted = f"{known[0]!r}" + (" or 'messages'" if "messages" in known else "")
-        raise ValueError(f"{where}: give {wanted}" + (", not both" if messages else ""))
+        required = f"{keys[0]!r}" + (" or 'messages'" if "messages" in keys else "")
+        raise ValueError(f"{where}: give {required}" + (", not both" if messages else ""))
     files = values.get("image", [])
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-        raise ValueError(f"{where}: 'image' is {files!r}; it is a file's name or a list of them")
+        raise ValueError(f"{where}: 'image' is {files!r}; it must be a file name or a list of them")
     video = _value(values, "video", str, where)
     return Request(
         text=text or "",
@@ -105,9 +109,9 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
 
 def _value(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     value = values.get(key)
-    # In Python, true is a number.
+    # bool is a subclass of int.
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        names = {str: "a string", int: "a whole number"}
+        names = {str: "a string", int: "an integer"}
         raise ValueError(f"{where}: {key!r} is {value!r}; it must be {names[kind]}")
     return value
 
@@ -115,11 +119,12 @@ def _value(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...] | None:
     if value is None:
         return None
-    sound = isinstance(value, Sequence) and all(
-        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("role", "content"))
-        for one in value
+    valid = isinstance(value, Sequence) and all(
+        isinstance(message, dict)
+        and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in value
     )
-    if not sound or not value:
+    if not valid or not value:
         raise ValueError(
             f"{where}: 'messages' must be a list of objects with the strings 'role' and 'content'"
         )

@@ -1,8 +1,8 @@
 """The record that a run or an exported model carries about itself: all that loading it needs to know.
 
 A training run stores it under `RECORD_KEY` in the configuration of every checkpoint and in the metadata of its
-`model.safetensors`. Loading, evaluating and serving read this record and never ask which trainer made the model. Runs of
-earlier versions and converted models carry none; `read` derives theirs.
+`model.safetensors`. Loading, evaluation and serving read this record and do not depend on the trainer that made the
+model. Runs of earlier versions and converted models have none; `read` derives theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tuna_jax.utils.config_parsing import parse
 
 RECORD_KEY = "run_record"
 IN_MODEL = "in_model"
-"""`RunRecord.vae` of a model whose VAE's weights are stored with its own."""
+"""`RunRecord.vae` of a model that stores the weights of its VAE."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class RunRecord:
     Attributes:
       kind: of experiment: 'emoji', 'multitask', or 'converted'.
       model: the model's configuration, see `tuna_jax.config.from_dict`.
-      vae: file of the frozen VAE; '' names the VAE that ships with the package, `IN_MODEL` weights beside the model's.
+      vae: file of the frozen VAE; '' is the VAE that ships with the package, `IN_MODEL` a VAE stored with the model.
       tokenizer: name or file of a compact vocabulary, or a tokenizer's folder; '' is Qwen2.5's.
-      template: how questions are put: 'plain' or 'chat'.
+      template: template of questions, 'plain' or 'chat'; see `conversation.prompt_tokens`.
       size: (height, width) of an image in pixels.
-      sampling: the defaults of generation.
+      sampling: defaults of sampling.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class RunRecord:
 
     @property
     def config(self) -> TunaConfig:
-        """The model's configuration. The VAE's part is replaced by that of the VAE's own file when it is read."""
+        """The model's configuration. Its VAE part is replaced by the one in the VAE's own file when that is read."""
         return from_dict({"preset": "tiny", **self.model})
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read(path: Path, state: StateDict) -> RunRecord:
       state: its parameters, for their metadata.
 
     Raises:
-      ValueError: nothing there says what the model is.
+      ValueError: the configuration of the model is not stored there.
     """
     stored = checkpoint_source.settings_of(path, state)
     if stored is None:
@@ -99,17 +99,21 @@ def of_old_run(stored: Mapping[str, Any]) -> RunRecord:
     data = values.get("data", {})
     if values.get("kind") == "multitask":
         height, width = _size(samples.get("size", "512x512"))
-        usual = {"steps": 49, "guidance": 3.0, "guidance_interval": EVERYWHERE, "shift": 3.0}
-        known = {name: samples.get(name, value) for name, value in usual.items()}
+        defaults = {
+            "steps": 49,
+            "guidance": 3.0,
+            "guidance_interval": EVERYWHERE,
+            "shift": 3.0,
+            "solver": "euler",
+        }
+        sampling = {name: samples.get(name, value) for name, value in defaults.items()}
         return RunRecord(
             kind="multitask",
             model=values["model"],
             vae=values.get("vae", ""),
             tokenizer=data.get("vocabulary", ""),
             size=(height, width),
-            sampling=parse(
-                SamplingSettings, {**known, "solver": samples.get("solver", "euler")}, "samples"
-            ),
+            sampling=parse(SamplingSettings, sampling, "samples"),
         )
     clips = data.get("clips", {})
     by_frame = bool(clips.get("generation_rows", 0) + clips.get("understanding_rows", 0))

@@ -1,4 +1,4 @@
-"""Requests carried out: files in, files out."""
+"""Runs requests and writes their results to files: images, clips, answers and conversations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Write = Callable[[str], object]
 
 
@@ -29,46 +29,46 @@ def generate_images(
     *,
     edit: bool = False,
     seed: int = 0,
-    say: Say = print,
+    log: Log = print,
     **options: Any,
 ) -> list[Path]:
-    """Pictures as PNG, `prompt_0.png` and so on (of an edit `edit_0.png`), and `sheet.png` of all.
+    """Writes an image per request as PNG, `prompt_0.png` and so on (`edit_0.png` of an edit), and all as `sheet.png`.
 
     Args:
-      model: who draws.
-      requests: prompts, or instructions with a picture each.
-      folder: made if absent; files of the same name are replaced.
-      edit: whether requests are edits of the picture that each shows.
-      seed: of requests without their own.
-      say: gets a line a file.
+      model: the model.
+      requests: prompts, or instructions with one image each.
+      folder: created if it does not exist; files of the same name are overwritten.
+      edit: whether the requests edit their image.
+      seed: seed of the requests without their own.
+      log: called with a line per file.
       **options: see `SamplingOptions`; `negative` is for requests without their own.
 
     Returns:
-      The pictures' files, in order.
+      The image files, in the order of the requests.
 
     Raises:
-      ValueError: an edit without its one picture, and what `Tuna.generate_image` and `edit_image` raise.
+      ValueError: an edit has no image or several, and the errors of `Tuna.generate_image` and `edit_image`.
     """
     prompts = [request.text for request in requests]
-    chosen = _sampling(requests, seed, options)
+    sampling = _sampling(requests, seed, options)
     if edit:
-        for one in requests:
-            if len(one.media) != 1:
+        for request in requests:
+            if len(request.media) != 1:
                 raise ValueError(
-                    f"the edit {one.text!r} has {len(one.media)} pictures; it wants one: --image=FILE, or 'image' "
-                    f"in its line"
+                    f"the edit {request.text!r} has {len(request.media)} images; it requires one: --image=FILE, or "
+                    f"'image' in its line"
                 )
-        pictures = model.edit_image([one.media[0] for one in requests], prompts, **chosen)
+        images = model.edit_image([request.media[0] for request in requests], prompts, **sampling)
     else:
-        pictures = model.generate_image(prompts, **chosen)
-    folder = _made(folder)
+        images = model.generate_image(prompts, **sampling)
+    folder = _create(folder)
     name = "edit" if edit else "prompt"
     paths = [folder / f"{name}_{index}.png" for index in range(len(prompts))]
-    for path, prompt, picture in zip(paths, prompts, pictures, strict=True):
-        Image.fromarray(picture).save(path)
-        say(f"{path}: {prompt}")
-    contact_sheet(pictures, prompts).save(folder / "sheet.png")
-    say(str(folder / "sheet.png"))
+    for path, prompt, image in zip(paths, prompts, images, strict=True):
+        Image.fromarray(image).save(path)
+        log(f"{path}: {prompt}")
+    contact_sheet(images, prompts).save(folder / "sheet.png")
+    log(str(folder / "sheet.png"))
     return paths
 
 
@@ -80,18 +80,31 @@ def generate_clips(
     frames: int = 17,
     fps: float = 8.0,
     seed: int = 0,
-    say: Say = print,
+    log: Log = print,
     **options: Any,
 ) -> list[Path]:
-    """Clips as MP4, `video_0.mp4` and so on; arguments as `generate_images`, `frames` (1 + 4k) and frames a second."""
-    import_av("an MP4")  # Told before the time is spent.
+    """Writes a clip per request as MP4, `video_0.mp4` and so on.
+
+    Args:
+      model, requests, folder, seed, log, **options: see `generate_images`.
+      frames: frames per clip, 1 + 4k.
+      fps: frames per second.
+
+    Returns:
+      The video files, in the order of the requests.
+
+    Raises:
+      ModuleNotFoundError: `av`, which writes MP4, is not installed.
+      ValueError: see `Tuna.generate_video`.
+    """
+    import_av("an MP4")  # Fails before time is spent on sampling.
     prompts = [request.text for request in requests]
-    drawn = model.generate_video(prompts, frames=frames, **_sampling(requests, seed, options))
-    folder = _made(folder)
+    videos = model.generate_video(prompts, frames=frames, **_sampling(requests, seed, options))
+    folder = _create(folder)
     paths = [folder / f"video_{index}.mp4" for index in range(len(prompts))]
-    for path, prompt, clip in zip(paths, prompts, drawn, strict=True):
-        write_video(path, clip, fps)
-        say(f"{path}: {prompt}")
+    for path, prompt, video in zip(paths, prompts, videos, strict=True):
+        write_video(path, video, fps)
+        log(f"{path}: {prompt}")
     return paths
 
 
@@ -102,42 +115,46 @@ def write_answers(
     *,
     frames: int = 17,
     seed: int = 0,
-    say: Say = print,
+    log: Log = print,
     write: Write | None = None,
     **options: Any,
 ) -> Path:
-    """Answers to questions, or the next message of conversations, all in one batch.
+    """Answers questions, or writes the next message of conversations, and stores them as `answers.jsonl`.
 
     Args:
-      model: who answers.
+      model: the model.
       requests: each a question or a conversation.
-      folder: made if absent; gets `answers.jsonl` with a line a request: what was shown, the messages, the answer.
-      frames: at most so many of a video.
-      seed: of requests without their own.
-      say: gets the answers.
-      write: gets them in parts instead, as they come, and a line's end after each; they are then made one by one.
+      folder: created if it does not exist; `answers.jsonl` there has a line per request: media, messages and answer.
+      frames: the largest number of frames taken of a video file.
+      seed: seed of the requests without their own.
+      log: called with each answer, unless `write` is given.
+      write: called with the parts of an answer as they are decoded, and with a newline after each answer. The requests
+        then run one after another instead of in one batch.
       **options: see `DecodingOptions`.
 
     Returns:
       The file.
     """
-    asked = [_conversation(model, request, frames) for request in requests]
-    chosen: DecodingOptions = {**options, "seed": _seeds(requests, seed)}  # pyright: ignore[reportAssignmentType]
+    conversations = [_conversation(model, request, frames) for request in requests]
+    decoding: DecodingOptions = {**options, "seed": _seeds(requests, seed)}  # pyright: ignore[reportAssignmentType]
     if write is None:
-        answers = model.reply(asked, **chosen)
+        answers = model.reply(conversations, **decoding)
     else:
-        seeds = [(seed, i) if one.seed is None else one.seed for i, one in enumerate(requests)]
-        answers = [
-            _written(model, one, write, {**chosen, "seed": [own]})
-            for one, own in zip(asked, seeds, strict=True)
+        seeds = [
+            (seed, index) if request.seed is None else request.seed
+            for index, request in enumerate(requests)
         ]
-    path = _made(folder) / "answers.jsonl"
+        answers = [
+            _stream(model, conversation, write, {**decoding, "seed": [own_seed]})
+            for conversation, own_seed in zip(conversations, seeds, strict=True)
+        ]
+    path = _create(folder) / "answers.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for request, conversation, answer in zip(requests, asked, answers, strict=True):
+        for request, conversation, answer in zip(requests, conversations, answers, strict=True):
             line = {"media": request.media, "messages": conversation.messages, "answer": answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             if write is None:
-                say(answer)
+                log(answer)
     return path
 
 
@@ -149,63 +166,69 @@ def converse(
     history: Request | None = None,
     frames: int = 17,
     seed: int = 0,
-    say: Say = print,
+    log: Log = print,
     write: Write | None = None,
     **options: Any,
 ) -> Path:
-    """One conversation: the requests are said in turn, and the model sees all that was said before.
+    """Holds one conversation: the requests are the user's messages in turn, and the model sees all earlier messages.
 
     Args:
-      model: who answers.
-      requests: the user's messages; what the first one shows stands before it.
-      folder: made if absent; gets `conversation.json`, which `read_history` reads to go on.
-      history: a conversation to go on with.
-      frames, seed, say, write, **options: as `write_answers`.
+      model: the model.
+      requests: the user's messages; the media of the first one precede it.
+      folder: created if it does not exist; gets `conversation.json`, which `read_history` reads to continue.
+      history: a conversation to continue.
+      frames, seed, log, write, **options: see `write_answers`.
 
     Returns:
       The file.
+
+    Raises:
+      ValueError: both the history and a request have media, and the errors of `Tuna.reply`.
     """
     earlier = history or Request()
     if earlier.media and any(request.media for request in requests):
-        raise ValueError("the history shows something already; ask about that, or begin anew")
+        raise ValueError(
+            "the history already has media; ask about them, or start a new conversation"
+        )
     media = earlier.media or requests[0].media
-    seen = tuple(model.see(media, frames))
+    loaded_media = tuple(model.load_media(media, frames))
     messages = list(earlier.messages)
-    for place, request in enumerate(requests):
-        tags = f"{IMAGE_TAG}\n" * len(request.media) if place == 0 else ""
+    for index, request in enumerate(requests):
+        tags = f"{IMAGE_TAG}\n" * len(request.media) if index == 0 else ""
         messages.append({"role": "user", "content": tags + request.text})
-        chosen: DecodingOptions = {**options, "seed": [(seed, len(messages))]}  # pyright: ignore[reportAssignmentType]
-        conversation = Conversation(tuple(messages), seen)
+        decoding: DecodingOptions = {**options, "seed": [(seed, len(messages))]}  # pyright: ignore[reportAssignmentType]
+        conversation = Conversation(tuple(messages), loaded_media)
         if write is None:
-            answer = model.reply([conversation], **chosen)[0]
-            say(answer)
+            answer = model.reply([conversation], **decoding)[0]
+            log(answer)
         else:
-            answer = _written(model, conversation, write, chosen)
+            answer = _stream(model, conversation, write, decoding)
         messages.append({"role": "assistant", "content": answer})
-    path = _made(folder) / "conversation.json"
+    path = _create(folder) / "conversation.json"
     values = {"media": media, "messages": messages}
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def read_history(path: str | Path) -> Request:
-    """A conversation that `converse` wrote.
+    """Reads a conversation that `converse` wrote.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: it is no such conversation.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a conversation.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Request(media=tuple(values["media"]), messages=tuple(values["messages"]))
+        media = values["shown" if "shown" in values else "media"]  # Earlier versions wrote "shown".
+        return Request(media=tuple(media), messages=tuple(values["messages"]))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no conversation that --task=chat wrote: {error!r}") from error
+        raise ValueError(
+            f"{path} is not a conversation that --task=chat wrote: {error!r}"
+        ) from error
 
 
-def _written(
-    model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions
-) -> str:
-    """The answer, which was written in parts as they came."""
+def _stream(model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions) -> str:
+    """The answer to a conversation, whose parts are written as they are decoded."""
     parts = []
     for part in model.stream(conversation, **options):
         write(part)
@@ -215,28 +238,31 @@ def _written(
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
-    seen = model.see(request.media, frames)
+    media = model.load_media(request.media, frames)
     if request.messages:
-        return Conversation(request.messages, tuple(seen))
-    return Conversation.of(seen, request.text)
+        return Conversation(request.messages, tuple(media))
+    return Conversation.of(media, request.text)
 
 
 def _sampling(requests: Sequence[Request], seed: int, options: dict[str, Any]) -> SamplingOptions:
-    """The options of one call that draws all requests."""
-    usual = options.get("negative") or ""
-    against = [usual if one.negative is None else one.negative for one in requests]
-    chosen = {**options, "seed": _seeds(requests, seed)}
-    return chosen | {"negative": against if any(against) else None}  # pyright: ignore[reportReturnType]
+    """The options of one call that generates for all requests."""
+    default = options.get("negative") or ""
+    negatives = [default if request.negative is None else request.negative for request in requests]
+    sampling = {**options, "seed": _seeds(requests, seed)}
+    return sampling | {"negative": negatives if any(negatives) else None}  # pyright: ignore[reportReturnType]
 
 
 def _seeds(requests: Sequence[Request], seed: int) -> Seed:
-    """A request's own seed draws what it would alone; the others count their places."""
-    if all(one.seed is None for one in requests):
+    """The seeds of one call: a request's own seed, or the command's seed with the request's index."""
+    if all(request.seed is None for request in requests):
         return seed
-    return [(seed, place) if one.seed is None else one.seed for place, one in enumerate(requests)]
+    return [
+        (seed, index) if request.seed is None else request.seed
+        for index, request in enumerate(requests)
+    ]
 
 
-def _made(folder: str | Path) -> Path:
+def _create(folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""How likely a model finds an answer: the log-probability of its tokens after a conversation."""
+"""Log-likelihoods of answers: the log-probability of their tokens after a conversation."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from tuna_jax.inference import batching
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation.prefix_cache import Prefix, prefill
 from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.inference.text import groups_of_equal_media
 from tuna_jax.models import tuna
 from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 from tuna_jax.sequence import TokenSequence
 
-_NONE = -1  # where an answer is shorter than others
+_PADDING = -1  # The target behind the end of an answer.
 
 
 class Likelihoods(NamedTuple):
-    """Of answers, a row each.
+    """The likelihoods of n answers.
 
     Attributes:
-      log_probability: of all tokens of the answer, natural logarithm.
-      greedy: whether each token is the likeliest one, so that greedy decoding would say it.
-      tokens: how many tokens the answer has, its end counted if it was asked for.
+      log_probability: natural logarithm of the probability of the answer, summed over its tokens.
+      greedy: whether every token is the likeliest one, so that greedy decoding would generate the answer.
+      tokens: number of tokens of the answer, with its end if that is scored.
     """
 
     log_probability: Float[np.ndarray, " n"]
@@ -50,67 +51,65 @@ def likelihoods(
     """How likely each answer is after its conversation.
 
     Args:
-      model: who is asked.
-      conversations: what was said and shown; those that show equally much run together.
-      answers: the assistant's next message in each.
-      ended: whether the answer has to end there: the end's token counts too.
-      template: as `DecodingOptions.template`.
-      batch_size: most rows at once.
+      model: the model.
+      conversations: the conversations; those with equally many media of one shape run in one batch.
+      answers: the assistant's next message in each conversation.
+      ended: whether the token that ends the answer is scored too.
+      template: see `DecodingOptions`.
+      batch_size: the largest number of rows per batch.
 
     Raises:
-      ValueError: another number of answers, an answer without a token, a template that does not fit.
+      ValueError: the number of answers differs from that of conversations, an answer has no token, or the template does
+        not fit.
     """
     if len(conversations) != len(answers):
-        raise ValueError(f"{len(answers)} answers to {len(conversations)} conversations")
+        raise ValueError(f"{len(answers)} answers for {len(conversations)} conversations")
     end = [model.tokenizer.special.eos] if ended else []
     ids = [[*model.tokenizer.encode(answer), *end] for answer in answers]
     for answer, tokens in zip(answers, ids, strict=True):
         if not tokens:
             raise ValueError(f"the answer {answer!r} has no token")
-    groups: dict[Any, list[int]] = {}
-    for index, conversation in enumerate(conversations):
-        groups.setdefault(tuple(clip.shape for clip in conversation.media), []).append(index)
-    found = np.zeros((len(answers), 2))
-    for group in groups.values():
-        asked = [model.ask(conversations[i], template) for i in group]
-        shown = [conversations[i].media for i in group]
-        some = [ids[i] for i in group]
-        found[group] = _of_alike(model, asked, shown, some, batch_size)
+    scores = np.zeros((len(answers), 2))
+    for group in groups_of_equal_media(conversations):
+        prompts = [model.prompt_tokens(conversations[i], template) for i in group]
+        media = [conversations[i].media for i in group]
+        scores[group] = _score_group(model, prompts, media, [ids[i] for i in group], batch_size)
     counts = np.array([len(tokens) for tokens in ids])
-    return Likelihoods(found[:, 0], found[:, 1] > 0.5, counts)
+    return Likelihoods(scores[:, 0], scores[:, 1] > 0.5, counts)
 
 
-def _of_alike(
+def _score_group(
     model: Tuna,
-    asked: Sequence[TokenSequence],
-    shown: Sequence[Sequence[np.ndarray]],
+    prompts: Sequence[TokenSequence],
+    media: Sequence[Sequence[np.ndarray]],
     answers: Sequence[Sequence[int]],
-    most: int | None,
+    batch_size: int | None,
 ) -> Float[np.ndarray, "n 2"]:
-    """Log-probability and greediness of answers after sequences that show equally much."""
-    whole = [_joined(one, answer) for one, answer in zip(asked, answers, strict=True)]
-    width = batching.width_of(whole)
+    """Log-probability and greediness of answers (token ids) after prompts with equally many media of one shape."""
+    sequences = [_append(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
+    width = batching.width_of(sequences)
     longest = batching.round_up(max(map(len, answers)), 8)
-    targets = np.full((len(answers), longest), _NONE, np.int32)
-    for row, answer in zip(targets, answers, strict=True):
-        row[: len(answer)] = answer
-    starts = np.array([len(one.tokens) for one in asked], np.int32)
+    targets = np.full((len(answers), longest), _PADDING, np.int32)
+    for row, ids in zip(targets, answers, strict=True):
+        row[: len(ids)] = ids
+    starts = np.array([len(prompt.tokens) for prompt in prompts], np.int32)
 
-    def some(part: Int[np.ndarray, " rows"]) -> np.ndarray:
-        prefix = model.prefix([whole[i] for i in part], [shown[i] for i in part], width)
+    def score_rows(rows: Int[np.ndarray, " rows"]) -> np.ndarray:
+        prefix = model.prefix([sequences[i] for i in rows], [media[i] for i in rows], width)
         scores = _scores(
-            model.config, model.params, prefix, starts[part], targets[part], model.sharding
+            model.config, model.params, prefix, starts[rows], targets[rows], model.sharding
         )
         return np.stack([np.asarray(score) for score in scores], axis=-1)
 
-    visual = int(asked[0].spans[:, 1].sum())
-    return batching.in_chunks(some, np.arange(len(asked)), most or batching.rows_a_chunk(visual))
+    visual_tokens = int(prompts[0].spans[:, 1].sum())
+    max_rows = batch_size or batching.rows_per_chunk(visual_tokens)
+    return batching.in_chunks(score_rows, np.arange(len(prompts)), max_rows)
 
 
-def _joined(asked: TokenSequence, answer: Sequence[int]) -> TokenSequence:
+def _append(prompt: TokenSequence, answer: Sequence[int]) -> TokenSequence:
     ids = np.asarray(answer, np.int32)
-    tokens = np.concatenate([asked.tokens, ids])
-    return dataclasses.replace(asked, tokens=tokens, labels=np.concatenate([asked.labels, ids]))
+    tokens = np.concatenate([prompt.tokens, ids])
+    return dataclasses.replace(prompt, tokens=tokens, labels=np.concatenate([prompt.labels, ids]))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding"))
@@ -122,7 +121,10 @@ def _scores(
     targets: Int[Any, "b a"],
     sharding: LogicalSharding | None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Of the tokens that begin at `starts`; logits are made at those alone."""
+    """Log-probability and greediness of the `targets` that begin at `starts`.
+
+    Logits are computed only at the positions of the targets.
+    """
     length = prefix.tokens.shape[1]
     with use_sharding(sharding):
         _, hidden = prefill(config, params, prefix, length, with_flow_head=False)
@@ -130,9 +132,10 @@ def _scores(
         before = jnp.minimum(before, length - 1)
         states = jnp.take_along_axis(hidden, before[..., None], axis=1)
         logits = tuna.logits(config, params, states).astype(jnp.float32)
-    counts = jnp.asarray(targets) != _NONE
-    chosen = jnp.take_along_axis(
+    is_target = jnp.asarray(targets) != _PADDING
+    log_probabilities = jnp.take_along_axis(
         jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[..., None], axis=-1
     )[..., 0]
-    right = (jnp.argmax(logits, -1) == targets) | ~counts
-    return jnp.sum(jnp.where(counts, chosen, 0.0), -1), right.all(-1).astype(jnp.float32)
+    is_likeliest = (jnp.argmax(logits, -1) == targets) | ~is_target
+    total = jnp.sum(jnp.where(is_target, log_probabilities, 0.0), -1)
+    return total, is_likeliest.all(-1).astype(jnp.float32)

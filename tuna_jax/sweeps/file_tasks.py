@@ -177,7 +177,7 @@ def _first_shown(model: Tuna, item: Item, frames: int) -> np.ndarray:
     """The first picture of a question, or the first frame of its clip; white where nothing is shown."""
     if not item.shown:
         return np.full((*model.size, 3), 255, np.uint8)
-    return model.see(item.shown[:1], frames)[0][0]
+    return model.load_media(item.shown[:1], frames)[0][0]
 
 
 def _thumbnails(folder: Path, paths: Sequence[str], clips: bool) -> np.ndarray:

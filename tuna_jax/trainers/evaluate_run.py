@@ -129,9 +129,7 @@ def evaluation_data(data: MultitaskData) -> tuple[MultitaskData, bool]:
     return dataclasses.replace(data, streams=streams), True
 
 
-def measure_losses(
-    model: Tuna, settings: MultitaskExperiment, batches: int
-) -> tuple[Losses, bool]:
+def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> tuple[Losses, bool]:
     """Losses by stream, each the mean over the targets of `batches` batches, with its standard error over batches.
 
     Returns:
@@ -173,7 +171,9 @@ def _means(sums: list[dict[str, float]]) -> dict[str, list[float]]:
     """[mean, standard error] of each loss that the batches have."""
     means = {}
     for loss in ("flow", "text"):
-        counted = [(one[f"{loss}_sum"], one[f"{loss}_count"]) for one in sums if one[f"{loss}_count"]]
+        counted = [
+            (one[f"{loss}_sum"], one[f"{loss}_count"]) for one in sums if one[f"{loss}_count"]
+        ]
         if counted:
             values = np.array([total / count for total, count in counted])
             mean = sum(total for total, _ in counted) / sum(count for _, count in counted)
@@ -182,9 +182,7 @@ def _means(sums: list[dict[str, float]]) -> dict[str, list[float]]:
     return means
 
 
-def run_tasks(
-    source: Path, settings: MultitaskExperiment, output: Path
-) -> tuple[int, Path | None]:
+def run_tasks(source: Path, settings: MultitaskExperiment, output: Path) -> tuple[int, Path | None]:
     """Runs the tasks of `config.evaluate` on the final model; returns how many cells failed, and their report."""
     chosen = settings.evaluate
     if not chosen.tasks:

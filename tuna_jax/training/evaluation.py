@@ -62,6 +62,9 @@ def make_evaluation(
         metrics = tuna.loss(
             config, params, batch, noise, t, flow_rows=flow_rows, text_rows=text_rows
         )[1]
-        return {name: metrics[f"{name}"] for name in ("flow_sum", "flow_count", "text_sum", "text_count")}
+        return {
+            name: metrics[f"{name}"]
+            for name in ("flow_sum", "flow_count", "text_sum", "text_count")
+        }
 
     return evaluate

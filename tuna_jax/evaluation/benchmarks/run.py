@@ -47,7 +47,7 @@ def run(
       seed: a sample depends on it, its prompt's place in the prompt file and its number.
       frames: of a clip, 1 + 4k.
       fps: frames a second of a clip's file.
-      batch_size: most samples at once; None takes what `rows.rows_a_chunk` allows.
+      batch_size: most samples at once; None takes what `batching.rows_per_chunk` allows.
       shard: this process's number and how many there are.
       first: only so many of the first prompts.
       progress: whether to show a bar.
@@ -64,7 +64,7 @@ def run(
     chosen = tuple(sizes) or (model.size,)
     frames = frames if benchmark.clips else 1
     tokens = max(int(np.prod(model.config.vae.latent_shape(frames, *size)[:3])) for size in chosen)
-    most = batch_size or batching.rows_a_chunk(tokens * (2 if benchmark.edits else 1))
+    most = batch_size or batching.rows_per_chunk(tokens * (2 if benchmark.edits else 1))
     plan = Plan(chosen, frames, fps, seed, most, shard)
     settings = {"prompts": benchmark.digest(), **described(model, sampling)}
     if first is not None:

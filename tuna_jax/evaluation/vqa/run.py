@@ -73,7 +73,7 @@ def judge(model: Tuna, *, frames: int = 17, **options: Any) -> Likelihood:
 
 def _conversation(model: Tuna, item: Item, frames: int) -> Conversation:
     try:
-        return Conversation.of(model.see(item.shown, frames), item.question)
+        return Conversation.of(model.load_media(item.shown, frames), item.question)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{item.where}: {error}") from error
     except ValueError as error:

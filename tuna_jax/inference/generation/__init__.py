@@ -1,1 +1,1 @@
-"""Samplers and text decoding on top of one prefix cache."""
+"""Flow sampling and text decoding on one prefix cache."""

@@ -1,4 +1,4 @@
-"""Pictures and clips from noise: guided flow sampling on a cached prefix (model.md section 9)."""
+"""Images and clips from noise: guided flow sampling on a cached prefix (model.md section 9)."""
 
 from __future__ import annotations
 
@@ -58,27 +58,28 @@ def _velocity(
     guidance: Array,
     bounds: Float[Array, " 2"] | None,
 ) -> flow.Velocity:
-    """The velocity to follow, guided within `bounds` (None: everywhere), on the prefixes' cache."""
+    """The velocity field on the cached prefixes, guided within `bounds` (None: at all times)."""
     params = prepared(config, params)
     prefix = positive if negative is None else join(positive, negative)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
     cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)
-    # The rows of the positive side stand first. Cut out once, not at every step, and so are the layers.
-    kept = jax.tree.map(lambda leaf: leaf[:, : len(noise)], cache)
-    cache, kept = unstack((cache, kept)) if unstacks(config) else (cache, kept)
+    # The positive branch's rows come first. They are sliced once here instead of at every step, like the layers.
+    positive_cache = jax.tree.map(lambda leaf: leaf[:, : len(noise)], cache)
+    if unstacks(config):
+        cache, positive_cache = unstack((cache, positive_cache))
 
-    def everywhere(x: Latent, t: Array) -> Latent:
+    def guided(x: Latent, t: Array) -> Latent:
         v = span_velocity(config, params, cache, prefix.lengths, x, t)
         return v if negative is None else flow.guided(v[: len(x)], v[len(x) :], guidance)
 
     if bounds is None:
-        return everywhere
+        return guided
 
-    def alone(x: Latent, t: Array) -> Latent:
-        v = span_velocity(config, params, kept, positive.lengths, x, t)
-        return v.astype(jnp.float32)  # as guidance, a float32, leaves the other side
+    def unguided(x: Latent, t: Array) -> Latent:
+        v = span_velocity(config, params, positive_cache, positive.lengths, x, t)
+        return v.astype(jnp.float32)  # The dtype of `guided`, whose guidance scale is float32.
 
-    return lambda x, t: jax.lax.cond(flow.guides(t, bounds), everywhere, alone, x, t)
+    return lambda x, t: jax.lax.cond(flow.guides(t, bounds), guided, unguided, x, t)
 
 
 def sample(
@@ -96,33 +97,36 @@ def sample(
     trajectory: bool = False,
     sharding: LogicalSharding | None = None,
 ) -> Array:
-    """Latents that the prompts ask for; one compiled program a shape.
+    """Samples latents for the prompts, with one compiled program per shape.
 
     Args:
       config, params: the model.
       positive: tokens up to and including `<boi>` of the span to generate, with clean source slots for editing.
-      noise: start at t = 0, standard normal, `[B, T, h, w, C]`.
-      negative: the other side of guidance (a negative or empty prompt); needed when guidance is neither 0 nor 1.
-      guidance: scale g of `v_neg + g (v_pos - v_neg)`; 0 and 1 sample without guidance, from the positive side alone.
-      guidance_interval: (low, high): guidance is applied at times of the grid within it, ends included. At the others
-        the positive side runs alone, for half the work. All intervals but (0, 1) share one program.
+      noise: state at t = 0, standard normal, `[B, T, h, w, C]`.
+      negative: the negative branch of guidance (a negative or empty prompt); required unless guidance is 0 or 1.
+      guidance: scale g of `v_neg + g (v_pos - v_neg)`; 0 and 1 sample without guidance, only with the positive branch.
+      guidance_interval: (low, high), the times of the grid at which guidance is applied, both ends included. At other
+        times only the positive branch runs, for half the work. All intervals except (0, 1) share one program.
       steps: solver steps; the time grid has one point more.
-      shift: `a` of the grid's map.
+      shift: `a` of the time grid's map, see `flow.time_grid`.
       solver: 'euler' or 'heun'.
-      trajectory: return the states after every step instead, `[steps, B, T, h, w, C]`.
-      sharding: how activations lie over the devices, `parallel.activations.Activations(mesh, generation=True)` where
-        the parameters lie on a mesh of several; None: nobody says.
+      trajectory: whether to return the states after every step, `[steps, B, T, h, w, C]`, instead of the last one.
+      sharding: how activations are sharded: `parallel.activation_sharding.Activations(mesh, generation=True)` if the
+        parameters are sharded over a mesh of several devices; None leaves it to the compiler.
+
+    Returns:
+      Latents, float32 `[B, T, h, w, C]`.
 
     Raises:
-      ValueError: guidance without a negative prefix, an interval that is none, an unknown solver, or fewer than one
-        step.
+      ValueError: guidance has no negative prefix, the interval is invalid, the solver is unknown, or there is less than
+        one step.
     """
     bounds = flow.guidance_bounds(guidance_interval)
     guided = guidance not in (0.0, 1.0)
     if guided and negative is None:
         raise ValueError(
-            f"guidance {guidance} needs a negative prefix: the empty prompt is the usual one; "
-            "guidance=1 samples without"
+            f"guidance {guidance} requires a negative prefix, usually that of the empty prompt; guidance=1 samples "
+            f"without"
         )
     return _sample(
         config,
@@ -143,8 +147,10 @@ def sample(
 def sampler(
     config: TunaConfig, *, steps: int, shift: float, solver: str
 ) -> Callable[[Params, Prefix, Prefix | None, Latent, Array], Latent]:
-    """`sample` as a function of arrays alone, `(params, positive, negative, noise, guidance) -> latents`, to be
-    exported; without a negative side guidance has no effect."""
+    """`sample` as a function of arrays, `(params, positive, negative, noise, guidance) -> latents`, for export.
+
+    Without a negative prefix guidance has no effect.
+    """
 
     def run(
         params: Params,
@@ -153,12 +159,12 @@ def sampler(
         noise: Latent,
         guidance: Float[Array, ""],
     ) -> Latent:
-        how = (steps, shift, solver, False, None)
-        return _sample(config, params, positive, negative, noise, guidance, None, *how)
+        settings = (steps, shift, solver, False, None)
+        return _sample(config, params, positive, negative, noise, guidance, None, *settings)
 
     return run
 
 
 def to_uint8(pixels: Float[Array, "*b 3"]) -> Array:
-    """[-1, 1] (clamped here) -> uint8 by truncation, as the released code does."""
+    """Pixels in [-1, 1], clamped, as uint8 by truncation like the released code."""
     return ((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

@@ -1,8 +1,7 @@
-"""The prefix cache: what does not see the noisy span or the next word is computed once (model.md section 9).
+"""The prefix cache: what does not attend to the noisy span or the next token is computed once (model.md section 9).
 
-Rows of a batch may have prefixes of different lengths. A prefix is padded at its end, and
-whatever comes next is written over
-the padding, at each row's own length; no query's visible interval reaches the padding that is left.
+Rows of a batch may have prefixes of different lengths. A prefix is padded at its end, and what follows is written over
+the padding at each row's own length; no query attends to the padding that remains.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from tuna_jax.models.logical_sharding import constrain
 
 
 class Prefix(NamedTuple):
-    """What a generation starts from.
+    """What generation starts from.
 
     Attributes:
-      tokens: ids, padded at the end.
-      lengths: real tokens of each row.
-      spans: `(offset, length)` of the clean visual slots in it, `(-1, -1)` unused; N may be 0.
+      tokens: token ids, padded at the end.
+      lengths: number of tokens of each row without padding.
+      spans: `(offset, length)` of the clean visual slots; `(-1, -1)` is an unused slot; N may be 0.
       latents: clean latents of the slots; None when N is 0.
     """
 
@@ -39,23 +38,23 @@ class Prefix(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of a prefix in the language transformer and, if asked for, in the flow head."""
+    """Keys and values of a prefix in the language transformer and, if requested, in the flow head."""
 
     language: KVCaches
     flow_head: KVCaches | None
 
 
 def text_prefix(tokens: Int[np.ndarray, "b p"], lengths: Int[np.ndarray, " b"]) -> Prefix:
-    """A prefix without pictures."""
+    """A prefix without images."""
     spans = jnp.zeros((len(tokens), 0, 2), jnp.int32)
     return Prefix(jnp.asarray(tokens), jnp.asarray(lengths), spans)
 
 
 def prepared(config: TunaConfig, params: Params) -> Params:
-    """Parameters as the loops over steps and tokens take them: unstacked on CPU with `unroll`.
+    """Parameters as the loops over solver steps and tokens take them: on CPU with `unroll`, unstacked layers.
 
-    The loops see to it themselves. Who calls them many times does it before, once, and spares each call a copy of the
-    layers; it costs the memory of a second copy.
+    The loops unstack layers themselves. Code that calls them many times can do it once before and save each call a copy
+    of the layers, at the cost of the memory of a second copy.
     """
     return jax.jit(unstack_layers)(params) if unstacks(config) else params
 
@@ -67,9 +66,9 @@ def prefill(
 
     Args:
       config, params: the model.
-      prefix: what to run; slots are clean, t = 1.
-      capacity: positions that the cache holds; at least the prefix's padded length plus what will be written.
-      with_flow_head: whether the flow head's keys and values are needed (pictures) or not (text).
+      prefix: the prefix, whose visual slots are clean (t = 1).
+      capacity: positions of the cache: at least the prefix's padded length plus the number that will be written.
+      with_flow_head: whether the flow head's keys and values are needed (for images) or not (for text).
 
     Returns:
       The cache, and the hidden states of the prefix.
@@ -77,19 +76,19 @@ def prefill(
     batch, length = prefix.tokens.shape
     model = tuna.bind(config, params)
     layout = sequence_layout(prefix.spans, length)
-    # Modulation wants a slot even where no token belongs to one.
+    # Modulation requires a slot even if no token belongs to one.
     slots = max(1, prefix.spans.shape[1])
     time = model.time_embedding(jnp.ones((batch, slots)))
     x = model.embed(prefix.tokens, layout, prefix.latents, time)
-    hidden, seen = model.language(x, layout, language.new_cache(config, batch, capacity))
-    assert seen is not None
+    hidden, language_cache = model.language(x, layout, language.new_cache(config, batch, capacity))
+    assert language_cache is not None
     if not with_flow_head:
-        return Cache(seen, None), hidden
+        return Cache(language_cache, None), hidden
     latents = prefix.latents
     grid = (1, 1) if latents is None else (latents.shape[3], latents.shape[4])
     head_cache = flow_head.new_cache(config, batch, capacity)
     _, head_cache = model.flow_head(hidden, time, layout, grid, head_cache)
-    return Cache(seen, head_cache), hidden
+    return Cache(language_cache, head_cache), hidden
 
 
 def span_velocity(
@@ -100,20 +99,20 @@ def span_velocity(
     x: Float[Array, "l t h w c"],
     t: Float[Array, ""],
 ) -> Float[Array, "b t h w c"]:
-    """Velocity of the noisy span alone, against a cached prefix; the cache is left as it is.
+    """The velocity of the noisy span on a cached prefix; the cache does not change.
 
     Args:
       config, params: the model.
-      cache: of the prefix, with room for the span behind it.
-      start: where each row's span begins: its prefix's length.
-      x: noisy latents; one for each row, or, where both sides of guidance look at the same ones, half as many: rows i
-        and i + L then have the latents i, which the representation encoder sees once.
-      t: their flow time.
+      cache: cache of the prefix, with room for the span behind it.
+      start: position at which each row's span begins, which is the length of its prefix.
+      x: noisy latents, one per row; or half as many if both branches of guidance share them: rows i and i + L then have
+        latents i, which the representation encoder runs on once.
+      t: flow time of the latents.
     """
     model = tuna.bind(config, params)
     visual = model.visual_tokens(x[:, None])[:, 0]
     visual = jnp.concatenate([visual] * (len(start) // len(x)))
-    # All rows have the same time: it is embedded, and modulates, once.
+    # All rows have the same time, which is therefore embedded once.
     time = model.time_embedding(t.reshape(1, 1))
     first = jnp.broadcast_to(time.astype(visual.dtype), (len(start), *time.shape[1:]))
     tokens = jnp.concatenate([first, visual], axis=1)
@@ -131,16 +130,16 @@ def next_logits(
     position: Int[Array, " b"],
     token: Int[Array, " b"],
 ) -> tuple[Float[Array, "b v"], Cache]:
-    """Logits after one more token a row, written at `position`, and the cache with it."""
+    """Logits after one more token per row, written at `position`, and the cache that includes it."""
     model = tuna.bind(config, params)
     x = model.language.embed(token[:, None], jnp.dtype(config.compute_dtype))
-    hidden, seen = model.language(x, text_layout(position, 1), cache.language)
-    assert seen is not None
-    return model.language.logits(hidden)[:, 0], Cache(seen, cache.flow_head)
+    hidden, language_cache = model.language(x, text_layout(position, 1), cache.language)
+    assert language_cache is not None
+    return model.language.logits(hidden)[:, 0], Cache(language_cache, cache.flow_head)
 
 
 def join(first: Prefix, second: Prefix) -> Prefix:
-    """Rows of two prefixes in one batch, padded to the longer one (both sides of guidance)."""
+    """The rows of two prefixes (both branches of guidance) in one batch, padded to the longer one."""
     length = max(first.tokens.shape[1], second.tokens.shape[1])
 
     def pad(tokens: Array) -> Array:
@@ -158,5 +157,5 @@ def join(first: Prefix, second: Prefix) -> Prefix:
 
 
 def last_hidden(hidden: Float[Array, "b p d"], lengths: Int[Array, " b"]) -> Float[Array, "b 1 d"]:
-    """Hidden state of every row's last real token."""
+    """Hidden state of the last token of every row, without padding."""
     return jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n - 1, 1))(hidden, lengths)

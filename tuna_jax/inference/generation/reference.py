@@ -1,7 +1,7 @@
-"""Generation as if there were no cache: every step runs the whole sequence, both sides of guidance.
+"""Generation without a cache: every step runs the whole sequence in both branches of guidance, like the released code.
 
-It is here to be compared with: `images.sample` and `text.generate` must give the same (tests/generation), in less
-time (`tuna_jax.benchmark`). The released code samples like this.
+It is the reference for `flow_sampler.sample` and `text_decoder.generate`, which must give the same results
+(tests/inference/generation) in less time (`tuna-jax benchmark`).
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def sample(
     trajectory: bool = False,
     length: int = 0,
 ) -> Array:
-    """What `images.sample` returns, the long way.
+    """The result of `flow_sampler.sample`, without a cache.
 
     Args:
-      config, params, positive, noise, steps, shift, solver, trajectory: as there.
-      negative: the other side of guidance; None samples from the positive side alone.
-      guidance: scale; of no effect without a negative prefix.
-      guidance_interval: as there; here both sides are run at every time.
-      length: tokens that a sequence is padded to; 0: the longest prefix, the span and two tokens behind it.
+      config, params, positive, noise, steps, shift, solver, trajectory: see `flow_sampler.sample`.
+      negative: the negative branch of guidance; None samples without guidance.
+      guidance: scale; without effect if there is no negative prefix.
+      guidance_interval: see `flow_sampler.sample`; here both branches run at every time.
+      length: tokens that sequences are padded to; 0: the longest prefix, the span and two more tokens.
 
     Raises:
-      ValueError: a length that the sequences do not fit in, or an interval that is none.
+      ValueError: a sequence is longer than `length`, or the interval is invalid.
     """
     prefix = positive if negative is None else join(positive, negative)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
@@ -86,9 +86,9 @@ def sample(
 def _velocity(
     config: TunaConfig, params: Params, prefix: Prefix, x: Latent, t: Array, length: int
 ) -> Latent:
-    """Velocity of the noisy span behind every row's prefix, by a forward pass over all `length` tokens."""
+    """Velocity of the noisy span behind every row's prefix, from a forward pass over all `length` tokens."""
     span = 1 + x.shape[1] * x.shape[2] * x.shape[3]
-    # What stands inside the span and behind it is never looked at from before its end.
+    # The token ids within the span and behind it have no effect on the span.
     tokens = jnp.pad(prefix.tokens, ((0, 0), (0, length - prefix.tokens.shape[1])))
     noisy = jnp.stack([prefix.lengths, jnp.full_like(prefix.lengths, span)], axis=-1)
     spans = jnp.concatenate([prefix.spans, noisy[:, None]], axis=1)
@@ -105,18 +105,18 @@ def _velocity(
 def generate(
     config: TunaConfig, params: Params, prefix: Prefix, *, max_new_tokens: int
 ) -> Int[Array, "b n"]:
-    """What `text.generate` says greedily without an end, the long way: all tokens again for each new one."""
+    """Greedy decoding without `eos` and without a cache: all tokens run again for each new one."""
     tokens = jnp.pad(prefix.tokens.astype(jnp.int32), ((0, 0), (0, max_new_tokens)))
     times = None if prefix.latents is None else jnp.ones(prefix.spans.shape[:2])
     rows = jnp.arange(len(tokens))
 
     def add(tokens: Array, step: Array) -> tuple[Array, Array]:
-        # Of no rows the flow head is not run.
-        none = jnp.zeros((0,), jnp.int32)
-        out = tuna.forward(config, params, tokens, prefix.spans, prefix.latents, times, none)
-        at = prefix.lengths + step
-        hidden = last_hidden(out.hidden, at)
-        chosen = jnp.argmax(tuna.logits(config, params, hidden)[:, 0], -1).astype(jnp.int32)
-        return tokens.at[rows, at].set(chosen), chosen
+        # The flow head runs on no rows.
+        no_rows = jnp.zeros((0,), jnp.int32)
+        out = tuna.forward(config, params, tokens, prefix.spans, prefix.latents, times, no_rows)
+        position = prefix.lengths + step
+        hidden = last_hidden(out.hidden, position)
+        token = jnp.argmax(tuna.logits(config, params, hidden)[:, 0], -1).astype(jnp.int32)
+        return tokens.at[rows, position].set(token), token
 
     return jax.lax.scan(add, tokens, jnp.arange(max_new_tokens))[1].T

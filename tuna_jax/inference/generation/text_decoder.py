@@ -1,4 +1,4 @@
-"""Text from a prefix: prefill once, then token by token with a KV cache (model.md section 10)."""
+"""Text decoding: a prefix runs once, then one token at a time with a KV cache (model.md section 10)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from tuna_jax.models.cpu_fast_paths import unstack, unstacks
 from tuna_jax.models.layers import Params
 from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
 
-Choose = Callable[[Array, Array], Array]  # (logits, key) -> the next token of each row
+Choose = Callable[[Array, Array], Array]
+"""(logits, key) -> the next token of each row."""
 
 CHUNK = 8
-"""Tokens that a stream hands over at once."""
+"""Tokens per part of a stream."""
 
 
 class Decoded(NamedTuple):
     """Generated text.
 
     Attributes:
-      tokens: ids; a row that ended holds `eos` once and `eos` after it.
-      lengths: tokens of each row before its `eos`.
+      tokens: token ids; a row that has ended is filled with `eos`.
+      lengths: number of tokens of each row before its `eos`.
       logits: float32 logits of every step, or None.
     """
 
@@ -45,13 +46,24 @@ class Decoded(NamedTuple):
     logits: Float[Array, "b n v"] | None
 
 
-class _State(NamedTuple):
+class DecoderState(NamedTuple):
+    """The state between two tokens.
+
+    Attributes:
+      step: number of tokens so far.
+      cache: cache of the prefix and these tokens.
+      logits: logits of the next token.
+      done: whether each row has ended.
+      tokens: the tokens so far, then `eos`.
+      all_logits: the logits of every step so far, or None.
+    """
+
     step: Array
     cache: Cache
-    logits: Array
-    done: Array
-    tokens: Array
-    kept: Array | None
+    logits: Float[Array, "b v"]
+    done: Bool[Array, " b"]
+    tokens: Int[Array, "b n"]
+    all_logits: Float[Array, "b n v"] | None
 
 
 def choose(
@@ -59,7 +71,7 @@ def choose(
 ) -> Int[Array, " b"]:
     """The next token: greedy at temperature 0, else sampled among the `top_k` likeliest and the `top_p` nucleus.
 
-    `key` is one for all rows, or a vector with one for each row, which is then sampled as if it were alone.
+    `key` is one key for all rows, or a vector with a key per row, which makes rows independent of the batch.
     """
     if temperature == 0.0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
@@ -71,11 +83,11 @@ def choose(
     if top_p < 1.0:
         ordered = jnp.sort(logits, axis=-1)[:, ::-1]
         before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-        # The token that crosses top_p still belongs to the nucleus, so the likeliest always does.
+        # The token that crosses top_p belongs to the nucleus, so the likeliest token always does.
         least = jnp.min(jnp.where(before <= top_p, ordered, jnp.inf), -1, keepdims=True)
         logits = jnp.where(logits < least, floor, logits)
-    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
-    return draw(key, logits).astype(jnp.int32)
+    sample = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+    return sample(key, logits).astype(jnp.int32)
 
 
 @functools.partial(
@@ -108,87 +120,81 @@ def generate(
 
     Args:
       config, params: the model.
-      prefix: prompts with their pictures.
-      key: PRNG key, or one for each row (`choose`); unused when greedy.
-      eos: the id that ends a row; negative never does.
-      max_new_tokens: most tokens a row gets.
-      temperature: 0 is greedy.
-      top_k: sample among this many likeliest; 0 among all.
-      top_p: sample within this much probability; 1 within all.
-      keep_logits: also return every step's logits.
-      sharding: how activations lie over the devices, see `images.sample`.
+      prefix: prompts with their input images.
+      key: PRNG key, or one per row (see `choose`); unused by greedy decoding.
+      eos: the id that ends a row; a negative id never does.
+      max_new_tokens: the largest number of tokens per row.
+      temperature: sampling temperature; 0 is greedy.
+      top_k: sample among the `top_k` likeliest tokens; 0: among all.
+      top_p: sample within the nucleus of this probability; 1: among all tokens.
+      keep_logits: whether to return the logits of every step too.
+      sharding: how activations are sharded, see `flow_sampler.sample`.
     """
-    chosen = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
+    choose_token = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
     with use_sharding(sharding):
-        return _continue(config, params, prefix, key, eos, max_new_tokens, chosen, keep_logits)
+        start = _initial_state(config, params, prefix, eos, max_new_tokens, keep_logits)
+        end = _decode_until(
+            config, params, prefix.lengths, key, eos, choose_token, start, max_new_tokens
+        )
+        is_eos = end.tokens == eos
+        lengths = jnp.where(is_eos.any(1), jnp.argmax(is_eos, 1), max_new_tokens)
+        return Decoded(end.tokens, lengths, end.all_logits)
 
 
-def _continue(
-    config: TunaConfig,
-    params: Params,
-    prefix: Prefix,
-    key: Array,
-    eos: int | Array,
-    max_new_tokens: int,
-    choose: Choose,
-    keep_logits: bool,
-) -> Decoded:
-    start = _begin(config, params, prefix, eos, max_new_tokens, keep_logits)
-    end = _go_on(config, params, prefix.lengths, key, eos, choose, start, max_new_tokens)
-    ended = end.tokens == eos
-    lengths = jnp.where(ended.any(1), jnp.argmax(ended, 1), max_new_tokens)
-    return Decoded(end.tokens, lengths, end.kept)
-
-
-def _begin(
+def _initial_state(
     config: TunaConfig,
     params: Params,
     prefix: Prefix,
     eos: int | Array,
     max_new_tokens: int,
     keep_logits: bool,
-) -> _State:
+) -> DecoderState:
     """The state after the prefix, before the first token."""
     batch, length = prefix.tokens.shape
     cache, hidden = prefill(config, params, prefix, length + max_new_tokens, with_flow_head=False)
     logits = tuna.logits(config, params, last_hidden(hidden, prefix.lengths))[:, 0]
-    kept = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
-    return _State(
+    all_logits = jnp.zeros((batch, max_new_tokens, logits.shape[-1])) if keep_logits else None
+    return DecoderState(
         jnp.int32(0),
-        unstack(cache) if unstacks(config) else cache,
+        unstack(cache)
+        if unstacks(config)
+        else cache,  # Otherwise every token would stack the layers.
         logits,
         jnp.zeros((batch,), bool),
         jnp.full((batch, max_new_tokens), eos, jnp.int32),
-        kept,
+        all_logits,
     )
 
 
-def _go_on(
+def _decode_until(
     config: TunaConfig,
     params: Params,
     lengths: Int[Array, " b"],
     key: Array,
     eos: int | Array,
-    choose: Choose,
-    start: _State,
+    choose_token: Choose,
+    start: DecoderState,
     until: int | Array,
-) -> _State:
+) -> DecoderState:
     """The state after `until` tokens, or after all rows have ended."""
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
     params = prepared(config, params)
 
-    def unfinished(state: _State) -> Array:
+    def unfinished(state: DecoderState) -> Array:
         return (state.step < until) & ~state.done.all()
 
-    def advance(state: _State) -> _State:
-        token = choose(state.logits, fold_in(key, state.step))
+    def advance(state: DecoderState) -> DecoderState:
+        token = choose_token(state.logits, fold_in(key, state.step))
         token = jnp.where(state.done, eos, token)
-        kept = state.kept
-        if kept is not None:
-            kept = jax.lax.dynamic_update_index_in_dim(kept, state.logits, state.step, 1)
+        all_logits = state.all_logits
+        if all_logits is not None:
+            all_logits = jax.lax.dynamic_update_index_in_dim(
+                all_logits, state.logits, state.step, 1
+            )
         logits, cache = next_logits(config, params, state.cache, lengths + state.step, token)
         tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, 1)
-        return _State(state.step + 1, cache, logits, state.done | (token == eos), tokens, kept)
+        done = state.done | (token == eos)
+        return DecoderState(state.step + 1, cache, logits, done, tokens, all_logits)
 
     return jax.lax.while_loop(unfinished, advance, start)
 
@@ -207,68 +213,70 @@ def stream(
     chunk: int = CHUNK,
     sharding: LogicalSharding | None = None,
 ) -> Iterator[Int[np.ndarray, "b n"]]:
-    """What `generate` returns as `tokens`, a part at a time; a row that ended has `eos` from then on.
+    """Yields the `tokens` of `generate` in parts; a row that has ended is filled with `eos`.
 
-    One program runs the prefix and another `chunk` tokens, on a cache that is handed from call to call and never
-    copied. While the caller has one part the device makes the next, so the host waits once a part and not once a token.
+    One program runs the prefix and another one `chunk` tokens, on a cache that is donated from call to call and never
+    copied. The device computes the next part while the caller has the last one, so the host waits once per part and not
+    once per token.
 
     Args:
-      config, params, prefix, key, eos, max_new_tokens, temperature, top_k, top_p, sharding: as there.
-      chunk: tokens of a part; the last one may have fewer.
+      config, params, prefix, key, eos, max_new_tokens, temperature, top_k, top_p, sharding: see `generate`.
+      chunk: tokens per part; the last part may have fewer.
     """
-    chosen = (temperature, top_k, top_p)
-    state = _prefilled(config, params, prefix, eos, max_new_tokens, sharding)
+    sampling = (temperature, top_k, top_p)
+    state = start_stream(config, params, prefix, eos, max_new_tokens, sharding)
 
-    def further(state: _State) -> tuple[_State, Array, Array]:
-        return _further(config, params, prefix.lengths, key, eos, state, chunk, chosen, sharding)
+    def next_part(state: DecoderState) -> tuple[DecoderState, Array, Array]:
+        lengths = prefix.lengths
+        return _decode_part(config, params, lengths, key, eos, state, chunk, sampling, sharding)
 
-    state, tokens, ended = further(state)
+    state, tokens, ended = next_part(state)
     for begin in range(0, max_new_tokens, chunk):
-        part, last = tokens, ended
+        part, is_last = tokens, ended
         if begin + chunk < max_new_tokens:
-            state, tokens, ended = further(state)
+            state, tokens, ended = next_part(state)
         yield np.asarray(part)[:, : max_new_tokens - begin]
-        if last:
+        if is_last:
             return
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "sharding"))
-def _prefilled(
+def start_stream(
     config: TunaConfig,
     params: Params,
     prefix: Prefix,
     eos: int | Array,
     max_new_tokens: int,
     sharding: LogicalSharding | None,
-) -> _State:
+) -> DecoderState:
+    """The state of a stream after the prefix, before the first token."""
     with use_sharding(sharding):
-        return _begin(config, params, prefix, eos, max_new_tokens, keep_logits=False)
+        return _initial_state(config, params, prefix, eos, max_new_tokens, keep_logits=False)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "chunk", "chosen", "sharding"),
+    static_argnames=("config", "chunk", "sampling", "sharding"),
     donate_argnames="state",
 )
-def _further(
+def _decode_part(
     config: TunaConfig,
     params: Params,
     lengths: Int[Array, " b"],
     key: Array,
     eos: int | Array,
-    state: _State,
+    state: DecoderState,
     chunk: int,
-    chosen: tuple[float, int, float],
+    sampling: tuple[float, int, float],
     sharding: LogicalSharding | None,
-) -> tuple[_State, Int[Array, "b n"], Bool[Array, ""]]:
+) -> tuple[DecoderState, Int[Array, "b n"], Bool[Array, ""]]:
     """The state after `chunk` more tokens, those tokens, and whether all rows have ended."""
-    temperature, top_k, top_p = chosen
-    how = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
-    room = state.tokens.shape[1]
+    temperature, top_k, top_p = sampling
+    choose_token = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
     with use_sharding(sharding):
-        until = jnp.minimum(state.step + chunk, room)
-        end = _go_on(config, params, lengths, key, eos, how, state, until)
-    # Padded, for a slice that reaches beyond the end would begin earlier.
+        until = jnp.minimum(state.step + chunk, state.tokens.shape[1])
+        end = _decode_until(config, params, lengths, key, eos, choose_token, state, until)
+    # Padded because `dynamic_slice` moves a slice that exceeds the array to an earlier start.
     padded = jnp.pad(end.tokens, ((0, 0), (0, chunk)))
     part = jax.lax.dynamic_slice_in_dim(padded, state.step, chunk, 1)
     return end, part, end.done.all()

@@ -1,0 +1,177 @@
+"""Batched generation of images and clips with a `Tuna`; `Tuna.generate_image`, `generate_video` and `edit_image`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from tuna_jax.inference import batching
+from tuna_jax.inference.generation import flow_sampler
+from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettings
+from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
+from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
+from tuna_jax.utils import old_names
+
+if TYPE_CHECKING:
+    from tuna_jax.inference.pipeline import Tuna
+
+Images = UInt8[np.ndarray, "n height width 3"]
+Clips = UInt8[np.ndarray, "n frames height width 3"]
+
+
+def prompt_list(prompts: str | Sequence[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+      ValueError: there is none.
+    """
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not listed:
+        raise ValueError("no prompt is given")
+    return listed
+
+
+def load_sources(
+    model: Tuna,
+    images: MediaInput | Sequence[MediaInput],
+    count: int,
+    size: tuple[int, int] | None = None,
+) -> Clips:
+    """The source images of `count` edits, scaled and cropped to `size`; one image serves all edits.
+
+    Raises:
+      ValueError: the size is not divisible by 16, an input is a clip, or the number of images fits neither one nor
+        `count`.
+      FileNotFoundError: there is no such file.
+    """
+    size = size or model.size
+    model.config.vae.latent_shape(1, *size)  # Rejects a wrong size before files are read.
+    sources = [as_clip(image, size) for image in as_list(images)]
+    if any(len(clip) != 1 for clip in sources):
+        raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
+    if len(sources) == 1:
+        sources = sources * count
+    if len(sources) != count:
+        raise ValueError(
+            f"{len(sources)} images for {count} instructions; give one image, or one per instruction"
+        )
+    return np.stack(sources)
+
+
+def generate(
+    model: Tuna,
+    prompts: Sequence[str],
+    sources: Clips | None = None,
+    frames: int = 1,
+    options: SamplingOptions | None = None,
+) -> Clips:
+    """A clip per prompt.
+
+    Args:
+      model: the model.
+      prompts: prompts, or with `sources` instructions.
+      sources: an image to edit for each instruction, in the size of the result; None: generate from the prompts alone.
+      frames: frames per clip, 1 + 4k.
+      options: see `SamplingOptions`.
+
+    Raises:
+      ValueError: an option is invalid or has no effect, or the number of negative prompts or of seeds differs from the
+        number of prompts.
+    """
+    options = options or {}
+    settings = _settings(model.samples, options)
+    shape = model.config.vae.latent_shape(frames, *(options.get("size") or model.size))
+    grid = Grid(*shape[:3])
+    negatives = _negative_prompts(options, len(prompts), settings.guidance)
+
+    def tokens_of(prompt: str) -> TokenSequence:
+        special, ids = model.tokenizer.special, model.tokenizer.encode(prompt)
+        if sources is None:
+            return generation_prompt(special, ids)
+        return editing_prompt(special, ids, grid)
+
+    positive = [tokens_of(prompt) for prompt in prompts]
+    negative = [tokens_of(prompt) for prompt in negatives]
+    width = batching.width_of([*positive, *negative])
+    noise = batching.noise(options.get("seed") or 0, len(prompts), shape)
+
+    def generate_rows(rows: Int[np.ndarray, " rows"]) -> np.ndarray:
+        row_positive, row_negative = [positive[i] for i in rows], [negative[i] for i in rows]
+        special = model.tokenizer.special
+        if sources is None and model.programs is not None and model.sharding is None:
+            clips = model.programs.generate(
+                model.params,
+                model.vae_params,
+                (row_positive, row_negative),
+                special,
+                noise[rows],
+                frames,
+                settings,
+            )
+            if clips is not None:
+                return clips
+        latents = None if sources is None else encode(model, sources[rows])[:, None]
+        samples = flow_sampler.sample(
+            model.config,
+            model.generation_params,
+            batching.prefix_of(row_positive, special, latents, width),
+            jnp.asarray(noise[rows]),
+            negative=batching.prefix_of(row_negative, special, latents, width),
+            guidance=settings.guidance,
+            guidance_interval=settings.guidance_interval,
+            steps=settings.steps,
+            shift=settings.shift,
+            solver=settings.solver,
+            sharding=model.sharding,
+        )
+        return np.asarray(
+            batching.decode(
+                model.config, model.vae_params, samples, model.sharding, model.tile_above
+            )
+        )
+
+    visual_tokens = grid.tokens * (1 if sources is None else 2)
+    max_rows = options.get("batch_size") or batching.rows_per_chunk(visual_tokens)
+    return batching.in_chunks(generate_rows, np.arange(len(prompts)), max_rows)
+
+
+def encode(model: Tuna, clips: Clips) -> Array:
+    """The normalised latents of clips, float32 [n, t, h, w, c]: the mean of the VAE's posterior."""
+    mean, _ = batching.encode(
+        model.config, model.vae_params, clips, model.sharding, model.tile_above
+    )
+    return mean
+
+
+def _settings(defaults: SamplingSettings, options: SamplingOptions) -> SamplingSettings:
+    """The model's defaults with a call's options over them."""
+    names = {field.name for field in dataclasses.fields(defaults)}
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in old_names.sampling_options(options).items()
+        if name in names and value is not None
+    }
+    settings = dataclasses.replace(defaults, **changes)
+    if options.get("guidance_interval") and settings.guidance in (0.0, 1.0):
+        raise ValueError(
+            f"guidance_interval has no effect at guidance {settings.guidance:g}; raise the guidance"
+        )
+    return settings
+
+
+def _negative_prompts(options: SamplingOptions, count: int, guidance: float) -> list[str]:
+    """The negative prompt of each of `count` rows."""
+    negative = options.get("negative") or ""
+    if any(negative) and guidance in (0.0, 1.0):
+        raise ValueError(f"negative has no effect at guidance {guidance:g}; raise the guidance")
+    negatives = [negative] * count if isinstance(negative, str) else list(negative)
+    if len(negatives) != count:
+        raise ValueError(
+            f"negative has {len(negatives)} prompts for {count} rows; give one prompt, or one per row"
+        )
+    return negatives
