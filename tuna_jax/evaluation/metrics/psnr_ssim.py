@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, UInt8
 from skimage import metrics
@@ -47,7 +49,7 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    return metrics.structural_similarity(
+    score: Any = metrics.structural_similarity(
         a,
         b,
         data_range=_RANGE,
@@ -56,3 +58,4 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> float:
         sigma=1.5,
         use_sample_covariance=False,
     )
+    return float(score)
