@@ -7,9 +7,10 @@ unknown keys, so that a typo in an experiment is an error.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from tuna_jax.utils.config_parsing import override
 
 # Per-channel statistics of the Wan 2.2 VAE's latents, from the upstream checkpoint (model.md section 1).
 _WAN22_MEAN = (
@@ -382,25 +383,8 @@ def from_dict(values: Mapping[str, Any]) -> TunaConfig:
       values: field names of `TunaConfig` to values or nested mappings; 'preset' (default 'tiny') names the preset.
 
     Raises:
-      ValueError: a key is unknown (it is named, with the nearest known key), or values contradict each other.
+      ValueError: an unknown key (named, with the nearest known key), a value of the wrong type, or values that
+        contradict each other.
     """
     rest = dict(values)
-    return _override(preset(rest.pop("preset", "tiny")), rest, "model")
-
-
-def _override(base: Any, values: Mapping[str, Any], where: str) -> Any:
-    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    changes = {}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"unknown config key {where}.{key}{hint} Known keys: {', '.join(fields)}"
-            )
-        current: Any = fields[key]
-        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
-            changes[key] = _override(current, value, f"{where}.{key}")
-        else:
-            changes[key] = tuple(value) if isinstance(current, tuple) else value
-    return dataclasses.replace(base, **changes)
+    return override(preset(rest.pop("preset", "tiny")), rest, "model")

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from tuna_jax.utils.config_parsing import defaults, parse
+from tuna_jax.utils.config_parsing import defaults, override, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,10 @@ def test_missing_key_is_named():
         ({"steps": 3.5}, r"config\.steps is 3\.5"),
         ({"steps": True}, r"config\.steps is True"),
         ({"steps": "3"}, r"config\.steps is '3'"),
+        ({"steps": 3, "inner": 2.0}, r"config\.inner is 2\.0"),
         (
             {"steps": 3, "inner": {"names": "abc"}},
-            r"config\.inner\.names is 'abc'; it wants a sequence",
+            r"config\.inner\.names is 'abc'",
         ),
     ],
 )
@@ -62,3 +63,24 @@ def test_defaults_are_the_keys_that_have_one():
     """An experiment file changes them, and they come back as they were."""
     assert defaults(Outer) == {"inner": {"rate": 1.0, "names": ()}, "free": {}}
     assert parse(Outer, {"steps": 2, **defaults(Outer)}) == Outer(steps=2)
+
+
+def test_override_changes_only_what_is_given():
+    base = Outer(steps=3, inner=Inner(5.0, ("a", "b")))
+    changed = override(base, {"inner": {"names": ["c"]}}, "model")
+    assert changed == Outer(steps=3, inner=Inner(5.0, ("c",)))
+    assert override(base, {}) == base
+    assert override(base, {"inner": Inner()}).inner == Inner()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"inner": {"rates": 1.0}}, r"unknown config key model\.inner\.rates; did you mean 'rate'"),
+        ({"inner": {"rate": "fast"}}, r"model\.inner\.rate is 'fast'"),
+        ({"step": 1}, r"unknown config key model\.step; did you mean 'steps'"),
+    ],
+)
+def test_override_names_the_key(values, message):
+    with pytest.raises(ValueError, match=message):
+        override(Outer(steps=3), values, "model")
