@@ -19,28 +19,28 @@ def test_overrides_reach_nested_fields_and_leave_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "parts"),
     [
         ({"languge": {}}, ["model.languge", "language"]),
         ({"language": {"layer": 3}}, ["model.language.layer", "layers"]),
         ({"preset": "tuna"}, ["'tuna'", "tuna_1p5b"]),
         ({"language": {"heads": 3, "kv_heads": 2}}, ["language.heads 3", "kv_heads 2"]),
-        ({"flow_head": {"head_dim": 40}}, ["head_dim 40", "multiple of 16"]),
+        ({"flow_head": {"head_dim": 40}}, ["flow_head.head_dim 40"]),
         ({"representation": {"heads": 5}}, ["representation.heads 5"]),
         ({"compute_dtype": "float16"}, ["float16", "bfloat16"]),
         ({"remat": "some"}, ["'some'", "full"]),
         ({"attention_backend": "flash"}, ["'flash'", "xla", "splash"]),
         ({"text_chunk": -1}, ["text_chunk is -1"]),
         ({"vae": {"latent_stats": "wan"}}, ["'wan'", "wan2.2"]),
-        ({"vae": {"latent_stats": "tuna"}}, ["48 means", "latent_channels=8"]),
-        ({"vae": {"halve_time": (True,)}}, ["halve_time", "3"]),
+        ({"vae": {"latent_stats": "tuna"}}, ["vae.latent_stats", "latent_channels=8"]),
+        ({"vae": {"halve_time": (True,)}}, ["vae.halve_time"]),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(values: dict, words: list[str]) -> None:
+def test_an_invalid_setting_is_named(values: dict, parts: list[str]) -> None:
     with pytest.raises(ValueError) as raised:
         config.from_dict(values)
-    for word in words:
-        assert word in str(raised.value)
+    for part in parts:
+        assert part in str(raised.value)
 
 
 def test_released_checkpoints_normalise_latents_with_mean_equal_to_std() -> None:
@@ -53,19 +53,21 @@ def test_released_checkpoints_normalise_latents_with_mean_equal_to_std() -> None
 
 
 @pytest.mark.parametrize(
-    ("size", "words"),
+    ("size", "parts"),
     [
-        ((1, 60, 64), ["height 60", "16", "48, 64"]),
+        ((1, 60, 64), ["height 60", "48, 64"]),
         ((1, 64, 72), ["width 72", "64, 80"]),
-        ((4, 64, 64), ["4 frames", "1 + 4k", "1, 5"]),
+        ((4, 64, 64), ["4 frames", "1, 5"]),
         ((0, 64, 64), ["0 frames"]),
     ],
 )
-def test_a_clip_that_does_not_fit_names_what_would(size: tuple, words: list[str]) -> None:
+def test_a_clip_that_does_not_fit_is_named_with_the_nearest_that_do(
+    size: tuple, parts: list[str]
+) -> None:
     with pytest.raises(ValueError) as raised:
         config.VAEConfig().latent_shape(*size)
-    for word in words:
-        assert word in str(raised.value)
+    for part in parts:
+        assert part in str(raised.value)
 
 
 def test_latent_shape() -> None:

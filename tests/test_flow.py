@@ -16,7 +16,7 @@ def test_the_grid_runs_from_noise_to_clean() -> None:
     grid = flow.time_grid(9)
     assert grid[0] == 0 and grid[-1] == 1 and len(grid) == 10
     assert (np.diff(grid) > 0).all()
-    with pytest.raises(ValueError, match="at least 1 solver step"):
+    with pytest.raises(ValueError, match="steps is 0"):
         flow.time_grid(0)
 
 
@@ -31,25 +31,25 @@ def test_heun_is_of_second_order_and_euler_of_first() -> None:
 
 
 def test_an_unknown_solver_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown solver 'rk4'; choose one of euler, heun"):
+    with pytest.raises(ValueError, match="solver 'rk4'.* euler, heun"):
         flow.integrate(lambda x, t: x, jnp.zeros(1), jnp.asarray([0.0, 1.0]), "rk4")
 
 
-def test_guidance_one_is_the_positive_side() -> None:
+def test_guidance_one_is_the_positive_velocity() -> None:
     positive, negative = jnp.asarray([2.0]), jnp.asarray([1.0])
     assert flow.guided(positive, negative, 1.0) == positive
     assert flow.guided(positive, negative, 3.0) == 4.0
 
 
 @pytest.mark.parametrize("interval", [(0.9, 0.1), (-0.1, 1.0), (0.0, 1.1), (0.5,), (0.1, 0.5, 0.9)])
-def test_an_interval_that_is_none_is_refused(interval: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"guidance_interval is .*; it must be two times"):
+def test_an_invalid_guidance_interval_is_rejected(interval: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="guidance_interval"):
         flow.guidance_bounds(interval)
 
 
 def test_both_ends_belong_to_a_guidance_interval() -> None:
     assert flow.guidance_bounds((0.0, 1.0)) is None
-    # A time that Heun's method comes to by adding may lie a rounding beside the grid's.
+    # A time that Heun's method computes as a sum may differ from the grid's by rounding.
     times = jnp.asarray([0.0, 0.19, 0.2, 0.2 + 6e-8, 0.4, 0.40000004, 0.41, 1.0])
     bounds = flow.guidance_bounds((0.2 + 6e-8, 0.4))
     assert bounds is not None

@@ -1,4 +1,4 @@
-"""Exported programs: they draw what the traced sampler does, are called where they fit, and are refused where not."""
+"""Exported samplers give the traced sampler's images, run where they fit, and are rejected where they do not."""
 
 import dataclasses
 import json
@@ -10,72 +10,72 @@ import pytest
 
 import tuna_jax
 from tuna_jax.inference import batching, exported_sampler
-from tuna_jax.inference.exported_sampler import Drawing
+from tuna_jax.inference.exported_sampler import SamplerSpec
 from tuna_jax.inference.generation import flow_sampler
-from tuna_jax.sequence import drawing_prompt
+from tuna_jax.sequence import generation_prompt
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
 DOG, CAT = "a dog on a blue background", "a cat on a pink background"
 QUICK = {"steps": 2, "size": (32, 32)}
-DRAWING = Drawing(prompt=32, height=32, width=32, steps=2, shift=3.0, solver="euler")
+SPEC = SamplerSpec(prompt=32, height=32, width=32, steps=2, shift=3.0, solver="euler")
 
 
 @pytest.fixture(scope="module")
 def folder(tuna, tmp_path_factory):
     """Programs for one guided row, for two, and for one without guidance."""
-    made = tmp_path_factory.mktemp("programs")
+    path = tmp_path_factory.mktemp("programs")
     replace = dataclasses.replace
-    drawings = [DRAWING, replace(DRAWING, rows=2), replace(DRAWING, guided=False)]
-    files = exported_sampler.write(made, tuna.config, tuna.params, tuna.vae_params, drawings)
+    specs = [SPEC, replace(SPEC, rows=2), replace(SPEC, guided=False)]
+    files = exported_sampler.write(path, tuna.config, tuna.params, tuna.vae_params, specs)
     assert all(file.is_file() for file in files) and len(set(files)) == 3
-    return made
+    return path
 
 
 @pytest.fixture
-def loaded(tiny_model, folder, monkeypatch):
+def exported(tiny_model, folder, monkeypatch):
     """The model with its programs, which cannot trace the sampler."""
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji", programs=folder)
 
-    def traced(*arguments, **options):
+    def sample(*arguments, **options):
         raise AssertionError("the sampler was traced")
 
-    monkeypatch.setattr(flow_sampler, "_sample", traced)
+    monkeypatch.setattr(flow_sampler, "sample", sample)
     return model
 
 
-def test_a_reloaded_program_gives_the_same_latent(tuna, folder):
-    known = exported_sampler.read(folder, tuna.config, tuna.params, tuna.vae_params).known
+def test_a_program_gives_the_samplers_latents(tuna, folder):
+    programs = exported_sampler.read(folder, tuna.config, tuna.params, tuna.vae_params).programs
     special = tuna.tokenizer.special
-    sides = [
+    positive, negative = (
         batching.prefix_of(
-            [drawing_prompt(special, tuna.tokenizer.encode(text))], special, None, 32
+            [generation_prompt(special, tuna.tokenizer.encode(text))], special, None, 32
         )
         for text in (DOG, "")
-    ]
-    noise = jax.random.normal(jax.random.key(0), (1, 1, 2, 2, 8))
-    wanted = flow_sampler.sample(
-        tuna.config, tuna.params, sides[0], noise, negative=sides[1], guidance=2.5, steps=2
     )
-    given = [(one.tokens, one.lengths) for one in sides]
-    latents, clips = known[DRAWING](tuna.params, tuna.vae_params, *given, noise, jnp.float32(2.5))
-    # Two compilations of one program: they round alike only as far as the compiler fuses alike.
-    assert np.linalg.norm(latents - wanted) <= 1e-5 * np.linalg.norm(wanted)
-    decoded = batching.decode(tuna.config, tuna.vae_params, wanted)
+    noise = jax.random.normal(jax.random.key(0), (1, 1, 2, 2, 8))
+    expected = flow_sampler.sample(
+        tuna.config, tuna.params, positive, noise, negative=negative, guidance=2.5, steps=2
+    )
+    prompts = [(prefix.tokens, prefix.lengths) for prefix in (positive, negative)]
+    latents, clips = programs[SPEC](tuna.params, tuna.vae_params, *prompts, noise, jnp.float32(2.5))
+    # Two compilations of one program round equally only as far as the compiler fuses equally.
+    assert np.linalg.norm(latents - expected) <= 1e-5 * np.linalg.norm(expected)
+    decoded = batching.decode(tuna.config, tuna.vae_params, expected)
     assert np.abs(np.asarray(clips, int) - np.asarray(decoded, int)).max() <= 1
 
 
-def test_a_loaded_model_draws_the_same_and_traces_nothing(tuna, loaded, monkeypatch):
-    some = [
+def test_a_model_with_programs_generates_the_same_without_tracing(tuna, exported, monkeypatch):
+    calls = [
         ((DOG,), {"seed": 5, "guidance": 4.0, "negative": CAT}),
         (([DOG, CAT],), {"seed": [1, 2]}),
         ((DOG,), {"guidance": 1.0}),
     ]
-    drawn = [loaded.generate_image(*prompts, **options, **QUICK) for prompts, options in some]
+    results = [exported.generate_image(*prompts, **options, **QUICK) for prompts, options in calls]
     monkeypatch.undo()
-    for (prompts, options), picture in zip(some, drawn, strict=True):
-        wanted = tuna.generate_image(*prompts, **options, **QUICK)
-        assert np.abs(picture.astype(int) - wanted.astype(int)).max() <= 1
+    for (prompts, options), images in zip(calls, results, strict=True):
+        expected = tuna.generate_image(*prompts, **options, **QUICK)
+        assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -91,35 +91,46 @@ def test_a_loaded_model_draws_the_same_and_traces_nothing(tuna, loaded, monkeypa
     ],
     ids=["size", "steps", "rows", "long", "interval", "clip", "edit"],
 )
-def test_what_no_program_is_for_is_traced(loaded, call):
+def test_calls_that_no_program_fits_are_traced(exported, call):
     with pytest.raises(AssertionError, match="the sampler was traced"):
-        call(loaded)
+        call(exported)
 
 
-def test_the_program_for_the_shortest_prompts_that_fit_is_taken():
-    longer = [dataclasses.replace(DRAWING, prompt=prompt) for prompt in (128, 32, 64)]
-    known = exported_sampler.Programs(16, {drawing: lambda: None for drawing in longer})
-    for prompt, taken in ((16, 32), (32, 32), (48, 64), (112, 128)):
-        found = known.find(dataclasses.replace(DRAWING, prompt=prompt))
-        assert found is not None and found[0].prompt == taken
-    assert known.find(dataclasses.replace(DRAWING, prompt=144)) is None
+def test_the_program_for_the_shortest_prompts_that_fit_is_used():
+    specs = [dataclasses.replace(SPEC, prompt=prompt) for prompt in (128, 32, 64)]
+    programs = exported_sampler.Programs(16, {spec: lambda: None for spec in specs})
+    for prompt, expected in ((16, 32), (32, 32), (48, 64), (112, 128)):
+        match = programs.find(dataclasses.replace(SPEC, prompt=prompt))
+        assert match is not None and match[0].prompt == expected
+    assert programs.find(dataclasses.replace(SPEC, prompt=144)) is None
+
+
+def test_programs_of_earlier_versions_counted_grid_points(tuna, folder, tmp_path):
+    """They stored `points`, one more than the steps, and named their files by it."""
+    listing = json.loads((folder / exported_sampler.LIST_FILE).read_text())
+    (entry, *_) = listing["programs"]
+    old_entry = {key: value for key, value in entry.items() if key != "steps"} | {"points": 3}
+    old_listing = json.dumps(listing | {"programs": [old_entry]})
+    (tmp_path / exported_sampler.LIST_FILE).write_text(old_listing)
+    file = tmp_path / "draw_1_of_1x32x32_prompt_32_3_3_euler.program"
+    file.write_bytes((folder / SPEC.name).read_bytes())
+    parameters = (tuna.config, tuna.params, tuna.vae_params)
+    assert list(exported_sampler.read(tmp_path, *parameters).programs) == [SPEC]
 
 
 def test_programs_that_do_not_fit_are_named(tuna, tiny_model, folder, tmp_path):
-    load = tuna_jax.Tuna.load
-    with pytest.raises(FileNotFoundError, match="no programs in .*tuna_jax.export` writes some"):
+    load, list_file = tuna_jax.Tuna.load, tmp_path / exported_sampler.LIST_FILE
+    with pytest.raises(FileNotFoundError, match=r"programs\.json"):
         load(tiny_model, tokenizer="emoji", programs=tmp_path)
-    with pytest.raises(ValueError, match="takes parameters of other shapes or types"):
+    with pytest.raises(ValueError, match=SPEC.name):
         load(tiny_model, tokenizer="emoji", programs=folder, dtype="bfloat16")
-    listed = json.loads((folder / exported_sampler.LIST).read_text())
-    held = (tuna.config, tuna.params, tuna.vae_params)
-    (tmp_path / exported_sampler.LIST).write_text(json.dumps(listed | {"platforms": ["tpu"]}))
-    with pytest.raises(ValueError, match="are for tpu; this is cpu"):
-        exported_sampler.read(tmp_path, *held)
-    (tmp_path / exported_sampler.LIST).write_text(json.dumps(listed | {"model": {}}))
-    with pytest.raises(ValueError, match="are of another model's config"):
-        exported_sampler.read(tmp_path, *held)
-    with pytest.raises(
-        ValueError, match=r"platforms are \['cpu', 'gpu'\]; choose some of cpu, tpu"
-    ):
-        exported_sampler.write(tmp_path, *held, [DRAWING], ("cpu", "gpu"))
+    listing = json.loads((folder / exported_sampler.LIST_FILE).read_text())
+    parameters = (tuna.config, tuna.params, tuna.vae_params)
+    list_file.write_text(json.dumps(listing | {"platforms": ["tpu"]}))
+    with pytest.raises(ValueError, match="tpu.* cpu"):
+        exported_sampler.read(tmp_path, *parameters)
+    list_file.write_text(json.dumps(listing | {"model": {}}))
+    with pytest.raises(ValueError, match="another model"):
+        exported_sampler.read(tmp_path, *parameters)
+    with pytest.raises(ValueError, match=r"platforms is \['cpu', 'gpu'\]"):
+        exported_sampler.write(tmp_path, *parameters, [SPEC], ("cpu", "gpu"))

@@ -1,4 +1,4 @@
-"""TUNA in lmms-eval, where that is installed: its evaluator runs our three tasks on a tiny model and local files."""
+"""TUNA in lmms-eval, if that is installed: its evaluator runs our three tasks on a tiny model and local files."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lmms_eval", reason="lmms-eval wants an environment of its own")
+pytest.importorskip("lmms_eval", reason="lmms-eval requires an environment of its own")
 TASKS = Path(__file__).parents[2] / "experiments/lmms_eval"
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def _evaluate(folder, model, tasks, *more):
-    """Runs lmms-eval; returns its results by task, and its samples."""
+    """Runs lmms-eval and returns its results by task and its samples by file."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     command = [
         *(sys.executable, "-m", "lmms_eval", "--model", "tuna"),
@@ -41,7 +41,7 @@ def _evaluate(folder, model, tasks, *more):
     return json.loads(results.read_text())["results"], samples
 
 
-def test_pictures_and_clips_are_answered_as_the_model_answers(folder, tiny_model):
+def test_answers_about_images_and_clips_are_the_models(folder, tiny_model):
     import tuna_jax
 
     results, samples = _evaluate(folder, tiny_model, "emoji_generate,emoji_video")
@@ -52,16 +52,16 @@ def test_pictures_and_clips_are_answered_as_the_model_answers(folder, tiny_model
         ("emoji_video", "clips.jsonl", "video"),
     ):
         lines = (folder / "runs/questions" / file).read_text().splitlines()
-        (found,) = (rows for name, rows in samples.items() if task in name)
-        assert len(found) == 6
-        for row in found:
+        (rows,) = (rows for name, rows in samples.items() if task in name)
+        assert len(rows) == 6
+        for row in rows:
             line = json.loads(lines[row["doc_id"]])
-            shown = folder / "runs/questions" / line[key]
-            said = model.answer(shown, line["question"], max_new_tokens=16, template="chat")
-            assert row["filtered_resps"] == said.split("\n")[0].strip()
+            media = folder / "runs/questions" / line[key]
+            answer = model.answer(media, line["question"], max_new_tokens=16, template="chat")
+            assert row["filtered_resps"] == answer.split("\n")[0].strip()
 
 
-def test_the_likeliest_choice_is_taken(folder, tiny_model):
+def test_the_likeliest_choice_is_the_answer(folder, tiny_model):
     import numpy as np
 
     import tuna_jax
@@ -73,12 +73,12 @@ def test_the_likeliest_choice_is_taken(folder, tiny_model):
     right, unlikeliest = [], []
     for text in (folder / "runs/questions/pictures.jsonl").read_text().splitlines():
         line = json.loads(text)
-        seen = model.see([folder / "runs/questions" / line["image"]])
-        asked = [Conversation.of(seen, line["question"])] * 4
-        found = likelihoods(model, asked, line["choices"], ended=False, template="chat")
-        for verdicts, best in ((right, np.argmax), (unlikeliest, np.argmin)):
-            verdicts.append(line["choices"][int(best(found.log_probability))] == line["answer"])
-    assert right != unlikeliest, "these questions tell the one from the other"
+        media = model.load_media([folder / "runs/questions" / line["image"]])
+        conversations = [Conversation.of(media, line["question"])] * 4
+        scores = likelihoods(model, conversations, line["choices"], ended=False, template="chat")
+        for verdicts, choose in ((right, np.argmax), (unlikeliest, np.argmin)):
+            verdicts.append(line["choices"][int(choose(scores.log_probability))] == line["answer"])
+    assert right != unlikeliest, "these questions distinguish the two"
     (rows,) = samples.values()
     assert [bool(row["acc"]) for row in sorted(rows, key=lambda row: row["doc_id"])] == right
     assert results["emoji_choice"]["acc,none"] == sum(right) / len(right)

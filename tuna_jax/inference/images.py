@@ -75,7 +75,7 @@ def generate(
     Args:
       model: the model.
       prompts: prompts, or with `sources` instructions.
-      sources: an image to edit for each instruction, in the size of the result; None: generate from the prompts alone.
+      sources: an image to edit for each instruction, in the size of the result; None: generate from the prompts only.
       frames: frames per clip, 1 + 4k.
       options: see `SamplingOptions`.
 

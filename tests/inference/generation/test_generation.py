@@ -1,4 +1,4 @@
-"""The prefix cache against rerunning everything, and what sampling options do."""
+"""Sampling and decoding on the prefix cache against forward passes over whole sequences, and their options."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ NEGATIVE = prefix_cache.text_prefix(
 
 
 def _uncached_velocity(prompt: prefix_cache.Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
-    """Every row alone and whole: prefix, span, and two tokens behind it, through `tuna.forward`."""
+    """`tuna.forward` on each row separately: the whole prefix, the span, and two tokens behind it."""
     rows = []
     for row in range(len(prompt.tokens)):
         start = int(prompt.lengths[row])
@@ -70,26 +70,26 @@ def test_a_cached_trajectory_is_the_uncached_one(editing: bool) -> None:
         CONFIG, PARAMS, positive, NOISE, negative=negative, guidance=2.0, steps=3, trajectory=True
     )
     x, grid = NOISE, flow.time_grid(3)
-    for step, (t, following) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for step, (t, next_t) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         velocity = flow.guided(
             _uncached_velocity(positive, x, t), _uncached_velocity(negative, x, t), 2.0
         )
-        x = x + (following - t) * velocity
+        x = x + (next_t - t) * velocity
         error = jnp.linalg.norm(cached[step] - x) / jnp.linalg.norm(x)
         assert float(error) < 1e-5
 
 
-def test_guidance_zero_and_one_sample_from_the_prompt_alone() -> None:
-    alone = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, guidance=1.0, steps=2)
-    none = flow_sampler.sample(
+def test_guidance_zero_and_one_use_only_the_positive_prompt() -> None:
+    one = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, guidance=1.0, steps=2)
+    zero = flow_sampler.sample(
         CONFIG, PARAMS, POSITIVE, NOISE, negative=NEGATIVE, guidance=0.0, steps=2
     )
-    np.testing.assert_array_equal(alone, none)
-    with pytest.raises(ValueError, match="guidance 3.0 needs a negative prefix"):
+    np.testing.assert_array_equal(one, zero)
+    with pytest.raises(ValueError, match=r"guidance 3\.0"):
         flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, steps=2)
 
 
-def test_pictures_become_bytes_by_truncation_after_clamping() -> None:
+def test_pixels_become_uint8_by_truncation_after_clamping() -> None:
     pixels = jnp.asarray([[-2.0, -1.0, 0.0], [0.999, 1.0, 3.0]])
     assert flow_sampler.to_uint8(pixels).tolist() == [[0, 0, 127], [254, 255, 255]]
 
@@ -102,7 +102,7 @@ def _greedy() -> text_decoder.Decoded:
 
 
 @pytest.mark.slow
-def test_cached_decoding_is_recomputing_everything() -> None:
+def test_cached_decoding_equals_forward_passes_over_all_tokens() -> None:
     decoded = _greedy()
     assert decoded.logits is not None
     for row in range(2):
@@ -117,7 +117,7 @@ def test_cached_decoding_is_recomputing_everything() -> None:
         assert decoded.tokens[row].tolist() == tokens[LENGTHS[row] :]
 
 
-def test_a_row_ends_at_eos_and_the_other_goes_on() -> None:
+def test_a_row_ends_at_eos_and_the_other_continues() -> None:
     free = np.asarray(_greedy().tokens)
     eos = int(free[0, 0])
     ended = text_decoder.generate(
@@ -133,11 +133,11 @@ def test_a_row_ends_at_eos_and_the_other_goes_on() -> None:
 SAMPLED = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
 
 
-@pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_a_stream_is_the_whole_in_parts(how: dict[str, Any], chunk: int) -> None:
+def test_a_stream_is_the_result_in_parts(options: dict[str, Any], chunk: int) -> None:
     keys = jax.random.split(jax.random.key(3), 2)
-    common: dict[str, Any] = {"eos": -1, "max_new_tokens": 8, **how}
+    common: dict[str, Any] = {"eos": -1, "max_new_tokens": 8, **options}
     whole = text_decoder.generate(CONFIG, PARAMS, POSITIVE, keys, **common)
     parts = list(text_decoder.stream(CONFIG, PARAMS, POSITIVE, keys, chunk=chunk, **common))
     assert [part.shape[1] for part in parts] == {1: [1] * 8, 3: [3, 3, 2], 8: [8]}[chunk]
@@ -147,44 +147,44 @@ def test_a_stream_is_the_whole_in_parts(how: dict[str, Any], chunk: int) -> None
 def test_a_stream_ends_with_its_last_row() -> None:
     free = np.asarray(_greedy().tokens)
     eos = int(free[0, 0])
-    how: dict[str, Any] = {"eos": eos, "max_new_tokens": 5}
-    whole = np.asarray(
-        text_decoder.generate(CONFIG, PARAMS, POSITIVE, jax.random.key(0), **how).tokens
-    )
-    found = list(text_decoder.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=1, **how))
-    np.testing.assert_array_equal(np.concatenate(found, axis=1), whole[:, : len(found)])
-    alone = prefix_cache.text_prefix(TOKENS[:1], LENGTHS[:1])
-    (only,) = text_decoder.stream(CONFIG, PARAMS, alone, jax.random.key(0), chunk=2, **how)
-    assert only.tolist() == [[eos, eos]]
+    options: dict[str, Any] = {"eos": eos, "max_new_tokens": 5}
+    key = jax.random.key(0)
+    whole = np.asarray(text_decoder.generate(CONFIG, PARAMS, POSITIVE, key, **options).tokens)
+    parts = list(text_decoder.stream(CONFIG, PARAMS, POSITIVE, key, chunk=1, **options))
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole[:, : len(parts)])
+    first_row = prefix_cache.text_prefix(TOKENS[:1], LENGTHS[:1])
+    (part,) = text_decoder.stream(CONFIG, PARAMS, first_row, key, chunk=2, **options)
+    assert part.tolist() == [[eos, eos]]
 
 
-def test_a_streams_cache_is_handed_on_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streams_cache_is_donated_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
-    begun = text_decoder._prefilled
+    start_stream = text_decoder.start_stream
 
-    def kept(*arguments: Any) -> Any:
-        states.append(begun(*arguments))
+    def recorded(*arguments: Any) -> Any:
+        states.append(start_stream(*arguments))
         return states[-1]
 
-    monkeypatch.setattr(text_decoder, "_prefilled", kept)
-    how: dict[str, Any] = {"eos": -1, "max_new_tokens": 8}
-    next(text_decoder.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=2, **how))
+    monkeypatch.setattr(text_decoder, "start_stream", recorded)
+    options: dict[str, Any] = {"eos": -1, "max_new_tokens": 8}
+    next(text_decoder.stream(CONFIG, PARAMS, POSITIVE, jax.random.key(0), chunk=2, **options))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states[0].cache))
 
 
-def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
-    """`unroll` cuts stacks of layers and of their caches before the loops, and no loop copies a layer out or in."""
-    out = dataclasses.replace(CONFIG, unroll=True)
-    how: dict[str, Any] = {"eos": -1, "max_new_tokens": 5, "keep_logits": True}
-    said = text_decoder.generate(out, PARAMS, POSITIVE, jax.random.key(0), **how)
-    np.testing.assert_allclose(said.logits, _greedy().logits, atol=1e-5)
-    drawing: dict[str, Any] = {"negative": NEGATIVE, "guidance": 2.0, "steps": 2}
-    drawn = flow_sampler.sample(out, PARAMS, POSITIVE, NOISE, **drawing)
-    expected = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, **drawing)
-    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+def test_unrolled_layers_give_the_same_text_and_latents() -> None:
+    """`unroll` unstacks layers and their caches before the loops, and no loop copies a layer in or out."""
+    unrolled = dataclasses.replace(CONFIG, unroll=True)
+    options: dict[str, Any] = {"eos": -1, "max_new_tokens": 5, "keep_logits": True}
+    decoded = text_decoder.generate(unrolled, PARAMS, POSITIVE, jax.random.key(0), **options)
+    np.testing.assert_allclose(decoded.logits, _greedy().logits, atol=1e-5)
+    sampling: dict[str, Any] = {"negative": NEGATIVE, "guidance": 2.0, "steps": 2}
+    latents = flow_sampler.sample(unrolled, PARAMS, POSITIVE, NOISE, **sampling)
+    expected = flow_sampler.sample(CONFIG, PARAMS, POSITIVE, NOISE, **sampling)
+    np.testing.assert_allclose(latents, expected, atol=1e-5)
 
-    def write(params: Any) -> Any:
-        return text_decoder.generate(out, params, POSITIVE, jax.random.key(0), **how).tokens
+    def decode(params: Any) -> Any:
+        key = jax.random.key(0)
+        return text_decoder.generate(unrolled, params, POSITIVE, key, **options).tokens
 
     def loops(jaxpr: Any) -> Any:
         for equation in jaxpr.eqns:
@@ -193,24 +193,24 @@ def test_layers_that_are_written_out_say_and_draw_the_same() -> None:
             elif "jaxpr" in equation.params:
                 yield from loops(equation.params["jaxpr"].jaxpr)
 
-    (loop,) = loops(jax.make_jaxpr(write)(PARAMS).jaxpr)
+    (loop,) = loops(jax.make_jaxpr(decode)(PARAMS).jaxpr)
     shapes = {variable.aval.shape for variable in loop.invars}
     layer = PARAMS["language"]["layers"]["mlp"]["up"]["kernel"].shape
     assert layer[1:] in shapes and layer not in shapes
-    sizes = out.language
+    sizes = unrolled.language
     cache = (sizes.layers, len(TOKENS), sizes.kv_heads, TOKENS.shape[1] + 5, sizes.head_dim)
     assert cache[1:] in shapes and cache not in shapes
 
 
-def test_sampling_keeps_to_top_k_and_to_the_nucleus() -> None:
+def test_sampling_is_limited_to_top_k_and_to_the_nucleus() -> None:
     logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
     keys = jax.random.split(jax.random.key(0), 200)
 
-    def drawn(top_k: int, top_p: float) -> set[int]:
+    def sampled(top_k: int, top_p: float) -> set[int]:
         return {int(text_decoder.choose(logits, key, 1.0, top_k, top_p)[0]) for key in keys}
 
-    assert drawn(2, 1.0) == {0, 1}
-    assert drawn(0, 0.6) == {0, 1}
-    assert drawn(0, 1.0) == {0, 1, 2, 3}
-    assert drawn(0, 0.0) == {0}
+    assert sampled(2, 1.0) == {0, 1}
+    assert sampled(0, 0.6) == {0, 1}
+    assert sampled(0, 1.0) == {0, 1, 2, 3}
+    assert sampled(0, 0.0) == {0}
     assert int(text_decoder.choose(logits, keys[0], 0.0, 0, 1.0)[0]) == 0
