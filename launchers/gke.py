@@ -15,7 +15,7 @@ Examples:
     python launchers/gke.py --xpk --cluster=CLUSTER --project=PROJECT --zone=ZONE ...
 
 Wants kubectl, pointed at the cluster, and the JobSet controller in it; the image holds this repository, installed with
-its extra [tpu] (docs/launchers.md shows one). The same command again changes nothing while the run goes on, and
+its extra [tpu] (docs/pods.md shows one). The same command again changes nothing while the run goes on, and
 resumes it from the last checkpoint if it has failed or ended. A host that is taken away makes all begin again, at most
 --max_restarts times.
 

@@ -56,7 +56,7 @@ class Tpu:
     libtpu: tuple[str, ...]
 
 
-# The windowed einsum costs 2.6 times the matmul it hides behind at our sizes; docs/launchers.md says what each flag is.
+# The windowed einsum costs 2.6 times the matmul it hides behind at our sizes; docs/pods.md says what each flag is.
 _ALL = (
     "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",
     "--xla_tpu_enable_async_collective_fusion=true",

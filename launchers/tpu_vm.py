@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--network", help="VPC network (default: the project's default)")
     add("--subnetwork", help="its subnetwork")
     add("--service_account", help="that the hosts run as (default: Compute Engine's)")
-    add("--runtime_version", help="of the TPU VM (default: by kind of TPU, see docs/launchers.md)")
+    add("--runtime_version", help="of the TPU VM (default: by kind of TPU, see docs/pods.md)")
     add("--repository", help="clone this instead of sending this clone; wants --revision")
     add("--revision", help="commit, tag or branch of --repository")
     add(

@@ -52,7 +52,7 @@ def test_a_module_runs_as_before() -> None:
         (["convert", "inspect", "nowhere"], "nowhere"),
         (["convert", "verify"], "--manifest"),
         (["plan", "--config=experiments/tuna/tuna_1p5b_stage1.py"], "--topology"),
-        (["plan", "--collect=docs/plans"], "--page"),
+        (["plan", "--collect=docs/generated/plans"], "--page"),
         (["evaluate-vqa", "--model=m"], "--questions"),
         (["evaluate-benchmarks", "--benchmark=geneval", "--output={tmp}"], "--model"),
         (["evaluate-images", "reconstruction"], "--images"),

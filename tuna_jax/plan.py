@@ -22,8 +22,8 @@ Examples:
     tuna-jax plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
 
     # Memory of attention by backend and length; then the page of all files that --json wrote:
-    tuna-jax plan --attention --topology=v5e:2x2 --json=docs/plans/attention.json
-    tuna-jax plan --collect=docs/plans --page=docs/scaling.md
+    tuna-jax plan --attention --topology=v5e:2x2 --json=docs/generated/plans/attention.json
+    tuna-jax plan --collect=docs/generated/plans --page=docs/generated/scaling.md
 
 A topology is KIND:AxB or KIND:AxBxC with the kinds v5e, v5p, v6e and tpu7x. The batch is the experiment's (`rows` of
 each stream, over all devices), unless --rows_per_device says otherwise. Of each stream, its largest batch is planned.

@@ -141,7 +141,7 @@ def test_supervisor_waits_for_the_save_and_tells_a_stop_from_an_end(shell, progr
 
 
 def test_every_kind_of_tpu_is_in_the_documentation():
-    page = (ROOT / "docs" / "launchers.md").read_text()
+    page = (ROOT / "docs" / "pods.md").read_text()
     for tpu in launching.TPUS.values():
         assert f"| {tpu.name} | {tpu.prefix}N | {tpu.runtime} | {tpu.label} |" in page
         for flag in tpu.libtpu:

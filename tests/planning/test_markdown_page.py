@@ -85,7 +85,7 @@ def test_the_page_holds_every_file_and_its_command(tmp_path):
     (tmp_path / "stage.json").write_text(json.dumps(plan))
     (tmp_path / "attention.json").write_text(json.dumps(attention))
     text = markdown_page.collect(tmp_path, tmp_path / "page.md")
-    assert "python -m tuna_jax.plan --config=a.py" in text
+    assert "tuna-jax plan --config=a.py" in text
     assert "mesh data 2 x fsdp 8, remat full, attention xla" in text
     assert "| train draw | 4 | yes | 8.00 of 16.00 |" in text
     assert "| stage | v5e:4x4 | data 2 x fsdp 8 | full | 4 | 50% | 2.00 s (3.00 s) |" in text

@@ -1,4 +1,4 @@
-"""`docs/scaling.md`, written from the JSON files of the command, so that every number can be reproduced."""
+"""`docs/generated/scaling.md`, written from the JSON files of the command, so that every number can be reproduced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = dict[str, Any]
 
 _TOP = """# Scaling: what fits, and upper bounds on speed
 
-Written by `python -m tuna_jax.plan --collect={folder} --page={page}` from the files in `{folder}`. The command that
+Written by `tuna-jax plan --collect={folder} --page={page}` from the files in `{folder}`. The command that
 wrote each file is above its table; it runs anywhere (`pip install libtpu`), without a TPU, data or weights.
 
 {legend}
@@ -101,7 +101,7 @@ def _attention(plan: dict[str, Any]) -> str:
 
 
 def _command(plan: dict[str, Any]) -> str:
-    return f"    python -m tuna_jax.plan {' '.join(plan['command'])}\n"
+    return f"    tuna-jax plan {' '.join(plan['command'])}\n"
 
 
 def _searched(notes: Sequence[str]) -> str:

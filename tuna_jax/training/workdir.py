@@ -25,7 +25,7 @@ def check_folder(workdir: str) -> None:
     if "://" in workdir:
         raise ValueError(
             f"--workdir={workdir} is no folder; mount the bucket and name its folder, as launchers/gke.py and "
-            f"launchers/tpu_vm.py do (docs/launchers.md)"
+            f"launchers/tpu_vm.py do (docs/pods.md)"
         )
 
 
