@@ -11,7 +11,7 @@ from tests.fixtures.random_images import differ, random_image
 from tuna_jax.inference import batching, images
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.models import vae
-from tuna_jax.models.layers import Apart
+from tuna_jax.models.cpu_fast_paths import Unstacked
 from tuna_jax.sequence import Grid, editing_prompt, generation_prompt
 
 pytestmark = pytest.mark.usefixtures("any_words")
@@ -133,7 +133,7 @@ def test_layers_are_unstacked_once_for_all_calls(tuna, monkeypatch):
     first, second = (unrolled.generate_image(DOG, seed=1, **QUICK) for _ in range(2))
     assert all_params[0] is all_params[1]
     kernel = all_params[0]["language"]["layers"]["mlp"]["up"]["kernel"]
-    assert isinstance(kernel, Apart) and len(kernel.layers) == tuna.config.language.layers
+    assert isinstance(kernel, Unstacked) and len(kernel.layers) == tuna.config.language.layers
     np.testing.assert_array_equal(first, second)
     assert not differ(first, tuna.generate_image(DOG, seed=1, **QUICK))
 

@@ -64,7 +64,7 @@ def test_losses_are_those_of_the_model(workdir):
     mixture = evaluate_run.open_mixture(only, model.config, model.tokenizer)
     expected = []
     for number in range(2):
-        batch = mixture[number]
+        batch = jax.tree.map(jax.numpy.asarray, mixture[number])
         time_key, noise_key, vae_key = jax.random.split(
             jax.random.fold_in(jax.random.key(0), number), 3
         )
@@ -72,7 +72,7 @@ def test_losses_are_those_of_the_model(workdir):
             model.config.vae,
             np.float32,
             model.vae_params,
-            jax.numpy.asarray(batch["pixels"]),
+            batch["pixels"],
             vae_key,
         )
         t = flow.sample_time(time_key, batch["is_target"].shape, mu=flow.shift_mu())
