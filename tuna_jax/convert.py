@@ -250,8 +250,8 @@ def _to_torch(chosen: argparse.Namespace) -> int:
     config, params = checkpoint_source.open_parameters(chosen.source)
 
     extra = {}
-    if chosen.part and pretrained_backbones.parent_config(config, _PARTS[chosen.part]):
-        part_config = pretrained_backbones.parent_config(config, _PARTS[chosen.part])
+    if chosen.part and pretrained_backbones.backbone_config(config, _PARTS[chosen.part]):
+        part_config = pretrained_backbones.backbone_config(config, _PARTS[chosen.part])
         extra["config.json"] = json.dumps(part_config, indent=2)
 
     def sink(specs: convert_checkpoint.Specs) -> Writer:
@@ -266,7 +266,9 @@ def _to_torch(chosen: argparse.Namespace) -> int:
 
     options: Any = {"dtype": chosen.dtype, "progress": True}
     if chosen.part:
-        count = pretrained_backbones.to_parent(config, params, _PARTS[chosen.part], sink, **options)
+        count = pretrained_backbones.to_backbone(
+            config, params, _PARTS[chosen.part], sink, **options
+        )
     else:
         count = convert_checkpoint.to_torch(config, params, sink, **options)
     print(f"{chosen.output}: {count} tensors of {chosen.source}")
@@ -294,12 +296,12 @@ def _inspect(chosen: argparse.Namespace) -> int:
     lines.append(("all", sum(part.tensors for part in found.components), f"{total:,}", size, ""))
     for name, tensors, parameters, size, dtypes in lines:
         print(f"{name:24}{tensors:>9}{parameters:>18}{size:>16}  {dtypes}".rstrip())
-    if not found.against:
+    if not found.compared_with:
         return 0 if found.layout else 1
     if found.differences:
-        print(f"\nHeld against {found.against}: {found.differences}")
+        print(f"\nHeld against {found.compared_with}: {found.differences}")
         return 1
-    print(f"\nHeld against {found.against}: nothing is missing, nothing is foreign.")
+    print(f"\nHeld against {found.compared_with}: nothing is missing, nothing is foreign.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The emoji experiment at its smallest: real data, real model code, seconds a run. For tests; see test_resume.py."""
+"""The emoji experiment with a tiny model and little data, for tests such as test_resume.py: seconds per run."""
 
 import os
 import runpy
@@ -12,9 +12,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = runpy.run_path(str(emoji))["get_config"](arg)
     config.steps = 120
     config.model.preset = "tiny"
-    config.model.unroll = (
-        True  # as in emoji.py: on one device the state is carried apart, and saved in stacks
-    )
+    # As in the demo: on one device the layers of the state are unstacked, and saved as stacks.
+    config.model.unroll = True
     config.model.language = ConfigDict({"vocabulary": 640})
     config.vae = os.environ.get("TINY_VAE", "")
     config.data.scenes = 64

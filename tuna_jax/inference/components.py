@@ -52,7 +52,10 @@ def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
         if exported:
             return load_image_vae(path)
     carried, state = checkpoint_source.open_any(path)
-    found, layout = config.vae if carried is None else carried.vae, detect_format.recognise(state)
+    found, layout = (
+        config.vae if carried is None else carried.vae,
+        detect_format.detect_layout(state),
+    )
     if layout in ("wan", "diffusers"):
         rows = rows_of(layout, config)
         absent = [row.torch for row in rows if row.torch not in state.entries]

@@ -1,6 +1,6 @@
-"""One training step with all that surrounds it: model, optimizer, mesh, shardings, compiled programs.
+"""The training step of an experiment with model, optimizer, mesh, shardings and compiled programs.
 
-Building a `Program` allocates nothing: training begins with it, and so does whoever only asks for shapes or memory.
+Building a `Program` allocates nothing, so planning uses it for shapes and memory as well as training.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Arrays = Mapping[str, Any]
 
 
 class Program:
-    """What one step of an experiment is.
+    """The training step of an experiment.
 
     Args:
-      settings: the loop's.
+      settings: of the loop.
       config: the model.
       tasks: names of the streams, in the order of `batch['stream']`.
       mesh: the devices.
 
     Attributes:
-      shapes, shardings: of the state as it is saved: layers are stacked.
-      carried: shapes with shardings of the state that the step takes and returns. With `config.unroll`, on one device,
-        its layers are apart, or every step would copy them out of their stacks and their gradients together; else it is
-        that of `shapes`.
-      step: the step as a function of the carried state, see `step.make_step`.
-      jitted: the same, to be compiled: see `step.compile_step`.
+      shapes, shardings: of the saved state, in which layers are stacked.
+      carried: shapes with shardings of the state that the step takes and returns. With `config.unroll` on one device
+        its layers are unstacked, since every step would otherwise copy the layers out of their stacks and stack their
+        gradients; otherwise it has the structure of `shapes`.
+      step: the step as a function of the carried state; see `step.make_step`.
+      jitted: the jitted step; see `step.compile_step`.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Program:
         carried = jax.eval_shape(lambda: self._make_state(init))
         self.shapes: state.TrainState = jax.eval_shape(layers.together, carried)
         self.shardings = state.state_shardings(self.shapes, mesh)
-        self.carried = state.abstract(carried, self._laid(carried))
+        self.carried = state.abstract(carried, self._carried_shardings(carried))
         self._parts = param_sharding.batch_parts(mesh)
-        made = step.make_step(
+        plain_step = step.make_step(
             _make_loss(config, settings, self._parts),
             update,
             functools.partial(_sample_time, settings.time),
@@ -87,101 +87,106 @@ class Program:
             accumulate=settings.accumulate,
             counts=tuna.target_counts,
         )
-        self.step: step.Step = _laid_out(made, Activations(mesh))
-        self.jitted = step.compile_step(self.step, self._laid(carried), mesh)
+        self.step: step.Step = _with_activation_sharding(plain_step, Activations(mesh))
+        self.jitted = step.compile_step(self.step, self._carried_shardings(carried), mesh)
         self._compiled: dict[Any, Any] = {}
-        self._flops: dict[Any, tuple[int, int]] = {}  # without the text head, and of it
+        self._flops: dict[
+            Any, tuple[int, int]
+        ] = {}  # FLOPs without the text head, FLOPs of the text head
 
     @property
     def count(self) -> int:
-        """Programs compiled so far: one for every shape of batch, with its heads."""
+        """Number of compiled programs: one for every batch shape with its heads."""
         return len(self._compiled)
 
     def initial(self, params: Any = None) -> state.TrainState:
-        """The carried state that a run begins with, made sharded.
+        """The carried state before the first step, created with its shardings.
 
         Args:
-          params: parameters to begin with, laid out as `shardings.params`; they are donated. None: fresh ones.
+          params: initial parameters, sharded as `shardings.params`; they are donated. None: random parameters.
         """
-        laid = self._laid(self.carried)
+        shardings = self._carried_shardings(self.carried)
         if params is None:
-            return jax.jit(lambda: self._make_state(self._init), out_shardings=laid)()
+            return jax.jit(lambda: self._make_state(self._init), out_shardings=shardings)()
         make = jax.jit(
-            lambda given: self._make_state(lambda _: given), out_shardings=laid, donate_argnums=0
+            lambda given: self._make_state(lambda _: given),
+            out_shardings=shardings,
+            donate_argnums=0,
         )
         return make(layers.apart(params) if self._apart else params)
 
     def to_carry(self, saved: state.TrainState) -> state.TrainState:
-        """A saved state, laid out as `shardings`, as the step takes it; `layers.together` is the inverse."""
+        """The carried state of a saved state that is sharded as `shardings`; `layers.together` is the inverse."""
         if not self._apart:
             return saved
-        # An empty node, beside a stack that is not trained, cannot be cut; leaves are in the same order all the same.
+        # Empty nodes of the optimizer (frozen stacks) cannot be unstacked; the leaves have the same order.
         leaves = jax.tree.leaves(layers.apart(saved))
         carried = jax.tree.unflatten(jax.tree.structure(self.carried), leaves)
-        return jax.device_put(carried, self._laid(self.carried))
+        return jax.device_put(carried, self._carried_shardings(self.carried))
 
-    def _laid(self, carried: state.TrainState) -> Any:
+    def _carried_shardings(self, carried: state.TrainState) -> Any:
         """Shardings of the carried state."""
         if not self._apart:
             return self.shardings
         return jax.tree.map(lambda _: param_sharding.replicated(self.mesh), carried)
 
     def batch_shapes(self, batch: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch over all processes, as shapes laid over the mesh; `batch` is one process's part, arrays or shapes.
+        """Shapes, with shardings, of a batch over all processes; `batch` is one process's part, arrays or shapes.
 
         Raises:
-          ValueError: its rows do not divide over the mesh, or a part of it does not (`accumulate`).
+          ValueError: its rows, or the rows of a part (`accumulate`), cannot be divided over the mesh.
         """
-        split, processes = param_sharding.batch_sharding(self.mesh), jax.process_count()
+        sharding, processes = param_sharding.batch_sharding(self.mesh), jax.process_count()
         rows = batch["tokens"].shape[0] * processes
         param_sharding.check_batch(rows, self.mesh)
         if rows % (self._settings.accumulate * param_sharding.batch_parts(self.mesh)):
             raise ValueError(
-                f"a batch of {rows} does not divide into accumulate={self._settings.accumulate} parts that divide by "
-                f"{param_sharding.batch_parts(self.mesh)}, the mesh's share of a batch; choose another accumulate, or a batch "
-                f"that is a multiple of {self._settings.accumulate * param_sharding.batch_parts(self.mesh)}"
+                f"a batch of {rows} rows cannot be divided into config.accumulate={self._settings.accumulate} parts of "
+                f"a multiple of {param_sharding.batch_parts(self.mesh)} (the batch axes of the mesh); change "
+                f"config.accumulate, or use a multiple of "
+                f"{self._settings.accumulate * param_sharding.batch_parts(self.mesh)} rows"
             )
         return {
             name: jax.ShapeDtypeStruct(
-                (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=split
+                (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=sharding
             )
             for name, array in batch.items()
         }
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's part of a batch, on the mesh."""
-        split = param_sharding.batch_sharding(self.mesh)
+        """The sharded arrays of a batch; `batch` is this process's part."""
+        sharding = param_sharding.batch_sharding(self.mesh)
         return {
-            name: jax.make_array_from_process_local_data(split, values)
+            name: jax.make_array_from_process_local_data(sharding, values)
             for name, values in batch.items()
         }
 
     def compile(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
-        """The compiled step for batches of this shape, compiled if there is none yet.
+        """The compiled step for batches of this shape; the first call compiles it.
 
         Args:
           batch: one process's part of a batch; arrays or shapes.
-          frozen: parameters of the VAE, arrays or shapes; None if no batch holds pixels.
+          frozen: parameters of the VAE, arrays or shapes; None if batches do not hold pixels.
           heads: see `step.Heads`.
         """
-        key = _kind(batch, heads)
+        key = _program_key(batch, heads)
         if key not in self._compiled:
             lowered = self.jitted.lower(self.carried, self.batch_shapes(batch), frozen, heads)
             self._compiled[key] = lowered.compile()
         return self._compiled[key]
 
     def model_flops(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> int:
-        """FLOPs of one step over all processes, without rematerialisation; hardware/flops.py says what counts.
+        """FLOPs of one step over all processes, without rematerialisation; see hardware/flops.py.
 
-        Attention is counted as the dense one, whatever computes it: a kernel pads, computes scores again, or is not
-        seen at all (cuDNN's). A text loss in chunks (`config.text_chunk`) leaves out what has no label: its FLOPs are
-        those of the tokens with one. Traced once for every shape.
+        Attention is counted as dense attention for every backend: a kernel pads, computes scores again, or is opaque
+        (cuDNN). A text loss in chunks (`config.text_chunk`) skips tokens without a label, so only the FLOPs of tokens
+        with a label count. The step is traced once for every shape.
 
         Args:
-          batch: one process's part; of shapes, every token counts as one with a label.
+          batch: one process's part; if it holds shapes, every token counts as one with a label.
           frozen, heads: as in `compile`.
         """
-        key = _kind(batch, heads)
+        key = _program_key(batch, heads)
         chunk, length = self.config.text_chunk, batch["tokens"].shape[1]
         chunked = 0 < chunk < length and heads.text_rows != 0
         if key not in self._flops:
@@ -194,29 +199,29 @@ class Program:
                     jax.make_jaxpr(run)(plain.carried, self.batch_shapes(batch), frozen)
                 )
 
-            silent = counted(heads._replace(text_rows=0)) if chunked else 0
-            self._flops[key] = silent, counted(heads) - silent
-        silent, said = self._flops[key]
+            without_text = counted(heads._replace(text_rows=0)) if chunked else 0
+            self._flops[key] = without_text, counted(heads) - without_text
+        without_text, text = self._flops[key]
         if not chunked or not isinstance(batch["labels"], np.ndarray):
-            return silent + said
-        rows = _rounded(heads.text_rows, self._parts, len(batch["labels"]) * jax.process_count())
+            return without_text + text
+        rows = _round_up(heads.text_rows, self._parts, len(batch["labels"]) * jax.process_count())
         labels = (batch["labels"][:, 1:] != IGNORE).sum() * jax.process_count()
-        return silent + round(said * float(labels) / (rows * -(-length // chunk) * chunk))
+        return without_text + round(text * float(labels) / (rows * -(-length // chunk) * chunk))
 
     def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
-        """Shapes of what the step returns, (state, window), traced without compiling anything."""
+        """Shapes of the step's result (state, window), traced without compiling."""
         run = functools.partial(self.step, heads=heads)
         return jax.eval_shape(run, self.carried, dict(batch), frozen)
 
 
-def _kind(batch: Arrays, heads: step.Heads) -> Any:
-    """What batches have in common that one compiled program serves."""
+def _program_key(batch: Arrays, heads: step.Heads) -> Any:
+    """Equal for batches that use the same compiled program."""
     return heads, tuple((name, batch[name].shape) for name in sorted(batch))
 
 
-def _rounded(rows: int | None, parts: int, most: int) -> int:
-    """Rows that a head runs on: those that it is needed for, made to divide by `parts`; None: all."""
-    return most if rows is None else min(-(-rows // parts) * parts, most)
+def _round_up(rows: int | None, parts: int, batch: int) -> int:
+    """Number of rows that a head runs on: `rows` rounded up to a multiple of `parts`; None: all rows of the batch."""
+    return batch if rows is None else min(-(-rows // parts) * parts, batch)
 
 
 def encode(
@@ -226,23 +231,23 @@ def encode(
     pixels: UInt8[Array, "b n f h w 3"],
     key: jax.Array,
 ) -> Float[Array, "b n t y x c"]:
-    """A draw from the posterior of every slot's clip, float32; model.md section 1."""
+    """A sample of the posterior of every slot's clip, float32; model.md section 1."""
     batch, slots = pixels.shape[:2]
     clips = pixels.reshape(batch * slots, *pixels.shape[2:])
     clips = constrain(clips, "batch", None, None, None, None)
     mean, std = vae.posterior(config, params, clips, dtype)
-    drawn = step.draw(mean, std, key)
-    return drawn.reshape(batch, slots, *drawn.shape[1:])
+    latents = step.sample_posterior(mean, std, key)
+    return latents.reshape(batch, slots, *latents.shape[1:])
 
 
 def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.Loss:
-    """The joint loss; `parts`: what a batch, and so the rows that a head runs on, must divide by."""
+    """The joint loss; the rows of a batch, and those that a head runs on, are a multiple of `parts`."""
 
     def loss(
         params: Any, batch: Arrays, noise: Any, t: Any, heads: step.Heads, *counts: Any
     ) -> Any:
         def up_to(rows: int | None) -> int | None:
-            return None if rows is None else _rounded(rows, parts, len(batch["tokens"]))
+            return None if rows is None else _round_up(rows, parts, len(batch["tokens"]))
 
         return tuna.loss(
             config,
@@ -260,10 +265,10 @@ def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.L
     return loss
 
 
-def _laid_out(made: step.Step, activations: Activations) -> step.Step:
-    """A step whose activations lie as `activations` says, whoever traces it."""
+def _with_activation_sharding(plain_step: step.Step, activations: Activations) -> step.Step:
+    """A step that constrains its activations with `activations` wherever it is traced."""
 
-    @functools.wraps(made)
+    @functools.wraps(plain_step)
     def run(
         state: state.TrainState,
         batch: Arrays,
@@ -271,7 +276,7 @@ def _laid_out(made: step.Step, activations: Activations) -> step.Step:
         heads: step.Heads = step.NO_LIMITS,
     ) -> Any:
         with use_sharding(activations):
-            return made(state, batch, frozen, heads)
+            return plain_step(state, batch, frozen, heads)
 
     return run
 
