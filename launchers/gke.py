@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-"""Runs a training command on TPU slices of a GKE cluster, as a JobSet; or hands the same to XPK.
+"""Runs a training command on TPU slices of a GKE cluster, as a JobSet or with XPK.
 
 Examples:
 
-    # Two slices of 16 chips of v5p, that is 2 x 4 hosts:
+    # Two slices of 16 v5p chips, which are 2 x 4 hosts:
     python launchers/gke.py --name=tuna-7b --topology=v5p:2x2x4 --slices=2 \\
         --image=us-docker.pkg.dev/PROJECT/images/tuna:1 -- \\
         python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
 
-    # The manifest alone, for `kubectl apply -f -` or a repository of manifests:
+    # Print only the manifest, for `kubectl apply -f -` or a repository of manifests:
     python launchers/gke.py --dry_run ...
 
-    # The same through XPK:
+    # Run it with XPK:
     python launchers/gke.py --xpk --cluster=CLUSTER --project=PROJECT --zone=ZONE ...
 
-Wants kubectl, pointed at the cluster, and the JobSet controller in it; the image holds this repository, installed with
-its extra [tpu] (docs/pods.md shows one). The same command again changes nothing while the run goes on, and
-resumes it from the last checkpoint if it has failed or ended. A host that is taken away makes all begin again, at most
---max_restarts times.
+It requires kubectl configured for the cluster, and the JobSet controller in the cluster. The image has this repository
+installed with its extra [tpu] (docs/pods.md has an example). The same command again changes nothing while the run
+is in progress, and resumes it from the last checkpoint if it has failed or ended. If a host is lost, all hosts restart,
+at most --max_restarts times.
 
-Secrets: --secret HF_TOKEN=SECRET:KEY takes the variable from a Kubernetes secret.
+Secrets: --secret HF_TOKEN=SECRET:KEY reads the variable from a Kubernetes secret.
 """
 
 from __future__ import annotations
@@ -37,33 +37,47 @@ REPLICATED_JOB = "slice"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parses, and applies or prints."""
+    """Parses the arguments, and applies or prints the manifest."""
     parser = launching.parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="of the JobSet: lower-case letters, digits, dashes")
-    add("--topology", required=True, help="of one slice: KIND:AxB or AxBxC, such as v5p:4x4x4")
+    add("--name", required=True, help="name of the JobSet: lower-case letters, digits, dashes")
+    add(
+        "--topology",
+        required=True,
+        help="topology of one slice: KIND:AxB or KIND:AxBxC, such as v5p:4x4x4",
+    )
     add("--image", required=True, help="container image with this repository installed")
-    add("--slices", type=int, default=1, help="how many slices (default: 1)")
+    add("--slices", type=int, default=1, help="number of slices (default: 1)")
     add("--namespace", default="default", help="Kubernetes namespace (default: default)")
-    add("--max_restarts", type=int, default=20, help="of the whole run (default: 20)")
+    add(
+        "--max_restarts",
+        type=int,
+        default=20,
+        help="number of restarts of the whole run (default: 20)",
+    )
     add("--priority", help="priorityClassName of the pods; XPK's very-low ... very-high")
-    add("--queue", help="Kueue's local queue")
-    add("--spot", action="store_true", help="on spot nodes")
+    add("--queue", help="local queue of Kueue")
+    add("--spot", action="store_true", help="use spot nodes")
     add("--service_account", help="Kubernetes service account, for access to gs://")
     add(
         "--secret",
         action="append",
         default=[],
         metavar="NAME=SECRET:KEY",
-        help="see above; repeatable",
+        help="see above; may be repeated",
     )
-    add("--compile_cache", help="compiled programs (default: WORKDIR/compile_cache)")
-    add("--chips_per_host", type=int, help="default: by kind of TPU and topology")
-    add("--grace", type=int, default=300, help="seconds to save before the end (default: 300)")
-    add("--xpk", action="store_true", help="hand all this to XPK instead of kubectl")
-    add("--cluster", help="XPK's cluster")
-    add("--project", help="XPK's project")
-    add("--zone", help="XPK's zone")
+    add("--compile_cache", help="folder of compiled programs (default: WORKDIR/compile_cache)")
+    add("--chips_per_host", type=int, help="chips per host (default: by kind of TPU and topology)")
+    add(
+        "--grace",
+        type=int,
+        default=300,
+        help="seconds for saving before a pod is killed (default: 300)",
+    )
+    add("--xpk", action="store_true", help="use XPK instead of kubectl")
+    add("--cluster", help="cluster, for XPK")
+    add("--project", help="project, for XPK")
+    add("--zone", help="zone, for XPK")
     try:
         options, command = launching.parse(parser, arguments)
         launching.dns_name(options.name)
@@ -73,20 +87,20 @@ def main(arguments: Sequence[str]) -> int:
                 print(launching.shell(words))
                 return 0
             return _call(words).returncode
-        made = json.dumps(manifest(options, command), indent=2)
+        text = json.dumps(manifest(options, command), indent=2)
         if options.dry_run:
-            print(made)
+            print(text)
             return 0
-        return _apply(options, made)
+        return _apply(options, text)
     except launching.LaunchError as error:
         launching.fail(error)
 
 
 def slice_of(topology: str, chips_per_host: int | None) -> tuple[launching.Tpu, str, int, int]:
-    """A topology such as v5p:2x2x4 as (kind, shape, hosts, chips a host).
+    """A topology such as v5p:2x2x4 as (kind, shape, hosts, chips per host).
 
     Raises:
-      LaunchError: an unknown kind, a wrong number of axes, or hosts that do not divide it.
+      LaunchError: an unknown kind, a wrong number of axes, or chips that cannot be divided between hosts.
     """
     kind, _, shape = topology.partition(":")
     tpu = launching.TPUS.get(kind)
@@ -98,27 +112,27 @@ def slice_of(topology: str, chips_per_host: int | None) -> tuple[launching.Tpu, 
     if len(sizes) != tpu.axes or not all(size.isdigit() and int(size) for size in sizes):
         example = "x".join(["4"] * tpu.axes)
         raise launching.LaunchError(
-            f"--topology={topology}: {kind} has {tpu.axes} axes; write it like {kind}:{example}"
+            f"--topology={topology}: {kind} has {tpu.axes} axes, for example {kind}:{example}"
         )
     chips = math.prod(map(int, sizes))
     each = chips_per_host or (chips if chips <= tpu.largest else tpu.chips)
     if chips % each:
         raise launching.LaunchError(
-            f"--topology={topology}: {chips} chips are no multiple of {each} a host"
+            f"--topology={topology}: {chips} chips are not a multiple of {each} per host"
         )
     return tpu, shape, chips // each, each
 
 
 def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
-    """The JobSet: one replicated job, a replica a slice, an index a host."""
+    """The JobSet: one replicated job with a replica per slice and an index per host."""
     (cache, *command), buckets = launching.mounted([options.compile_cache or "", *command])
     folder = launching.shared_workdir(command)
     tpu, shape, hosts, chips = slice_of(options.topology, options.chips_per_host)
     if options.slices < 1:
-        raise launching.LaunchError(f"--slices={options.slices} is to be at least 1")
+        raise launching.LaunchError(f"--slices={options.slices} must be at least 1")
     name = options.name
     variables = launching.environment(folder, cache, tpu, launching.settings(options.env)) | {
-        # Pods of a JobSet have names in a headless service of its own.
+        # The pods of a JobSet have DNS names in its headless service.
         launching.COORDINATOR: f"{name}-{REPLICATED_JOB}-0-0.{name}:{launching.PORT}",
         launching.PROCESSES: str(options.slices * hosts),
     }
@@ -132,7 +146,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         "image": options.image,
         "command": ["sh", "-c", launching.supervised(command, [number])],
         "env": entries,
-        # The coordinator; libtpu's own, within a slice and between slices.
+        # The coordinator, and ports of libtpu within a slice and between slices.
         "ports": [{"containerPort": port} for port in (launching.PORT, 8471, 8080)],
         "resources": {
             "requests": {"google.com/tpu": chips},
@@ -157,7 +171,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         "terminationGracePeriodSeconds": options.grace,
         "nodeSelector": selector,
         "containers": [container],
-        # Workers that prepare batches hand them over in shared memory.
+        # Data workers pass batches in shared memory.
         "volumes": [
             {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
             *(_bucket_volume(number, bucket) for number, bucket in enumerate(buckets)),
@@ -171,7 +185,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         "parallelism": hosts,
         "completions": hosts,
         "completionMode": "Indexed",
-        # One host cannot go on without the others: the JobSet restarts all of them.
+        # A host cannot continue without the others, so the JobSet restarts all of them.
         "backoffLimit": 0,
         "template": {"spec": pod},
     }
@@ -180,7 +194,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": options.namespace,
-        # A slice is a node pool of its own.
+        # Each slice is a separate node pool.
         "annotations": {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         },
@@ -206,23 +220,23 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
 
 
 def _bucket_volume(number: int, bucket: str) -> dict[str, Any]:
-    """A bucket as a folder, by GKE's driver of Cloud Storage FUSE."""
+    """A volume with a bucket as a folder, mounted by GKE's Cloud Storage FUSE driver."""
     attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs"}
     driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
     return {"name": f"bucket-{number}", "csi": driver}
 
 
 def xpk(options: Any, command: Sequence[str]) -> list[str]:
-    """The same as a call of XPK, which writes a JobSet of its own; processes find each other by GKE's variables."""
+    """The XPK command of the run; XPK writes its own JobSet, and GKE variables connect the processes."""
     if not options.cluster:
-        raise launching.LaunchError("--xpk wants --cluster")
+        raise launching.LaunchError("--xpk requires --cluster")
     if options.secret:
         raise launching.LaunchError(
-            "--xpk cannot take variables from secrets; leave it out, and kubectl is used"
+            "--xpk does not support --secret; without --xpk, kubectl is used"
         )
     if launching.mounted(command)[1]:
         raise launching.LaunchError(
-            "--xpk mounts no buckets by itself; `xpk storage attach` one, and name the folder where it is mounted"
+            """The XPK command of the run; XPK writes its own JobSet, and GKE variables connect the processes."""
         )
     folder = launching.shared_workdir(command)
     tpu, _, hosts, chips = slice_of(options.topology, options.chips_per_host)
@@ -245,10 +259,10 @@ def xpk(options: Any, command: Sequence[str]) -> list[str]:
     return [*words, f"--command={launching.supervised(command)}"]
 
 
-def _secrets(given: Sequence[str]) -> list[dict[str, Any]]:
-    """`--secret NAME=SECRET:KEY` as entries of a container's environment."""
+def _secrets(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """`--secret NAME=SECRET:KEY` options as entries of a container's environment."""
     entries = []
-    for text in given:
+    for text in texts:
         variable, _, rest = text.partition("=")
         secret, _, key = rest.partition(":")
         if not variable.isidentifier() or not secret or not key:
@@ -260,23 +274,23 @@ def _secrets(given: Sequence[str]) -> list[dict[str, Any]]:
     return entries
 
 
-def _apply(options: Any, made: str) -> int:
-    """Applies the manifest; a run of this name that has ended, well or not, makes room first."""
+def _apply(options: Any, manifest_text: str) -> int:
+    """Applies the manifest; a run with this name that has ended or failed is deleted first."""
     where = [f"--namespace={options.namespace}"]
     state = ["get", "jobset", options.name, *where, "--ignore-not-found"]
-    found = _call(["kubectl", *state, "--output=jsonpath={.status.terminalState}"], capture=True)
-    if found.returncode:
-        return found.returncode
-    if found.stdout.strip():
-        print(f"{options.name} is {found.stdout.strip()}; beginning again from its last checkpoint")
-        gone = _call(["kubectl", "delete", "jobset", options.name, *where, "--wait=true"])
-        if gone.returncode:
-            return gone.returncode
-    code = _call(["kubectl", "apply", "--filename=-"], text=made).returncode
+    status = _call(["kubectl", *state, "--output=jsonpath={.status.terminalState}"], capture=True)
+    if status.returncode:
+        return status.returncode
+    if status.stdout.strip():
+        print(f"{options.name} is {status.stdout.strip()}; resuming from its last checkpoint")
+        deleted = _call(["kubectl", "delete", "jobset", options.name, *where, "--wait=true"])
+        if deleted.returncode:
+            return deleted.returncode
+    code = _call(["kubectl", "apply", "--filename=-"], text=manifest_text).returncode
     if code == 0:
         pods = f"jobset.sigs.k8s.io/jobset-name={options.name}"
         follow = ["kubectl", "logs", f"--selector={pods}", *where, "--follow", "--prefix"]
-        print(f"follow it: {launching.shell(follow)}")
+        print(f"to follow the log: {launching.shell(follow)}")
     return code
 
 
@@ -288,7 +302,7 @@ def _call(
     try:
         return subprocess.run(words, input=text, text=True, stdout=pipe)
     except FileNotFoundError:
-        raise launching.LaunchError(f"there is no {words[0]} on this machine") from None
+        raise launching.LaunchError(f"{words[0]} is not installed on this machine") from None
 
 
 if __name__ == "__main__":

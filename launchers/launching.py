@@ -1,7 +1,7 @@
-"""What the launchers share: how a training command is given, names, secrets, and what each kind of TPU wants.
+"""Common code of the launchers: parsing of training commands, names, secrets, and settings of each kind of TPU.
 
-The launchers are plain scripts that run from a clone with Python's standard library alone: the machine that starts a
-run need not be able to train. Whatever they start is the training command after `--`, unchanged.
+The launchers are plain scripts that run from a clone with only Python's standard library, so the machine that starts a
+run need not be able to train. They start the training command after `--` unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What tuna_jax/parallel/distributed.py reads.
+# Variables that tuna_jax/parallel/distributed.py reads.
 COORDINATOR, PROCESSES, PROCESS = (
     "TUNA_JAX_COORDINATOR",
     "TUNA_JAX_PROCESSES",
@@ -35,14 +35,14 @@ class Tpu:
 
     Attributes:
       name: as in `--tpu` and in topologies (`v5p:4x4x4`).
-      prefix: of Compute Engine's accelerator types, the number after it left out.
-      runtime: the TPU VM's software version.
+      prefix: of Compute Engine's accelerator types, before the number.
+      runtime: software version of the TPU VM.
       label: GKE's `cloud.google.com/gke-tpu-accelerator`.
-      chips: on a host of a slice with several hosts.
-      largest: chips on a host of the largest slice with one host alone.
-      axes: of a topology.
-      cores: a chip, where accelerator types count cores.
-      libtpu: LIBTPU_INIT_ARGS, a flag each.
+      chips: chips per host in a slice with several hosts.
+      largest: chips of the largest slice with a single host.
+      axes: number of axes of a topology.
+      cores: number that accelerator types count per chip: 2 if they count cores, otherwise 1.
+      libtpu: flags of LIBTPU_INIT_ARGS.
     """
 
     name: str
@@ -56,7 +56,8 @@ class Tpu:
     libtpu: tuple[str, ...]
 
 
-# The windowed einsum costs 2.6 times the matmul it hides behind at our sizes; docs/pods.md says what each flag is.
+# At our sizes the windowed einsum takes 2.6 times as long as the matmul that it overlaps; docs/pods.md explains each
+# flag.
 _ALL = (
     "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",
     "--xla_tpu_enable_async_collective_fusion=true",
@@ -78,50 +79,52 @@ TPUS = {
 
 
 class LaunchError(ValueError):
-    """A wrong argument; its message says which and what would be right."""
+    """An invalid argument; the message names it and says what is expected."""
 
 
 def fail(error: object) -> NoReturn:
-    """Ends the program as argparse does for a wrong argument."""
+    """Prints an error and exits with 2, as argparse does."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a script's docstring, with what every launcher takes."""
-    made = argparse.ArgumentParser(
+    """A parser with the options of all launchers; `doc` is the docstring of the script, for --help."""
+    result = argparse.ArgumentParser(
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"python launchers/{Path(sys.argv[0]).name} [OPTION ...] {EXAMPLE}",
         allow_abbrev=False,
     )
-    made.add_argument("--dry_run", action="store_true", help="print what would be done, do nothing")
-    made.add_argument(
+    result.add_argument(
+        "--dry_run", action="store_true", help="print what would be done, without doing it"
+    )
+    result.add_argument(
         "--env",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another variable of the environment; may be repeated. Not for secrets: they would be seen",
+        help="a further environment variable; may be repeated. Not for secrets, which would be visible",
     )
-    return made
+    return result
 
 
 def parse(
-    given: argparse.ArgumentParser, arguments: Sequence[str]
+    own_parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's own options, and the training command after `--`.
 
     Raises:
-      LaunchError: there is no command, or a secret's value stands in it or in an option.
+      LaunchError: there is no command, or it or an option contains the value of a secret.
     """
     own = list(arguments)
     command: list[str] = []
     if "--" in own:
         at = own.index("--")
         own, command = own[:at], own[at + 1 :]
-    options = given.parse_args(own)
+    options = own_parser.parse_args(own)
     if not command:
-        raise LaunchError(f"there is no training command; give it after two dashes: {EXAMPLE}")
+        raise LaunchError(f"there is no training command; pass it after two dashes: {EXAMPLE}")
     refuse_secrets([*own, *command], os.environ)
     return options, command
 
@@ -130,40 +133,48 @@ _SECRET = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?|(^|_)KEY)(_|$)
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name is kept from command lines, manifests and logs."""
+    """Whether a variable with this name must not appear in command lines, manifests and logs."""
     return _SECRET.search(name) is not None
 
 
 def refuse_secrets(texts: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Raises LaunchError if the value of a secret in the environment stands in one of the texts; it is not repeated."""
+    """Checks that no text contains the value of a secret in the environment.
+
+    Raises:
+      LaunchError: one does; the message names the secret without its value.
+    """
     for name, value in environment.items():
         if is_secret(name) and len(value) >= 8 and any(value in text for text in texts):
             raise LaunchError(
-                f"the value of {name} stands in the command line, where others can read it; leave it out, and let the "
-                f"program read {name} from its environment (--help says how it gets there)"
+                f"the command line contains the value of {name}, where others can read it; remove it, and let the "
+                f"program read {name} from its environment (see --help)"
             )
 
 
-def settings(given: Sequence[str]) -> dict[str, str]:
-    """`--env NAME=VALUE` as a mapping; raises LaunchError for what is no such pair, or looks like a secret."""
+def settings(texts: Sequence[str]) -> dict[str, str]:
+    """`--env NAME=VALUE` options as a mapping.
+
+    Raises:
+      LaunchError: a text is not NAME=VALUE, or the name looks like that of a secret.
+    """
     pairs: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise LaunchError(f"--env {text.split('=')[0]!r} is not NAME=VALUE")
         if is_secret(name):
             raise LaunchError(
-                f"--env {name}=... would show a secret in a command line; give it by name with --secret"
+                f"--env {name}=... would expose a secret in a command line; pass its name with --secret"
             )
         pairs[name] = value
     return pairs
 
 
 def dns_name(text: str, longest: int = 40) -> str:
-    """The name, checked: lower-case letters, digits and dashes, a letter first, no dash last.
+    """Checks a name: lower-case letters, digits and dashes, starting with a letter and not ending with a dash.
 
     Raises:
-      LaunchError: it is not; proposes one that is.
+      LaunchError: the name is invalid; the message proposes a valid one.
     """
     if re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", text) and len(text) <= longest:
         return text
@@ -171,16 +182,16 @@ def dns_name(text: str, longest: int = 40) -> str:
     proposed = proposed if proposed[:1].isalpha() else f"run-{proposed}"
     proposed = proposed[:longest].strip("-")
     raise LaunchError(
-        f"--name={text} cannot be a host's name: at most {longest} lower-case letters, digits and dashes, a letter "
-        f"first and no dash last. Take --name={proposed}"
+        f"--name={text} is not a valid host name, which has at most {longest} lower-case letters, digits and dashes, "
+        f"starts with a letter and does not end with a dash. Use --name={proposed}"
     )
 
 
 def workdir(command: Sequence[str]) -> str:
-    """The run's folder as the training command names it.
+    """The --workdir of a training command.
 
     Raises:
-      LaunchError: it names none.
+      LaunchError: there is none.
     """
     for word, following in zip(command, [*command[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
@@ -189,22 +200,22 @@ def workdir(command: Sequence[str]) -> str:
             if folder:
                 return folder.rstrip("/")
     raise LaunchError(
-        "the training command has no --workdir=FOLDER; the same folder is what makes the same command resume"
+        "the training command has no --workdir=FOLDER, which is required to resume a run"
     )
 
 
 def shared_workdir(command: Sequence[str]) -> str:
-    """The run's folder, checked to be one that several machines can mean: an absolute path.
+    """The --workdir of a training command, which must be an absolute path, equal on all machines.
 
     Raises:
-      LaunchError: it is relative, a bucket that is not mounted, or the command names none.
+      LaunchError: it is relative, or a bucket that is not mounted, or there is none.
     """
     folder = workdir(command)
     if folder.startswith("/"):
         return folder
     raise LaunchError(
-        f"--workdir={folder} is no folder that all machines share; give the absolute path of a shared file system, or, "
-        f"with tpu_vm.py and gke.py, which mount buckets, gs://BUCKET/{Path(folder).name}"
+        f"--workdir={folder} is not a folder that all machines share; pass an absolute path on a shared file system, "
+        f"or, for tpu_vm.py and gke.py, which mount buckets, gs://BUCKET/{Path(folder).name}"
     )
 
 
@@ -213,7 +224,7 @@ _BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]*[a-z0-9])")
 
 
 def mounted(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words with every gs://BUCKET as the folder where BUCKET is mounted, and the buckets."""
+    """The words with every gs://BUCKET replaced by the folder where it is mounted, and the buckets."""
     buckets = sorted({bucket for word in words for bucket in _BUCKET.findall(word)})
     return [_BUCKET.sub(rf"{MOUNTS}/\1", word) for word in words], buckets
 
@@ -221,23 +232,23 @@ def mounted(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def environment(
     folder: str, compile_cache: str | None, tpu: Tpu | None, extra: Mapping[str, str]
 ) -> dict[str, str]:
-    """Variables of every process: the compile cache, libtpu's flags for the kind of TPU, and what the user adds."""
-    made = {
+    """Environment variables of every process: compile cache, libtpu flags for the kind of TPU, and the user's."""
+    variables = {
         "JAX_COMPILATION_CACHE_DIR": compile_cache or f"{folder}/compile_cache",
         "PYTHONUNBUFFERED": "1",
     }
     if tpu is not None:
-        made["LIBTPU_INIT_ARGS"] = " ".join(tpu.libtpu)
-    return {**made, **extra}
+        variables["LIBTPU_INIT_ARGS"] = " ".join(tpu.libtpu)
+    return {**variables, **extra}
 
 
 def assignments(variables: Mapping[str, str]) -> list[str]:
-    """NAME=VALUE words for a shell, in a stable order."""
+    """NAME=VALUE words for a shell, sorted by name."""
     return [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
 
 
 def shell(words: Sequence[str]) -> str:
-    """A command as one line for a shell; an option a line if it is long."""
+    """A command for a shell: one line, or one option per line if it is long."""
     line = shlex.join(words)
     if len(line) <= 100:
         return line
@@ -251,8 +262,8 @@ def shell(words: Sequence[str]) -> str:
     return " \\\n  ".join(lines)
 
 
-# Runs the words after it. Asked to stop (TERM), it hands that on and ends with 143 even though the program, which has
-# saved, ends with 0: so that what restarts runs knows that this one is not at its end.
+# Runs the command in its arguments. On SIGTERM it forwards the signal and exits with 143, although the program saves
+# and exits with 0, so that a restarter can distinguish a stopped run from a finished one.
 _SUPERVISED = """\
 stopped=
 child=
@@ -275,10 +286,10 @@ exit "$code"
 
 
 def supervised(command: Sequence[str], before: Sequence[str] = ()) -> str:
-    """A script for sh that runs a training command and ends with 143 if it was stopped before its end.
+    """A script for sh that runs a training command and exits with 143 if it was stopped before its end.
 
     Args:
       command: the training command.
-      before: lines that come first: variables, folders.
+      before: preceding lines, such as variables and folders.
     """
     return "\n".join([*before, f"set -- {shlex.join(command)}", _SUPERVISED])

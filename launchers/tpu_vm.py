@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Runs a training command on all hosts of a Cloud TPU slice: makes it, sets it up, trains, and begins again after
+"""Runs a training command on all hosts of a Cloud TPU slice: creates it, sets it up, trains, and restarts after
 preemption.
 
 Examples:
 
-    # 16 chips of v5e, queued until there is room, cheap and preemptible:
+    # 16 chips of v5e, queued until they are available, cheap and preemptible:
     python launchers/tpu_vm.py --name=tuna-7b --accelerator_type=v5litepod-16 --zone=us-west4-a --spot -- \\
         python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
 
-    # What that would do:
+    # Print the commands that this would run:
     python launchers/tpu_vm.py --dry_run ...
 
-Wants gcloud, logged in. The same command again takes the slice that is there, stops what runs on it under this name
-(which saves), and goes on from the last checkpoint. The code is this clone's, changes to tracked files included, or
-with --repository and --revision a clone of those. The slice is kept at the end: it costs until it is deleted
+It requires gcloud with a login. The same command again uses the existing slice, stops the run with this name on it
+(which saves), and resumes from the last checkpoint. The code is that of this clone, including changes of tracked files,
+or with --repository and --revision a clone of those. The slice is kept at the end and costs money until it is deleted
 (--delete deletes it at the end of training).
 
-Secrets: --secret HF_TOKEN=NAME lets every host read the newest version of NAME from Secret Manager.
+Secrets: with --secret HF_TOKEN=NAME every host reads the newest version of NAME from Secret Manager.
 """
 
 from __future__ import annotations
@@ -31,47 +31,66 @@ from pathlib import Path
 
 import launching
 
-# What became of a slice that is there no longer, in the words of TPU VMs and of queued resources.
+# States of a slice that no longer exists, of TPU VMs and of queued resources.
 LOST = {"PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "SUSPENDING", "FAILED", "DELETING", ""}
 READY = {"READY", "ACTIVE"}
-# The supervisor's code for a run that was stopped, and ssh's for a lost connection: the slice may be on its way out.
+# Exit codes of the supervisor for a stopped run, and of ssh for a lost connection: the slice may be disappearing.
 _STOPPED, _DISCONNECTED = 143, 255
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parses, and runs or prints."""
+    """Parses the arguments, and runs or prints the commands."""
     parser = launching.parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="of the slice: lower-case letters, digits, dashes")
+    add("--name", required=True, help="name of the slice: lower-case letters, digits, dashes")
     add("--accelerator_type", required=True, help="v5litepod-16, v5p-128, v6e-64, tpu7x-128 ...")
-    add("--zone", required=True, help="where, such as us-east5-a")
-    add("--project", help="Google Cloud project (default: gcloud's)")
-    add("--direct", action="store_true", help="create a TPU VM at once, instead of queueing for it")
+    add("--zone", required=True, help="zone, such as us-east5-a")
+    add("--project", help="Google Cloud project (default: that of gcloud)")
+    add(
+        "--direct",
+        action="store_true",
+        help="create a TPU VM directly, instead of a queued resource",
+    )
     add("--spot", action="store_true", help="preemptible, at a lower price")
-    add("--reserved", action="store_true", help="of the project's reservation")
-    add("--network", help="VPC network (default: the project's default)")
-    add("--subnetwork", help="its subnetwork")
-    add("--service_account", help="that the hosts run as (default: Compute Engine's)")
-    add("--runtime_version", help="of the TPU VM (default: by kind of TPU, see docs/pods.md)")
-    add("--repository", help="clone this instead of sending this clone; wants --revision")
+    add("--reserved", action="store_true", help="use the reservation of the project")
+    add("--network", help="VPC network (default: that of the project)")
+    add("--subnetwork", help="subnetwork of the VPC network")
+    add("--service_account", help="service account of the hosts (default: that of Compute Engine)")
+    add(
+        "--runtime_version",
+        help="software of the TPU VM (default: by kind of TPU, see docs/pods.md)",
+    )
+    add(
+        "--repository",
+        help="clone this repository instead of sending this clone; requires --revision",
+    )
     add("--revision", help="commit, tag or branch of --repository")
     add(
-        "--secret", action="append", default=[], metavar="NAME=SECRET", help="see above; repeatable"
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=SECRET",
+        help="see above; may be repeated",
     )
-    add("--compile_cache", help="compiled programs (default: WORKDIR/compile_cache)")
+    add("--compile_cache", help="folder of compiled programs (default: WORKDIR/compile_cache)")
     add(
         "--retries",
         type=int,
         default=10,
-        help="times to begin again after preemption (default: 10)",
+        help="number of restarts after preemption (default: 10)",
     )
-    add("--poll", type=float, default=30.0, help="seconds between two looks (default: 30)")
-    add("--delete", action="store_true", help="delete the slice when training has ended well")
+    add(
+        "--poll",
+        type=float,
+        default=30.0,
+        help="seconds between two checks of the state (default: 30)",
+    )
+    add("--delete", action="store_true", help="delete the slice after training has succeeded")
     try:
         options, command = launching.parse(parser, arguments)
         launching.dns_name(options.name)
         if bool(options.repository) != bool(options.revision):
-            raise launching.LaunchError("--repository and --revision go together")
+            raise launching.LaunchError("--repository and --revision must be used together")
         work = _Slice(options, command)
         return work.print() if options.dry_run else work.run()
     except launching.LaunchError as error:
@@ -79,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _Slice:
-    """A slice and all that is done to it, each as one command."""
+    """A slice and the commands that are run for it."""
 
     def __init__(self, options, command: Sequence[str]):
         self.options = options
@@ -90,9 +109,9 @@ class _Slice:
             t for t in launching.TPUS.values() if options.accelerator_type.startswith(t.prefix)
         ]
         if not kinds:
-            known = ", ".join(f"{t.prefix}N" for t in launching.TPUS.values())
+            prefixes = ", ".join(f"{t.prefix}N" for t in launching.TPUS.values())
             raise launching.LaunchError(
-                f"--accelerator_type={options.accelerator_type} is not known here; known are {known}"
+                f"--accelerator_type={options.accelerator_type} is unknown; the known types are {prefixes}"
             )
         self.tpu = kinds[0]
         self._archive = Path(tempfile.gettempdir()) / f"{options.name}.tar.gz"
@@ -104,36 +123,36 @@ class _Slice:
     # ---- the commands ----------------------------------------------------------------------------
 
     def _gcloud(self, *words: str) -> list[str]:
-        place = [f"--zone={self.options.zone}"]
+        location = [f"--zone={self.options.zone}"]
         if self.options.project:
-            place.append(f"--project={self.options.project}")
-        return ["gcloud", "compute", "tpus", *words, *place]
+            location.append(f"--project={self.options.project}")
+        return ["gcloud", "compute", "tpus", *words, *location]
 
     def describe(self) -> list[str]:
-        """Its state, one word."""
+        """Prints the state in one word."""
         if self.options.direct:
             return self._gcloud("tpu-vm", "describe", self.options.name, "--format=value(state)")
         name = self.options.name
         return self._gcloud("queued-resources", "describe", name, "--format=value(state.state)")
 
     def create(self) -> list[str]:
-        """Makes it, or queues for it."""
-        given, name = self.options, self.options.name
-        version = given.runtime_version or self.tpu.runtime
-        words = [f"--accelerator-type={given.accelerator_type}"]
-        if given.direct:
+        """Creates the slice, or a queued resource for it."""
+        options, name = self.options, self.options.name
+        version = options.runtime_version or self.tpu.runtime
+        words = [f"--accelerator-type={options.accelerator_type}"]
+        if options.direct:
             words = ["tpu-vm", "create", name, *words, f"--version={version}"]
         else:
             words = ["queued-resources", "create", name, f"--node-id={name}", *words]
             words.append(f"--runtime-version={version}")
-        words += [f"--{flag}" for flag in ("spot", "reserved") if getattr(given, flag)]
+        words += [f"--{flag}" for flag in ("spot", "reserved") if getattr(options, flag)]
         for flag in ("network", "subnetwork", "service_account"):
-            if getattr(given, flag):
-                words.append(f"--{flag.replace('_', '-')}={getattr(given, flag)}")
+            if getattr(options, flag):
+                words.append(f"--{flag.replace('_', '-')}={getattr(options, flag)}")
         return self._gcloud(*words, "--quiet")
 
     def delete(self) -> list[str]:
-        """Gives it back."""
+        """Deletes the slice."""
         if self.options.direct:
             return self._gcloud("tpu-vm", "delete", self.options.name, "--quiet")
         return self._gcloud("queued-resources", "delete", self.options.name, "--force", "--quiet")
@@ -143,12 +162,12 @@ class _Slice:
         return self._gcloud("tpu-vm", "ssh", name, "--worker=all", f"--command={script}")
 
     def send(self) -> list[list[str]]:
-        """Brings the code to every host."""
-        given = self.options
-        if given.repository:
+        """Copies the code to every host."""
+        options = self.options
+        if options.repository:
             clone = (
-                f"rm -rf tuna_jax.new && git clone --quiet {shlex.quote(given.repository)} tuna_jax.new && "
-                f"git -C tuna_jax.new checkout --quiet {shlex.quote(given.revision)} && {_REPLACE}"
+                f"rm -rf tuna_jax.new && git clone --quiet {shlex.quote(options.repository)} tuna_jax.new && "
+                f"git -C tuna_jax.new checkout --quiet {shlex.quote(options.revision)} && {_REPLACE}"
             )
             return [self._ssh(clone)]
         unpack = (
@@ -156,10 +175,10 @@ class _Slice:
             f"tar -xzf {self._archive.name} -C tuna_jax.new && {_REPLACE}"
         )
         here = shlex.quote(str(self._archive))
-        # `git stash create` names a commit of the tree as it is, and changes nothing.
+        # `git stash create` makes a commit of the current tree without changing anything.
         pack = f'git archive --format=tar.gz --output={here} "$(git stash create)" || git archive '
         pack += f"--format=tar.gz --output={here} HEAD"
-        target = f"{given.name}:{self._archive.name}"
+        target = f"{options.name}:{self._archive.name}"
         return [
             ["sh", "-c", pack],
             self._gcloud("tpu-vm", "scp", str(self._archive), target, "--worker=all"),
@@ -167,18 +186,18 @@ class _Slice:
         ]
 
     def install(self) -> list[str]:
-        """Python and what is required, once for each list of requirements; buckets as folders."""
+        """Installs Python and the requirements, again if they change, and mounts buckets."""
         mounts = [_MOUNT.format(bucket=bucket, folder=launching.MOUNTS) for bucket in self._buckets]
         return self._ssh("\n".join([_INSTALL, *([_GCSFUSE, *mounts] if mounts else [])]))
 
     def train(self) -> list[str]:
-        """The training command, on every host."""
+        """Runs the training command on every host."""
         return self._ssh(self._training)
 
-    # ---- what is done with them ------------------------------------------------------------------
+    # ---- running them ----------------------------------------------------------------------------
 
     def print(self) -> int:
-        """All commands, in the order of a first start."""
+        """Prints all commands in the order of a first start."""
         steps = [("is it there?", self.describe()), ("if not", self.create())]
         steps += [("the code", words) for words in self.send()]
         steps += [("set up", self.install()), ("train", self.train())]
@@ -188,11 +207,11 @@ class _Slice:
         return 0
 
     def run(self) -> int:
-        """Until training has ended; the exit code is its own."""
+        """Runs until training has ended; returns its exit code."""
         code = 1
         for attempt in range(self.options.retries + 1):
             if attempt:
-                print(f"beginning again, {attempt} of {self.options.retries}", flush=True)
+                print(f"restart {attempt} of {self.options.retries}", flush=True)
             self._ensure()
             code = self._work()
             state = self._settled(code)
@@ -206,7 +225,7 @@ class _Slice:
         return code or 1
 
     def _work(self) -> int:
-        """Set-up and training; the code of the first step that failed."""
+        """Runs set-up and training; returns the exit code of the first command that fails, or 0."""
         for words in [*self.send(), self.install(), self.train()]:
             code = self._do(words)
             if code:
@@ -214,7 +233,7 @@ class _Slice:
         return 0
 
     def _ensure(self) -> None:
-        """Until it is ready: makes it if it is not there, and anew if it was lost."""
+        """Waits until the slice is ready; creates it if it does not exist, and again if it is lost."""
         created = False
         while True:
             state = self._state()
@@ -223,7 +242,7 @@ class _Slice:
             if state in LOST:
                 if created and state == "FAILED":
                     raise launching.LaunchError(
-                        f"{self.options.name} could not be made; see: {launching.shell(self.describe())}"
+                        f"{self.options.name} could not be created; see: {launching.shell(self.describe())}"
                     )
                 if state:
                     self._do(self.delete())
@@ -234,20 +253,20 @@ class _Slice:
             time.sleep(self.options.poll)
 
     def _settled(self, code: int) -> str:
-        """Its state; after a lost connection, once there was time for it to change."""
+        """The state; after a stop or a lost connection, when it has had time to change."""
         state = self._state()
-        looks = 3 if code in (_STOPPED, _DISCONNECTED) else 0
-        while state in READY and looks:
+        checks = 3 if code in (_STOPPED, _DISCONNECTED) else 0
+        while state in READY and checks:
             time.sleep(self.options.poll)
-            state, looks = self._state(), looks - 1
+            state, checks = self._state(), checks - 1
         return state
 
     def _state(self) -> str:
-        """The state's word; empty: there is no such slice."""
-        done = subprocess.run(self.describe(), capture_output=True, text=True)
-        if done.returncode and "NOT_FOUND" not in done.stderr:
-            raise launching.LaunchError(f"gcloud failed: {done.stderr.strip()}")
-        return "" if done.returncode else done.stdout.strip()
+        """The state in one word; empty if the slice does not exist."""
+        result = subprocess.run(self.describe(), capture_output=True, text=True)
+        if result.returncode and "NOT_FOUND" not in result.stderr:
+            raise launching.LaunchError(f"gcloud failed: {result.stderr.strip()}")
+        return "" if result.returncode else result.stdout.strip()
 
     def _do(self, words: Sequence[str]) -> int:
         print(f"+ {launching.shell(words)}", flush=True)
@@ -255,11 +274,11 @@ class _Slice:
             return subprocess.run(words, cwd=launching.ROOT).returncode
         except FileNotFoundError:
             raise launching.LaunchError(
-                f"there is no {words[0]} on this machine; https://cloud.google.com/sdk/docs/install"
+                f"{words[0]} is not installed on this machine; https://cloud.google.com/sdk/docs/install"
             ) from None
 
 
-# The environment is kept from one copy of the code to the next.
+# Replaces the code and keeps its virtual environment.
 _REPLACE = (
     "{ mv tuna_jax/.venv tuna_jax.new/ 2>/dev/null || true; } && rm -rf tuna_jax && "
     "mv tuna_jax.new tuna_jax"
@@ -298,10 +317,10 @@ sudo mkdir -p {folder}/{bucket} && sudo chown "$USER" {folder}/{bucket}
 mountpoint -q {folder}/{bucket} || gcsfuse --implicit-dirs {bucket} {folder}/{bucket}"""
 
 
-def _secrets(given: Sequence[str]) -> dict[str, str]:
-    """`--secret NAME=SECRET`: variable -> name in Secret Manager."""
+def _secrets(texts: Sequence[str]) -> dict[str, str]:
+    """`--secret NAME=SECRET` options: variable -> name in Secret Manager."""
     pairs: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, _, secret = text.partition("=")
         pairs[name] = secret
         if not name.isidentifier() or not secret:
@@ -314,7 +333,7 @@ def _secrets(given: Sequence[str]) -> dict[str, str]:
 def _training(
     command: Sequence[str], variables: dict[str, str], secrets: dict[str, str], name: str
 ) -> str:
-    """What one host runs: the former run of this name saves and ends, then this one begins."""
+    """The script of one host: waits until an earlier run with this name has saved and ended, then starts this one."""
     pid = f"~/.tuna_jax/{name}.pid"
     before = [
         "set -e",

@@ -1,4 +1,4 @@
-"""Runs and a converted model that the version before made load, generate, evaluate and resume (fixtures/version_0_1)."""
+"""Runs and a converted model of the version before load, generate, evaluate and resume (fixtures/version_0_1)."""
 
 import json
 import shutil

@@ -256,8 +256,8 @@ def _to_torch(options: argparse.Namespace) -> int:
     config, params = checkpoint_source.open_parameters(options.source)
 
     extra = {}
-    if options.part and pretrained_backbones.parent_config(config, _PARTS[options.part]):
-        part_config = pretrained_backbones.parent_config(config, _PARTS[options.part])
+    if options.part and pretrained_backbones.backbone_config(config, _PARTS[options.part]):
+        part_config = pretrained_backbones.backbone_config(config, _PARTS[options.part])
         extra["config.json"] = json.dumps(part_config, indent=2)
 
     def sink(specs: convert_checkpoint.Specs) -> Writer:
@@ -272,7 +272,7 @@ def _to_torch(options: argparse.Namespace) -> int:
 
     how: Any = {"dtype": options.dtype, "progress": True}
     if options.part:
-        count = pretrained_backbones.to_parent(config, params, _PARTS[options.part], sink, **how)
+        count = pretrained_backbones.to_backbone(config, params, _PARTS[options.part], sink, **how)
     else:
         count = convert_checkpoint.to_torch(config, params, sink, **how)
     print(f"{options.output}: {count} tensors of {options.source}")
@@ -302,12 +302,12 @@ def _inspect(options: argparse.Namespace) -> int:
     lines.append(("all", sum(part.tensors for part in found.components), f"{total:,}", size, ""))
     for name, tensors, parameters, size, dtypes in lines:
         print(f"{name:24}{tensors:>9}{parameters:>18}{size:>16}  {dtypes}".rstrip())
-    if not found.against:
+    if not found.compared_with:
         return 0 if found.layout else 1
     if found.differences:
-        print(f"\nCompared with {found.against}: {found.differences}")
+        print(f"\nCompared with {found.compared_with}: {found.differences}")
         return 1
-    print(f"\nCompared with {found.against}: no tensor is missing, none is unknown.")
+    print(f"\nCompared with {found.compared_with}: no tensor is missing, none is unknown.")
     return 0
 
 

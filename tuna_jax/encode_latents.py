@@ -6,8 +6,8 @@ Examples:
     tuna-jax encode-latents --manifest=clips.jsonl --output=latents --sizes=384x672 --frames=17 --fps=8
 
 The same command resumes after an interruption. On several hosts that see one folder, run it on each with
---process_index=0, 1, ... and --process_count; each host writes its own shards. In an experiment, the stream's key `latents`
-names the folder, in place of `manifest`.
+--process_index=0, 1, ... and --process_count; each host writes its own shards. In an experiment, the stream's key
+`latents` names the folder, in place of `manifest`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""All five abilities of the emoji world in one model: draws, edits, makes clips, answers about both, and converses.
+"""All tasks of the emoji world in one model: image and clip generation, editing, questions about both, and dialogues.
 
 python -m tuna_jax.train --config=experiments/emoji/all_tasks.py --workdir=runs/emoji_all
 
-The demo's settings (experiments/emoji/demo.py says why), with three groups of batches more. What is learnt last is to find
-the named one of two objects, which "where is the crown?", "remove the crown" and "replace the crown" ask for. With such
-questions alone it took more than 50,000 of them at half the demo's learning rate, and more at the whole of it; hence
-many more rows that ask, a lower rate that falls for half of the run, and a text loss that the flow loss does not drown.
+The settings of the demo (experiments/emoji/demo.py explains them) with three more groups of batches. The model learns
+last to find the named one of two objects, which "where is the crown?", "remove the crown" and "replace the crown"
+require. With only such questions it took more than 50,000 of them at half the demo's learning rate, and more at the
+full rate. Therefore there are many more question rows, the rate is lower and decays over half of the run, and the text
+loss has the same weight as the flow loss.
 """
 
 from ml_collections import ConfigDict
@@ -15,12 +16,10 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
     config.kind = "emoji"
-    # An earlier mixture of as many rows took 80 minutes on two cores; before that, the latents are made.
+    # An earlier mixture with the same number of rows took 80 minutes on two cores, after encoding the latents.
     config.steps = 12_000
     config.seed = 0
-    config.vae = (
-        ""  # The one that ships with the package; a clip's frames go through it one by one.
-    )
+    config.vae = ""  # The VAE of the package; it encodes clips frame by frame.
 
     config.model = ConfigDict()
     config.model.preset = "emoji"
@@ -56,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.edits.length = 52
     config.data.edits.share = 0.33
     config.data.edits.source_spread = 0.0
-    # Moving is learnt first. Recolouring is soon right, but it leaves an object as it was only after many rows.
+    # Moving is learned first. Recolouring is soon right, but it keeps objects unchanged only after many rows.
     config.data.edits.kinds = ConfigDict(
         {"replace": 0.34, "recolour": 0.24, "move": 0.12, "remove": 0.3}
     )
@@ -68,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.clips.understanding_rows = 6
     config.data.clips.length = 84
     config.data.clips.share = 0.23
-    # Turned objects are the hardest to draw.
+    # Turned objects are the hardest to generate.
     config.data.clips.motions = ConfigDict(
         {
             "right": 1.0,
@@ -114,18 +113,17 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.samples = ConfigDict()
     config.samples.count = 24
-    config.samples.steps = (
-        9  # More cost time and leave a little less of an edited picture as it was.
-    )
+    # More steps take more time and keep slightly less of an edited image unchanged.
+    config.samples.steps = 9
     config.samples.guidance = 2.0
     config.samples.shift = 3.0
 
-    # Measured while it trains, as a sweep measures; 0: never. With every = 2_000 it costs about a minute each time.
+    # Evaluation during training, as in a sweep; 0 turns it off. Each evaluation takes about a minute on two cores.
     config.evaluate = ConfigDict()
     config.evaluate.every = 0
     config.evaluate.tasks = ConfigDict(
         {
-            "draw_pairs": {"count": 32},
+            "generate_pairs": {"count": 32},
             "edit": {"count": 32},
             "where": {"kind": "answer", "question": "where", "count": 64},
         }
@@ -138,6 +136,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 20
     config.sample_every = 2_000
     config.checkpoint_every = 1_000
-    config.keep = 12  # All of them: `tuna_jax.evaluate --curve` draws scores over steps.
+    config.keep = 12  # All checkpoints: `tuna_jax.evaluate --curve` plots scores over steps.
     config.asynchronous = True
     return config

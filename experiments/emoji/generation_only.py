@@ -1,9 +1,10 @@
-"""The generating side of emoji_all alone: pictures, edits and clips are drawn, nothing is asked.
+"""Only the generation tasks of all_tasks.py: images, edits and clips, without questions.
 
 python -m tuna_jax.train --config=experiments/emoji/generation_only.py --workdir=runs/emoji_generation
 
-The same budget is meant as in emoji_understanding.py: the same steps and the same rows in a batch of each shape. Rows
-that ask in emoji_all draw here, and the batches of dialogues go to the other groups, in their proportions there.
+The budget equals that of all_tasks.py, as in understanding_only.py: the same number of steps, and the same number of
+rows per batch of each shape. Question rows of all_tasks.py are generation rows here, and the other groups share the
+batches of dialogues in proportion.
 """
 
 import runpy

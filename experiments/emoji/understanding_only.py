@@ -1,11 +1,11 @@
-"""The understanding side of emoji_all alone: questions about pictures and clips, and conversations.
+"""Only the understanding tasks of all_tasks.py: questions about images and clips, and dialogues.
 
 python -m tuna_jax.train --config=experiments/emoji/understanding_only.py --workdir=runs/emoji_understanding
 
-The same budget is the same steps and the same rows in a batch of each shape: rows that draw in emoji_all ask here, and
-the batches of edits, which nobody is asked about, go to the other groups, in their proportions there. So each
-of its tasks gets more rows than in the joint model: what sharing costs or gains is measured against a specialist that
-has all of the machine's time.
+The budget equals that of all_tasks.py: the same number of steps, and the same number of rows per batch of each shape.
+Generation rows of all_tasks.py are question rows here, and the other groups share the batches of edits in proportion.
+Each task has more rows than in the joint model, so joint training is compared with a specialist that has the same
+compute.
 """
 
 import runpy
@@ -27,5 +27,5 @@ def get_config(arg: str = "") -> ConfigDict:
         clips.generation_rows + clips.understanding_rows,
     )
     data.edits.rows = 0
-    config.sample_every = 0  # It does not draw.
+    config.sample_every = 0  # The model does not generate images.
     return config

@@ -1,15 +1,15 @@
-"""The small image VAE that ships with the package, trained on emoji scenes of 64 px.
+"""The small image VAE of the package, trained on emoji scenes of 64 pixels.
 
     python -m tuna_jax.train --config=experiments/emoji/vae.py --workdir=runs/emoji_vae
 
-Then copy `runs/emoji_vae/emoji_vae.safetensors` to `tuna_jax/assets/`. On a CPU two devices are faster than two threads
-of one: XLA_FLAGS=--xla_force_host_platform_device_count=2.
+Then copy `runs/emoji_vae/emoji_vae.safetensors` to `tuna_jax/assets/`. On a CPU, two devices are faster than one device
+with two threads: XLA_FLAGS=--xla_force_host_platform_device_count=2.
 
-The VAE that ships had a longer history, since the world changed meanwhile: 6,000 steps on scenes with many sizes and
-places of each object (l2 = 2, kl = 1e-3, learning rate 1e-3), 4,700 with nine places, the rest on today's scenes; and
-then 8,000 with frames of clips among them, begun at what it was:
+The VAE of the package was trained in several phases, since the scenes changed: 6,000 steps on scenes with many sizes
+and places of each object (l2 = 2, kl = 1e-3, learning rate 1e-3), 4,700 steps with nine places, the rest on the
+current scenes. A further 8,000 steps that include frames of clips started from the result:
 
-    --config.start=tuna_jax/assets/emoji_vae.safetensors --config.steps=8000 --config.images.seed=1
+    --config.init_from=tuna_jax/assets/emoji_vae.safetensors --config.steps=8000 --config.images.seed=1
     --config.optimizer.learning_rate=8e-4 --config.optimizer.cosine_tail=0.9
 """
 
@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 15_000
     config.batch = 8
     config.seed = 0
-    config.start = ""
+    config.init_from = ""
 
     config.images = ConfigDict()
     config.images.size = 64

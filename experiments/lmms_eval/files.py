@@ -1,4 +1,4 @@
-"""What the tasks beside it read of a line; paths begin at runs/questions."""
+"""Functions of the lmms-eval tasks in this folder, which read a line of a question file; paths are relative to ROOT."""
 
 from PIL import Image
 

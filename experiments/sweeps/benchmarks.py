@@ -1,11 +1,12 @@
-"""Published benchmarks and questions of files, of every checkpoint of a run.
+"""Published benchmarks, and questions from a file, for every checkpoint of a run.
 
 python -m tuna_jax.evaluate --sweep=experiments/sweeps/benchmarks.py --workdir=runs/mine \
     --sweep.tasks.geneval.prompts=benchmarks/ --sweep.tasks.dpg_bench.prompts=benchmarks/ \
     --sweep.tasks.quiz.file=quiz.jsonl
 
-GenEval (553 prompts, four pictures each) and DPG-Bench (1,065, four in a grid) are drawn into the folders that their
-scorers read; `files` in a line of results.jsonl names the folder. `--sweep.tasks.geneval.count=10` is a trial.
+The images of GenEval (553 prompts, four images each) and DPG-Bench (1,065 prompts, four images in a grid) are written
+to the folders that their scorers read; `files` in a line of results.jsonl is the folder.
+`--sweep.tasks.geneval.count=10` generates only 10 prompts.
 """
 
 from ml_collections import ConfigDict
@@ -15,10 +16,10 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
     config.name = "benchmarks"
-    config.checkpoints = ()  # All that the run has kept.
+    config.checkpoints = ()  # All checkpoints of the run.
     config.follow = False
     config.until = 0
-    config.patience = 30.0  # minutes
+    config.patience = 30.0  # Minutes.
 
     config.tasks = ConfigDict()
     for name in ("geneval", "dpg_bench"):
@@ -34,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.shown = 16
 
-    config.vae = ""  # The run's own, as the tokenizer.
+    config.vae = ""  # The VAE and the tokenizer of the run.
     config.tokenizer = ""
 
     config.mesh = ConfigDict()

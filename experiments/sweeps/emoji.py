@@ -1,9 +1,9 @@
-"""Every checkpoint of an emoji_all run, drawing and answering, at two scales of guidance.
+"""Generation and understanding of every checkpoint of an all_tasks.py run, at two guidance scales.
 
 python -m tuna_jax.evaluate --sweep=experiments/sweeps/emoji.py --workdir=runs/emoji_all
 
-`--sweep.checkpoints=4000,8000` takes some of them; `--sweep.follow=True` waits for those of a run that still trains.
-On two cores a checkpoint takes about a minute.
+`--sweep.checkpoints=4000,8000` selects checkpoints; `--sweep.follow=True` waits for those of a run that is still
+training. On two cores a checkpoint takes about a minute.
 """
 
 from ml_collections import ConfigDict
@@ -13,13 +13,13 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = ConfigDict()
     config.name = "emoji"
-    config.checkpoints = ()  # All that the run has kept.
+    config.checkpoints = ()  # All checkpoints of the run.
     config.follow = False
     config.until = 0
-    config.patience = 30.0  # minutes
+    config.patience = 30.0  # Minutes.
 
     config.tasks = ConfigDict()
-    config.tasks.draw_pairs = ConfigDict({"count": 32})
+    config.tasks.generate_pairs = ConfigDict({"count": 32})
     config.tasks.edit = ConfigDict({"count": 32})
     config.tasks.naming = ConfigDict({"kind": "answer", "question": "name", "count": 64})
     config.tasks.where = ConfigDict({"kind": "answer", "question": "where", "count": 64})
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 7
     config.shown = 8
 
-    config.vae = ""  # The run's own, as the tokenizer.
+    config.vae = ""  # The VAE and the tokenizer of the run.
     config.tokenizer = ""
 
     config.mesh = ConfigDict()

@@ -1,4 +1,4 @@
-"""TUNA 1.5B, stage 2: everything but the VAE learns; instructions, editing and video captions are added.
+"""TUNA 1.5B, stage 2: all parameters except the VAE are trained; instructions, editing and video captions are added.
 
 python -m tuna_jax.train --config=experiments/tuna/tuna_1p5b_stage2.py --workdir=runs/tuna_1p5b_stage2
 """
@@ -13,13 +13,13 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = experiment()
     config.model = ConfigDict({"preset": "tuna_1p5b"})
-    config.model.attention_backend = "auto"  # The splash kernel on TPUs.
+    config.model.attention_backend = "auto"  # Splash attention on TPUs.
     config.model.remat = "full"
     config.vae = "weights/tuna_1p5b"
     config.init_from = "runs/tuna_1p5b_stage1"
-    config.steps = 300_000  # Not in the paper: Tuna-2's first stage.
+    config.steps = 300_000  # Not in the paper; taken from the first stage of Tuna-2.
 
-    # Which streams: the paper. Their shares: the released code's 50, 20, 20 and 10; of video, our choice.
+    # Streams: the paper. Weights 50, 20, 20 and 10: the released code; those of video are ours.
     config.data.streams = ConfigDict()
     config.data.streams.draw = stream("t2i", "data/captions.jsonl", 50.0)
     config.data.streams.edit = stream("edit", "data/edits.jsonl", 20.0)
@@ -35,14 +35,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.optimizer.learning_rate = 1e-4  # The released code.
     config.optimizer.warmup = 2_000  # The paper.
-    # From here to the average: the released code.
+    # Adam, weight decay, clipping and EMA: the released code.
     config.optimizer.b1, config.optimizer.b2 = 0.9, 0.95
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema = 0.9999
 
     config.flow_weight, config.text_weight = 1.0, 0.2  # The paper.
-    config.vae_dtype = "bfloat16"  # A TPU multiplies in it anyway.
+    config.vae_dtype = "bfloat16"  # TPUs multiply in bfloat16 anyway.
     config.mesh.data, config.mesh.fsdp = -1, 16
     config.log_every, config.checkpoint_every = 50, 1_000
     return config

@@ -1,6 +1,6 @@
-"""TUNA 7B, stage 3: the best data at a low rate: instructions, editing and pictures of high quality.
+"""TUNA 7B, stage 3: instructions, editing and images of high quality, at a low learning rate.
 
-The 7B sees no video, as in the paper.
+The 7B model is trained without video, as in the paper.
 
     python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage3.py --workdir=runs/tuna_7b_stage3
 """
@@ -15,13 +15,13 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     config = experiment()
     config.model = ConfigDict({"preset": "tuna_7b"})
-    config.model.attention_backend = "auto"  # The splash kernel on TPUs.
+    config.model.attention_backend = "auto"  # Splash attention on TPUs.
     config.model.remat = "dots_attention"
     config.vae = "weights/tuna_7b"
     config.init_from = "runs/tuna_7b_stage2"
-    config.steps = 50_000  # Not in the paper: Tuna-2's second stage.
+    config.steps = 50_000  # Not in the paper; taken from the second stage of Tuna-2.
 
-    # Which streams: the paper. Their shares: the released code's 50, 20, 20 and 10.
+    # Streams: the paper. Weights 50, 20, 20 and 10: the released code.
     config.data.streams = ConfigDict()
     config.data.streams.draw = stream("t2i", "data/fine_captions.jsonl", 50.0)
     config.data.streams.edit = stream("edit", "data/edits.jsonl", 20.0)
@@ -30,14 +30,17 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.optimizer.learning_rate = 2e-5  # The paper.
     config.optimizer.warmup = 1_000  # The released code.
-    # From here to the average: the released code.
+    # Adam, weight decay, clipping and EMA: the released code.
     config.optimizer.b1, config.optimizer.b2 = 0.9, 0.95
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema = 0.9999
 
     config.flow_weight, config.text_weight = 1.0, 0.2  # The paper.
-    config.vae_dtype = "bfloat16"  # A TPU multiplies in it anyway.
-    config.mesh.data, config.mesh.fsdp = -1, 32  # 3,584 / 32 fills whole tiles; / 64 does not.
+    config.vae_dtype = "bfloat16"  # TPUs multiply in bfloat16 anyway.
+    config.mesh.data, config.mesh.fsdp = (
+        -1,
+        32,
+    )  # 3,584 / 32 is a multiple of the tile size; 3,584 / 64 is not.
     config.log_every, config.checkpoint_every = 50, 1_000
     return config

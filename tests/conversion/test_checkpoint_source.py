@@ -1,4 +1,4 @@
-"""Parameters as Orbax checkpoints, through the commands that users type."""
+"""Parameters as Orbax checkpoints, with the commands."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ SMALL = dataclasses.replace(TINY, language=dataclasses.replace(TINY.language, vo
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """(folder, official state dict): bfloat16 numbers, and the config beside them."""
+    """(folder with weights and config, official state dict in bfloat16)."""
     folder = tmp_path_factory.mktemp("theirs")
     random = np.random.default_rng(0)
     shapes = weight_map.torch_shapes(SMALL, convert_checkpoint.parameter_shapes(SMALL))
@@ -45,31 +45,31 @@ def ours(theirs, tmp_path_factory):
     return folder, arguments
 
 
-def test_there_and_back_is_the_same_to_the_bit(theirs, ours, tmp_path):
+def test_a_round_trip_keeps_every_bit(theirs, ours, tmp_path):
     assert convert.main(["to_torch", str(ours[0]), f"{tmp_path}/again.safetensors"]) == 0
-    found = load_file(tmp_path / "again.safetensors")
-    assert set(found) == set(theirs[1])
+    tensors = load_file(tmp_path / "again.safetensors")
+    assert set(tensors) == set(theirs[1])
     for key, tensor in theirs[1].items():
-        assert found[key].dtype == tensor.dtype
-        assert found[key].tobytes() == tensor.tobytes(), key
+        assert tensors[key].dtype == tensor.dtype
+        assert tensors[key].tobytes() == tensor.tobytes(), key
 
 
-def test_a_checkpoint_that_is_there_is_left_as_it_is(ours, capsys):
+def test_an_existing_checkpoint_is_not_overwritten(ours, capsys):
     assert convert.main(ours[1]) == 1
-    assert "exists already and is left as it is" in capsys.readouterr().err
+    assert str(ours[0]) in capsys.readouterr().err
     assert checkpoint_source.open_parameters(ours[0])[0] == SMALL
 
 
-def test_inspect_knows_it(ours, capsys):
+def test_inspect_describes_it(ours, capsys):
     assert convert.main(["inspect", str(ours[0])]) == 0
-    shown = capsys.readouterr().out
-    assert "parameters of tuna_jax" in shown
-    assert "bfloat16" in shown
-    assert "Held against its own config: nothing is missing" in shown
+    output = capsys.readouterr().out
+    assert "parameters of tuna_jax" in output
+    assert "bfloat16" in output
+    assert "its own config: nothing is missing" in output
 
 
-def test_a_run_gives_its_averaged_parameters(tmp_path):
-    """The newest checkpoint of a workdir, the VAE left out as training does."""
+def test_averaged_parameters_of_a_run_are_read(tmp_path):
+    """From the newest checkpoint of a workdir, which has no VAE."""
     import jax
     import optax
 
@@ -80,12 +80,12 @@ def test_a_run_gives_its_averaged_parameters(tmp_path):
         saved.save(step, run, config={"model": {"preset": "tiny"}})
     saved.close()
     assert convert.main(["to_torch", str(tmp_path), f"{tmp_path}/out.safetensors"]) == 0
-    found = load_file(tmp_path / "out.safetensors")
+    tensors = load_file(tmp_path / "out.safetensors")
     np.testing.assert_array_equal(
-        found["siglip_proj.1.weight"], np.asarray(run.averaged["connector"]["up"]["kernel"]).T
+        tensors["siglip_proj.1.weight"], np.asarray(run.averaged["connector"]["up"]["kernel"]).T
     )
-    assert not any(key.startswith("vae.") for key in found)
-    # And the file that a run leaves for drawing is another way to the same.
+    assert not any(key.startswith("vae.") for key in tensors)
+    # The exported model has the same parameters.
     weights_file.export_model(
         tmp_path / "m" / weights_file.MODEL_FILE, run.averaged, {"model": {"preset": "tiny"}}, 7
     )
@@ -95,13 +95,13 @@ def test_a_run_gives_its_averaged_parameters(tmp_path):
     ).read_bytes()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_a_damaged_checkpoint_is_an_error(tmp_path):
     saved = Checkpoints(tmp_path, keep=2)
     saved.save(3, {"params": {"a": np.zeros(3)}}, config={})
     saved.close()
-    with pytest.raises(SourceError, match="carries no config"):
+    with pytest.raises(SourceError, match="00000003.*config"):
         checkpoint_source.open_parameters(tmp_path)
     for file in (tmp_path / "00000003" / "state").glob("_METADATA"):
         file.unlink()
-    with pytest.raises(DamagedCheckpointError, match="00000003 cannot be read"):
+    with pytest.raises(DamagedCheckpointError, match="00000003"):
         checkpoint_source.open_parameters(tmp_path)

@@ -1,4 +1,4 @@
-"""The parents of a TUNA: live PyTorch models -> our loader -> the same numbers, layer by layer; and back."""
+"""Pretrained backbones: PyTorch models -> our parameters -> the same outputs, layer by layer; and back."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ def qwen(**changes):
         "attn_implementation": "eager",
     } | changes
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**values)).eval()
-    return jolted(model)
+    return with_noise(model)
 
 
 def siglip(patch_size=1, channels=None, image_size=VISION.grid, layers=VISION.layers + 1):
@@ -66,11 +66,11 @@ def siglip(patch_size=1, channels=None, image_size=VISION.grid, layers=VISION.la
         num_channels=channels or TINY.vae.latent_channels,
         attn_implementation="eager",
     )
-    return jolted(transformers.SiglipVisionModel(config).eval())
+    return with_noise(transformers.SiglipVisionModel(config).eval())
 
 
-def jolted(model):
-    """No parameter stays at 0 or 1, where an exchange of two would not show."""
+def with_noise(model):
+    """Adds noise, since exchanged parameters would not be noticed if both were 0 or 1."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -78,16 +78,16 @@ def jolted(model):
 
 
 def run(folder, *sources, config=TINY, options=()):
-    """Through the command: sources -> our parameters, in memory, with the config that they carry."""
+    """Converts sources with the command; returns the stored config and our parameters."""
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     arguments = ["from_torch", *map(str, sources), f"{folder}/ours", "--config"]
     assert convert.main([*arguments, f"{folder}/config.json", *options]) == 0
-    carried, state = checkpoint_source.open_parameters(folder / "ours")
-    return carried, unflatten({key: jnp.asarray(state.read(key)) for key in state.entries})
+    stored, state = checkpoint_source.open_parameters(folder / "ours")
+    return stored, unflatten({key: jnp.asarray(state.read(key)) for key in state.entries})
 
 
 def first_layers(config, params, part, count):
-    """The model with `count` layers of a part."""
+    """The model with the first `count` layers of a part."""
     sizes = dataclasses.replace(getattr(config, part), layers=count)
     layers = jax.tree.map(lambda x: x[:count], params[part]["layers"])
     params = params | {part: params[part] | {"layers": layers}}
@@ -115,7 +115,7 @@ def test_language_model_layer_by_layer_and_back(tmp_path):
     hidden = hidden_of(config, params, tokens)
     assert relative(hidden, out.hidden_states[-1]) < 1e-5
     assert relative(tuna.logits(config, params, hidden), out.logits) < 1e-5
-    # Back: Hugging Face loads it with nothing missing, and says the same.
+    # Back: transformers loads it without missing keys, with the same outputs.
     arguments = ["to_torch", f"{tmp_path}/ours", f"{tmp_path}/again", "--part", "language"]
     assert convert.main(arguments) == 0
     again, info = transformers.Qwen2ForCausalLM.from_pretrained(
@@ -128,7 +128,7 @@ def test_language_model_layer_by_layer_and_back(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [400, 700])
-def test_token_table_is_cut_or_filled_up(tmp_path, rows):
+def test_the_token_embedding_is_truncated_or_extended(tmp_path, rows):
     model = qwen(vocab_size=rows, tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "qwen")
     untied = dataclasses.replace(TINY, language=dataclasses.replace(LANGUAGE, tied=False))
@@ -144,7 +144,7 @@ def test_token_table_is_cut_or_filled_up(tmp_path, rows):
 
 
 def test_llama_without_biases(tmp_path):
-    """A llama-style model: our biases are zeros, and the numbers are its own."""
+    """A llama-style model: our biases are zeros, and the outputs are the same."""
     torch.manual_seed(2)
     sizes = transformers.LlamaConfig(
         vocab_size=LANGUAGE.vocabulary,
@@ -158,7 +158,7 @@ def test_llama_without_biases(tmp_path):
         tie_word_embeddings=True,
         attn_implementation="eager",
     )
-    model = jolted(transformers.LlamaForCausalLM(sizes).eval())
+    model = with_noise(transformers.LlamaForCausalLM(sizes).eval())
     model.save_pretrained(tmp_path / "llama")
     config, params = run(tmp_path, tmp_path / "llama")
     assert not np.any(params["language"]["layers"]["query"]["bias"])
@@ -172,7 +172,7 @@ def test_vision_encoder_layer_by_layer_and_back(tmp_path):
     model.save_pretrained(tmp_path / "siglip")
     config, params = run(tmp_path, tmp_path / "siglip")
     patch = params["representation"]["patch"]
-    with torch.no_grad():  # the patch embedding is ours: it is new in a TUNA
+    with torch.no_grad():  # The patch embedding is ours: it is a new parameter.
         embedding = getattr(model, "vision_model", model).embeddings.patch_embedding
         embedding.weight.copy_(torch.from_numpy(np.array(patch["kernel"].T[:, :, None, None])))
         embedding.bias.copy_(torch.from_numpy(np.array(patch["bias"])))
@@ -190,7 +190,7 @@ def test_vision_encoder_layer_by_layer_and_back(tmp_path):
     again, info = transformers.SiglipVisionModel.from_pretrained(
         tmp_path / "again", output_loading_info=True
     )
-    # TUNA has no norm behind its layers; as new, it is not used by hidden_states.
+    # TUNA has no norm after the layers; hidden_states do not depend on it.
     assert all("post_layernorm" in key for key in info["missing_keys"])
     assert not info["unexpected_keys"]
     last = again(pixels, output_hidden_states=True).hidden_states[-1]
@@ -199,62 +199,62 @@ def test_vision_encoder_layer_by_layer_and_back(tmp_path):
 
 @pytest.mark.parametrize("choice", ["fresh", "interpolate"])
 def test_positions_of_another_grid(tmp_path, choice, capsys):
-    """A SigLIP on pixels, 6x6 patches of 4: TUNA's grid is 4x4, of latents."""
+    """SigLIP has 6x6 patches of 4 pixels, TUNA a grid of 4x4 latents."""
     model = siglip(patch_size=4, channels=3, image_size=24)
     model.save_pretrained(tmp_path / "siglip")
     config, params = run(tmp_path, tmp_path / "siglip", options=["--positions", choice])
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     position = np.asarray(params["representation"]["position"])
-    vision = getattr(model, "vision_model", model)  # transformers 5 has no level between
+    vision = getattr(model, "vision_model", model)  # transformers 5 does not nest it.
     theirs = vision.embeddings.position_embedding.weight.detach().numpy()
     fresh = tuna.init(TINY, jax.random.key(0))["representation"]
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
     close(params["representation"]["patch"]["kernel"], fresh["patch"]["kernel"])
-    assert "patch_embedding.weight: of pixels; TUNA's is new, of latents" in shown
-    assert "vision_model.encoder.layers.2.mlp.fc1.weight: the last layer, which TUNA drops" in shown
+    assert "vision_model.embeddings.patch_embedding.weight: " in output
+    assert "vision_model.encoder.layers.2.mlp.fc1.weight: " in output
     if choice == "fresh":
         close(position, fresh["position"])
-        assert "  representation.position" in shown
+        assert "  representation.position" in output
     else:
-        wanted = torch.nn.functional.interpolate(
+        expected = torch.nn.functional.interpolate(
             torch.from_numpy(theirs).T.reshape(1, -1, 6, 6), size=(4, 4), mode="bicubic"
         )
-        assert relative(position, wanted.reshape(-1, 16).T) < 1e-6
+        assert relative(position, expected.reshape(-1, 16).T) < 1e-6
         np.testing.assert_array_equal(position, interpolate_positions(jnp.asarray(theirs), 6, 4, 4))
-        assert "6x6 to 4x4, bicubic" in shown
+        assert "6x6 to 4x4, bicubic" in output
 
 
-def test_what_is_new_is_what_a_fresh_model_has(tmp_path):
-    """All parents but the VAE: connector, time embedding and flow head come from `tuna.init`, with its seed."""
+def test_new_parameters_are_those_of_init(tmp_path):
+    """With a language model and a vision encoder: connector, time embedding and flow head are those of `tuna.init`."""
     qwen().save_pretrained(tmp_path / "qwen")
     siglip().save_pretrained(tmp_path / "siglip")
     config, params = run(tmp_path, tmp_path / "qwen", tmp_path / "siglip", options=["--seed", "3"])
     fresh = flatten(tuna.init(config, jax.random.key(3)))
-    found = flatten(params)
-    assert set(found) == set(fresh)
+    flat = flatten(params)
+    assert set(flat) == set(fresh)
     new = [key for key in fresh if key.startswith(("connector", "time_embedding", "flow_head"))]
     for key in [*new, "representation.patch.kernel"]:
-        np.testing.assert_allclose(found[key], fresh[key], rtol=1e-6, atol=1e-8)
-    assert not np.any(found["flow_head.final.linear.kernel"]), "AdaLN-Zero"
-    assert np.any(found["language.embedding"] != fresh["language.embedding"])
+        np.testing.assert_allclose(flat[key], fresh[key], rtol=1e-6, atol=1e-8)
+    assert not np.any(flat["flow_head.final.linear.kernel"]), "AdaLN-Zero"
+    assert np.any(flat["language.embedding"] != fresh["language.embedding"])
 
 
-def test_parents_that_do_not_fit_are_refused(tmp_path, capsys):
+def test_backbones_that_do_not_match_are_errors(tmp_path, capsys):
     model = qwen(num_hidden_layers=LANGUAGE.layers + 1, intermediate_size=96)
     model.save_pretrained(tmp_path / "qwen")
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict()))
     ending = [f"{tmp_path}/ours", "--config", f"{tmp_path}/config.json"]
     assert convert.main(["from_torch", f"{tmp_path}/qwen", *ending]) == 1
     error = capsys.readouterr().err
-    assert "foreign: model.layers.2.self_attn.q_proj.weight" in error
+    assert "unexpected: model.layers.2.self_attn.q_proj.weight" in error
     assert (
-        "wrong shape: model.layers.0.mlp.up_proj.weight is [96, 64], the model wants [128, 64]"
+        "wrong shape: model.layers.0.mlp.up_proj.weight is [96, 64], the model requires [128, 64]"
         in error
     )
     assert not (tmp_path / "ours").exists()
     qwen().save_pretrained(tmp_path / "one")
     assert convert.main(["from_torch", f"{tmp_path}/one", f"{tmp_path}/one", *ending]) == 1
-    assert "give one of each kind" in capsys.readouterr().err
+    assert f"{tmp_path}/one" in capsys.readouterr().err
     shapes = weight_map.torch_shapes(TINY, convert_checkpoint.parameter_shapes(TINY))
     save_file(
         {k: np.zeros(s, np.float32) for k, s in shapes.items()}, tmp_path / "tuna.safetensors"
@@ -263,22 +263,22 @@ def test_parents_that_do_not_fit_are_refused(tmp_path, capsys):
         convert.main(["from_torch", f"{tmp_path}/tuna.safetensors", f"{tmp_path}/one", *ending])
         == 1
     )
-    assert "another source is a whole TUNA" in capsys.readouterr().err
+    assert f"{tmp_path}/one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"rope_theta": 500.0}, "language.rope_base is 1e+06, the parent's is 500"),
-        ({"rms_norm_eps": 1e-5}, "language.norm_eps is 1e-06, the parent's is 1e-05"),
-        ({"hidden_act": "gelu"}, "the parent's activation is 'gelu'"),
+        ({"rope_theta": 500.0}, "language.rope_base is 1e+06, the backbone's is 500"),
+        ({"rms_norm_eps": 1e-5}, "language.norm_eps is 1e-06, the backbone's is 1e-05"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-            "the parent scales RoPE (linear)",
+            "(linear)",
         ),
     ],
 )
-def test_numbers_that_no_shape_shows_are_refused(tmp_path, capsys, changes, line):
+def test_other_declared_numbers_are_errors(tmp_path, capsys, changes, line):
     qwen(**changes).save_pretrained(tmp_path / "qwen")
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict()))
     ending = [f"{tmp_path}/ours", "--config", f"{tmp_path}/config.json"]
@@ -287,7 +287,7 @@ def test_numbers_that_no_shape_shows_are_refused(tmp_path, capsys, changes, line
     assert not (tmp_path / "ours").exists()
 
 
-def test_half_split_is_the_inverse_of_what_llama_cpp_does():
+def test_half_split_inverts_the_order_of_llama_cpp():
     rows = np.random.default_rng(0).normal(size=(3 * 8, 5))
     interleaved = rows.reshape(3, 2, 4, 5).swapaxes(1, 2).reshape(rows.shape)
     np.testing.assert_array_equal(half_split(interleaved, 3), rows)
@@ -302,9 +302,9 @@ class TestVAE:
     def model(self):
         diffusers = pytest.importorskip("diffusers")
         torch.manual_seed(3)
-        values = pretrained_backbones.parent_config(TINY, "diffusers")
+        values = pretrained_backbones.backbone_config(TINY, "diffusers")
         values.pop("_class_name")
-        return jolted(diffusers.AutoencoderKLWan(**values).eval())
+        return with_noise(diffusers.AutoencoderKLWan(**values).eval())
 
     @pytest.fixture(scope="class")
     def ours(self, model, tmp_path_factory):
@@ -312,7 +312,7 @@ class TestVAE:
         model.save_pretrained(folder / "vae")
         return folder, *run(folder, folder / "vae")
 
-    def test_same_latents_and_pictures(self, model, ours):
+    def test_same_latents_and_images(self, model, ours):
         _, config, params = ours
         clip = np.random.default_rng(0).uniform(-1, 1, (1, 5, 32, 32, 3)).astype(np.float32)
         theirs = torch.from_numpy(clip.transpose(0, 4, 1, 2, 3).copy())
@@ -321,22 +321,22 @@ class TestVAE:
             mean, log_var = jax.jit(lambda p, x: vae.encode(config.vae, p, x))(params["vae"], clip)
             assert relative(mean, latent.mean.permute(0, 2, 3, 4, 1)) < 1e-5
             assert relative(log_var, latent.logvar.permute(0, 2, 3, 4, 1)) < 1e-5
-            drawn = jax.jit(lambda p, z: vae.decode(config.vae, p, z))(params["vae"], mean)
+            decoded = jax.jit(lambda p, z: vae.decode(config.vae, p, z))(params["vae"], mean)
             again = model.decode(latent.mean).sample.permute(0, 2, 3, 4, 1)
-            assert relative(jnp.clip(drawn, -1, 1), again) < 1e-5
+            assert relative(jnp.clip(decoded, -1, 1), again) < 1e-5
 
     @pytest.mark.parametrize("part", ["vae", "vae_diffusers"])
-    def test_back_to_the_bit(self, model, ours, part, tmp_path):
+    def test_a_round_trip_keeps_every_bit(self, model, ours, part, tmp_path):
         arguments = ["to_torch", f"{ours[0]}/ours", f"{tmp_path}/again", "--part", part]
         assert convert.main(arguments) == 0
         state = {key: value.numpy() for key, value in model.state_dict().items()}
         if part == "vae_diffusers":
-            found = load_file(tmp_path / "again" / "diffusion_pytorch_model.safetensors")
-            assert set(found) == set(state)
+            tensors = load_file(tmp_path / "again" / "diffusion_pytorch_model.safetensors")
+            assert set(tensors) == set(state)
             for key, tensor in state.items():
-                np.testing.assert_array_equal(found[key], tensor)
+                np.testing.assert_array_equal(tensors[key], tensor)
             _, info = type(model).from_pretrained(tmp_path / "again", output_loading_info=True)
             assert not info["missing_keys"] and not info["unexpected_keys"]
-        else:  # Wan's own names come in again, and are the same parameters
+        else:  # Wan's names are converted again, to the same parameters.
             _, params = run(tmp_path, tmp_path / "again")
             jax.tree.map(np.testing.assert_array_equal, params["vae"], ours[2]["vae"])

@@ -1,4 +1,4 @@
-"""Weights on disk: lazily read, streamed out, and every way in which a file can be bad."""
+"""Weights on disk: lazy reading, streamed writing, and every kind of invalid file."""
 
 import json
 import os
@@ -33,20 +33,20 @@ def write(path, tensors=TENSORS, **options):
             writer.write(key, tensor)
 
 
-def same(found, wanted=TENSORS):
-    assert set(found) == set(wanted)
-    for key, tensor in wanted.items():
-        assert found[key].dtype == tensor.dtype
-        assert found[key].tobytes() == tensor.tobytes()
+def assert_equal(tensors, expected=TENSORS):
+    assert set(tensors) == set(expected)
+    for key, tensor in expected.items():
+        assert tensors[key].dtype == tensor.dtype
+        assert tensors[key].tobytes() == tensor.tobytes()
 
 
 def resident():
-    """Bytes of memory that this process holds, mapped files included."""
+    """Resident memory of this process in bytes, including mapped files."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_reading_a_file_does_not_hold_it(tmp_path):
+def test_reading_does_not_keep_the_file_in_memory(tmp_path):
     numbers = np.random.default_rng(1).normal(size=(16, 1 << 20)).astype(np.float32)
     write(tmp_path / "x.safetensors", {"whole": numbers})
     state = open_files(tmp_path / "x.safetensors")
@@ -61,26 +61,26 @@ def read(path):
     return {key: state.read(key) for key in state.entries}
 
 
-def test_what_is_written_is_what_the_library_reads(tmp_path):
+def test_safetensors_reads_the_output(tmp_path):
     write(tmp_path / "all.safetensors", metadata={"format": "pt"})
-    same(load_file(tmp_path / "all.safetensors"))
-    same(read(tmp_path / "all.safetensors"))
+    assert_equal(load_file(tmp_path / "all.safetensors"))
+    assert_equal(read(tmp_path / "all.safetensors"))
     assert open_files(tmp_path / "all.safetensors").metadata == {"format": "pt"}
     assert os.listdir(tmp_path) == ["all.safetensors"]
 
 
-def test_shards_have_an_index_and_come_back_as_one(tmp_path):
+def test_shards_have_an_index(tmp_path):
     write(tmp_path / "out", shard_bytes=100, extra={"config.json": "{}"})
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(TENSORS)
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in TENSORS.values())
     assert len(set(index["weight_map"].values())) == 3
-    same(read(tmp_path / "out"))
-    same(read(tmp_path / "out" / "model.safetensors.index.json"))
+    assert_equal(read(tmp_path / "out"))
+    assert_equal(read(tmp_path / "out" / "model.safetensors.index.json"))
     assert (tmp_path / "out" / "config.json").read_text() == "{}"
 
 
-def test_pieces_in_any_order_make_the_tensor(tmp_path):
+def test_parts_may_come_in_any_order(tmp_path):
     with Writer(tmp_path / "x.safetensors", specs({"s": TENSORS["b.weight"]})) as writer:
         for index in (1, 0):
             writer.write("s", TENSORS["b.weight"][index], index)
@@ -89,17 +89,15 @@ def test_pieces_in_any_order_make_the_tensor(tmp_path):
     assert state.read("s", 1).tobytes() == TENSORS["b.weight"][1].tobytes()
 
 
-def test_entries_are_known_without_reading(tmp_path):
+def test_entries_have_shape_dtype_and_size(tmp_path):
     write(tmp_path / "x.safetensors")
     entry = open_files(tmp_path / "x.safetensors").entries["b.weight"]
     assert (entry.shape, entry.dtype, entry.nbytes) == ((2, 5, 3), BF16, 60)
 
 
 @pytest.mark.parametrize("failure", ["error", "unwritten"])
-def test_a_write_that_fails_leaves_nothing(tmp_path, failure):
-    raised = pytest.raises(
-        (RuntimeError, ValueError), match="stopped|1 tensors were not written: d"
-    )
+def test_a_failed_write_leaves_nothing(tmp_path, failure):
+    raised = pytest.raises((RuntimeError, ValueError), match=r"stopped|d\.count")
     with raised, Writer(tmp_path / "out", specs()) as writer:
         for key in list(TENSORS)[:-1]:
             writer.write(key, TENSORS[key])
@@ -108,26 +106,26 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, failure):
     assert os.listdir(tmp_path) == []
 
 
-def test_an_output_that_exists_is_left_as_it_is(tmp_path):
+def test_an_existing_output_is_not_overwritten(tmp_path):
     write(tmp_path / "out")
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="exists already and is left as it is"):
+    with pytest.raises(FileExistsError, match="out"):
         write(tmp_path / "out", {"other": np.zeros(3)})
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty")
-    same(read(tmp_path / "empty"))
+    assert_equal(read(tmp_path / "empty"))
 
 
-def test_a_full_disk_is_told_before_the_first_byte(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="needs 0.0 GB and its disk has 0.0 GB left"):
+    with pytest.raises(OSError, match="out.*GB"):
         write(tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_fills_meanwhile_leaves_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_during_a_write_leaves_nothing(tmp_path, monkeypatch):
     def full(file, data, position):
         raise OSError(28, "No space left on device")
 
@@ -137,62 +135,62 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_wrong_tensor_is_named(tmp_path):
-    raised = pytest.raises(ValueError, match=r"a.weight: float64 \[3, 4\] came, float32 \[3, 4\]")
+def test_a_tensor_of_another_dtype_is_an_error(tmp_path):
+    raised = pytest.raises(ValueError, match=r"a\.weight.*float64.*float32")
     with raised, Writer(tmp_path / "out", specs()) as writer:
         writer.write("a.weight", TENSORS["a.weight"].astype(np.float64))
 
 
-def test_truncated_file_is_named(tmp_path):
+def test_a_truncated_file_is_an_error(tmp_path):
     save_file({"a": np.ones((100, 100))}, tmp_path / "x.safetensors")
     data = (tmp_path / "x.safetensors").read_bytes()
     for size in (len(data) - 1, 40, 3):
         (tmp_path / "x.safetensors").write_bytes(data[:size])
-        with pytest.raises(SourceError, match="x.safetensors is truncated or not a safetensors"):
+        with pytest.raises(SourceError, match=r"x\.safetensors"):
             open_files(tmp_path / "x.safetensors")
 
 
-def test_missing_shards_are_all_named(tmp_path):
+def test_all_missing_shards_are_listed(tmp_path):
     write(tmp_path / "out", shard_bytes=20)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     for shard in shards[1:3]:
         shard.unlink()
-    with pytest.raises(SourceError, match=f"2 of the 4 shards.*{shards[1].name}, {shards[2].name}"):
+    with pytest.raises(SourceError, match=f"{shards[1].name}, {shards[2].name}"):
         open_files(tmp_path / "out")
 
 
-def test_a_shard_that_lacks_its_tensor_is_named(tmp_path):
+def test_a_tensor_in_no_shard_is_an_error(tmp_path):
     write(tmp_path / "out", shard_bytes=100)
     index = tmp_path / "out" / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     values["weight_map"]["gone"] = next(iter(values["weight_map"].values()))
     index.write_text(json.dumps(values))
-    with pytest.raises(SourceError, match="1 tensors that .* in none of its shards:\n  gone"):
+    with pytest.raises(SourceError, match="gone"):
         open_files(tmp_path / "out")
     index.write_text("[]")
-    with pytest.raises(SourceError, match="not an index"):
+    with pytest.raises(SourceError, match=r"index\.json"):
         open_files(index)
 
 
-def test_two_sources_with_one_tensor_are_refused(tmp_path):
+def test_a_tensor_in_two_sources_is_an_error(tmp_path):
     write(tmp_path / "x.safetensors")
     write(tmp_path / "y.safetensors", {"a.weight": np.zeros(2, np.float32)})
-    with pytest.raises(SourceError, match="1 tensors stand in two sources.*\n  a.weight"):
+    with pytest.raises(SourceError, match=r"a\.weight"):
         merge([open_files(tmp_path / "x.safetensors"), open_files(tmp_path / "y.safetensors")])
 
 
-def test_what_is_not_there_or_of_no_kind_is_named(tmp_path):
-    with pytest.raises(SourceError, match="nowhere does not exist"):
+def test_missing_and_unsupported_files_are_errors(tmp_path):
+    with pytest.raises(SourceError, match="nowhere"):
         open_files(tmp_path / "nowhere")
-    with pytest.raises(SourceError, match=r"holds no \.safetensors"):
+    with pytest.raises(SourceError, match=r"\.safetensors"):
         open_files(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(SourceError, match=r"notes\.txt is no kind of file"):
+    with pytest.raises(SourceError, match=r"notes\.txt"):
         open_files(tmp_path / "notes.txt")
 
 
 class TestPickles:
-    """PyTorch's own files; these want PyTorch."""
+    """PyTorch files, which require PyTorch."""
 
     torch = None
 
@@ -213,10 +211,10 @@ class TestPickles:
         state = self.state()
         path = tmp_path / f"x{suffix}"
         self.torch.save({wrapper: state, "step": 3} if wrapper else state, path)
-        same(read(path))
+        assert_equal(read(path))
 
-    def test_reading_twice_gives_the_same_and_holds_little(self, tmp_path):
-        """Pages are given back after a read: tensors of many pages, two of them in one storage."""
+    def test_reading_twice_gives_the_same_and_keeps_little_memory(self, tmp_path):
+        """Pages are released after a read; the tensors have many pages, and two share a storage."""
         numbers = np.random.default_rng(1).normal(size=(16, 1 << 20)).astype(np.float32)
         whole = self.torch.from_numpy(numbers)
         self.torch.save({"whole": whole, "part": whole[3:5]}, tmp_path / "x.pt")
@@ -229,7 +227,7 @@ class TestPickles:
             np.testing.assert_array_equal(state.read("whole"), numbers)
             np.testing.assert_array_equal(state.read("part"), numbers[3:5])
 
-    def test_more_than_tensors_is_refused_and_not_run(self, tmp_path):
+    def test_other_objects_are_an_error_and_not_executed(self, tmp_path):
         ran = tmp_path / "ran"
 
         class Trap:
@@ -237,24 +235,24 @@ class TestPickles:
                 return (open, (str(ran), "w"))
 
         self.torch.save({"a": self.torch.zeros(2), "b": Trap()}, tmp_path / "x.pt")
-        with pytest.raises(SourceError, match="x.pt cannot be read as tensors alone.*refused"):
+        with pytest.raises(SourceError, match=r"x\.pt"):
             open_files(tmp_path / "x.pt")
         assert not ran.exists()
         (tmp_path / "y.pt").write_bytes(pickle.dumps({"a": 1}))
-        with pytest.raises(SourceError, match="y.pt cannot be read"):
+        with pytest.raises(SourceError, match=r"y\.pt"):
             open_files(tmp_path / "y.pt")
 
-    def test_other_contents_are_named(self, tmp_path):
+    def test_other_contents_are_errors(self, tmp_path):
         self.torch.save({"a": self.torch.zeros(2), "epoch": 3}, tmp_path / "x.pt")
-        with pytest.raises(SourceError, match="no tensors beside its tensors: epoch"):
+        with pytest.raises(SourceError, match="epoch"):
             open_files(tmp_path / "x.pt")
         self.torch.save([1, 2], tmp_path / "y.pt")
-        with pytest.raises(SourceError, match="holds a list"):
+        with pytest.raises(SourceError, match="list"):
             open_files(tmp_path / "y.pt")
 
-    def test_truncated_is_named(self, tmp_path):
+    def test_a_truncated_file_is_an_error(self, tmp_path):
         self.torch.save(self.state(), tmp_path / "x.pt")
         data = (tmp_path / "x.pt").read_bytes()
         (tmp_path / "x.pt").write_bytes(data[: len(data) // 2])
-        with pytest.raises(SourceError, match="x.pt cannot be read"):
+        with pytest.raises(SourceError, match=r"x\.pt"):
             open_files(tmp_path / "x.pt")

@@ -1,4 +1,4 @@
-"""A real language model in our transformer: SmolLM2-135M, from the GGUF file that a package ships."""
+"""A pretrained language model in our transformer: SmolLM2-135M, from a GGUF file in a package."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from tuna_jax.utils.param_tree import unflatten
 
 pytestmark = pytest.mark.pretrained
 
-# The model's own sizes, and the smallest of everything else.
+# The sizes of the language model; everything else is tiny.
 LANGUAGE = preset("tuna_smol").to_dict()["language"]
 MODEL = {"preset": "tiny", "language": LANGUAGE}
 
@@ -41,15 +41,15 @@ def loaded(file, tmp_path_factory):
     arguments = ["from_torch", str(file), f"{folder}/ours", "--config", f"{folder}/model.json"]
     assert convert.main([*arguments, "--dtype", "bfloat16"]) == 0
     config, state = checkpoint_source.open_parameters(folder / "ours")
-    read = {key: jnp.asarray(state.read(key), jnp.float32) for key in state.entries}
-    return config, unflatten(read)
+    params = {key: jnp.asarray(state.read(key), jnp.float32) for key in state.entries}
+    return config, unflatten(params)
 
 
 def test_the_capital_of_france_is_paris(file, loaded):
-    """Greedy, with our KV cache; beside it a shorter prompt, so that padding and row lengths count."""
+    """Greedy decoding with our KV cache, in a batch with a shorter prompt, so that padding and lengths matter."""
     config, params = loaded
-    words = gguf.tokenizer(file)
-    rows = [words.encode(prompt).ids for prompt in ("The capital of France is", "Two plus two")]
+    tokenizer = gguf.tokenizer(file)
+    rows = [tokenizer.encode(prompt).ids for prompt in ("The capital of France is", "Two plus two")]
     tokens = np.zeros((2, max(map(len, rows))), np.int32)
     for line, row in zip(tokens, rows, strict=True):
         line[: len(row)] = row
@@ -58,33 +58,32 @@ def test_the_capital_of_france_is_paris(file, loaded):
     out = text_decoder.generate(
         config, params, prefix, jax.random.key(0), eos=2, max_new_tokens=8, keep_logits=True
     )
-    said = [words.decode(np.asarray(ids).tolist()) for ids in out.tokens]
-    assert said[0].startswith(" Paris"), said
-    # The row alone says the same: nothing of the other row or of the padding is in it.
-    alone = text_decoder.generate(
+    texts = [tokenizer.decode(np.asarray(ids).tolist()) for ids in out.tokens]
+    assert texts[0].startswith(" Paris"), texts
+    # A batch of one row has the same logits: they depend neither on the other row nor on padding.
+    single = text_decoder.generate(
         config, params, text_prefix(tokens[1:, : lengths[1]], lengths[1:]), jax.random.key(0),
         eos=2, max_new_tokens=8, keep_logits=True,
     )  # fmt: skip
-    assert alone.logits is not None and out.logits is not None
-    np.testing.assert_allclose(alone.logits[0], out.logits[1], rtol=1e-3, atol=1e-3)
+    assert single.logits is not None and out.logits is not None
+    np.testing.assert_allclose(single.logits[0], out.logits[1], rtol=1e-3, atol=1e-3)
 
 
-def test_tokenizer_of_the_file(file):
-    words = gguf.tokenizer(file)
+def test_the_tokenizer_of_the_file(file):
+    tokenizer = gguf.tokenizer(file)
     line = "In 1969, it's 15°C — naïve <|im_end|>"
-    ids = words.encode(line).ids
-    assert ids[-1] == 2 and words.decode(ids, skip_special_tokens=False) == line
-    assert [words.id_to_token(i) for i in words.encode("1969").ids] == list("1969")
+    ids = tokenizer.encode(line).ids
+    assert ids[-1] == 2 and tokenizer.decode(ids, skip_special_tokens=False) == line
+    assert [tokenizer.id_to_token(i) for i in tokenizer.encode("1969").ids] == list("1969")
 
 
-def test_its_own_numbers_are_those_of_the_preset(file):
-    """And another RoPE base, which no shape shows, is refused."""
+def test_declared_numbers_are_those_of_the_preset(file):
     state = detect_format.open_weights(file)
-    assert detect_format.recognise(state) == "qwen"
+    assert detect_format.detect_layout(state) == "qwen"
     assert disagreements(preset("tuna_smol"), "qwen", {}, state.metadata) == []
 
 
-def test_other_numbers_of_the_same_shape_are_refused(file, tmp_path, capsys):
+def test_other_numbers_with_the_same_shapes_are_errors(file, tmp_path, capsys):
     other = {
         "preset": "tiny",
         "language": LANGUAGE | {"rope_base": 1e4, "heads": 18, "kv_heads": 6, "head_dim": 32},
@@ -94,9 +93,9 @@ def test_other_numbers_of_the_same_shape_are_refused(file, tmp_path, capsys):
     assert convert.main(arguments) == 1
     error = capsys.readouterr().err
     for line in (
-        "language.rope_base is 10000, the parent's is 100000",
-        "language.heads is 18, the parent's is 9",
-        "language.kv_heads is 6, the parent's is 3",
+        "language.rope_base is 10000, the backbone's is 100000",
+        "language.heads is 18, the backbone's is 9",
+        "language.kv_heads is 6, the backbone's is 3",
     ):
         assert line in error
     assert not (tmp_path / "ours").exists()

@@ -1,6 +1,7 @@
 """Training of the image VAE: exact resumption, the exported file, and the loss."""
 
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tuna_jax.conversion import image_vae_file
-from tuna_jax.emoji.vae_trainer import VAESettings, reconstruction_loss, train_vae
+from tuna_jax.emoji.vae_trainer import (
+    VAESettings,
+    prefetch,
+    reconstruction_loss,
+    train_vae,
+)
 from tuna_jax.models import vae
 from tuna_jax.training import metrics
 from tuna_jax.training.optimizer import OptimizerSettings
@@ -173,3 +179,37 @@ def test_a_run_can_start_from_an_exported_vae(run, tmp_path):
     with pytest.raises(ValueError, match=r"config\.init_from"):
         other = dataclasses.replace(settings, decoder_width=8)
         train_vae(other, tmp_path / "other", Pictures(0), Pictures(1))
+
+
+def test_items_come_in_order():
+    def make(index):
+        time.sleep(0.02 if index % 2 == 0 else 0)
+        return index
+
+    assert list(prefetch(make, 3, 9, depth=3, threads=3)) == [3, 4, 5, 6, 7, 8]
+
+
+def test_only_a_few_are_prepared_ahead():
+    prepared = []
+    items = prefetch(lambda index: prepared.append(index) or index, 0, 100, depth=2)
+    assert next(items) == 0
+    time.sleep(0.1)
+    assert max(prepared) <= 2
+    items.close()
+
+
+def test_depth_beyond_the_end_is_harmless():
+    assert list(prefetch(lambda index: index, 0, 2, depth=10)) == [0, 1]
+    assert list(prefetch(lambda index: index, 5, 5)) == []
+
+
+def test_error_is_raised_where_its_item_was_due():
+    def make(index):
+        if index == 2:
+            raise RuntimeError("no picture 2")
+        return index
+
+    items = prefetch(make, 0, 5)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(RuntimeError, match="no picture 2"):
+        next(items)

@@ -1,4 +1,4 @@
-"""Every experiment file builds its whole configuration and the shapes of its training step, without allocating them."""
+"""Every experiment file makes a valid config, and its training step is traced without allocating arrays."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tuna_jax.config import from_dict
-from tuna_jax.emoji import vae_trainer as vae_training
+from tuna_jax.emoji import vae_trainer
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.models import vae
 from tuna_jax.parallel.mesh import make_mesh, sizes
@@ -27,7 +27,11 @@ FILES = sorted(
     for room in ("emoji", "tuna")
     for path in (Path(__file__).parents[2] / "experiments" / room).glob("*.py")
 )
-KINDS = {"tuna": EmojiExperiment, "mixture": MultitaskExperiment, "vae": vae_training.VAESettings}
+KINDS = {
+    "emoji": EmojiExperiment,
+    "multitask": MultitaskExperiment,
+    "vae": vae_trainer.VAESettings,
+}
 
 
 def load(path):
@@ -36,16 +40,16 @@ def load(path):
 
 
 def of_kind(*kinds):
-    chosen = [path for path in FILES if load(path).kind in kinds]
-    return pytest.mark.parametrize("path", chosen, ids=lambda path: path.stem)
+    paths = [path for path in FILES if load(path).kind in kinds]
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
-def test_every_kind_is_looked_at():
+def test_every_kind_has_an_experiment():
     assert {load(path).kind for path in FILES} == set(KINDS)
 
 
 def check(program, batch, vae_params, heads):
-    """The step turns a state into one of the same shapes, and its metrics are scalars or a number a task."""
+    """The step returns a state of the same shapes; metrics are scalars, or have a number per stream."""
     state, window = program.eval_shape(batch, vae_params, heads)
     same = jax.tree.map(
         lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, program.abstract_state
@@ -54,8 +58,8 @@ def check(program, batch, vae_params, heads):
     assert window["flow_sum"].shape == window["text_sum"].shape == (len(program.tasks),)
 
 
-@of_kind("mixture")
-def test_stage_has_its_shapes(path):
+@of_kind("multitask")
+def test_stage_is_traced(path):
     settings = load(path)
     config = from_dict(settings.model)
     streams = stream_settings(settings.data)
@@ -68,8 +72,8 @@ def test_stage_has_its_shapes(path):
         check(program, abstract_batch(largest), frozen, stream.heads)
 
 
-@of_kind("tuna")
-def test_emoji_experiment_has_its_shapes(path):
+@of_kind("emoji")
+def test_emoji_experiment_is_traced(path):
     settings = load(path)
     config = from_dict(settings.model)
     program = Program(settings, config, ("t2i", "understand"), make_mesh())
@@ -90,7 +94,7 @@ def test_emoji_experiment_has_its_shapes(path):
 
 
 @of_kind("vae")
-def test_vae_experiment_has_its_shapes(path):
+def test_vae_experiment_is_traced(path):
     settings = load(path)
     sizes = {name: getattr(settings, name) for name in ("encoder_width", "decoder_width", "blocks")}
     config = dataclasses.replace(from_dict({"preset": settings.preset}).vae, **sizes)
@@ -100,7 +104,7 @@ def test_vae_experiment_has_its_shapes(path):
     pixels = jax.ShapeDtypeStruct((settings.batch, side, side, 3), jnp.float32)
 
     def loss(params, pixels):
-        return vae_training.vae_loss(settings, config, params, pixels, jax.random.key(0))
+        return vae_trainer.vae_loss(settings, config, params, pixels, jax.random.key(0))
 
     (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, pixels)
     assert value.shape == ()
@@ -109,27 +113,31 @@ def test_vae_experiment_has_its_shapes(path):
 
 @pytest.mark.parametrize("size", ["1p5b", "7b"])
 def test_stages_follow_one_another(size):
-    """As the paper says: stage 1 freezes the LLM; a rate of 2e-5 at the end; no video for the 7B."""
-    one, two, three = (load(path) for path in FILES if re.match(f"tuna_{size}_stage", path.stem))
-    assert (one.optimizer.frozen, two.optimizer.frozen, three.optimizer.frozen) == (
+    """As in the paper: stage 1 freezes the LLM; the last learning rate is 2e-5; the 7B has no video."""
+    first, second, third = (
+        load(path) for path in FILES if re.match(f"tuna_{size}_stage", path.stem)
+    )
+    assert (first.optimizer.frozen, second.optimizer.frozen, third.optimizer.frozen) == (
         ("language",),
         (),
         (),
     )
-    assert two.init_from.endswith(f"tuna_{size}_stage1")
-    assert three.init_from.endswith(f"tuna_{size}_stage2")
-    assert (two.optimizer.warmup, three.optimizer.learning_rate) == (2000, 2e-5)
-    assert all((s.flow_weight, s.text_weight) == (1.0, 0.2) for s in (one, two, three))
-    tasks = [{s.task for s in stream_settings(stage.data).values()} for stage in (one, two, three)]
+    assert second.init_from.endswith(f"tuna_{size}_stage1")
+    assert third.init_from.endswith(f"tuna_{size}_stage2")
+    assert (second.optimizer.warmup, third.optimizer.learning_rate) == (2000, 2e-5)
+    assert all((s.flow_weight, s.text_weight) == (1.0, 0.2) for s in (first, second, third))
+    tasks = [
+        {s.task for s in stream_settings(stage.data).values()} for stage in (first, second, third)
+    ]
     assert tasks[0] == {"t2i", "understand"}
     assert tasks[1] >= {"t2i", "understand", "edit", "chat"}
     video = {"t2v", "video_understand"}
-    assert [bool(found & video) for found in tasks] == [False, size == "1p5b", size == "1p5b"]
+    assert [bool(stage & video) for stage in tasks] == [False, size == "1p5b", size == "1p5b"]
 
 
 @pytest.mark.parametrize(("size", "remat"), [("1p5b", "full"), ("7b", "dots_attention")])
-def test_stages_say_what_they_need_on_a_pod(size, remat):
-    """Also where a chunk of the text loss, of the preset, is far below a sequence."""
+def test_stages_have_settings_for_a_pod(size, remat):
+    """The text loss is computed in chunks that are much shorter than a sequence."""
     for path in (path for path in FILES if path.stem.startswith(f"tuna_{size}_stage")):
         settings = load(path)
         config = from_dict(settings.model)

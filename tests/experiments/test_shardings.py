@@ -1,4 +1,4 @@
-"""Parameters of the six stages are split as the golden files say; a change that nobody meant fails here."""
+"""Parameters of the six stages are sharded as in the golden files."""
 
 import json
 
@@ -9,7 +9,7 @@ from tuna_jax.planning import golden_shardings
 CASES = golden_shardings.stages()
 
 
-def test_all_six_stages_have_files_and_no_file_is_left_over():
+def test_golden_files_are_those_of_the_six_stages():
     assert len({file for file, _ in CASES}) == 6
     assert {golden_shardings.golden(*case) for case in CASES} == set(
         golden_shardings.FOLDER.glob("*.json")
@@ -19,19 +19,18 @@ def test_all_six_stages_have_files_and_no_file_is_left_over():
 @pytest.mark.parametrize(
     ("file", "topology"), CASES, ids=lambda value: getattr(value, "stem", value)
 )
-def test_parameters_are_split_as_the_golden_file_says(file, topology):
-    known = json.loads(golden_shardings.golden(file, topology).read_text())
-    found = golden_shardings.describe(file, topology)
-    assert found == known, (
-        "meant? python -m tuna_jax.planning.golden_shardings writes the files anew"
+def test_parameters_are_sharded_as_in_the_golden_file(file, topology):
+    expected = json.loads(golden_shardings.golden(file, topology).read_text())
+    assert golden_shardings.describe(file, topology) == expected, (
+        "if this is intended: python -m tuna_jax.planning.golden_shardings"
     )
 
 
-def test_a_golden_file_says_what_a_device_holds():
-    """A sixteenth of all kernels and of the table of tokens, and every bias and norm whole."""
+def test_a_golden_file_has_the_shapes_of_a_device():
+    """A sixteenth of all kernels and of the token embedding, and whole biases and norms."""
     file, topology = CASES[0]
-    known = json.loads(golden_shardings.golden(file, topology).read_text())
-    assert known["mesh"]["fsdp"] == 16
-    table = known["parameters"]["language.embedding"]
+    golden = json.loads(golden_shardings.golden(file, topology).read_text())
+    assert golden["mesh"]["fsdp"] == 16
+    table = golden["parameters"]["language.embedding"]
     assert table == "float32[151669, 1536] as [-, fsdp]: [151669, 96]"
-    assert known["parameters"]["language.layers.norm1.scale"].endswith("as []: [28, 1536]")
+    assert golden["parameters"]["language.layers.norm1.scale"].endswith("as []: [28, 1536]")

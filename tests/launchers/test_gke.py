@@ -1,4 +1,4 @@
-"""The manifests of launchers/gke.py against JobSet's own schema and Kubernetes's, and what it asks kubectl for."""
+"""Manifests of launchers/gke.py, validated with the schemas of JobSet and Kubernetes, and its calls of kubectl."""
 
 import json
 import os
@@ -33,25 +33,25 @@ def gke(*arguments, **environment):
 
 
 def manifest(name):
-    done = gke("--dry_run", *CASES[name])
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    result = gke("--dry_run", *CASES[name])
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
-def job_of(made):
-    return made["spec"]["replicatedJobs"][0]["template"]["spec"]
+def job_of(jobset):
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
 def closed(schema):
-    """The schema with unknown fields refused, as the API server's strict checking does."""
+    """The schema without unknown fields, as in the strict validation of the API server."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: closed(part) for key, part in schema.items()}
+    result = {key: closed(part) for key, part in schema.items()}
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        made.setdefault("additionalProperties", False)
-    return made
+        result.setdefault("additionalProperties", False)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +59,30 @@ def schema():
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     crd = yaml.load(CRD.read_text(), Loader=loader)
     (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1alpha2"]
-    made = closed(version["schema"]["openAPIV3Schema"])
-    made["properties"]["metadata"] = {"type": "object"}  # The API server's own.
-    return made
+    result = closed(version["schema"]["openAPIV3Schema"])
+    result["properties"]["metadata"] = {"type": "object"}  # Defined by the API server.
+    return result
 
 
-@pytest.mark.skipif(not CRD.exists(), reason=f"wants JobSet's schema at {CRD}")
-def test_manifests_are_jobsets(schema):
+@pytest.mark.skipif(not CRD.exists(), reason=f"requires the schema of JobSet at {CRD}")
+def test_manifests_are_valid_jobsets(schema):
     for name in CASES:
         jsonschema.validate(manifest(name), schema)
-    wrong = manifest("one host")
-    job_of(wrong)["template"]["spec"]["containers"][0]["imaeg"] = "i"
+    invalid = manifest("one host")
+    job_of(invalid)["template"]["spec"]["containers"][0]["imaeg"] = "i"
     with pytest.raises(jsonschema.ValidationError, match="imaeg"):
-        jsonschema.validate(wrong, schema)
+        jsonschema.validate(invalid, schema)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_jobs_and_pods_are_kubernetes(name):
+def test_jobs_and_pods_are_valid(name):
     job = job_of(manifest(name))
     version = kubernetes_validate.latest_version()
     metadata = {"name": "run"}
     whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": job["template"]["spec"]}
-    for made in (whole, pod):
-        kubernetes_validate.validate(made, version, strict=True)
+    for resource in (whole, pod):
+        kubernetes_validate.validate(resource, version, strict=True)
     pod["spec"]["nodeSelectr"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, version, strict=True)
@@ -100,18 +100,17 @@ def test_jobs_and_pods_are_kubernetes(name):
         ("tpu7x:2x2x2", 2, 4),
     ],
 )
-def test_a_slice_has_its_hosts(topology, hosts, chips):
+def test_hosts_of_a_slice(topology, hosts, chips):
     job = job_of(json.loads(gke("--dry_run", f"--topology={topology}").stdout))
     assert (job["parallelism"], job["completions"]) == (hosts, hosts)
     (container,) = job["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
 
 
-def test_processes_count_through_slices_and_hosts():
-    """The container's own script, with the variables that a pod has."""
-    done = gke("--dry_run", *CASES["two slices"])
-    made = json.loads(done.stdout)
-    (container,) = job_of(made)["template"]["spec"]["containers"]
+def test_processes_are_numbered_over_slices_and_hosts():
+    """Runs the script of the container with the variables of a pod."""
+    result = gke("--dry_run", *CASES["two slices"])
+    (container,) = job_of(json.loads(result.stdout))["template"]["spec"]["containers"]
     variables = {entry["name"]: entry.get("value", "") for entry in container["env"]}
     assert variables["TUNA_JAX_COORDINATOR"] == "run-slice-0-0.run:8476"
     assert variables["TUNA_JAX_PROCESSES"] == "8"
@@ -122,8 +121,8 @@ def test_processes_count_through_slices_and_hosts():
         for host in range(4):
             pod = {"SLICE_INDEX": str(slice_index), "JOB_COMPLETION_INDEX": str(host)}
             run = [shell, flag, script]
-            ran = subprocess.run(run, env={**os.environ, **pod}, capture_output=True, text=True)
-            numbers.append(int(ran.stdout))
+            output = subprocess.run(run, env={**os.environ, **pod}, capture_output=True, text=True)
+            numbers.append(int(output.stdout))
     assert numbers == list(range(8))
 
 
@@ -138,15 +137,14 @@ esac
 
 
 @pytest.mark.parametrize("state", ["", "Failed"])
-def test_applies_and_makes_room_for_a_resumption(tmp_path, state):
+def test_applies_after_deleting_a_failed_run(tmp_path, state):
     (tmp_path / "kubectl").write_text(KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     (tmp_path / "state").write_text(state)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = gke(*CASES["two slices"], PATH=path, FAKE=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    made = json.loads((tmp_path / "applied").read_text())
-    assert made == manifest("two slices")
+    result = gke(*CASES["two slices"], PATH=path, FAKE=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "applied").read_text()) == manifest("two slices")
     delete = ["delete jobset run"] if state else []
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call.strip() for call in calls] == ["get jobset run", *delete, "apply --filename=-"]

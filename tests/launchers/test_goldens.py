@@ -1,4 +1,4 @@
-"""What every launcher's dry run prints, word for word; `python tests/launchers/test_goldens.py` renews it."""
+"""The dry run of every launcher, byte for byte; `python tests/launchers/test_goldens.py` writes the goldens again."""
 
 import os
 import subprocess
@@ -110,20 +110,20 @@ CASES = {
 def dry_run(name):
     script, *arguments = CASES[name]
     command = [sys.executable, str(ROOT / "launchers" / script), "--dry_run", *arguments]
-    # Tokens in the environment, as on anybody's machine: none of them may come out.
+    # Tokens in the environment, as on a user's machine; they must not be printed.
     environment = {
         "PATH": os.environ["PATH"],
         "HF_TOKEN": SECRET,
         "WANDB_API_KEY": SECRET,
         "TMPDIR": "/tmp",
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.replace(str(ROOT), "ROOT")
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.replace(str(ROOT), "ROOT")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_dry_run_prints_what_it_did(name):
+def test_dry_runs_are_unchanged(name):
     printed = dry_run(name)
     assert SECRET not in printed
     assert printed == (GOLDENS / f"{name}.txt").read_text(encoding="utf-8"), (

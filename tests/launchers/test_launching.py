@@ -1,4 +1,4 @@
-"""What all launchers share: their help, their refusals, names, secrets, and the supervisor that hands on SIGTERM."""
+"""Common code of the launchers: help, errors, names, secrets, and the supervisor that forwards SIGTERM."""
 
 import importlib.util
 import os
@@ -22,10 +22,10 @@ COMMANDS = {
 
 
 def load():
-    found = importlib.util.spec_from_file_location("launching", LAUNCHERS / "launching.py")
-    module = importlib.util.module_from_spec(found)
-    sys.modules["launching"] = module  # dataclasses look their module up
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("launching", LAUNCHERS / "launching.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["launching"] = module  # Dataclasses look up their module.
+    spec.loader.exec_module(module)
     return module
 
 
@@ -39,60 +39,60 @@ def call(script, *arguments, **environment):
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_help_teaches(script):
-    done = call(script, "--help")
-    assert done.returncode == 0
+def test_help_has_examples(script):
+    result = call(script, "--help")
+    assert result.returncode == 0
     for part in (
         "Examples:",
         "-- \\\n        python -m tuna_jax.train",
         "--dry_run",
         "same command again",
     ):
-        assert part in done.stdout, part
+        assert part in result.stdout, part
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_a_secret_is_refused_and_not_repeated(script):
+def test_a_secret_is_an_error_and_not_printed(script):
     own, value = COMMANDS[script], "hf_abcdefghij"
-    done = call(script, *own, *SHARED, f"--config.token={value}", HF_TOKEN=value)
-    assert done.returncode == 2 and "HF_TOKEN" in done.stderr
-    assert value not in done.stdout + done.stderr
-    done = call(script, *own, "--dry_run", f"--env=WANDB_API_KEY={value}", *SHARED)
-    assert done.returncode == 2 and "--secret" in done.stderr
-    assert value not in done.stdout + done.stderr
+    result = call(script, *own, *SHARED, f"--config.token={value}", HF_TOKEN=value)
+    assert result.returncode == 2 and "HF_TOKEN" in result.stderr
+    assert value not in result.stdout + result.stderr
+    result = call(script, *own, "--dry_run", f"--env=WANDB_API_KEY={value}", *SHARED)
+    assert result.returncode == 2 and "--secret" in result.stderr
+    assert value not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("local.py", [], "no training command"),
-        ("local.py", ["--", "python", "-m", "tuna_jax.train"], "no --workdir"),
-        ("local.py", ["--devices=0", *TRAINING], "--devices is at least 1"),
-        ("local.py", ["--env=A", *TRAINING], "not NAME=VALUE"),
-        ("gke.py", ["--name=Tuna_7B", *TRAINING], "Take --name=tuna-7b"),
-        ("gke.py", ["--topology=v5e:4x4x4", *TRAINING], "v5e has 2 axes"),
+        ("local.py", [], "--config=experiments/emoji/demo.py"),
+        ("local.py", ["--", "python", "-m", "tuna_jax.train"], "--workdir"),
+        ("local.py", ["--devices=0", *TRAINING], "--devices"),
+        ("local.py", ["--env=A", *TRAINING], "NAME=VALUE"),
+        ("gke.py", ["--name=Tuna_7B", *TRAINING], "--name=tuna-7b"),
+        ("gke.py", ["--topology=v5e:4x4x4", *TRAINING], "--topology=v5e:4x4x4"),
         ("gke.py", ["--topology=v4:4x4x4", *TRAINING], "v5e, v5p, v6e, tpu7x"),
         ("gke.py", ["--secret=HF_TOKEN", *TRAINING], "VARIABLE=SECRET:KEY"),
         ("gke.py", ["--xpk", *TRAINING], "--cluster"),
         ("gke.py", ["--xpk", "--cluster=c", *TRAINING], "xpk storage attach"),
-        ("slurm.py", TRAINING, "--workdir=gs://bucket/run is no folder"),
+        ("slurm.py", TRAINING, "--workdir=gs://bucket/run"),
         ("gke.py", ["--", "python", "--workdir=runs/x"], "gs://BUCKET/x"),
         ("tpu_vm.py", ["--accelerator_type=v3-8", *TRAINING], "v5litepod-N"),
-        ("tpu_vm.py", ["--revision=main", *TRAINING], "go together"),
+        ("tpu_vm.py", ["--revision=main", *TRAINING], "--repository"),
         ("tpu_vm.py", ["--secret=HF_TOKEN", *TRAINING], "VARIABLE=SECRET"),
         ("slurm.py", ["--per=gpu", *SHARED], "--gpus_per_node"),
-        ("slurm.py", ["--secret=A=b", *SHARED], "name of a variable alone"),
+        ("slurm.py", ["--secret=A=b", *SHARED], "--secret"),
     ],
 )
-def test_wrong_arguments_are_named(script, arguments, message):
+def test_invalid_arguments_are_named(script, arguments, message):
     own = [word for word in COMMANDS[script] if word.split("=")[0] not in str(arguments)]
-    done = call(script, *own, *arguments)
-    assert done.returncode == 2 and message in done.stderr
-    assert done.stdout == "" and "Traceback" not in done.stderr
+    result = call(script, *own, *arguments)
+    assert result.returncode == 2 and message in result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("given", "proposed"),
+    ("name", "proposed"),
     [
         ("Tuna_7B", "tuna-7b"),
         ("7b", "run-7b"),
@@ -101,13 +101,13 @@ def test_wrong_arguments_are_named(script, arguments, message):
         ("tuna.7b!", "tuna-7b"),
     ],
 )
-def test_names_that_cannot_be_get_one_that_can(given, proposed):
-    with pytest.raises(launching.LaunchError, match=f"Take --name={proposed}$"):
-        launching.dns_name(given)
+def test_invalid_names_get_a_valid_proposal(name, proposed):
+    with pytest.raises(launching.LaunchError, match=f"--name={proposed}$"):
+        launching.dns_name(name)
     assert launching.dns_name(proposed) == proposed
 
 
-def test_buckets_become_folders_wherever_they_are_named():
+def test_buckets_become_folders():
     words = ["--workdir=gs://my-bucket.1/a", "--config.init_from=gs://other/b", "x"]
     assert launching.mounted(words) == (
         ["--workdir=/gcs/my-bucket.1/a", "--config.init_from=/gcs/other/b", "x"],
@@ -115,7 +115,7 @@ def test_buckets_become_folders_wherever_they_are_named():
     )
 
 
-def test_workdir_is_found_however_it_is_written():
+def test_workdir_of_a_command():
     assert launching.workdir(["x", "--workdir", "runs/a/"]) == "runs/a"
     assert launching.workdir(["x", "--workdir=gs://b/c"]) == "gs://b/c"
 
@@ -126,11 +126,11 @@ def test_workdir_is_found_however_it_is_written():
     [
         ("exit 0", False, 0),
         ("exit 3", False, 3),
-        ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", True, 143),
-        ("trap 'sleep 0.1; exit 5' TERM; echo up; while :; do sleep 0.01; done", True, 5),
+        ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; result", True, 143),
+        ("trap 'sleep 0.1; exit 5' TERM; echo up; while :; do sleep 0.01; result", True, 5),
     ],
 )
-def test_supervisor_waits_for_the_save_and_tells_a_stop_from_an_end(shell, program, stop, code):
+def test_the_supervisor_waits_for_the_save_and_reports_a_stop(shell, program, stop, code):
     script = launching.supervised(["sh", "-c", program], ["export A='b c'"])
     running = subprocess.Popen([shell, "-c", script], stdout=subprocess.PIPE, text=True)
     if stop:

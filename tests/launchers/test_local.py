@@ -1,4 +1,4 @@
-"""launchers/local.sh as far as it goes without a network: its help, its refusals, its interpreter search."""
+"""launchers/local.sh without a network: help, errors, and the search for an interpreter."""
 
 import os
 import stat
@@ -32,43 +32,43 @@ def interpreter(path, body):
     "arguments", [("--help",), ("-h",), ("help",), ("demo", "--help"), ("test", "--help")]
 )
 def test_help_names_every_command(arguments):
-    done = call(*arguments)
-    assert done.returncode == 0
+    result = call(*arguments)
+    assert result.returncode == 0
     for command in COMMANDS:
-        assert f"\n  {command}" in done.stdout
+        assert f"\n  {command}" in result.stdout
 
 
 def test_no_command_prints_the_usage_and_fails():
-    done = call()
-    assert done.returncode == 2 and "usage:" in done.stderr
+    result = call()
+    assert result.returncode == 2 and "usage:" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dmeo",), "unknown command dmeo"),
-        (("demo", "--steps=3"), "demo does not know --steps=3"),
-        (("demo", "--workdir"), "--workdir wants a folder"),
-        (("setup", "all"), "setup knows 'dev', 'torch' and 'plan', not all"),
-        (("run",), "run wants a module"),
+        (("dmeo",), "dmeo"),
+        (("demo", "--steps=3"), "--steps=3"),
+        (("demo", "--workdir"), "--workdir"),
+        (("setup", "all"), "'dev', 'torch' or 'plan'"),
+        (("run",), "tuna_jax.train"),
     ],
 )
-def test_wrong_arguments_are_named_before_anything_is_installed(arguments, message, tmp_path):
-    done = call(*arguments, TUNA_JAX_VENV=str(tmp_path / "venv"))
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_invalid_arguments_are_errors_before_an_installation(arguments, message, tmp_path):
+    result = call(*arguments, TUNA_JAX_VENV=str(tmp_path / "venv"))
+    assert result.returncode == 2
+    assert message in result.stderr
     assert not (tmp_path / "venv").exists()
 
 
-def test_old_python_is_refused(tmp_path):
+def test_an_old_python_is_an_error(tmp_path):
     old = interpreter(tmp_path / "python", "exit 1")
-    done = call("setup", PYTHON=old, TUNA_JAX_VENV=str(tmp_path / "venv"))
-    assert done.returncode == 2
-    assert "no Python 3.11 or newer found" in done.stderr and old in done.stderr
+    result = call("setup", PYTHON=old, TUNA_JAX_VENV=str(tmp_path / "venv"))
+    assert result.returncode == 2
+    assert "3.11" in result.stderr and old in result.stderr
 
 
-def test_setup_is_made_once_and_again_when_requirements_change(tmp_path):
-    """A stand-in interpreter records what it is asked to do."""
+def test_setup_runs_once_and_again_when_requirements_change(tmp_path):
+    """With an interpreter that records its arguments."""
     venv, log = tmp_path / "venv", tmp_path / "log"
     body = (
         f'echo "$@" >> {log}\n'
@@ -82,28 +82,28 @@ def test_setup_is_made_once_and_again_when_requirements_change(tmp_path):
     assert "-m venv" in first and f"--requirement {ROOT}/requirements.txt" in first
 
     assert call("setup", **settings).returncode == 0
-    assert log.read_text() == first, "nothing to do the second time"
+    assert log.read_text() == first, "a second call does nothing"
 
     (venv / ".ready-run").write_text("of other requirements\n")
     assert call("setup", **settings).returncode == 0
     assert log.read_text().count("--requirement") == 2
-    assert log.read_text().count("-m venv") == 1, "the environment itself is kept"
+    assert log.read_text().count("-m venv") == 1, "the environment is kept"
 
     assert call("setup", "dev", **settings).returncode == 0
     assert "[dev]" in log.read_text()
 
 
-def test_demo_trains_and_then_measures_the_same_workdir(tmp_path):
+def test_demo_trains_and_then_evaluates_the_same_workdir(tmp_path):
     venv, log = tmp_path / "venv", tmp_path / "log"
     python = interpreter(
         tmp_path / "python",
         f'echo "$@" >> {log}\n'
         'if [ "$1" = -m ] && [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi',
     )
-    done = call(
+    result = call(
         "demo", "--workdir=runs/x", "--config.steps=5", PYTHON=python, TUNA_JAX_VENV=str(venv)
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     calls = log.read_text().splitlines()
     assert (
         "-m tuna_jax.train --config=experiments/emoji/demo.py --workdir=runs/x --config.steps=5"
@@ -112,19 +112,19 @@ def test_demo_trains_and_then_measures_the_same_workdir(tmp_path):
     assert "-m tuna_jax.evaluate --workdir=runs/x" in calls[-1]
 
 
-def test_demo_does_not_measure_what_was_not_trained(tmp_path):
+def test_demo_does_not_evaluate_after_a_failed_training(tmp_path):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     log = tmp_path / "log"
     interpreter(
         venv / "bin" / "python", f'echo "$@" >> {log}\ncase "$2" in tuna_jax.train) exit 1;; esac'
     )
-    done = call("demo", TUNA_JAX_VENV=str(venv))
-    assert done.returncode == 1
+    result = call("demo", TUNA_JAX_VENV=str(venv))
+    assert result.returncode == 1
     assert "tuna_jax.evaluate" not in log.read_text()
 
 
-def test_ci_runs_exactly_the_test_command_of_the_readme():
+def test_ci_runs_the_test_command_of_the_readme():
     command = "./launchers/local.sh test"
     assert (
         command in (ROOT / "README.md").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""launchers/local.py with programs of a few lines in the place of training."""
+"""launchers/local.py with small programs instead of training."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def start(program, *arguments, **environment):
     )
 
 
-def test_each_process_knows_its_place():
+def test_each_process_has_its_variables():
     names = [
         "TUNA_JAX_COORDINATOR",
         "TUNA_JAX_PROCESSES",
@@ -42,8 +42,8 @@ def test_each_process_knows_its_place():
 
 
 @pytest.mark.parametrize("failure", ["sys.exit(3)", "os.kill(os.getpid(), 9)"])
-def test_one_that_fails_ends_the_others(failure):
-    # Process 0 ignores SIGTERM, as one that waits for the others in a collective does.
+def test_a_failed_process_stops_the_others(failure):
+    # Process 0 ignores SIGTERM, like a process that waits in a collective.
     program = (
         "import os, signal, sys, time\n"
         "if os.environ['TUNA_JAX_PROCESS'] == '1':\n"
@@ -58,7 +58,7 @@ def test_one_that_fails_ends_the_others(failure):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_handed_on_to_all(number):
+def test_a_signal_is_forwarded_to_all(number):
     program = (
         "import os, signal, sys, time\n"
         "def save(n, frame): print('saved', n); sys.exit(0)\n"
@@ -74,7 +74,7 @@ def test_a_signal_is_handed_on_to_all(number):
     assert sorted(output.splitlines()) == [f"[{n}] saved {int(number)}" for n in range(2)]
 
 
-def test_a_second_signal_does_not_wait():
+def test_a_second_signal_kills():
     program = (
         "import signal, time\n"
         "def slow(n, frame): print('saving', flush=True); time.sleep(300)\n"
@@ -90,7 +90,7 @@ def test_a_second_signal_does_not_wait():
     assert running.returncode == 137
 
 
-def test_a_program_that_is_not_there_is_named():
+def test_a_missing_program_is_an_error():
     command = [sys.executable, str(LOCAL), "--", "no-such-python", "--workdir=x"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "no-such-python cannot be started" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "no-such-python" in result.stderr

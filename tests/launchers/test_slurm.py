@@ -1,4 +1,4 @@
-"""The batch script of launchers/slurm.py, run for real with small stand-ins for Slurm's commands."""
+"""The batch script of launchers/slurm.py, executed with small replacements of Slurm's commands."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOOLS = {
-    # Two tasks on this machine; SIGTERM reaches them through scancel alone, as it does in a step of Slurm's.
+    # Two tasks on this machine; as in a step of Slurm, SIGTERM reaches them only through scancel.
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\n'
     "for task in 0 1; do\n"
     '  SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & echo $! >> "$FAKE/tasks"\n'
@@ -69,17 +69,17 @@ def test_tasks_find_each_other(fake):
     program = (
         "echo $TUNA_JAX_COORDINATOR $TUNA_JAX_PROCESSES $TUNA_JAX_PROCESS $JAX_LOCAL_DEVICE_IDS $1"
     )
-    made = slurm(fake, program, "--dry_run", "--per=gpu", "--gpus_per_node=1")
-    assert made.returncode == 0, made.stderr
-    running = batch(fake, made.stdout)
+    result = slurm(fake, program, "--dry_run", "--per=gpu", "--gpus_per_node=1")
+    assert result.returncode == 0, result.stderr
+    running = batch(fake, result.stdout)
     output, _ = running.communicate(timeout=60)
     assert running.returncode == 0
     ends = f"--workdir={fake / 'run'}"
     assert sorted(output.splitlines()) == [f"first:20041 2 {n} {n} {ends}" for n in range(2)]
-    assert not (fake / "calls").exists(), "a job that ends is not queued again"
+    assert not (fake / "calls").exists(), "a finished job is not requeued"
 
 
-def test_asked_to_stop_it_saves_and_queues_again(fake):
+def test_a_stopped_job_saves_and_is_requeued(fake):
     program = "trap 'sleep 0.1; echo saved; exit 0' TERM; echo up; while :; do sleep 0.01; done"
     running = batch(fake, slurm(fake, program, "--dry_run").stdout)
     assert [running.stdout.readline() for _ in range(2)] == ["up\n"] * 2
@@ -89,12 +89,12 @@ def test_asked_to_stop_it_saves_and_queues_again(fake):
     assert (fake / "calls").read_text() == "scancel --signal=TERM 41.0\nrequeue 41\n"
 
 
-def test_submits_once(fake):
+def test_a_job_is_submitted_once(fake):
     assert slurm(fake, "true").returncode == 0
     assert (fake / "submitted").read_text() == slurm(fake, "true", "--dry_run").stdout
-    assert (fake / "run").is_dir(), "Slurm does not make the folder of its log"
+    assert (fake / "run").is_dir(), "Slurm does not create the folder of its log"
     (fake / "submitted").unlink()
     (fake / "queue").write_text("17 RUNNING\n")
-    done = slurm(fake, "true")
-    assert done.returncode == 0 and "job 17 RUNNING" in done.stdout
+    result = slurm(fake, "true")
+    assert result.returncode == 0 and "job 17 RUNNING" in result.stdout
     assert not (fake / "submitted").exists()

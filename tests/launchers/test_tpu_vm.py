@@ -1,4 +1,4 @@
-"""launchers/tpu_vm.py against a gcloud that records its calls, answers as told, and runs what hosts are to run."""
+"""launchers/tpu_vm.py with a gcloud that records its calls, answers from files, and runs the scripts of hosts."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# States are taken from a file, a line a look; the code of each training run from another. With a home, scripts are run.
+# Each state check reads a line of a file, and each training run its exit code. With a home, scripts are executed.
 GCLOUD = """\
 #!/bin/sh
 cd "$FAKE"
@@ -29,7 +29,7 @@ case "$what" in
   *scp)
     if [ -d home ]; then cp "$5" home/; fi ;;
   *ssh*)
-    for word in "$@"; do case "$word" in --command=*) script="${word#--command=}" ;; esac; done
+    for word in "$@"; do case "$word" in --command=*) script="${word#--command=}" ;; esac; result
     case "$what" in *train) echo "$script" >> scripts ;; esac
     if [ -d home ]; then cd home && HOME="$PWD" exec sh -c "$script"; fi
     case "$what" in *train) exit "$(next codes)" ;; esac ;;
@@ -74,7 +74,7 @@ def calls(fake):
     return [line for line in (fake / "calls").read_text().splitlines() if "describe" not in line]
 
 
-def test_makes_waits_and_trains(fake):
+def test_creates_waits_and_trains(fake):
     states = [
         "NOT_FOUND",
         "WAITING_FOR_RESOURCES",
@@ -83,72 +83,74 @@ def test_makes_waits_and_trains(fake):
         "ACTIVE",
         "ACTIVE",
     ]
-    done = launch(fake, *CLONE, "--secret=HF_TOKEN=hugging", states=states, codes=[0])
-    assert done.returncode == 0, done.stderr
+    result = launch(fake, *CLONE, "--secret=HF_TOKEN=hugging", states=states, codes=[0])
+    assert result.returncode == 0, result.stderr
     assert calls(fake) == ["queued-resources create", *WORK]
-    seen = done.stdout + done.stderr + (fake / "scripts").read_text()
+    seen = result.stdout + result.stderr + (fake / "scripts").read_text()
     assert "hf_notToBeSeen" not in seen and "--secret=hugging" in seen
 
 
-def test_takes_what_is_there(fake):
-    done = launch(fake, *CLONE, "--delete", states=["ACTIVE", "ACTIVE"], codes=[0])
-    assert done.returncode == 0, done.stderr
+def test_uses_an_existing_slice(fake):
+    result = launch(fake, *CLONE, "--delete", states=["ACTIVE", "ACTIVE"], codes=[0])
+    assert result.returncode == 0, result.stderr
     assert calls(fake) == [*WORK, "queued-resources delete"]
 
 
 @pytest.mark.parametrize("code", [255, 143, 1, 0])
-def test_begins_again_after_preemption_however_it_shows(fake, code):
+def test_restarts_after_preemption_with_any_exit_code(fake, code):
     states = ["ACTIVE", "SUSPENDED", "SUSPENDED", "PROVISIONING", "ACTIVE", "ACTIVE"]
-    done = launch(fake, *CLONE, states=states, codes=[code, 0])
-    assert done.returncode == 0, done.stderr
+    result = launch(fake, *CLONE, states=states, codes=[code, 0])
+    assert result.returncode == 0, result.stderr
     again = ["queued-resources delete", "queued-resources create"]
     assert calls(fake) == [*WORK, *again, *WORK]
     first, second = (fake / "scripts").read_text().split("set -e\n")[1:]
     assert first == second, "the same command resumes"
 
 
-def test_begins_again_after_a_lost_connection(fake):
+def test_restarts_after_a_lost_connection(fake):
     states = ["READY"] * 7
-    done = launch(fake, *CLONE, "--direct", states=states, codes=[255, 0])
-    assert done.returncode == 0, done.stderr
+    result = launch(fake, *CLONE, "--direct", states=states, codes=[255, 0])
+    assert result.returncode == 0, result.stderr
     assert calls(fake) == [*WORK, *WORK]
 
 
-def test_an_error_of_training_is_not_repeated(fake):
-    done = launch(fake, *CLONE, states=["ACTIVE", "ACTIVE"], codes=[1])
-    assert done.returncode == 1
+def test_an_error_of_training_is_not_retried(fake):
+    result = launch(fake, *CLONE, states=["ACTIVE", "ACTIVE"], codes=[1])
+    assert result.returncode == 1
     assert calls(fake) == WORK
 
 
-def test_gives_up(fake):
-    done = launch(fake, *CLONE, "--retries=1", states=["ACTIVE", "FAILED"] * 2, codes=[143, 143])
-    assert done.returncode == 143 and "giving up after 1" in done.stderr
+def test_the_number_of_restarts_is_limited(fake):
+    result = launch(fake, *CLONE, "--retries=1", states=["ACTIVE", "FAILED"] * 2, codes=[143, 143])
+    assert result.returncode == 143 and "after 1 retries" in result.stderr
 
 
-def test_a_refusal_of_gcloud_is_shown(fake):
-    done = launch(fake, *CLONE, states=["DENIED"])
-    assert done.returncode == 2 and "PERMISSION_DENIED" in done.stderr
+def test_an_error_of_gcloud_is_reported(fake):
+    result = launch(fake, *CLONE, states=["DENIED"])
+    assert result.returncode == 2 and "PERMISSION_DENIED" in result.stderr
 
 
-def test_what_hosts_run_is_the_clone_and_one_run_at_a_time(fake):
-    """The scripts for hosts, run for real in a folder that plays the home of one."""
+def test_hosts_run_the_clone_and_one_run_at_a_time(fake):
+    """Executes the scripts of hosts in a folder that serves as the home of a host."""
     home = fake / "home"
     ready = home / "tuna_jax" / ".venv" / "ready"
     ready.parent.mkdir(parents=True)
-    listed = "cat requirements.txt pyproject.toml | cksum"
-    wanted = subprocess.run(listed, shell=True, cwd=ROOT, capture_output=True, text=True).stdout
-    ready.write_text(wanted)  # Installed already: nothing is downloaded.
-    # A former run of this name: it saves when it is asked to end, and this one waits for that.
-    save = "trap 'sleep 0.2; echo saved > former; exit 0' TERM; while :; do sleep 0.01; done"
+    checksum = "cat requirements.txt pyproject.toml | cksum"
+    requirements = subprocess.run(
+        checksum, shell=True, cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    ready.write_text(requirements)  # The requirements are installed already.
+    # An earlier run with this name saves on SIGTERM, and the new one waits for it.
+    save = "trap 'sleep 0.2; echo saved > former; exit 0' TERM; while :; do sleep 0.01; result"
     former = subprocess.Popen(["bash", "-c", save, "tuna_jax"], cwd=fake)
     (home / ".tuna_jax").mkdir()
     (home / ".tuna_jax" / "run.pid").write_text(f"{former.pid}\n")
     program = "test -f tuna_jax/train.py && cat ../../former && echo $TUNA_JAX_COORDINATOR $1 # tuna_jax.train"
-    # A child stays until it is waited for; a host's init does that at once.
+    # A child process remains until it is waited for, which init does on a host.
     waiter = threading.Thread(target=former.wait)
     waiter.start()
-    done = launch(fake, states=["ACTIVE", "ACTIVE"], command=("sh", "-c", program, "sh"))
+    result = launch(fake, states=["ACTIVE", "ACTIVE"], command=("sh", "-c", program, "sh"))
     waiter.join()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("saved\nauto --workdir=/shared/run\n")
-    assert ready.read_text() == wanted, "the environment is kept"
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("saved\nauto --workdir=/shared/run\n")
+    assert ready.read_text() == requirements, "the environment is kept"

@@ -1,4 +1,4 @@
-"""Each of these breaks one thing that is easily wrong, and the golden case that watches it must fail."""
+"""Mutations: each breaks one detail that is easily wrong, and its golden case must fail."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +72,7 @@ def another_bicubic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def first_frame_unseen_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The frames after the first see zeros in its place when time is halved."""
+    """When time is halved, the frames after the first see zeros in its place."""
     real = vae_layers.Downsample.__call__
 
     def broken(self, x, history=None):
@@ -87,7 +87,7 @@ def first_frame_unseen_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def first_frame_seen_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The frames after the first see it, instead of zeros, when time is doubled."""
+    """When time is doubled, the frames after the first see it instead of zeros."""
     real = vae_layers.Upsample.__call__
 
     def broken(self, x, history=None):
@@ -117,7 +117,7 @@ def exact_gelu_in_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ungated_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text positions get gate 0 instead of 1."""
+    """Text positions have gate 0 instead of 1."""
     monkeypatch.setattr(flow_head, "gated", lambda residual, gate, is_text, x: residual + gate * x)
 
 
@@ -140,22 +140,22 @@ BREAKAGES: list[tuple[Callable, str, str]] = [
 @pytest.mark.parametrize(
     ("breakage", "case", "tensor"), BREAKAGES, ids=[b[0].__name__ for b in BREAKAGES]
 )
-def test_the_goldens_notice(
+def test_a_mutation_fails_its_golden_case(
     public: golden_set.GoldenSet,
     monkeypatch: pytest.MonkeyPatch,
     breakage: Callable,
     case: str,
     tensor: str,
 ) -> None:
-    found = next(c for c in public.cases() if c.name == case)
-    wanted = {tensor: found.tensors[tensor]}
-    # Compiled functions remember the code that they were traced from.
+    golden_case = next(c for c in public.cases() if c.name == case)
+    expected = golden_case.tensors[tensor]
+    # Compiled functions keep the code that they were traced from.
     jax.clear_caches()
     breakage(monkeypatch)
     try:
-        computed = model_cases.CASES[case](public, found)
+        computed = model_cases.CASES[case](public, golden_case)
     finally:
         jax.clear_caches()
-    error = np.asarray(computed[tensor]) - wanted[tensor]
-    relative = np.linalg.norm(error) / np.linalg.norm(wanted[tensor])
+    error = np.asarray(computed[tensor]) - expected
+    relative = np.linalg.norm(error) / np.linalg.norm(expected)
     assert relative > 10 * verify.COMPONENT_TOLERANCE

@@ -1,4 +1,4 @@
-"""The loop when losses stay not finite, and what it tells of its speed."""
+"""The loop with losses that are not finite, and the throughput in its log."""
 
 import functools
 
@@ -22,7 +22,7 @@ ROWS, LENGTH = 2, 16
 
 
 class Latents:
-    """Batches by number, those in `bad` with an infinite latent; position and number are the same."""
+    """Batches by number; those in `bad` have an infinite latent."""
 
     def __init__(self, bad=()):
         self.bad, self.next = set(bad), 0
@@ -64,24 +64,24 @@ def train(workdir, batches, **changes):
     return loop.train(settings(**changes), TINY, workdir, batches, tasks=("t2i",), record=record)
 
 
-def test_a_run_of_bad_updates_ends_with_its_batch_and_goes_on_when_it_is_mended(tmp_path) -> None:
+def test_a_run_ends_after_skipped_updates_keeps_the_batch_and_can_resume(tmp_path) -> None:
     bad = range(5, 13)
-    with pytest.raises(NotFiniteError, match=r"step 8: the last 4 updates .*stop_after_skipped"):
+    with pytest.raises(NotFiniteError, match=r"step 8.*config\.stop_after_skipped"):
         train(tmp_path, Latents(bad), stop_after_skipped=4)
-    # The line of step 8 is read at step 10: the state of then is saved.
-    (kept,) = (tmp_path / "post_mortem").iterdir()
-    assert kept.name == "step_00000008_process_0.safetensors"
+    # The line of step 8 is fetched at step 10, and the state of step 10 is saved.
+    (file_of_batch,) = (tmp_path / "post_mortem").iterdir()
+    assert file_of_batch.name == "step_00000008_process_0.safetensors"
     expected = Latents(bad)
     for _ in range(8):
         batch = next(expected)
-    with safe_open(kept, framework="numpy") as file:
+    with safe_open(file_of_batch, framework="numpy") as file:
         for name, array in batch.items():
             np.testing.assert_array_equal(file.get_tensor(name), array)
     stopped = open_arrays(tmp_path)
     assert stopped is not None and stopped.folder.name == "00000010"
     assert int(stopped.read("skipped_in_row")) == 6
 
-    # Four good updates are in it, and nothing of the bad ones.
+    # The state has the four finite updates, and no trace of the others.
     other = tmp_path / "four"
     with pytest.raises(NotFiniteError):
         train(other, Latents(range(5, 99)), stop_after_skipped=1)
@@ -90,19 +90,19 @@ def test_a_run_of_bad_updates_ends_with_its_batch_and_goes_on_when_it_is_mended(
     for path in ("params.language.embedding", "params.flow_head.final.linear.kernel"):
         np.testing.assert_array_equal(stopped.read(path), four.read(path))
 
-    # Bad updates that are fewer than the limit pass.
+    # A run with fewer skipped updates than the limit continues.
     assert train(tmp_path, Latents(bad), stop_after_skipped=9)
     assert [line["skipped_in_row"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [
         *(0, 0, 2, 4, 6, 8, 0)
     ]
 
 
-def test_lines_tell_tokens_utilisation_and_goodput(tmp_path) -> None:
+def test_log_lines_have_tokens_mfu_and_goodput(tmp_path) -> None:
     peak = 1e-3  # TFLOP/s
     assert train(tmp_path, Latents(), peak_tflops=peak)
     lines = metrics.read(tmp_path / "metrics.jsonl")
     assert len(lines) == 7
-    assert "goodput" in lines[-1]  # it comes right after the line before it: no step lies between
+    assert "goodput" in lines[-1]  # There is no step between the last two lines.
     for line in lines[:-1]:
         assert set(NAMES) <= set(line)
         assert line["tokens_per_second"] * line["step_seconds"] == pytest.approx(ROWS * LENGTH)
@@ -110,5 +110,5 @@ def test_lines_tell_tokens_utilisation_and_goodput(tmp_path) -> None:
     program = Program(settings(), TINY, ("t2i",), make_mesh(devices=jax.devices()[:1]))
     flops = program.model_flops(next(Latents()), None)
     for line in lines[:-1]:
-        told = line["mfu"] * line["step_seconds"] * peak * 1e12
-        assert told == pytest.approx(flops * 1.0, rel=1e-6)
+        measured = line["mfu"] * line["step_seconds"] * peak * 1e12
+        assert measured == pytest.approx(flops * 1.0, rel=1e-6)

@@ -1,3 +1,5 @@
+"""The log of a run: its file, resumption, and wall-clock entries."""
+
 import json
 
 import pytest
@@ -10,7 +12,7 @@ def write(path, *lines, torn=""):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
 
 
-def test_log_holds_what_was_written_and_null_for_nan(tmp_path):
+def test_the_log_has_null_for_nan(tmp_path):
     log = MetricsLog(tmp_path, steps=10)
     log.progress(5, loss=1.0)
     log.write(5, {"loss": 1.5, "text": float("nan")})
@@ -19,7 +21,7 @@ def test_log_holds_what_was_written_and_null_for_nan(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
+def test_resuming_removes_lines_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(
         path, {"step": 5, "loss": 3}, {"step": 10, "loss": 2}, {"step": 15, "loss": 1}, torn='{"ste'
@@ -30,13 +32,13 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
     assert [line["step"] for line in metrics.read(path)] == [5, 10, 12]
 
 
-def test_torn_last_line_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, {"step": 5}, torn='{"step": 6, "lo')
     assert metrics.read(path) == [{"step": 5}]
 
 
-def test_other_hosts_write_nothing(tmp_path):
+def test_other_processes_write_nothing(tmp_path):
     log = MetricsLog(tmp_path, steps=10, enabled=False)
     log.write(1, {"loss": 1.0})
     log.progress(1, loss=1.0)
@@ -45,11 +47,10 @@ def test_other_hosts_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_minutes_go_on_where_the_interrupted_run_stopped(tmp_path, monkeypatch):
+def test_minutes_continue_from_the_interrupted_run(tmp_path):
     now = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     write(tmp_path / "metrics.jsonl", {"step": 5, "minutes": 2.0}, {"step": 5, "psnr_db": 20.0})
-    watch = Stopwatch(tmp_path, start=5)
+    watch = Stopwatch(tmp_path, start=5, clock=lambda: now[0])
     now[0] += 60
     assert watch.read(35) == {"steps_per_second": pytest.approx(0.5), "minutes": pytest.approx(3.0)}
     now[0] += 30

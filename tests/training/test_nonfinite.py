@@ -1,4 +1,4 @@
-"""The batch that a run leaves behind."""
+"""The file with the batch of a non-finite step."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors import safe_open
 from tuna_jax.training.nonfinite import keep_batch
 
 
-def test_a_kept_batch_is_read_back_as_it_was(tmp_path) -> None:
+def test_the_file_has_the_arrays_of_the_batch(tmp_path) -> None:
     random = np.random.default_rng(0)
     batch = {
         "tokens": random.integers(0, 9, (2, 5)).astype(np.int32),
@@ -21,7 +21,7 @@ def test_a_kept_batch_is_read_back_as_it_was(tmp_path) -> None:
     assert path == tmp_path / "post_mortem" / "step_00000012_process_3.safetensors"
     with safe_open(path, framework="numpy") as file:
         assert file.metadata()["step"] == "12"
-        assert json.loads(file.metadata()["told"]) == {"process": 3, "loss": None}
+        assert json.loads(file.metadata()["details"]) == {"process": 3, "loss": None}
         for name, array in batch.items():
             np.testing.assert_array_equal(
                 file.get_tensor(name), array.astype(file.get_tensor(name).dtype)

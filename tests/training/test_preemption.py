@@ -1,4 +1,4 @@
-"""Requests to stop."""
+"""Requests to stop: SIGTERM and Ctrl-C."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 from tuna_jax.training.preemption import StopRequest
 
 
-def test_sigterm_becomes_a_request_and_the_handler_goes_back():
+def test_sigterm_becomes_a_request_and_the_handler_is_restored():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert not stop.requested

@@ -1,4 +1,4 @@
-"""Two processes of four devices each train through launchers/local.py; one is told to stop; one process goes on."""
+"""Two processes with four devices each train with launchers/local.py, one receives SIGTERM, and one process resumes."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ from tuna_jax.training import metrics, weights_file
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
-PATIENCE = 900  # seconds; the machine may be shared
+PATIENCE = 900  # Seconds; the machine may be shared.
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A VAE of random weights, as in test_resume.py."""
+    """A VAE with random parameters, as in test_resume.py."""
     config = preset("tiny").vae
     params = vae.init(config, jax.random.key(0), image_only=True)
     numbers = np.zeros(config.latent_channels, np.float32)
@@ -33,16 +33,16 @@ def environment(tmp_path_factory):
 
 
 def start(workdir, environment, *, processes, devices):
-    """The launcher, running the tiny experiment with parameters and batch split over all devices."""
+    """Launches the tiny experiment with parameters and batch sharded over all devices."""
     command = [sys.executable, "launchers/local.py"]
     command += [f"--processes={processes}", f"--devices={devices}", "--"]
     command += [sys.executable, "-m", "tuna_jax.train", "--config=tests/training/tiny.py"]
     command += [f"--workdir={workdir}", f"--config.steps={STEPS}"]
     command += ["--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.optimizer.warmup=10"]
-    # Less to compile than Muon, which the paper does not use either.
+    # AdamW compiles faster than Muon.
     command += ["--config.optimizer.algorithm=adamw", "--config.optimizer.learning_rate=2e-4"]
     command += ["--config.data.generation_rows=5", "--config.data.understanding_rows=3"]
-    # A checkpoint a step keeps two processes from being done before the signal has gone round.
+    # A checkpoint at every step keeps two processes from finishing before the signal reaches both.
     command += [f"--config.checkpoint_every={1 if processes > 1 else STEPS}"]
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -67,7 +67,7 @@ def wait_for(step, process, workdir):
         time.sleep(0.05)
 
 
-def test_one_is_told_to_stop_all_save_and_fewer_go_on(environment, tmp_path):
+def test_a_signal_to_one_process_stops_all_and_fewer_processes_resume(environment, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     finish(start(whole, environment, processes=1, devices=2), whole)
 
@@ -75,24 +75,24 @@ def test_one_is_told_to_stop_all_save_and_fewer_go_on(environment, tmp_path):
     wait_for(2, two, workdir)
     children = Path(f"/proc/{two.pid}/task/{two.pid}/children").read_text().split()
     assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGTERM)  # To one of them alone.
+    os.kill(int(children[1]), signal.SIGTERM)  # Only to one of them.
     finish(two, workdir)
 
     log = (tmp_path / "run.log").read_text()
     assert "data 1 x fsdp 8" in log
     stopped = trace(workdir)[-1]["step"]
-    assert f"stopping at step {stopped} as asked" in log
+    assert f"stopping at step {stopped}" in log
     assert stopped < STEPS, "it was stopped too late"
     assert (workdir / "checkpoints" / f"{stopped:08d}").is_dir()
-    # The other process wrote no log and no model of its own.
+    # Only one process wrote the log and the model.
     assert [line["step"] for line in trace(workdir)] == list(range(1, stopped + 1))
     assert weights_file.load_model(workdir)[2] == stopped
 
     finish(start(workdir, environment, processes=1, devices=2), workdir)
-    assert f"going on from step {stopped}" in (tmp_path / "run.log").read_text()
-    for line, wanted in zip(trace(workdir), trace(whole), strict=True):
-        assert line.keys() == wanted.keys()
-        for name in wanted:
+    assert f"resuming from step {stopped}" in (tmp_path / "run.log").read_text()
+    for line, expected in zip(trace(workdir), trace(whole), strict=True):
+        assert line.keys() == expected.keys()
+        for name in expected:
             np.testing.assert_allclose(
-                line[name], wanted[name], rtol=1e-6, err_msg=f"{name} {line}"
+                line[name], expected[name], rtol=1e-6, err_msg=f"{name} {line}"
             )

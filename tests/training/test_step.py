@@ -1,3 +1,5 @@
+"""The training step: skipped updates, averages, randomness, metric windows, and gradients in parts."""
+
 import functools
 
 import jax
@@ -14,7 +16,7 @@ TASKS = ("t2i", "understand")
 
 
 def fake_loss(params, batch, noise, t, heads):
-    """A line through the latents, plus a text term that reads the tokens; rows as models.tuna.loss reports them."""
+    """A linear model of the latents plus a text term; row sums as `models.tuna.loss` reports them."""
     error = (
         params["weight"]["kernel"][0, 0] * batch["latents"]
         + t[:, :, None, None, None, None]
@@ -22,14 +24,14 @@ def fake_loss(params, batch, noise, t, heads):
     )
     rows = jnp.square(error).sum((1, 2, 3, 4, 5))
     text = (params["weight"]["kernel"][1, 0] - batch["tokens"]).astype(jnp.float32) ** 2
-    drawing = batch["is_target"][:, 0].astype(jnp.float32)
+    is_flow = batch["is_target"][:, 0].astype(jnp.float32)
     count = jnp.float32(batch["latents"][0].size)
-    value = (rows * drawing).mean() + text.mean()
+    value = (rows * is_flow).mean() + text.mean()
     return value, {
-        "flow_sum": rows * drawing,
-        "flow_count": count * drawing,
-        "text_sum": text.sum(1) * (1 - drawing),
-        "text_count": text.shape[1] * (1 - drawing),
+        "flow_sum": rows * is_flow,
+        "flow_count": count * is_flow,
+        "text_sum": text.sum(1) * (1 - is_flow),
+        "text_count": text.shape[1] * (1 - is_flow),
     }
 
 
@@ -72,7 +74,7 @@ def equal(a, b):
     )
 
 
-def test_bad_gradient_is_skipped_and_counted_and_the_next_step_is_unharmed(runner):
+def test_a_nonfinite_gradient_is_skipped_and_counted(runner):
     start, make = runner
     run = jax.jit(make(log_every=10))
     after, window = run(start, batch(bad=True))
@@ -80,14 +82,14 @@ def test_bad_gradient_is_skipped_and_counted_and_the_next_step_is_unharmed(runne
         (after.params, after.ema, after.optimizer), (start.params, start.ema, start.optimizer)
     )
     assert int(after.skipped) == 1 and int(after.step) == 1
-    assert float(window["steps"]) == 0.0, "a skipped step is in no mean"
+    assert float(window["steps"]) == 0.0, "a skipped step does not count in means"
     good, window = run(after, batch())
     assert not equal(good.params, start.params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((good.params, good.ema, window)))
     assert int(good.skipped) == 1
 
 
-def test_skipped_updates_in_a_row_are_counted_until_a_good_one(runner):
+def test_consecutive_skipped_updates_are_counted(runner):
     start, make = runner
     run = jax.jit(make(log_every=10))
     current, counted = start, []
@@ -98,7 +100,7 @@ def test_skipped_updates_in_a_row_are_counted_until_a_good_one(runner):
     assert counted == [1, 2, 0, 1] and int(current.skipped) == 3
 
 
-def test_good_step_moves_parameters_average_and_moments(runner):
+def test_a_finite_step_changes_parameters_average_and_moments(runner):
     start, make = runner
     after, _ = jax.jit(make(log_every=10))(start, batch())
     assert int(after.skipped) == 0
@@ -109,12 +111,14 @@ def test_good_step_moves_parameters_average_and_moments(runner):
 def test_average_follows_the_decay(runner):
     start, make = runner
     after, _ = jax.jit(make(log_every=10))(start, batch())
-    decay = 1 / 10  # (1 + 0) / (10 + 0), younger than the setting
-    want = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, start.ema, after.params)
-    np.testing.assert_allclose(want["weight"]["kernel"], after.ema["weight"]["kernel"], rtol=1e-6)
+    decay = 1 / 10  # (1 + 0) / (10 + 0), below the setting
+    expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, start.ema, after.params)
+    np.testing.assert_allclose(
+        expected["weight"]["kernel"], after.ema["weight"]["kernel"], rtol=1e-6
+    )
 
 
-def test_randomness_is_a_function_of_key_and_step(runner):
+def test_random_numbers_depend_on_key_and_step(runner):
     start, make = runner
     run = jax.jit(make(log_every=10))
     _, first = run(start, batch())
@@ -125,13 +129,13 @@ def test_randomness_is_a_function_of_key_and_step(runner):
     assert len({float(first["loss"]), float(later["loss"]), float(other["loss"])}) == 3
 
 
-def test_window_sums_between_log_lines_and_then_begins_anew(runner):
+def test_metric_sums_restart_at_log_lines(runner):
     start, make = runner
     each, every_two = jax.jit(make(log_every=1)), jax.jit(make(log_every=2))
-    one, lines, current = start, [], start
+    single, lines, current = start, [], start
     windows = []
     for number in range(4):
-        one, window = each(one, batch(number))
+        single, window = each(single, batch(number))
         lines.append(step.summarize(window, TASKS))
         current, window = every_two(current, batch(number))
         windows.append(step.summarize(window, TASKS))
@@ -139,7 +143,7 @@ def test_window_sums_between_log_lines_and_then_begins_anew(runner):
     assert windows[3]["loss"] == pytest.approx((lines[2]["loss"] + lines[3]["loss"]) / 2)
 
 
-def test_losses_by_task_leave_out_what_a_task_has_not(runner):
+def test_a_stream_without_targets_has_no_loss(runner):
     start, make = runner
     _, window = jax.jit(make(log_every=1))(start, batch())
     line = step.summarize(window, TASKS)
@@ -149,24 +153,24 @@ def test_losses_by_task_leave_out_what_a_task_has_not(runner):
 
 
 def counts_of(batch):
-    drawing = batch["is_target"][:, 0].astype(jnp.float32)
-    return drawing.sum() * batch["latents"][0].size, jnp.float32(batch["tokens"].size)
+    is_flow = batch["is_target"][:, 0].astype(jnp.float32)
+    return is_flow.sum() * batch["latents"][0].size, jnp.float32(batch["tokens"].size)
 
 
 def counted_loss(params, batch, noise, t, heads, counts=None):
-    """`fake_loss` with means over all that is drawn, which no two parts of a batch have as much of."""
+    """`fake_loss` with means over targets, whose number differs between parts of a batch."""
     _, rows = fake_loss(params, batch, noise, t, heads)
-    drawn, said = counts or counts_of(batch)
+    flow_count, text_count = counts or counts_of(batch)
     text = jnp.square(params["weight"]["kernel"][1, 0] - batch["tokens"]).sum()
-    return rows["flow_sum"].sum() / drawn + text / said, rows
+    return rows["flow_sum"].sum() / flow_count + text / text_count, rows
 
 
-def test_a_batch_in_parts_is_the_whole_batch(runner):
-    """Three of four rows are drawn: means of the parts' means would be others."""
+def test_gradients_in_parts_equal_those_of_the_batch(runner):
+    """Three of four rows have a flow target, so a mean of the parts' means would differ."""
     start, _ = runner
     settings = OptimizerSettings(learning_rate=0.1, warmup=0, weight_decay=0.0, ema=0.9)
     update = build(settings, jax.eval_shape(init_params, jax.random.key(0)), 100)
-    given = batch() | {"is_target": np.array([[True], [True], [True], [False]])}
+    inputs = batch() | {"is_target": np.array([[True], [True], [True], [False]])}
 
     def after(parts):
         run = step.make_step(
@@ -179,14 +183,14 @@ def test_a_batch_in_parts_is_the_whole_batch(runner):
             accumulate=parts,
             counts=counts_of,
         )
-        return jax.jit(run)(start, given)
+        return jax.jit(run)(start, inputs)
 
     whole, halves = after(1), after(2)
     assert float(whole[1]["loss"]) > 0 and float(whole[1]["gradient_norm"]) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, halves)
 
 
-def test_compiled_step_donates_its_state_and_keeps_its_shardings(runner):
+def test_the_compiled_step_donates_its_state_and_keeps_shardings(runner):
     start, make = runner
     mesh = make_mesh(devices=jax.devices()[:1])
     shardings = jax.tree.map(lambda _: replicated(mesh), start)

@@ -1,4 +1,4 @@
-"""What surrounds a step: pixels become latents in it, a program a shape, and what is frozen costs no gradient."""
+"""The program of a step: encoding of pixels, compilation per shape, frozen parameters, and FLOPs."""
 
 import dataclasses
 import functools
@@ -46,28 +46,30 @@ def batch(length=24, rows=2, slots=1, side=32):
     }
 
 
-def test_every_slot_is_a_draw_from_its_own_posterior():
-    drawn = encode(TINY.vae, jnp.float32, tiny_vae(), jnp.asarray(pixels()), jax.random.key(1))
+def test_every_slot_is_a_sample_of_its_posterior():
+    latents = encode(TINY.vae, jnp.float32, tiny_vae(), jnp.asarray(pixels()), jax.random.key(1))
     noise = jax.random.normal(jax.random.key(1), (6, 1, 2, 2, TINY.vae.latent_channels))
     for row in range(2):
         for slot in range(3):
             mean, std = vae.posterior(TINY.vae, tiny_vae(), pixels()[row, slot][None])
-            want = mean[0] + std[0] * noise[3 * row + slot]
-            np.testing.assert_allclose(drawn[row, slot], want, rtol=1e-4, atol=1e-5)
+            expected = mean[0] + std[0] * noise[3 * row + slot]
+            np.testing.assert_allclose(latents[row, slot], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_posterior_of_bytes_is_that_of_scaled_pixels():
+def test_the_posterior_of_bytes_equals_that_of_scaled_pixels():
     clips = pixels()[:, 0]
     mean, std = vae.posterior(TINY.vae, tiny_vae(), clips)
-    want, log_var = vae.encode(TINY.vae, tiny_vae(), jnp.asarray(clips / 127.5 - 1.0, jnp.float32))
-    np.testing.assert_allclose(mean, want, rtol=1e-4, atol=1e-5)
+    expected, log_var = vae.encode(
+        TINY.vae, tiny_vae(), jnp.asarray(clips / 127.5 - 1.0, jnp.float32)
+    )
+    np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(std, vae.posterior_std(TINY.vae, log_var), rtol=1e-4)
     half = vae.posterior(TINY.vae, tiny_vae(), clips, jnp.bfloat16)
     assert half[0].dtype == half[1].dtype == jnp.float32
     np.testing.assert_allclose(half[0], mean, atol=0.1 * float(jnp.abs(mean).max()))
 
 
-def test_a_program_is_compiled_once_a_shape_and_heads():
+def test_a_program_is_compiled_once_per_shape_and_heads():
     program = Program(LoopSettings(steps=10, optimizer=ADAM), TINY, ("one",), make_mesh())
     first = program.compile(batch(), tiny_vae())
     assert program.compile(batch(), tiny_vae()) is first
@@ -79,17 +81,17 @@ def test_a_program_is_compiled_once_a_shape_and_heads():
     assert float(window["text_count"][0]) == 2 * 11
 
 
-def test_a_batch_that_cannot_be_taken_in_parts_is_refused():
+def test_a_batch_that_cannot_be_divided_into_parts_is_an_error():
     settings = LoopSettings(steps=10, optimizer=ADAM, accumulate=4)
     program = Program(settings, TINY, ("one",), make_mesh())
-    with pytest.raises(ValueError, match="a batch of 2 does not divide into accumulate=4 parts"):
+    with pytest.raises(ValueError, match=r"config\.accumulate=4"):
         program.batch_shapes(batch())
-    with pytest.raises(ValueError, match="accumulate is 0"):
+    with pytest.raises(ValueError, match=r"config\.accumulate"):
         LoopSettings(steps=10, accumulate=0)
 
 
-def test_what_is_frozen_costs_no_gradient():
-    """Counted in the traced step: its matrix products are fewer when the language model is not trained."""
+def test_frozen_parameters_have_no_gradient():
+    """The compiled step has fewer FLOPs if the language model is frozen."""
 
     def products(frozen):
         settings = LoopSettings(
@@ -103,12 +105,12 @@ def test_what_is_frozen_costs_no_gradient():
     assert products(("language",)) < 0.9 * products(())
 
 
-def test_moments_are_drawn_from_in_the_step():
-    """With mean and deviation apart, and noise that is new at every step: what the loss is given, watched."""
-    given = []
+def test_moments_are_sampled_in_the_step():
+    """The loss receives samples of the posterior with new noise at every step."""
+    sampled = []
 
     def loss(params, batch, noise, t, heads):
-        given.append(batch["latents"])
+        sampled.append(batch["latents"])
         return jnp.sum(params["w"] ** 2), {
             name: jnp.ones(2) for name in ("flow_sum", "flow_count", "text_sum", "text_count")
         }
@@ -130,21 +132,21 @@ def test_moments_are_drawn_from_in_the_step():
     }
     for _ in range(2):
         current, _ = run(current, inputs)
-    noise = (np.stack(given) - 2.0) / 0.25
+    noise = (np.stack(sampled) - 2.0) / 0.25
     assert noise.shape == (2, *shape) and noise.dtype == np.float32
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
-    assert len(np.unique(noise)) > 0.99 * noise.size, "noise of its own for every slot and step"
+    assert len(np.unique(noise)) > 0.99 * noise.size, "every slot and step has its own noise"
 
 
-def test_model_flops_are_without_rematerialisation_and_what_a_kernel_pads():
-    """Six for every parameter and token that meet, and attention as if dense; recomputation is not among them."""
+def test_model_flops_exclude_rematerialisation_and_padding():
+    """Six per parameter and token, and dense attention, for every backend and rematerialisation."""
     mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
-    given = {name: array for name, array in batch().items() if name != "pixels"}
-    given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
+    inputs = {name: array for name, array in batch().items() if name != "pixels"}
+    inputs["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
     counted = {
         changes: Program(
             settings, dataclasses.replace(TINY, **dict([changes])), ("t2i",), mesh
-        ).model_flops(given, None)
+        ).model_flops(inputs, None)
         for changes in (("remat", "none"), ("remat", "full"), ("attention_backend", "splash"))
     }
     plain = counted["remat", "none"]
@@ -154,22 +156,22 @@ def test_model_flops_are_without_rematerialisation_and_what_a_kernel_pads():
     assert 0.7 < plain / (6 * tokens * sum(kernels)) < 1.5
 
 
-def test_model_flops_of_a_text_loss_in_chunks_are_of_tokens_with_labels():
+def test_model_flops_of_a_text_loss_in_chunks_count_tokens_with_labels():
     mesh, settings = make_mesh(devices=jax.devices()[:1]), LoopSettings(steps=1, optimizer=ADAM)
-    given = {name: array for name, array in batch().items() if name != "pixels"}
-    given["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
-    labels = np.full_like(given["labels"], -100)
+    inputs = {name: array for name, array in batch().items() if name != "pixels"}
+    inputs["latents"] = np.zeros((2, 1, 1, 2, 2, TINY.vae.latent_channels), np.float32)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    labels = np.full_like(inputs["labels"], -100)
     labels[0, 3:8] = labels[1, 11] = 7
 
     def counted(chunk: int, batch, heads=NO_LIMITS) -> int:
         config = dataclasses.replace(TINY, text_chunk=chunk)
         return Program(settings, config, ("t2i",), mesh).model_flops(batch, None, heads)
 
-    few, none = given | {"labels": labels}, given | {"labels": np.full_like(labels, -100)}
-    silent, size = counted(0, given, Heads(None, 0)), TINY.language
-    a_token = 6 * size.width * size.vocabulary
-    assert counted(8, none) == silent
-    assert counted(8, few) == silent + 6 * a_token
-    assert counted(8, few, Heads(None, 1)) == silent + 6 * a_token
-    assert counted(0, few) == counted(8, shapes) == silent + 2 * 24 * a_token
+    few, none = inputs | {"labels": labels}, inputs | {"labels": np.full_like(labels, -100)}
+    without_text, size = counted(0, inputs, Heads(None, 0)), TINY.language
+    per_token = 6 * size.width * size.vocabulary
+    assert counted(8, none) == without_text
+    assert counted(8, few) == without_text + 6 * per_token
+    assert counted(8, few, Heads(None, 1)) == without_text + 6 * per_token
+    assert counted(0, few) == counted(8, shapes) == without_text + 2 * 24 * per_token

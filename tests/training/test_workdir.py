@@ -1,3 +1,5 @@
+"""The lock of a workdir."""
+
 import subprocess
 import sys
 
@@ -5,7 +7,7 @@ import pytest
 
 from tuna_jax.training.workdir import WorkdirInUseError, check_folder, locked
 
-# Another process, for a lock does not keep out the process that holds it.
+# A process of its own, since a lock does not exclude the process that holds it.
 HOLD = (
     "import fcntl, sys\n"
     "file = open(sys.argv[1], 'a+')\n"
@@ -16,14 +18,13 @@ HOLD = (
 )
 
 
-def test_a_workdir_has_one_run_at_a_time_and_a_killed_one_is_no_hindrance(tmp_path):
+def test_a_workdir_has_one_run_at_a_time_and_a_killed_run_releases_it(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     command = [sys.executable, "-c", HOLD, str(folder / ".lock")]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    message = "run is in use by process 17 on there.*--workdir"
-    with pytest.raises(WorkdirInUseError, match=message), locked(folder):
+    with pytest.raises(WorkdirInUseError, match="process 17 on there.*--workdir"), locked(folder):
         pass
     other.kill()
     other.communicate()
@@ -34,12 +35,12 @@ def test_a_workdir_has_one_run_at_a_time_and_a_killed_one_is_no_hindrance(tmp_pa
         pass
 
 
-def test_makes_the_folder(tmp_path):
+def test_the_folder_is_created(tmp_path):
     with locked(tmp_path / "new" / "run"):
         assert (tmp_path / "new" / "run").is_dir()
 
 
-def test_a_bucket_is_to_be_mounted():
-    with pytest.raises(ValueError, match="--workdir=gs://bucket/run is no folder; mount"):
+def test_a_bucket_is_an_error():
+    with pytest.raises(ValueError, match="--workdir=gs://bucket/run"):
         check_folder("gs://bucket/run")
     check_folder("runs/x")

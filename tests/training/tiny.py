@@ -1,4 +1,4 @@
-"""The emoji experiment at its smallest: real data, real model code, seconds a run. For tests; see test_resume.py."""
+"""The emoji experiment with a tiny model and little data, for tests such as test_resume.py: seconds per run."""
 
 import os
 import runpy

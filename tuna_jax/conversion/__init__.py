@@ -1,1 +1,1 @@
-"""Weights to and from PyTorch: one table, readers, and the parity checker."""
+"""Weights to and from PyTorch: the weight map, readers and writers, and pretrained backbones."""

@@ -1,7 +1,7 @@
-"""Parameters as Orbax checkpoints: converted ones, and those of training runs, for the conversion to read and write.
+"""Reads and writes parameters as Orbax checkpoints, converted ones and those of training runs.
 
-A converted checkpoint has the layout of a training run's: a folder named after step 0, with the parameters
-under `params` and the config under `tuna_config`.
+A converted checkpoint has the layout of a training run: a folder for step 0 with the parameters under `params` and the
+config under `tuna_config`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from tuna_jax.utils.param_tree import flatten, unflatten
 
 
 class OrbaxWriter:
-    """A sink for `transfer.to_ours`: each parameter goes to the mesh as soon as all of its layers are there.
+    """A sink for `convert_checkpoint.to_ours` that puts each parameter on the mesh when all of its layers are written.
 
-    Leaving the context saves them all at once (Orbax writes beside and renames), or nothing after an error.
+    Leaving the context saves all parameters atomically; after an error it saves nothing.
 
     Args:
-      folder: made; it must not hold anything.
+      folder: created; it must not exist, or be empty.
       config: saved with the parameters.
-      specs: every parameter's shape and dtype.
-      mesh: where the parameters lie until they are saved; None: all devices at hand, split over `fsdp`.
+      specs: shape and dtype of every parameter.
+      mesh: holds the parameters until they are saved; None: all devices, sharded over `fsdp`.
 
     Raises:
-      FileExistsError: there is something under that name already.
+      FileExistsError: the folder exists and is not empty.
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class OrbaxWriter:
         self._folder, self._config = Path(folder), config
         if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
             raise FileExistsError(
-                f"{folder} exists already and is left as it is; choose another output, or move it away"
+                f"{folder} already exists and is not overwritten; use another output, or move it away"
             )
         mesh = make_mesh() if mesh is None else mesh
         shapes = {path: jax.ShapeDtypeStruct(*spec) for path, spec in specs.items()}
         network = {path: leaf for path, leaf in shapes.items() if not path.startswith("vae.")}
-        laid_out = param_sharding.shardings(unflatten(network), mesh)
-        # The VAE is frozen and small: every device keeps it whole.
-        self._shardings = dict.fromkeys(specs, param_sharding.replicated(mesh)) | flatten(laid_out)
+        sharded = param_sharding.shardings(unflatten(network), mesh)
+        # The VAE is frozen and small, so it is replicated.
+        self._shardings = dict.fromkeys(specs, param_sharding.replicated(mesh)) | flatten(sharded)
         self._specs = specs
         self._partial: dict[str, tuple[np.ndarray, set[int]]] = {}
         self._done: dict[str, jax.Array] = {}
 
     def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
-        """Takes a parameter, or its part `index` along the first axis."""
+        """Writes a parameter, or its part `index` along the first axis."""
         if index is None:
-            self._place(key, tensor)
+            self._put_on_mesh(key, tensor)
             return
         shape, dtype = self._specs[key]
         whole, missing = self._partial.setdefault(
@@ -76,9 +76,9 @@ class OrbaxWriter:
         whole[index] = tensor
         missing.discard(index)
         if not missing:
-            self._place(key, self._partial.pop(key)[0])
+            self._put_on_mesh(key, self._partial.pop(key)[0])
 
-    def _place(self, key: str, whole: np.ndarray) -> None:
+    def _put_on_mesh(self, key: str, whole: np.ndarray) -> None:
         self._done[key] = jax.make_array_from_callback(
             whole.shape, self._shardings[key], lambda part: whole[part]
         )
@@ -101,7 +101,7 @@ class OrbaxWriter:
 
 
 def open_any(path: str | Path) -> tuple[TunaConfig | None, StateDict]:
-    """Any weights, lazily, with the config that they carry: an Orbax checkpoint, or what `open_weights` opens."""
+    """Any weights, read lazily, with their config if there is one: an Orbax checkpoint, or a file of `open_weights`."""
     if open_arrays(path) is not None:
         return open_parameters(path)
     state = open_weights(path)
@@ -109,14 +109,14 @@ def open_any(path: str | Path) -> tuple[TunaConfig | None, StateDict]:
 
 
 def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaConfig, StateDict]:
-    """Our parameters by dotted name, lazily, with their config: safetensors or Orbax.
+    """Our parameters by dotted name, read lazily, with their config: safetensors or Orbax.
 
     Args:
-      path: what `convert from_torch` wrote; a training run's workdir, checkpoint or `model.safetensors`.
-      averaged: of a run's checkpoint, take the averaged parameters if it has them.
+      path: an output of `convert from_torch`; or a training run's workdir, checkpoint or `model.safetensors`.
+      averaged: read the averaged parameters of a run's checkpoint if it has them.
 
     Raises:
-      SourceError: neither of them, or without a config.
+      SourceError: the path is neither, or has no config.
     """
     arrays = open_arrays(path)
     if arrays is None:
@@ -127,7 +127,7 @@ def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaCon
     elif "model" in record:
         config = from_dict(record["model"])
     else:
-        raise SourceError(f"{arrays.folder} carries no config: it is not a checkpoint of tuna_jax")
+        raise SourceError(f"{arrays.folder} has no config; it is not a checkpoint of tuna_jax")
     averaged = averaged and any(leaf.startswith("ema.") for leaf in arrays.leaves)
     prefix = "ema." if averaged else "params."
     entries = {
@@ -137,20 +137,20 @@ def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaCon
         for name, leaf in arrays.leaves.items()
         if name.startswith(prefix)
     }
-    memory: dict[str, np.ndarray] = {}
+    cache: dict[str, np.ndarray] = {}
 
     def read(key: str, index: int | None) -> np.ndarray:
-        # The layers of one parameter are asked for in a row, and Orbax reads it as a whole.
-        if key not in memory:
-            memory.clear()
-            memory[key] = arrays.read(prefix + key)
-        return memory[key] if index is None else memory[key][index]
+        # The layers of a parameter are read one after the other, and Orbax reads whole parameters.
+        if key not in cache:
+            cache.clear()
+            cache[key] = arrays.read(prefix + key)
+        return cache[key] if index is None else cache[key][index]
 
     return config, StateDict(entries, read)
 
 
 def settings_of(source: Path, state: StateDict) -> Mapping[str, Any] | None:
-    """The settings of the training run that this model came from; None: it came from no run."""
+    """The settings of the training run of a model; None if it does not come from a run."""
     if "settings" in state.metadata:
         return json.loads(state.metadata["settings"])
     arrays = open_arrays(source)

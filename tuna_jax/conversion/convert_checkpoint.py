@@ -1,6 +1,6 @@
-"""Whole checkpoints through the table, file to file: a tensor is read, turned and written before the next one.
+"""Converts whole checkpoints file to file with the weight map, one tensor at a time.
 
-Nothing is held but the tensor at hand. Bits pass untouched: a tensor keeps its dtype unless a cast is asked for.
+Only the current tensor is in memory. A tensor keeps its dtype and its bits unless a cast is requested.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tuna_jax.utils.param_tree import flatten
 CONFIG_KEY = "tuna_config"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
-# PyTorch buffers that hold nothing learnt; they are left out, for the reason given.
+# PyTorch buffers that are not learned -> their content; they are left out.
 BUFFERS: dict[str, str] = {
     "rotary_emb.inv_freq": "frequencies of RoPE, computed from the config",
     "embeddings.position_ids": "0, 1, 2, ...",
@@ -34,7 +34,7 @@ Specs = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class Sink(Protocol):
-    """Takes tensors, whole or in pieces along their first axis."""
+    """Receives tensors, whole or in parts along their first axis."""
 
     def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
         """Writes a tensor, or its part `index`."""
@@ -42,12 +42,12 @@ class Sink(Protocol):
 
 
 def parameter_shapes(config: TunaConfig) -> dict[str, Any]:
-    """Shapes of all parameters, the VAE's under 'vae'; nothing is allocated."""
+    """Shapes of all parameters, those of the VAE under 'vae'; nothing is allocated."""
     return tuna.shapes(config) | {"vae": vae.shapes(config.vae)}
 
 
 def without_buffers(state: StateDict) -> StateDict:
-    """The state dict without what BUFFERS names."""
+    """The state dict without BUFFERS."""
     entries = {
         key: entry
         for key, entry in state.entries.items()
@@ -68,43 +68,43 @@ def to_ours(
 
     Args:
       config: the model.
-      state: all of an official state dict; the whole VAE may be absent.
-      open_sink: called once with every parameter's shape and dtype; a context that gives a Sink.
-      dtype: cast to it, one of DTYPES; empty keeps each tensor's own.
-      progress: show a bar.
+      state: an official state dict; the whole VAE may be absent.
+      open_sink: called once with the shape and dtype of every parameter; returns a context manager of a `Sink`.
+      dtype: cast to this dtype, one of DTYPES; empty keeps each tensor's dtype.
+      progress: show a progress bar.
 
     Returns:
-      How many PyTorch tensors were converted.
+      The number of converted PyTorch tensors.
 
     Raises:
-      ConversionError: a missing, foreign or wrongly shaped tensor, an alias that differs, layers of one family in
-        several dtypes; all of a kind are listed, and nothing is written.
+      ConversionError: a missing, unexpected or wrongly shaped tensor, an alias that differs, or layers of one family in
+        several dtypes. The message lists all tensors of a kind, and nothing is written.
     """
     state = without_buffers(state)
     shapes = parameter_shapes(config)
-    wanted, rows = weight_map.torch_shapes(config, shapes), weight_map.rows(config)
+    expected, rows = weight_map.torch_shapes(config, shapes), weight_map.rows(config)
     if not weight_map.has_vae(state.entries):
-        wanted = weight_map.without_vae(wanted)
+        expected = weight_map.without_vae(expected)
         rows = [row for row in rows if not row.torch.startswith(weight_map.VAE_PREFIX)]
-    weight_map.compare(wanted, state.shapes, weight_map.aliases(config))
+    weight_map.compare(expected, state.shapes, weight_map.aliases(config))
     weight_map.check_aliases(config, state.entries, state.read)
     flat = flatten(shapes)
     specs, mixed = {}, []
     for row in rows:
-        found = {state.entries[key].dtype for key in row.names()}
-        if len(found) > 1 and not dtype:
-            names = ", ".join(sorted(map(str, found)))
+        dtypes = {state.entries[key].dtype for key in row.names()}
+        if len(dtypes) > 1 and not dtype:
+            names = ", ".join(sorted(map(str, dtypes)))
             mixed.append(f"{row.torch} ({names})")
-        specs[row.path] = flat[row.path].shape, DTYPES[dtype] if dtype else next(iter(found))
+        specs[row.path] = flat[row.path].shape, DTYPES[dtype] if dtype else next(iter(dtypes))
     if mixed:
         raise weight_map.ConversionError(
-            f"{len(mixed)} families have layers of several dtypes, which cannot be stacked as they are; cast them "
+            f"{len(mixed)} families have layers of several dtypes, which cannot be stacked; cast them "
             f"with --dtype:\n  " + "\n  ".join(mixed)
         )
     pieces = [(row, index, key) for row in rows for index, key in enumerate(row.names())]
     with open_sink(specs) as sink:
-        for row, index, key in _shown(pieces, progress):
-            tensor = _turned(state.read(key), row.transform.to_ours, dtype)
+        for row, index, key in _with_progress(pieces, progress):
+            tensor = _transformed(state.read(key), row.transform.to_ours, dtype)
             sink.write(row.path, tensor, None if row.layers is None else index)
     return len(pieces)
 
@@ -117,16 +117,16 @@ def to_torch(
     dtype: str = "",
     progress: bool = False,
 ) -> int:
-    """Our parameters, by dotted name -> an official state dict, aliases included; the inverse of `to_ours`.
+    """Our parameters by dotted name -> an official state dict with aliases; the inverse of `to_ours`.
 
-    Args and errors are those of `to_ours`. Parameters of an image-only VAE do not fit: inflate them first.
+    Arguments and errors are those of `to_ours`. Parameters of an image-only VAE must be inflated first.
     """
-    wanted = {path: leaf.shape for path, leaf in flatten(parameter_shapes(config)).items()}
+    expected = {path: leaf.shape for path, leaf in flatten(parameter_shapes(config)).items()}
     rows = weight_map.rows(config)
     if not any(path.startswith("vae.") for path in params.entries):
-        wanted = {path: shape for path, shape in wanted.items() if not path.startswith("vae.")}
+        expected = {path: shape for path, shape in expected.items() if not path.startswith("vae.")}
         rows = [row for row in rows if not row.path.startswith("vae.")]
-    weight_map.compare(wanted, params.shapes, ())
+    weight_map.compare(expected, params.shapes, ())
     return write_rows(
         rows, weight_map.aliases(config), params, open_sink, dtype=dtype, progress=progress
     )
@@ -141,20 +141,20 @@ def write_rows(
     dtype: str = "",
     progress: bool = False,
 ) -> int:
-    """What these rows of the table name, in PyTorch's layout; returns how many tensors that are.
+    """Writes the tensors of these rows of the weight map in PyTorch's layout; returns their number.
 
     Args:
-      rows: the families.
-      aliases: PyTorch keys that repeat another one.
+      rows: the tensor families.
+      aliases: PyTorch key -> key of the same tensor.
       params, open_sink, dtype, progress: as in `to_torch`.
 
     Raises:
-      ConversionError: parameters that the rows name are missing; all are listed.
+      ConversionError: parameters of the rows are missing; the message lists all of them.
     """
     absent = [f"missing: {row.path}" for row in rows if row.path not in params.entries]
     if absent:
         raise weight_map.ConversionError(
-            f"{len(absent)} parameters are not in this checkpoint:\n  " + "\n  ".join(absent)
+            f"{len(absent)} parameters are missing in this checkpoint:\n  " + "\n  ".join(absent)
         )
     pieces = [(row, index, key) for row in rows for index, key in enumerate(row.names())]
     specs: Specs = {}
@@ -167,60 +167,62 @@ def write_rows(
         specs[alias] = specs[source]
         repeated.setdefault(source, []).append(alias)
     with open_sink(specs) as sink:
-        for row, index, key in _shown(pieces, progress):
+        for row, index, key in _with_progress(pieces, progress):
             stored = params.read(row.path, None if row.layers is None else index)
-            tensor = _turned(stored, row.transform.to_torch, dtype)
+            tensor = _transformed(stored, row.transform.to_torch, dtype)
             for name in (key, *repeated.get(key, ())):
                 sink.write(name, tensor)
     return len(specs)
 
 
-def _shown(pieces: list[Any], progress: bool) -> Iterator[Any]:
+def _with_progress(pieces: list[Any], progress: bool) -> Iterator[Any]:
     return iter(tqdm(pieces, unit="tensor", disable=not progress))
 
 
-def _turned(
+def _transformed(
     tensor: np.ndarray, transform: Callable[[np.ndarray], np.ndarray], dtype: str
 ) -> np.ndarray:
-    """The transform and, if asked for, the cast; contiguous."""
+    """The transformed tensor, cast if `dtype` is not empty; contiguous."""
     if dtype and tensor.dtype != DTYPES[dtype]:
         tensor = tensor.astype(DTYPES[dtype])
-    # As plain bits: NumPy copies its own dtypes much faster than bfloat16.
+    # As unsigned integers: NumPy copies its own dtypes much faster than bfloat16.
     bits = tensor.view(f"u{tensor.dtype.itemsize}")
-    turned = transform(bits)
-    return (_copied(turned) if not turned.flags.c_contiguous else turned).view(tensor.dtype)
+    transformed = transform(bits)
+    if not transformed.flags.c_contiguous:
+        transformed = contiguous(transformed)
+    return transformed.view(tensor.dtype)
 
 
-def _copied(turned: np.ndarray) -> np.ndarray:
-    """A contiguous copy. A big transposed matrix is copied in stripes, so that each cache line is read once."""
-    if turned.ndim != 2 or turned.nbytes < 1 << 20:
-        return np.ascontiguousarray(turned)
-    copy = np.empty(turned.shape, turned.dtype)
-    for start in range(0, len(turned), 64):
-        copy[start : start + 64] = turned[start : start + 64]
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy. A large transposed matrix is copied in stripes, so that each cache line is read once."""
+    if array.ndim != 2 or array.nbytes < 1 << 20:
+        return np.ascontiguousarray(array)
+    copy = np.empty(array.shape, array.dtype)
+    for start in range(0, len(array), 64):
+        copy[start : start + 64] = array[start : start + 64]
     return copy
 
 
 def open_parameters(path: str | Path) -> tuple[TunaConfig, StateDict]:
-    """Our parameters as safetensors, lazily, with the config that they carry.
+    """Our parameters from safetensors, read lazily, with their config.
 
     Args:
-      path: what `convert from_torch` or a training run wrote: a `.safetensors` file, or a folder of shards.
+      path: an output of `convert from_torch` or of a training run: a `.safetensors` file, or a folder of shards.
 
     Raises:
-      SourceError: not readable, or without a config.
+      SourceError: the file cannot be read, or has no config.
     """
     state = open_files(path)
     config = config_in(state.metadata)
     if config is None:
         raise SourceError(
-            f"{path} carries no config: it is not a checkpoint of tuna_jax. `convert inspect` says what it is"
+            f"{path} has no config; it is not a checkpoint of tuna_jax. `convert inspect` describes it"
         )
     return config, state
 
 
 def config_in(metadata: Mapping[str, str]) -> TunaConfig | None:
-    """The config in the remarks of a safetensors file of ours; None: there is none."""
+    """The config in the metadata of a safetensors file of ours; None if there is none."""
     if CONFIG_KEY in metadata:
         return from_dict({"preset": "tiny"} | json.loads(metadata[CONFIG_KEY]))
     if "settings" in metadata:
@@ -231,6 +233,6 @@ def config_in(metadata: Mapping[str, str]) -> TunaConfig | None:
 def parameters_writer(
     path: str | Path, config: TunaConfig, *, shard_bytes: int = 5 * 10**9
 ) -> Callable[[Specs], Writer]:
-    """A sink for `to_ours`: safetensors under our names, with the config inside."""
+    """A sink for `to_ours` that writes safetensors under our names, with the config in the metadata."""
     metadata = {CONFIG_KEY: json.dumps(config.to_dict())}
     return lambda specs: Writer(path, specs, metadata=metadata, shard_bytes=shard_bytes)

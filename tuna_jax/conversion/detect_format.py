@@ -1,4 +1,4 @@
-"""What weights are: whose layout they have, which components of TUNA they hold, and how big these are."""
+"""Detects the layout of weights, the components of TUNA that they hold, and the sizes of these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
 from tuna_jax.conversion import config_check, convert_checkpoint, official_config, weight_map
 from tuna_jax.conversion.gguf import open_gguf
-from tuna_jax.conversion.pretrained_backbones import Parent, rows_of
+from tuna_jax.conversion.pretrained_backbones import Backbone, rows_of
 from tuna_jax.conversion.readers import (
     Entry,
     SourceError,
@@ -21,7 +21,7 @@ from tuna_jax.conversion.readers import (
 )
 from tuna_jax.utils.param_tree import flatten
 
-# Layout -> what it is, and keys that every state dict of this layout has and no other.
+# Layout -> description, and keys that every state dict of this layout has and no other layout has.
 LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tuna": ("an official TUNA state dict", ("tuna.model.embed_tokens.weight",)),
     "tuna_jax": ("parameters of tuna_jax", ("language.embedding", "flow_head.final.linear.kernel")),
@@ -46,12 +46,12 @@ LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-# What a SigLIP vision encoder has that transformers 5 saved alone: the same names without `vision_model.`
+# Keys of a SigLIP vision encoder saved separately by transformers 5: without the prefix `vision_model.`.
 _BARE_SIGLIP = ("embeddings.patch_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight")
-# Layouts of a TUNA's parents; `parents.py` puts them together.
-PARENTS = ("qwen", "siglip", "wan", "diffusers")
+# Layouts of pretrained backbones; `pretrained_backbones.py` assembles them.
+BACKBONES = ("qwen", "siglip", "wan", "diffusers")
 
-# First keys of a component -> its name, for each layout.
+# Layout -> (prefix of keys, name of the component).
 _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "tuna": (
         ("tuna.", "language transformer"),
@@ -78,7 +78,7 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A part of a checkpoint: how many tensors and numbers, how many bytes, in which dtypes."""
+    """A component of a checkpoint: numbers of tensors and of parameters, size in bytes, and dtypes."""
 
     name: str
     tensors: int
@@ -89,24 +89,24 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a checkpoint is, without loading it.
+    """A description of a checkpoint, made without reading its tensors.
 
     Attributes:
-      layout: a key of LAYOUTS, or '' for none of them.
-      components: its parts; what belongs to none is 'other'.
-      files: where it lies.
-      against: the config that `differences` is about: a preset's name, a file, or 'its own config'; '' if unknown.
-      differences: every tensor that this config misses, does not know, or wants in another shape.
+      layout: a key of LAYOUTS, or '' if unknown.
+      components: its components; tensors of no component are in 'other'.
+      files: its files.
+      compared_with: the config of `differences`: a preset's name, a file, or 'its own config'; '' if there is none.
+      differences: every tensor that is missing, unexpected, or of another shape than in this config.
     """
 
     layout: str
     components: tuple[Component, ...]
     files: tuple[str, ...]
-    against: str
+    compared_with: str
     differences: str
 
 
-def recognise(state: StateDict) -> str:
+def detect_layout(state: StateDict) -> str:
     """The layout of a state dict: a key of LAYOUTS, or ''."""
     for layout, (_, keys) in LAYOUTS.items():
         if all(key in state.entries for key in keys):
@@ -115,40 +115,47 @@ def recognise(state: StateDict) -> str:
 
 
 def open_weights(path: str | Path) -> StateDict:
-    """Any weights that can come in: what `open_files` opens, and GGUF."""
+    """Opens weights of any supported file format: those of `open_files`, and GGUF."""
     state = open_gguf(path) if Path(path).suffix == ".gguf" else open_files(path)
     if all(key in state.entries for key in _BARE_SIGLIP):
         return state.renamed(lambda key: f"vision_model.{key}")
     return state
 
 
-def open_official(paths: Sequence[str | Path]) -> StateDict | list[Parent]:
-    """One official TUNA state dict from one or several sources (a TUNA, and its VAE apart); or its parents.
+def open_official(paths: Sequence[str | Path]) -> StateDict | list[Backbone]:
+    """An official TUNA state dict from one or several sources (TUNA, and its VAE separately); or pretrained backbones.
 
     Raises:
-      SourceError: a source of another layout, two sources with one tensor, a TUNA beside a parent other than a VAE.
+      SourceError: a source of another layout, a tensor in two sources, or TUNA together with a backbone other than a
+        VAE.
     """
     opened = [(str(path), open_weights(path)) for path in paths]
-    layouts = [recognise(state) for _, state in opened]
+    layouts = [detect_layout(state) for _, state in opened]
     for (path, state), layout in zip(opened, layouts, strict=True):
         if layout == "tuna_jax":
-            raise SourceError(f"{path} holds parameters of tuna_jax already; `to_torch` turns them")
+            raise SourceError(
+                f"{path} already has parameters of tuna_jax; `to_torch` converts them to PyTorch"
+            )
         if not layout:
             keys = ", ".join(list(state.entries)[:3])
-            known = "; ".join(text for name, (text, _) in LAYOUTS.items() if name != "tuna_jax")
-            raise SourceError(f"{path} is none of: {known}. Its first keys are: {keys}")
-    found = list(zip(opened, layouts, strict=True))
+            layouts_text = "; ".join(
+                text for name, (text, _) in LAYOUTS.items() if name != "tuna_jax"
+            )
+            raise SourceError(
+                f"{path} has an unknown layout; the known ones are: {layouts_text}. Its first keys are: {keys}"
+            )
+    sources = list(zip(opened, layouts, strict=True))
     if "tuna" not in layouts:
         return [
-            Parent(path, layout, state, config_check.read_config_json(path))
-            for (path, state), layout in found
+            Backbone(path, layout, state, config_check.read_config_json(path))
+            for (path, state), layout in sources
         ]
     parts = []
-    for (path, state), layout in found:
+    for (path, state), layout in sources:
         if layout not in ("tuna", "wan"):
             raise SourceError(
-                f"{path} is {LAYOUTS[layout][0]}, and another source is a whole TUNA; give a TUNA "
-                f"(and its VAE, in Wan's names), or its parents"
+                f"{path} is {LAYOUTS[layout][0]}, and another source is a full TUNA model; pass either a TUNA "
+                f"model (and its VAE, in Wan's names), or pretrained backbones"
             )
         parts.append(
             state if layout == "tuna" else state.renamed(lambda key: weight_map.VAE_PREFIX + key)
@@ -157,11 +164,11 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Parent]:
 
 
 def read_config(path: str | Path) -> TunaConfig:
-    """A model's config from a JSON file: a golden set's `state_dict.json`, or overrides as an experiment's `model`.
+    """A model's config from a JSON file: `state_dict.json` of a golden set, or overrides as in an experiment's `model`.
 
     Raises:
-      SourceError: no such file, or not JSON.
-      ValueError: an unknown key in it.
+      SourceError: the file does not exist, or is not JSON.
+      ValueError: the file has an unknown key.
     """
     path = Path(path)
     try:
@@ -175,24 +182,24 @@ def read_config(path: str | Path) -> TunaConfig:
     return from_dict(values)
 
 
-def summarize(state: StateDict, config: TunaConfig | None = None, against: str = "") -> Summary:
-    """Says what weights are; reads none of them.
+def summarize(state: StateDict, config: TunaConfig | None = None, config_name: str = "") -> Summary:
+    """Describes weights without reading their tensors.
 
     Args:
       state: the weights.
-      config: hold them against this; None takes the preset that most of their shapes fit.
-      against: what to call `config`.
+      config: to compare with; None takes the preset whose shapes match best.
+      config_name: name of `config` in the summary.
     """
-    layout = recognise(state)
+    layout = detect_layout(state)
     if config is None and layout in ("tuna", "wan", "diffusers"):
-        against = _nearest_preset(layout, state)
-        config = preset(against)
+        config_name = _nearest_preset(layout, state)
+        config = preset(config_name)
     differences = "" if config is None else _differences(layout, config, state)
     return Summary(
         layout,
         tuple(_components(layout, state)),
         tuple(sorted({entry.file for entry in state.entries.values()})),
-        against if config is not None and layout not in ("", "qwen", "siglip") else "",
+        config_name if config is not None and layout not in ("", "qwen", "siglip") else "",
         differences,
     )
 
@@ -212,16 +219,16 @@ def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _nearest_preset(layout: str, state: StateDict) -> str:
-    def fitting(name: str) -> int:
+    def matching(name: str) -> int:
         expected = _expected(layout, preset(name))
         return sum(state.entries[key].shape == expected.get(key) for key in state.entries)
 
-    return max(PRESETS, key=fitting)
+    return max(PRESETS, key=matching)
 
 
 def _differences(layout: str, config: TunaConfig, state: StateDict) -> str:
     if not layout or layout in ("qwen", "siglip"):
-        return ""  # they fit after changes that `parents.py` makes
+        return ""  # They match after the adaptations of `pretrained_backbones.py`.
     state = convert_checkpoint.without_buffers(state)
     expected, optional = _expected(layout, config), weight_map.aliases(config)
     if layout == "tuna" and not weight_map.has_vae(state.entries):

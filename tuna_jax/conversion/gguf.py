@@ -1,7 +1,7 @@
-"""GGUF files of llama-style language models, read as if they were Hugging Face state dicts.
+"""GGUF files of llama-style language models, read as Hugging Face state dicts.
 
-Tensors are dequantised to float32 when they are read. llama.cpp keeps the rows of query and key in the order of
-interleaved RoPE; they are put back into the order of half-split RoPE, which Hugging Face and this code use.
+Tensors are dequantised to float32 when they are read. llama.cpp stores the rows of query and key in the order of
+interleaved RoPE; they are reordered to half-split RoPE, which Hugging Face and this code use.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ def _hugging_face(name: str) -> str:
 
 
 def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key projection `[heads * head_dim, in]`, from interleaved to half-split order of RoPE."""
+    """Reorders the rows of a query or key projection [heads * head_dim, in] from interleaved to half-split RoPE."""
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
-    return SourceError(f"{path} is truncated or not a GGUF file ({error}); fetch it again")
+    return SourceError(f"{path} is truncated or not a GGUF file ({error}); download it again")
 
 
 def _reader(path: Path) -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise SourceError(f"{path} is a GGUF file, which wants: pip install gguf") from error
+        raise SourceError(f"{path} is a GGUF file, which requires: pip install gguf") from error
     try:
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, OSError) as error:
@@ -62,10 +62,10 @@ def _reader(path: Path) -> Any:
 
 
 def tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer inside a GGUF file of a SmolLM2: byte-level BPE, digits one by one.
+    """The tokenizer in a GGUF file of SmolLM2: byte-level BPE that splits numbers into digits.
 
     Raises:
-      SourceError: as `open_gguf`, or a tokenizer of another kind.
+      SourceError: as for `open_gguf`, or the tokenizer is of another kind.
     """
     path = Path(path)
     fields = {
@@ -75,24 +75,26 @@ def tokenizer(path: str | Path) -> Tokenizer:
     }
     kind = fields["pre"].contents() if "pre" in fields else None
     if kind != "smollm":
-        raise SourceError(f"{path} has a tokenizer of kind {kind!r}; known here: 'smollm'")
+        raise SourceError(f"{path} has a tokenizer of kind {kind!r}; only 'smollm' is supported")
     words = fields["tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["merges"].contents()]
-    made = Tokenizer(models.BPE(vocab={word: row for row, word in enumerate(words)}, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    bpe = models.BPE(vocab={word: row for row, word in enumerate(words)}, merges=merges)
+    result = Tokenizer(bpe)
+    result.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    made.decoder = decoders.ByteLevel()
+    result.decoder = decoders.ByteLevel()
     types = fields["token_type"].contents()
-    made.add_special_tokens([word for word, type_ in zip(words, types, strict=True) if type_ == 3])
-    return made
+    special = [word for word, type_ in zip(words, types, strict=True) if type_ == 3]
+    result.add_special_tokens(special)
+    return result
 
 
 def open_gguf(path: str | Path) -> StateDict:
-    """Opens a GGUF file; its metadata has the model's sizes as strings, by GGUF's names without the architecture.
+    """Opens a GGUF file; its metadata has the model's sizes as strings, under GGUF's names without the architecture.
 
     Raises:
       SourceError: the package `gguf` is missing, the file is truncated, or not of a llama-style language model.
@@ -112,14 +114,16 @@ def open_gguf(path: str | Path) -> StateDict:
         raise _damaged(path, error) from error
     if architecture not in _ARCHITECTURES:
         raise SourceError(
-            f"{path} holds a model of architecture {architecture!r}; known here: {', '.join(_ARCHITECTURES)}"
+            f"{path} has a model of architecture {architecture!r}; supported: {', '.join(_ARCHITECTURES)}"
         )
     heads = int(sizes[f"{architecture}.attention.head_count"])
     groups = int(sizes.get(f"{architecture}.attention.head_count_kv", heads))
     try:
         tensors = {_hugging_face(tensor.name): tensor for tensor in reader.tensors}
     except KeyError as error:
-        raise SourceError(f"{path} holds a tensor that no llama-style model has: {error}") from None
+        raise SourceError(
+            f"{path} has a tensor that llama-style models do not have: {error}"
+        ) from None
     float32 = np.dtype(np.float32)
     entries = {
         key: Entry(tuple(int(n) for n in reversed(tensor.shape)), float32, str(path))

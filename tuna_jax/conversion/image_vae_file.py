@@ -1,9 +1,8 @@
-"""The shipped image VAE: measuring it, writing it as one small safetensors file, and reading it
-back.
+"""The file format of the small image VAE: writing, reading, and measuring the VAE.
 
-The file holds the parameters in float16 under their dotted names, and two tensors more:
-`latent_mean` and `latent_std` (float32 [C]), the per-channel statistics that normalise its latents.
-Its metadata holds the VAE's config as JSON.
+A safetensors file has the parameters in float16 under their dotted names, and two more tensors, `latent_mean` and
+`latent_std` (float32 [C]): the per-channel statistics that normalise the latents. Its metadata has the VAE's config as
+JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _MEAN, _STD = "latent_mean", "latent_std"
 
 
 def shipped_image_vae() -> Path:
-    """The emoji VAE inside the installed package."""
+    """Path of the emoji VAE in the installed package."""
     return Path(str(resources.files("tuna_jax") / "assets" / "emoji_vae.safetensors"))
 
 
@@ -42,31 +41,36 @@ def export(
     params: Any,
     statistics: tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]],
 ) -> Path:
-    """Writes `params` (a nested dict) in float16 and the latents' (mean, std) to the safetensors
-    file `path`."""
+    """Writes a VAE to a safetensors file, atomically.
+
+    Args:
+      path: the file.
+      config: of the VAE.
+      params: nested dict; written in float16.
+      statistics: per-channel (mean, standard deviation) of the latents.
+    """
     path = Path(path)
     tensors: dict[str, np.ndarray] = {
         name: np.asarray(leaf, np.float16) for name, leaf in flatten(params).items()
     }
     tensors[_MEAN], tensors[_STD] = (np.asarray(values, np.float32) for values in statistics)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    save_file(tensors, beside, metadata={"vae": json.dumps(dataclasses.asdict(config))})
-    os.replace(beside, path)
+    scratch = path.with_suffix(".tmp")
+    save_file(tensors, scratch, metadata={"vae": json.dumps(dataclasses.asdict(config))})
+    os.replace(scratch, path)
     return path
 
 
 def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str, Any]]:
-    """Reads an exported VAE: its config, with the file's latent statistics in it, and its
-    parameters in float32.
+    """Reads an exported VAE: its config, including the latent statistics, and its parameters in float32.
 
     Args:
-      path: the safetensors file; None is the one that ships with the package.
+      path: the safetensors file; None takes the VAE of the package.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file lacks the statistics or the config, or its tensors are not the ones that
-        its config asks for (the first missing, extra or wrongly shaped ones are named).
+      FileNotFoundError: the file does not exist.
+      ValueError: the file has no statistics or config, or its tensors do not match its config (the message lists the
+        first missing, unexpected and wrongly shaped ones).
     """
     path = shipped_image_vae() if path is None else Path(path)
     if not path.exists():
@@ -76,24 +80,24 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     if "vae" not in metadata or _MEAN not in tensors or _STD not in tensors:
         raise ValueError(
-            f"{path} is not an exported image VAE: it wants metadata 'vae' and tensors {_MEAN} and {_STD}"
+            f"{path} is not an exported image VAE: it requires metadata 'vae' and tensors {_MEAN} and {_STD}"
         )
     mean, std = tensors.pop(_MEAN), tensors.pop(_STD)
     fields = json.loads(metadata["vae"]) | {
         "latent_stats": "custom",
         "latent_mean": mean.tolist(),
         "latent_std": std.tolist(),
-        # These weights were trained with the posterior in the latents' own units.
+        # The posterior of these weights is in the units of the normalised latents.
         "consistent_posterior": True,
     }
     arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     config = VAEConfig(**arguments)
-    wanted = flatten(vae.shapes(config, image_only=True))
+    expected = flatten(vae.shapes(config, image_only=True))
     _check_same(
         path,
-        {name: leaf.shape for name, leaf in wanted.items()},
+        {name: leaf.shape for name, leaf in expected.items()},
         {n: t.shape for n, t in tensors.items()},
     )
     return config, unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
@@ -120,11 +124,10 @@ def _reconstruct(
 def reconstruction_quality(
     config: VAEConfig, params: Any, batches: Iterable[np.ndarray]
 ) -> dict[str, float]:
-    """PSNR in dB over all pixels of all pictures (batches of float32 [B, H, W, 3] in [-1, 1]).
+    """PSNR in dB over all pixels of all images (batches of float32 [B, H, W, 3] in [-1, 1]).
 
-    `psnr_db` is through the posterior's mean; `psnr_noisy_db` through the mean with noise of 10 %
-    of each channel's standard deviation added: what a decoder makes of latents that are nearly
-    right.
+    `psnr_db` decodes the posterior mean. `psnr_noisy_db` decodes the mean with added noise of 10 % of each channel's
+    standard deviation, as an estimate for generated latents, which are never exact.
     """
     squared, squared_noisy, count = 0.0, 0.0, 0
     for pixels in batches:
@@ -139,11 +142,10 @@ def reconstruction_quality(
 def latent_statistics(
     config: VAEConfig, params: Any, batches: Iterable[np.ndarray]
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Per-channel mean and standard deviation of draws from the posterior over `batches`, in float64
-    inside.
+    """Per-channel mean and standard deviation of posterior samples over `batches`, accumulated in float64.
 
-    Of draws, not of their means: a channel that the KL term has silenced has a mean near 0, and to divide by its
-    small spread would blow its noise up.
+    They are statistics of samples rather than of posterior means: a channel that the KL term has collapsed has means
+    near 0, and dividing by their small deviation would amplify its noise.
     """
     total = total_squared = np.zeros(config.latent_channels)
     count = 0
@@ -161,22 +163,23 @@ def latent_statistics(
 
 
 def _psnr(mean_squared_error: float) -> float:
-    return float(
-        10 * np.log10(4.0 / max(mean_squared_error, 1e-12))
-    )  # Pixels span 2, from -1 to 1.
+    # The range of pixels is 2, from -1 to 1.
+    return float(10 * np.log10(4.0 / max(mean_squared_error, 1e-12)))
 
 
 def _check_same(
-    path: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+    path: Path, expected: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]
 ) -> None:
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is not part of this VAE" for name in sorted(found.keys() - wanted.keys())]
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - stored.keys())]
     problems += [
-        f"{name} has shape {found[name]}, not {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if tuple(found[name]) != tuple(wanted[name])
+        f"{name} is not part of this VAE" for name in sorted(stored.keys() - expected.keys())
+    ]
+    problems += [
+        f"{name} has shape {stored[name]}, not {expected[name]}"
+        for name in sorted(expected.keys() & stored.keys())
+        if tuple(stored[name]) != tuple(expected[name])
     ]
     if problems:
         raise ValueError(
-            f"{path} does not fit its own config: {'; '.join(problems[:5])} ({len(problems)} problems)"
+            f"{path} does not match its config: {'; '.join(problems[:5])} ({len(problems)} problems)"
         )

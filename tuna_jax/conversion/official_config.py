@@ -1,4 +1,4 @@
-"""Our configuration from the one that the released PyTorch code writes."""
+"""The config of a model from the one that the released PyTorch code writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from tuna_jax.config import (
 
 
 def config_from_official(official: Mapping[str, Any], tied: bool) -> TunaConfig:
-    """Our configuration of a model that `state_dict.json`'s `config` describes; float32."""
+    """The config of the model that `config` in `state_dict.json` describes, computing in float32.
+
+    Args:
+      official: `config` of `state_dict.json`.
+      tied: whether the head of the language transformer is its embedding.
+    """
     llm, head, wan = official["llm"], official["diffusion_head"], official["vae"]
     siglip, model = official["siglip_hf"], official["tuna_model"]
     scaling = head["rope_scaling"]
-    dropped = model["siglip_feature_layer"] + 1  # -2 keeps all but the last
+    dropped = model["siglip_feature_layer"] + 1  # -2 keeps all layers except the last.
     return TunaConfig(
         vae=VAEConfig(
             latent_channels=wan["z_dim"],

@@ -1,11 +1,11 @@
-"""The parents of a fresh TUNA: a language model, a vision encoder and a VAE, put together as one checkpoint.
+"""Assembles a new TUNA from pretrained backbones: a language model, a vision encoder and a VAE.
 
 As the released code starts training (model.md sections 1, 3 and 6):
 
-    Qwen2.5        all of it; the token table is cut or filled up to the model's vocabulary
-    SigLIP         its layers but the last one; the patch embedding is new, a 1x1 convolution on latents
+    Qwen2.5        all of it; the token embedding is truncated or extended to the model's vocabulary
+    SigLIP         all layers except the last; the patch embedding is new, a 1x1 convolution of latents
     Wan 2.2 VAE    all of it
-    new            patch embedding, connector, time embedding, flow head (AdaLN-Zero), as `models.tuna.init` makes them
+    new            patch embedding, connector, time embedding, flow head (AdaLN-Zero), initialised by `models.tuna.init`
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ from tuna_jax.utils.param_tree import flatten
 
 POSITIONS = ("fresh", "interpolate")
 
-# What a parent has and TUNA has no use for, and why.
+# Prefixes of tensors that TUNA does not use -> reason.
 LEFT_OUT: dict[str, tuple[tuple[str, str], ...]] = {
     "qwen": (),
     "siglip": (
-        ("vision_model.post_layernorm.", "TUNA takes the features before it"),
-        ("vision_model.head.", "pooling, which TUNA does not do"),
-        ("vision_model.embeddings.patch_embedding.", "of pixels; TUNA's is new, of latents"),
-        ("text_model.", "the text half of a SigLIP"),
-        ("logit_", "of the contrastive loss"),
+        ("vision_model.post_layernorm.", "TUNA uses the features before it"),
+        ("vision_model.head.", "pooling, which TUNA does not use"),
+        (
+            "vision_model.embeddings.patch_embedding.",
+            "for pixels; the patch embedding of latents is new",
+        ),
+        ("text_model.", "the text encoder of SigLIP"),
+        ("logit_", "for the contrastive loss"),
     ),
     "wan": (),
     "diffusers": (),
@@ -45,14 +48,14 @@ LEFT_OUT: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Parent:
-    """One source of a fresh TUNA.
+class Backbone:
+    """A pretrained backbone.
 
     Attributes:
-      path: where it lies.
+      path: its file or folder.
       layout: 'qwen', 'siglip', 'wan' or 'diffusers'.
       state: its tensors.
-      declared: its `config.json`, where it has one.
+      declared: its `config.json`, or {}.
     """
 
     path: str
@@ -61,21 +64,21 @@ class Parent:
     declared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def rows_of(parent: str, config: TunaConfig) -> list[weight_map.Row]:
-    """The rows of the table that a parent of this layout fills, in its own names."""
-    if parent == "qwen":
+def rows_of(layout: str, config: TunaConfig) -> list[weight_map.Row]:
+    """The rows of the weight map for a backbone of this layout, in its own names."""
+    if layout == "qwen":
         return weight_map.language_rows(config, "")
-    if parent == "siglip":
-        fresh = ("representation.patch.kernel", "representation.patch.bias")
-        return [row for row in weight_map.representation_rows(config) if row.path not in fresh]
+    if layout == "siglip":
+        new = ("representation.patch.kernel", "representation.patch.bias")
+        return [row for row in weight_map.representation_rows(config) if row.path not in new]
     return weight_map.vae_rows(
-        config.vae, "", weight_map.DIFFUSERS if parent == "diffusers" else weight_map.WAN
+        config.vae, "", weight_map.DIFFUSERS if layout == "diffusers" else weight_map.WAN
     )
 
 
 def to_ours(
     config: TunaConfig,
-    parents: Sequence[Parent],
+    backbones: Sequence[Backbone],
     open_sink: Callable[[Specs], Any],
     *,
     positions: str = "fresh",
@@ -83,53 +86,55 @@ def to_ours(
     dtype: str = "",
     progress: bool = False,
 ) -> dict[str, list[str]]:
-    """Assembles a fresh TUNA.
+    """Assembles a new TUNA.
 
     Args:
       config: the model.
-      parents: at most one language model, vision encoder and VAE each. What is missing is new, but a VAE is left out.
-      open_sink: as in `transfer.to_ours`.
-      positions: 'fresh', or 'interpolate' the vision encoder's table to the model's grid (bicubic).
-      seed: of what is new.
-      dtype: cast all to it; empty keeps what parents have, and float32 for what is new.
-      progress: show a bar.
+      backbones: at most one language model, one vision encoder and one VAE. A missing language model or vision encoder
+        is initialised randomly; a missing VAE is left out.
+      open_sink: as in `convert_checkpoint.to_ours`.
+      positions: 'fresh' initialises the position embeddings of the vision encoder; 'interpolate' resizes them to the
+        model's grid (bicubic).
+      seed: of new parameters.
+      dtype: cast all parameters to this dtype; empty keeps the backbones' dtypes, and float32 for new parameters.
+      progress: show a progress bar.
 
     Returns:
-      What became of what: 'new' -> our paths, 'left out' -> the parents' keys with reasons, 'adapted' -> our paths.
+      'new' -> our paths, 'left out' -> the backbones' keys with reasons, 'adapted' -> keys with their adaptation.
 
     Raises:
-      SourceError: two parents of one kind, an unknown choice of positions, or a parent whose own config disagrees.
-      ConversionError: tensors of a parent that are missing, foreign or wrongly shaped; all are listed.
+      SourceError: two backbones of one kind, an unknown value of `positions`, or a backbone with a different config.
+      ConversionError: tensors of a backbone are missing, unexpected or wrongly shaped; the message lists all.
     """
     if positions not in POSITIONS:
-        raise SourceError(f"positions is {positions!r}; choose one of {', '.join(POSITIONS)}")
+        raise SourceError(f"positions is {positions!r}; it must be one of {', '.join(POSITIONS)}")
     shapes = {
         path: leaf.shape
         for path, leaf in flatten(convert_checkpoint.parameter_shapes(config)).items()
     }
     notes: dict[str, list[str]] = {"new": [], "left out": [], "adapted": []}
     readers: dict[str, _Reader] = {}
-    for parent in parents:
-        for path, reader in _readers(config, parent, shapes, positions, notes).items():
+    for backbone in backbones:
+        for path, reader in _readers(config, backbone, shapes, positions, notes).items():
             if path in readers:
                 raise SourceError(
-                    f"{parent.path} and another source both give {path}; give one of each kind"
+                    f"{backbone.path} and another source both have {path}; pass one backbone of each kind"
                 )
             readers[path] = reader
     if not any(path.startswith("vae.") for path in readers):
         shapes = {path: shape for path, shape in shapes.items() if not path.startswith("vae.")}
-    wanted = np.dtype(np.float32)
+    float32 = np.dtype(np.float32)
     specs = {
         path: (
             shape,
             convert_checkpoint.DTYPES[dtype]
             if dtype
-            else getattr(readers.get(path), "dtype", wanted),
+            else getattr(readers.get(path), "dtype", float32),
         )
         for path, shape in shapes.items()
     }
     notes["new"] = [path for path in specs if path not in readers]
-    new = _fresh(config, notes["new"], seed)
+    new = _new_parameters(config, notes["new"], seed)
     with open_sink(specs) as sink:
         for path, (shape, to) in tqdm(specs.items(), unit="parameter", disable=not progress):
             if path not in readers:
@@ -142,7 +147,7 @@ def to_ours(
     return notes
 
 
-def to_parent(
+def to_backbone(
     config: TunaConfig,
     params: StateDict,
     layout: str,
@@ -151,17 +156,17 @@ def to_parent(
     dtype: str = "",
     progress: bool = False,
 ) -> int:
-    """One part of our parameters in the layout of its parent; returns how many tensors that are.
+    """Writes one component of our parameters in the layout of its backbone; returns the number of tensors.
 
     Args:
       config: the model.
       params: our parameters by dotted name.
-      layout: 'qwen' (the language transformer), 'siglip' (the representation encoder, patch embedding included),
-        'wan' or 'diffusers' (the VAE).
-      open_sink, dtype, progress: as in `transfer.to_torch`.
+      layout: 'qwen' (the language transformer), 'siglip' (the representation encoder with its patch embedding), 'wan'
+        or 'diffusers' (the VAE).
+      open_sink, dtype, progress: as in `convert_checkpoint.to_torch`.
 
     Raises:
-      ConversionError: the parameters do not have this part; all that is missing is listed.
+      ConversionError: parameters of this component are missing; the message lists all.
     """
     rows = rows_of(layout, config)
     if layout == "siglip":
@@ -171,8 +176,8 @@ def to_parent(
     )
 
 
-def parent_config(config: TunaConfig, layout: str) -> dict[str, Any]:
-    """The `config.json` with which Hugging Face's or diffusers' own classes load a part; empty for 'wan'."""
+def backbone_config(config: TunaConfig, layout: str) -> dict[str, Any]:
+    """The `config.json` for loading a component with transformers or diffusers; empty for 'wan'."""
     if layout == "qwen":
         sizes = config.language
         return {
@@ -232,61 +237,65 @@ def parent_config(config: TunaConfig, layout: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Gives a parameter of ours, or its layer `index`."""
+    """Reads a parameter of ours, or its layer `index`."""
 
     read: Callable[[int], np.ndarray]
     layers: int | None
     dtype: np.dtype[Any]
 
 
-def _fresh(config: TunaConfig, paths: Sequence[str], seed: int) -> Callable[[str], jax.Array]:
-    """Gives parameters as `tuna.init` makes them: one at a time, what is not asked for being compiled away."""
+def _new_parameters(
+    config: TunaConfig, paths: Sequence[str], seed: int
+) -> Callable[[str], jax.Array]:
+    """A function that returns parameters initialised by `tuna.init`, one at a time.
 
-    def make(key: jax.Array, wanted: Sequence[str]) -> dict[str, jax.Array]:
-        everything = flatten(tuna.init(config, key))
-        return {path: everything[path] for path in wanted}
+    XLA removes the parameters that are not requested from each program.
+    """
+
+    def make(key: jax.Array, paths: Sequence[str]) -> dict[str, jax.Array]:
+        params = flatten(tuna.init(config, key))
+        return {path: params[path] for path in paths}
 
     key = jax.random.key(seed)
     make = jax.jit(make, static_argnums=1)
     shapes = jax.eval_shape(lambda: make(key, tuple(paths)))
     if sum(leaf.size for leaf in shapes.values()) < 1 << 28:
-        together = make(key, tuple(paths))  # small: tracing dominates
-        return lambda path: together[path]
+        params = make(key, tuple(paths))  # For a small model tracing dominates.
+        return lambda path: params[path]
     return lambda path: make(key, (path,))[path]
 
 
 def _readers(
     config: TunaConfig,
-    parent: Parent,
+    backbone: Backbone,
     shapes: dict[str, tuple[int, ...]],
     positions: str,
     notes: dict[str, list[str]],
 ) -> dict[str, _Reader]:
-    """Readers of what a parent gives, after a check of all of its tensors."""
-    state = convert_checkpoint.without_buffers(parent.state)
-    rows = rows_of(parent.layout, config)
-    wanted: dict[str, tuple[int, ...]] = {}
+    """Readers of the parameters that a backbone provides, after a check of all of its tensors."""
+    state = convert_checkpoint.without_buffers(backbone.state)
+    rows = rows_of(backbone.layout, config)
+    expected: dict[str, tuple[int, ...]] = {}
     for row in rows:
         shape = shapes[row.path] if row.layers is None else shapes[row.path][1:]
-        wanted |= dict.fromkeys(row.names(), row.transform.torch_shape(shape))
-    found = _used(config, parent.layout, state, notes)
-    repair = _adaptations(config, parent.layout, found, wanted, positions, notes)
-    # Shapes first: a parent of another size has them all wrong, and its own numbers say no more.
-    weight_map.compare(
-        wanted, {key: wanted[key] if key in repair else s for key, s in found.items()}, repair
-    )
-    lines = config_check.disagreements(config, parent.layout, parent.declared, state.metadata)
+        expected |= dict.fromkeys(row.names(), row.transform.torch_shape(shape))
+    used = _used(config, backbone.layout, state, notes)
+    repair = _adaptations(config, backbone.layout, used, expected, positions, notes)
+    # Shapes are checked first: a backbone of another size has many wrong shapes, and its declared numbers add nothing.
+    adapted = {key: expected[key] if key in repair else shape for key, shape in used.items()}
+    weight_map.compare(expected, adapted, repair)
+    lines = config_check.disagreements(config, backbone.layout, backbone.declared, state.metadata)
     if lines:
         raise SourceError(
-            f"{parent.path} fits in shape, but computes otherwise than this configuration:"
+            f"{backbone.path} has matching shapes, but its config differs from this one:"
             + "".join(f"\n  {line}" for line in lines)
         )
     readers = {}
     for row in rows:
         names = row.names()
         if any(key in repair and repair[key] is None for key in names):
-            continue  # stays new
-        known = [state.entries[key].dtype for key in names if key in state.entries]
+            continue  # It remains a new parameter.
+        dtypes = [state.entries[key].dtype for key in names if key in state.entries]
 
         def read(index: int, row: weight_map.Row = row, names: list[str] = names) -> np.ndarray:
             key = names[index]
@@ -294,14 +303,14 @@ def _readers(
             change = repair.get(key)
             return row.transform.to_ours(tensor if change is None else change(tensor))
 
-        readers[row.path] = _Reader(read, row.layers, known[0] if known else np.dtype(np.float32))
+        readers[row.path] = _Reader(read, row.layers, dtypes[0] if dtypes else np.dtype(np.float32))
     return readers
 
 
 def _used(
     config: TunaConfig, layout: str, state: StateDict, notes: dict[str, list[str]]
 ) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a parent without what TUNA leaves out."""
+    """Keys and shapes of the tensors of a backbone that TUNA uses."""
     left_out = list(LEFT_OUT[layout])
     if layout == "siglip":
         kept = config.representation.layers
@@ -309,7 +318,7 @@ def _used(
             (f"vision_model.encoder.layers.{kept}.", "the last layer, which TUNA drops")
         )
     if layout == "qwen" and config.language.tied:
-        left_out.append(("lm_head.weight", "the token table again: this configuration ties them"))
+        left_out.append(("lm_head.weight", "equal to the token embedding: this config ties them"))
     used = {}
     for key, entry in state.entries.items():
         reasons = [why for start, why in left_out if key.startswith(start)]
@@ -326,33 +335,33 @@ Change = Callable[[Any], np.ndarray]
 def _adaptations(
     config: TunaConfig,
     layout: str,
-    found: dict[str, tuple[int, ...]],
-    wanted: dict[str, tuple[int, ...]],
+    used: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
     positions: str,
     notes: dict[str, list[str]],
 ) -> dict[str, Change | None]:
-    """Keys whose tensor must be changed to fit, and how; None leaves the parameter as it is when new."""
+    """Key -> change that adapts its tensor to the model; None leaves the parameter new."""
     repair: dict[str, Change | None] = {}
     if layout == "qwen":
         rows = config.language.vocabulary
         for key in ("model.embed_tokens.weight", "lm_head.weight"):
-            if key in wanted and key in found and found[key][0] != rows:
+            if key in expected and key in used and used[key][0] != rows:
                 repair[key] = lambda tensor: _resize_rows(tensor, rows)
-                notes["adapted"].append(f"{key}: {found[key][0]:,} rows to {rows:,}")
-        missing = [key for key in wanted if key not in found]
+                notes["adapted"].append(f"{key}: {used[key][0]:,} rows to {rows:,}")
+        missing = [key for key in expected if key not in used]
         without = [key for key in missing if key.endswith("_proj.bias")]
         if without and len(without) == 3 * config.language.layers:
-            # A llama has no biases on query, key and value; zeros are the same.
+            # Llama has no biases of query, key and value; zeros are equivalent.
             for key in without:
-                repair[key] = lambda tensor, shape=wanted[key]: np.zeros(shape, np.float32)
-            notes["adapted"].append("query, key and value get biases of zero: this model has none")
-        if "lm_head.weight" in missing and "lm_head.weight" in wanted:
+                repair[key] = lambda tensor, shape=expected[key]: np.zeros(shape, np.float32)
+            notes["adapted"].append("query, key and value get zero biases: this model has none")
+        if "lm_head.weight" in missing and "lm_head.weight" in expected:
             repair["lm_head.weight"] = None
     elif layout == "siglip":
         key = "vision_model.embeddings.position_embedding.weight"
-        if key in found and found[key] != wanted[key]:
-            source, grid = round(found[key][0] ** 0.5), config.representation.grid
-            if positions == "fresh" or source**2 != found[key][0]:
+        if key in used and used[key] != expected[key]:
+            source, grid = round(used[key][0] ** 0.5), config.representation.grid
+            if positions == "fresh" or source**2 != used[key][0]:
                 repair[key] = None
             else:
                 repair[key] = lambda tensor: np.asarray(
@@ -363,7 +372,7 @@ def _adaptations(
 
 
 def _resize_rows(tensor: np.ndarray, rows: int) -> np.ndarray:
-    """The first rows of a token table; rows that it lacks are normal with a standard deviation of 0.02."""
+    """The first rows of a token embedding; missing rows are normal with a standard deviation of 0.02."""
     if rows <= len(tensor):
         return tensor[:rows]
     random = np.random.default_rng(0)

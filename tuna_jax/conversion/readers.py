@@ -1,7 +1,7 @@
-"""State dicts on disk, lazily read, whoever wrote them; writer.py writes them.
+"""Reads state dicts lazily; `safetensors_writer.py` writes them.
 
-StateDict      keys with shapes and dtypes, known at once; a tensor is read when it is asked for
-open_files     safetensors (one file, shards with an index, a folder of them), .pt and .pth
+StateDict      keys with shapes and dtypes; a tensor is read only on request
+open_files     safetensors (one file, shards with an index, a folder of them), .pt, .pth and .bin
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _WRAPPERS = ("model", "state_dict")
 
 
 class SourceError(ValueError):
-    """A file that cannot be read as weights; the message names it, what is wrong and what would mend it."""
+    """A file that cannot be read as weights; the message names the file, the problem and a remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What is known of a tensor before it is read: its shape, its dtype and the file it lies in."""
+    """Metadata of a tensor: its shape, its dtype and its file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -58,12 +58,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """Tensors by key; reading one touches its file alone.
+    """Tensors by key; reading a tensor opens only its file.
 
     Attributes:
-      entries: what each key is.
-      reader: key -> array in the stored dtype. A second argument takes one index of the first axis alone.
-      metadata: the file's own remarks; empty for most.
+      entries: metadata of each key.
+      reader: `(key, index) -> array` in the stored dtype; with an index, only that part along the first axis.
+      metadata: of the file; empty for most files.
     """
 
     entries: Mapping[str, Entry]
@@ -87,18 +87,22 @@ class StateDict:
 
 
 def merge(parts: Sequence[StateDict]) -> StateDict:
-    """One state dict of several; a key that two of them have is an error that lists all such keys."""
+    """Merges several state dicts.
+
+    Raises:
+      SourceError: keys that are in two of them; the message lists all.
+    """
     owner: dict[str, StateDict] = {}
-    twice: list[str] = []
+    duplicates: list[str] = []
     for part in parts:
         for key, entry in part.entries.items():
             if key in owner:
-                twice.append(f"{key} ({owner[key].entries[key].file} and {entry.file})")
+                duplicates.append(f"{key} ({owner[key].entries[key].file} and {entry.file})")
             owner[key] = part
-    if twice:
+    if duplicates:
         raise SourceError(
-            f"{len(twice)} tensors stand in two sources; give each component once:\n  "
-            + "\n  ".join(twice)
+            f"{len(duplicates)} tensors are in two sources; pass each component once:\n  "
+            + "\n  ".join(duplicates)
         )
     entries = {key: part.entries[key] for key, part in owner.items()}
     metadata = {name: value for part in parts for name, value in part.metadata.items()}
@@ -113,8 +117,8 @@ def open_files(source: str | Path) -> StateDict:
         index, or with files of one of these kinds.
 
     Raises:
-      SourceError: nothing there, a truncated or foreign file, a shard that is missing, a pickle that holds
-        more than tensors.
+      SourceError: the source does not exist, a file is truncated or of an unknown format, a shard is missing, or a
+        pickle holds other objects than tensors.
     """
     path = Path(source)
     if not path.exists():
@@ -128,8 +132,8 @@ def open_files(source: str | Path) -> StateDict:
     if path.suffix in (".pt", ".pth", ".bin"):
         return _open_pickle(path)
     raise SourceError(
-        f"{path} is no kind of file that holds weights here; give .safetensors, .pt, .pth, .bin, "
-        f"an index ({INDEX_SUFFIX}) or a folder with one of them"
+        f"{path} is not a supported file of weights; supported are .safetensors, .pt, .pth, .bin, "
+        f"an index ({INDEX_SUFFIX}), and a folder with one of them"
     )
 
 
@@ -137,41 +141,40 @@ def _open_folder(folder: Path) -> StateDict:
     indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     if len(indices) > 1:
         names = ", ".join(path.name for path in indices)
-        raise SourceError(f"{folder} has several indices ({names}); give the one that is meant")
+        raise SourceError(f"{folder} has several indices ({names}); pass one of them")
     if indices:
         return _open_index(indices[0])
     for pattern in ("*.safetensors", "*.pt", "*.pth", "*.bin"):
         files = sorted(folder.glob(pattern))
         if files:
             return merge([open_files(path) for path in files])
-    raise SourceError(f"{folder} holds no .safetensors, .pt, .pth or .bin file, and no index")
+    raise SourceError(f"{folder} has no .safetensors, .pt, .pth or .bin file, and no index")
 
 
 def _open_index(path: Path) -> StateDict:
     try:
         weight_map = json.loads(path.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is not an index of shards: no 'weight_map' in it") from error
+        raise SourceError(f"{path} is not an index of shards: it has no 'weight_map'") from error
     shards = sorted(set(weight_map.values()))
-    lost = [name for name in shards if not (path.parent / name).exists()]
-    if lost:
+    missing = [name for name in shards if not (path.parent / name).exists()]
+    if missing:
         raise SourceError(
-            f"{len(lost)} of the {len(shards)} shards that {path} names are not there: {', '.join(lost)}; "
-            f"fetch them again"
+            f"{len(missing)} of the {len(shards)} shards in {path} do not exist: {', '.join(missing)}; "
+            f"download them again"
         )
     whole = merge([open_files(path.parent / name) for name in shards])
     absent = sorted(set(weight_map) - set(whole.entries))
     if absent:
         raise SourceError(
-            f"{len(absent)} tensors that {path} names are in none of its shards:\n  "
-            + "\n  ".join(absent)
+            f"{len(absent)} tensors in {path} are in none of its shards:\n  " + "\n  ".join(absent)
         )
     return whole
 
 
 def _open_safetensors(path: Path) -> StateDict:
     try:
-        # It checks that header, offsets and the file's length agree.
+        # `safe_open` checks that header, offsets and length of the file agree.
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
         header = json.loads(_bytes_of(path, 8, int.from_bytes(_bytes_of(path, 0, 8), "little")))
@@ -182,16 +185,14 @@ def _open_safetensors(path: Path) -> StateDict:
         }
     except SafetensorError as error:
         raise SourceError(
-            f"{path} is truncated or not a safetensors file ({error}); fetch it again"
+            f"{path} is truncated or not a safetensors file ({error}); download it again"
         ) from error
     except KeyError as error:
-        raise SourceError(
-            f"{path} holds tensors of dtype {error}, which is not known here"
-        ) from None
+        raise SourceError(f"{path} has tensors of dtype {error}, which is not supported") from None
     begin = os.path.getsize(path) - max((p["data_offsets"][1] for p in header.values()), default=0)
 
     def read(key: str, index: int | None) -> np.ndarray:
-        # Read, not mapped: the pages of a mapped file count as memory of this process for as long as it is open.
+        # Read rather than mapped: the pages of a mapped file count as memory of the process while it is open.
         entry = entries[key]
         shape = entry.shape if index is None else entry.shape[1:]
         tensor = np.empty(shape, entry.dtype)
@@ -216,7 +217,7 @@ def _read_into(path: Path, tensor: np.ndarray, offset: int) -> None:
         while view:
             count = file.readinto(view)
             if not count:
-                raise SourceError(f"{path} ended while it was read; has it been changed since?")
+                raise SourceError(f"{path} ended during a read; it may have been changed")
             view = view[count:]
 
 
@@ -225,28 +226,28 @@ def _open_pickle(path: Path) -> StateDict:
         import torch
     except ImportError as error:
         raise SourceError(
-            f"{path} is a PyTorch pickle, which only PyTorch reads: pip install 'tuna_jax[torch]', or "
-            f"convert it to safetensors where PyTorch is"
+            f"{path} is a PyTorch pickle, which requires PyTorch: pip install 'tuna_jax[torch]', or convert it "
+            f"to safetensors on another machine"
         ) from error
     try:
-        # Tensors and plain containers alone: nothing in the file is executed. Mapped, not read.
+        # Only tensors and plain containers, so nothing in the file is executed; mapped rather than read.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
         raise SourceError(
-            f"{path} cannot be read as tensors alone ({reason}); it is truncated, not a zip checkpoint of "
-            f"torch.save, or holds other objects, which are refused because loading them runs their code"
+            f"{path} cannot be read as tensors ({reason}); it is truncated, not a zip checkpoint of torch.save, "
+            f"or has other objects, which are refused because loading them executes code"
         ) from error
     for name in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
     if not isinstance(loaded, Mapping):
-        raise SourceError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+        raise SourceError(f"{path} has a {type(loaded).__name__}, not a state dict")
     others = [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise SourceError(
-            f"{path} holds things that are no tensors beside its tensors: {', '.join(others[:10])}; give the "
-            f"state dict alone, bare or under {' or '.join(map(repr, _WRAPPERS))}"
+            f"{path} has objects that are not tensors: {', '.join(others[:10])}; pass only the state dict, "
+            f"directly or under {' or '.join(map(repr, _WRAPPERS))}"
         )
     numpy_of = {
         torch.bfloat16: (torch.uint16, np.dtype(ml_dtypes.bfloat16)),
@@ -270,17 +271,19 @@ def _open_pickle(path: Path) -> StateDict:
     def read(key: str, index: int | None) -> np.ndarray:
         mapped = as_numpy(loaded[key] if index is None else loaded[key][index])
         tensor = np.array(mapped, order="C")
-        _forget_pages(mapped)
+        _release_pages(mapped)
         return tensor
 
     return StateDict(entries, read)
 
 
-def _forget_pages(mapped: np.ndarray) -> None:
-    """Gives back the memory that holds a part of a mapped file; it would be read again if asked for."""
+def _release_pages(mapped: np.ndarray) -> None:
+    """Releases the memory of a part of a mapped file; a later access reads it again."""
     if not sys.platform.startswith("linux") or not mapped.flags.c_contiguous:
         return
-    first = -(-mapped.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages within the tensor
+    first = (
+        -(-mapped.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    )  # Whole pages within the tensor.
     count = (mapped.ctypes.data + mapped.nbytes) // mmap.PAGESIZE - first // mmap.PAGESIZE
     if count > 0:
         madvise = ctypes.CDLL(None).madvise
@@ -288,5 +291,5 @@ def _forget_pages(mapped: np.ndarray) -> None:
 
 
 def total_bytes(entries: Iterable[Entry]) -> int:
-    """Size of these tensors together."""
+    """Total size of these tensors in bytes."""
     return sum(entry.nbytes for entry in entries)

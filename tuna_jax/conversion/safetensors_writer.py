@@ -1,8 +1,9 @@
-"""State dicts written as a stream: safetensors whose tensors come one by one, and in pieces.
+"""Writes safetensors as a stream: tensors one by one, and in parts.
 
-The library's own writer wants all tensors in memory at once, so the file is laid out here: eight bytes with
-the header's length, the header as JSON, the tensors' bytes (github.com/huggingface/safetensors, README,
-"Format"). Everything is written in a folder beside the output, which gets its name when it is complete.
+The writer of the safetensors library requires all tensors in memory, so this module writes the format itself: eight
+bytes with the length of the header, the header as JSON, the bytes of the tensors
+(github.com/huggingface/safetensors, README, "Format"). The output is written to a temporary folder next to it and
+renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Writer:
-    """Writes safetensors whose tensors come one by one, or in pieces along their first axis.
+    """Writes safetensors one tensor at a time, or in parts along their first axis.
 
-    Use it as a context: on leaving, the output gets its final name if all went well and every byte was
-    written, and nothing is left of it otherwise.
+    Use it as a context manager: on exit the output gets its final name if every byte was written; after an error
+    nothing remains.
 
     Args:
-      path: a `.safetensors` file, or else a folder of shards with an index.
-      entries: every tensor's shape and dtype, in the order in which they shall lie.
-      metadata: remarks for the header.
-      shard_bytes: largest shard in a folder.
-      name: how files in a folder begin.
-      extra: other files of the folder: name to text.
+      path: a `.safetensors` file; any other path is a folder of shards with an index.
+      entries: shape and dtype of every tensor, in the order of the file.
+      metadata: of the header.
+      shard_bytes: largest size of a shard in bytes.
+      name: first part of the file names in a folder.
+      extra: further files of the folder, name -> text.
 
     Raises:
-      FileExistsError: there is something under that name already.
-      OSError: the disk cannot hold it; told before the first byte.
+      FileExistsError: the output exists.
+      OSError: there is not enough disk space; raised before anything is written.
     """
 
     def __init__(
@@ -58,15 +59,15 @@ class Writer:
         self._single = self.path.suffix == ".safetensors"
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise FileExistsError(
-                f"{self.path} exists already and is left as it is; choose another output, or move it away"
+                f"{self.path} already exists and is not overwritten; use another output, or move it away"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         needed = sum(entry.nbytes for entry in self._entries.values())
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise OSError(
-                f"{self.path} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; "
-                f"make room, or write elsewhere"
+                f"{self.path} requires {needed / 1e9:.1f} GB, but its disk has only {free / 1e9:.1f} GB left; "
+                f"free some space, or use another output"
             )
         self._name = name
         self._files = self._shards(shard_bytes)
@@ -75,7 +76,7 @@ class Writer:
         self._open: list[int] = []
         self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
         try:
-            self._lay_out()
+            self._write_headers()
         except BaseException:
             self._clear()
             raise
@@ -100,7 +101,7 @@ class Writer:
             for i, keys in enumerate(groups, 1)
         }
 
-    def _lay_out(self) -> None:
+    def _write_headers(self) -> None:
         for number, (name, keys) in enumerate(self._files.items()):
             header: dict[str, Any] = {"__metadata__": self._metadata} if self._metadata else {}
             offset = 0
@@ -122,20 +123,20 @@ class Writer:
             file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644)
             self._open.append(file)
             if begin + offset:
-                os.posix_fallocate(file, 0, begin + offset)  # a full disk is told here
+                os.posix_fallocate(file, 0, begin + offset)  # Raises if the disk is full.
             _write_all(file, len(text).to_bytes(8, "little") + text, 0)
 
     def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
-        """Writes a tensor, or its part `index` along the first axis; every part once.
+        """Writes a tensor, or its part `index` along the first axis; each part must be written once.
 
         Raises:
-          ValueError: another shape or dtype than was announced.
+          ValueError: the shape or dtype differs from `entries`.
         """
         entry = self._entries[key]
         shape = entry.shape if index is None else entry.shape[1:]
         if tensor.shape != shape or tensor.dtype != entry.dtype:
             raise ValueError(
-                f"{key}: {tensor.dtype} {list(tensor.shape)} came, {entry.dtype} {list(shape)} was announced"
+                f"{key} is {tensor.dtype} {list(tensor.shape)}; expected {entry.dtype} {list(shape)}"
             )
         file, position = self._where[key]
         position += 0 if index is None else index * tensor.nbytes
@@ -175,7 +176,7 @@ class Writer:
         for name, text in self._extra.items():
             (self._folder / name).write_text(text)
         if self.path.exists():
-            self.path.rmdir()  # it is empty: that was checked
+            self.path.rmdir()  # It is empty, as checked in `__init__`.
         self._folder.chmod(0o755)
         os.rename(self._folder, self.path)
 

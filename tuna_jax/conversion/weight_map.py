@@ -1,10 +1,8 @@
-"""The one table of weights: PyTorch keys on the left, our parameter paths on the right.
+"""The weight map: PyTorch keys on the left, our parameter paths on the right.
 
-A row is a tensor family: a key template, a path, an invertible transform. A template with `{}`
-stands for one tensor a layer;
-ours are stacked on axis 0. The table serves both directions and is checked as a bijection: every
-unmapped, missing, duplicate
-or wrongly shaped tensor is reported, all of them at once.
+A row is a tensor family: a key template, a path, and an invertible transform. A template with `{}` stands for one
+tensor per layer, and ours are stacked on axis 0. The map is used in both directions and checked as a bijection: all
+unmapped, missing, duplicate and wrongly shaped tensors are reported together.
 
 Official TUNA state dicts are the PyTorch side. The VAE's keys there are `vae.model.` + the key of `Wan2.2_VAE.pth`.
 """
@@ -31,7 +29,7 @@ class Transform:
 
     Attributes:
       axes: permutation that takes the PyTorch layout, without its dropped unit axes, to ours.
-      units: how many trailing unit axes the PyTorch tensor has that ours has not.
+      units: number of trailing unit axes of the PyTorch tensor that ours does not have.
     """
 
     axes: tuple[int, ...]
@@ -48,7 +46,7 @@ class Transform:
         return restored.reshape(restored.shape + (1,) * self.units)
 
     def torch_shape(self, ours: Shape) -> Shape:
-        """The PyTorch shape of a tensor that has this shape with us."""
+        """The PyTorch shape of a tensor with this shape in our layout."""
         return tuple(ours[i] for i in np.argsort(self.axes)) + (1,) * self.units
 
 
@@ -67,10 +65,10 @@ class Row:
     """A tensor family.
 
     Attributes:
-      torch: PyTorch key; with `{}` where the layer number stands.
+      torch: PyTorch key; `{}` is replaced by the layer number.
       path: our dotted path.
-      transform: PyTorch layout to ours, of one layer.
-      layers: how many layers the family has; None for a single tensor.
+      transform: from the PyTorch layout to ours, for one layer.
+      layers: number of layers of the family; None for a single tensor.
     """
 
     torch: str
@@ -161,7 +159,7 @@ def flow_head_rows(config: TunaConfig) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class VAENames:
-    """How a layout names the parts of the VAE; `{i}` is a level and `{j}` a block, or the sampler after the last."""
+    """Names of the VAE's parts in a layout; `{i}` is a level and `{j}` a block, or the sampler after the last block."""
 
     moments: str
     latent_in: str
@@ -180,7 +178,7 @@ class VAENames:
     shortcut: str
 
 
-# `Wan2.2_VAE.pth`, and with it official TUNA state dicts.
+# `Wan2.2_VAE.pth` and official TUNA state dicts.
 WAN = VAENames(
     moments="conv1",
     latent_in="conv2",
@@ -283,7 +281,7 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 
 def rows(config: TunaConfig) -> list[Row]:
-    """The whole table of an official TUNA state dict, VAE included."""
+    """The weight map of an official TUNA state dict, including the VAE."""
     return [
         *language_rows(config),
         *representation_rows(config),
@@ -294,77 +292,86 @@ def rows(config: TunaConfig) -> list[Row]:
 
 
 def aliases(config: TunaConfig) -> dict[str, str]:
-    """PyTorch keys that repeat another key's tensor; they may be absent, and if present must be equal."""
+    """PyTorch key -> key of the same tensor; these keys may be absent, and otherwise their tensors must be equal."""
     tied = {"tuna.lm_head.weight": "tuna.model.embed_tokens.weight"}
     return tied if config.language.tied else {}
 
 
 class ConversionError(ValueError):
-    """State dict and parameters do not fit; the message lists every tensor concerned."""
+    """A state dict does not match the parameters; the message lists all such tensors."""
 
 
 def torch_shapes(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, Shape]:
-    """Keys and shapes of the official state dict, aliases included.
+    """Keys and shapes of the official state dict, including aliases.
 
     Args:
       config: the model.
       params: its parameters, or their shapes (`jax.eval_shape`); the VAE's under 'vae'.
 
     Raises:
-      ConversionError: the table and the parameters are not a bijection.
+      ConversionError: the weight map is not a bijection to the parameters.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
-    found: dict[str, Shape] = {}
+    by_key: dict[str, Shape] = {}
     problems: list[str] = []
     for row in rows(config):
         if row.path not in shapes:
-            problems.append(f"the table names {row.path}, which the model does not have")
+            problems.append(f"the weight map has {row.path}, which the model does not have")
             continue
         shape = shapes.pop(row.path)
         if row.layers is not None and shape[0] != row.layers:
-            problems.append(f"{row.path} has {shape[0]} layers, the table {row.layers}")
-        one = row.transform.torch_shape(shape if row.layers is None else shape[1:])
+            problems.append(f"{row.path} has {shape[0]} layers, the weight map {row.layers}")
+        torch_shape = row.transform.torch_shape(shape if row.layers is None else shape[1:])
         for key in row.names():
-            if key in found:
-                problems.append(f"{key} stands twice in the table")
-            found[key] = one
-    problems += [f"the table lacks {path}" for path in shapes]
+            if key in by_key:
+                problems.append(f"{key} is in the weight map twice")
+            by_key[key] = torch_shape
+    problems += [f"the weight map does not have {path}" for path in shapes]
     if problems:
         raise ConversionError("\n".join(problems))
-    return found | {key: found[source] for key, source in aliases(config).items()}
+    return by_key | {key: by_key[source] for key, source in aliases(config).items()}
 
 
 def compare(
-    wanted: Mapping[str, Shape], found: Mapping[str, Shape], optional: Iterable[str]
+    expected: Mapping[str, Shape], shapes: Mapping[str, Shape], optional: Iterable[str]
 ) -> None:
-    """Raises ConversionError listing every missing, foreign and wrongly shaped tensor."""
-    may_miss = set(optional)
+    """Checks the shapes of a state dict.
+
+    Args:
+      expected: key -> shape in the model.
+      shapes: key -> shape in the state dict.
+      optional: expected keys that may be missing.
+
+    Raises:
+      ConversionError: a missing, unexpected or wrongly shaped tensor; the message lists all.
+    """
+    may_be_missing = set(optional)
     problems = [
         f"missing: {key} {list(shape)}"
-        for key, shape in wanted.items()
-        if key not in found and key not in may_miss
+        for key, shape in expected.items()
+        if key not in shapes and key not in may_be_missing
     ]
     problems += [
-        f"foreign: {key} {list(shape)}" for key, shape in found.items() if key not in wanted
+        f"unexpected: {key} {list(shape)}" for key, shape in shapes.items() if key not in expected
     ]
     problems += [
-        f"wrong shape: {key} is {list(found[key])}, the model wants {list(shape)}"
-        for key, shape in wanted.items()
-        if key in found and tuple(found[key]) != tuple(shape)
+        f"wrong shape: {key} is {list(shapes[key])}, the model requires {list(shape)}"
+        for key, shape in expected.items()
+        if key in shapes and tuple(shapes[key]) != tuple(shape)
     ]
     if problems:
         raise ConversionError(
-            f"{len(problems)} tensors do not fit this configuration:\n  " + "\n  ".join(problems)
+            f"{len(problems)} tensors do not match this config:\n  " + "\n  ".join(problems)
         )
 
 
 def has_vae(keys: Iterable[str]) -> bool:
-    """Whether these PyTorch keys have a VAE among them. All of it may be absent from a TUNA checkpoint."""
+    """Whether these PyTorch keys include a VAE, which may be absent from a TUNA checkpoint."""
     return any(key.startswith(VAE_PREFIX) for key in keys)
 
 
 def without_vae(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The keys that are not the VAE's."""
+    """The keys without those of the VAE."""
     return {key: shape for key, shape in shapes.items() if not key.startswith(VAE_PREFIX)}
 
 
@@ -374,19 +381,20 @@ def from_torch(
     shapes: Mapping[str, Shape],
     read: Callable[[str], np.ndarray],
 ) -> dict[str, Any]:
-    """An official state dict -> parameters in memory (the VAE's under 'vae'); `transfer.py` does it file to file.
+    """An official state dict -> parameters in memory (the VAE's under 'vae').
+
+    `convert_checkpoint.py` converts file to file.
 
     Args:
       config: the model.
       params: shapes of its parameters.
       shapes: every key of the state dict, with its shape.
-      read: gives the tensor of a key; called once a tensor.
+      read: returns the tensor of a key; called once per tensor.
 
     Raises:
-      ConversionError: a missing, foreign or wrongly shaped tensor (all are listed), or an alias that differs.
+      ConversionError: a missing, unexpected or wrongly shaped tensor (the message lists all), or an alias that differs.
     """
-    repeated = aliases(config)
-    compare(torch_shapes(config, params), shapes, repeated)
+    compare(torch_shapes(config, params), shapes, aliases(config))
     check_aliases(config, shapes, read)
     flat: dict[str, np.ndarray] = {}
     for row in rows(config):
@@ -398,16 +406,20 @@ def from_torch(
 def check_aliases(
     config: TunaConfig, keys: Iterable[str], read: Callable[[str], np.ndarray]
 ) -> None:
-    """Raises ConversionError if a tensor that repeats another one differs from it."""
+    """Checks that aliases have equal tensors.
+
+    Raises:
+      ConversionError: two tensors differ.
+    """
     for key, source in aliases(config).items():
         if key not in keys:
             continue
-        # As bits: NaN equals itself, and bits compare fast in every dtype.
+        # As unsigned integers: NaN equals itself, and all dtypes compare fast.
         first, second = (
             tensor.view(f"u{tensor.dtype.itemsize}") for tensor in map(read, (key, source))
         )
         if not np.array_equal(first, second):
-            raise ConversionError(f"{key} differs from {source}, but this configuration ties them")
+            raise ConversionError(f"{key} differs from {source}, but this config ties them")
 
 
 def to_torch(config: TunaConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

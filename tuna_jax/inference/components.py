@@ -59,7 +59,7 @@ def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
             return load_image_vae(path)
     stored_config, state = checkpoint_source.open_any(path)
     vae_config = config.vae if stored_config is None else stored_config.vae
-    layout = detect_format.recognise(state)
+    layout = detect_format.detect_layout(state)
     if layout in ("wan", "diffusers"):
         rows = rows_of(layout, config)
         missing = [row.torch for row in rows if row.torch not in state.entries]

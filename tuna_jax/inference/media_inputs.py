@@ -14,7 +14,8 @@ from tuna_jax.data.media.image import Size, fit, load_image, to_rgb
 from tuna_jax.data.media.video import SUFFIXES, load_video
 
 MediaInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""An image or a video: a file, the bytes of an image file, a Pillow image, or uint8 [height, width, 3] or [frames, height, width, 3]."""
+"""An image or a video: a file, the bytes of an image file, a Pillow image, or uint8 [height, width, 3] or
+[frames, height, width, 3]."""
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 

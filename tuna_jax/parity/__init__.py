@@ -1,1 +1,1 @@
-"""Parity with the released PyTorch code: golden sets and the checker that runs this model on them."""
+"""Parity with the released PyTorch code: golden sets, and the checker that compares our model with them."""

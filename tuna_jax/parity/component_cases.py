@@ -1,6 +1,6 @@
-"""How the golden cases of single parts are computed: components, encoder, language model, VAE, flow.
+"""Computes the golden cases of single components: small parts, representation encoder, language model, VAE, flow.
 
-Goldens are channels-first, with the slots of a batch flattened (row `b * N + n`); ours are channels-last.
+Goldens are channels-first with flattened slots (row `b * N + n`); ours are channels-last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuna_jax import flow
 from tuna_jax.conversion import weight_map
 from tuna_jax.models import layers, representation, rope, tuna, vae
 from tuna_jax.models.attention import sequence_layout
-from tuna_jax.parity.golden_set import Against, Case, GoldenError, GoldenSet
+from tuna_jax.parity.golden_set import Case, Comparison, GoldenError, GoldenSet
 
 Computed = Mapping[str, Any]
 
@@ -43,13 +43,13 @@ def slots(x: Any, batch: int) -> jax.Array:
 
 
 def layer(stack: Any, index: int) -> Any:
-    """One layer of a stacked module."""
+    """Layer `index` of a stacked module."""
     graphdef, params = layers.split(stack)
     return layers.merge(graphdef, jax.tree.map(lambda x: x[index], params))
 
 
 def numbers(pattern: str, names: Any) -> list[tuple[str, re.Match[str]]]:
-    """The names that match a pattern whole, each with its match."""
+    """The names that match a whole pattern, each with its match."""
     return [(name, match) for name in names if (match := re.fullmatch(pattern, name))]
 
 
@@ -57,7 +57,7 @@ def numbers(pattern: str, names: Any) -> list[tuple[str, re.Match[str]]]:
 
 
 def _module(model: tuna.Tuna, config: Any, key: str) -> Any:
-    """The norm module that owns the PyTorch key `key + '.weight'`, taken out of its stack if it is in one."""
+    """The norm module with the PyTorch key `key + '.weight'`; a single layer if it is stacked."""
     for row in weight_map.rows(config):
         for index, name in enumerate(row.names()):
             if name == f"{key}.weight":
@@ -67,11 +67,11 @@ def _module(model: tuna.Tuna, config: Any, key: str) -> Any:
                     if part == "layers" and row.layers is not None:
                         node = layer(node, index)
                 return node
-    raise GoldenError(f"the table has no {key}.weight")
+    raise GoldenError(f"the weight map has no {key}.weight")
 
 
 def components(golden: GoldenSet, case: Case) -> Computed:
-    """Time embedding, RoPE tables, a head block, the final layer, every norm's eps."""
+    """Time embedding, RoPE tables, a block of the flow head, the final layer, and eps of every norm."""
     x, config = case.tensors, golden.config
     head = config.flow_head
     model = tuna.bind(config, golden.params)
@@ -81,7 +81,7 @@ def components(golden: GoldenSet, case: Case) -> Computed:
         description = case.meta["tensors"][name]["desc"]
         match = re.search(r"latent_shape=\[(\d+), (\d+), (\d+)\]", description)
         if match is None:
-            raise GoldenError(f"components/{name}: its description does not tell its latent shape")
+            raise GoldenError(f"components/{name}: its description has no latent_shape")
         _, height, width = (int(n) for n in match.groups())
         count = len(x[name])
         grids.setdefault(count, (height, width))
@@ -91,7 +91,7 @@ def components(golden: GoldenSet, case: Case) -> Computed:
         out[name] = jnp.stack([cos, -sin, sin, cos], -1).reshape(*angles.shape, 2, 2)
     position = jnp.asarray(x["rope_positions"])
     out["head_inv_freq"] = rope.scaled_frequencies(head)
-    # Our `half` table is sin with the sign of the swapped half in it.
+    # Our `half` table is sin with the sign of the swapped half.
     sign = np.sign(np.arange(head.head_dim) - head.head_dim / 2 + 0.5)
     table_ = rope.text_rotation(position, rope.scaled_frequencies(head))
     out["head_cos"], out["head_sin"] = table_.cos, table_.half * sign
@@ -106,8 +106,8 @@ def components(golden: GoldenSet, case: Case) -> Computed:
     layout = sequence_layout(spans, x["q"].shape[2])
     rotation = rope.flow_head_rotation(layout, head, *grid)
     for name in ("q", "k"):
-        turned = rope.rotate(jnp.asarray(x[name]).swapaxes(1, 2), rotation)
-        out[f"{name}_rope"] = turned.swapaxes(1, 2)
+        rotated = rope.rotate(jnp.asarray(x[name]).swapaxes(1, 2), rotation)
+        out[f"{name}_rope"] = rotated.swapaxes(1, 2)
 
     block, final = layer(model.flow_head.layers, 0), model.flow_head.final
     rows = spans.shape[:2]
@@ -115,7 +115,7 @@ def components(golden: GoldenSet, case: Case) -> Computed:
     hidden, small = jnp.asarray(x["hidden"]), jnp.asarray(x["hidden_small"])
     out["block0_out"] = block(hidden, time, rotation, layout)[0]
     out["final_out"] = final(hidden, time, layout)
-    # Which conditioning goes with the tiny input is the one thing the descriptions leave open: zeros.
+    # The descriptions do not specify the conditioning of the small input; it is zero.
     out["block0_small_out"] = block(small, zero, rotation, layout)[0]
     out["final_small_out"] = final(10 * small, zero, layout)
     for name, match in numbers(r"norm_in\.(.*)", x):
@@ -170,7 +170,7 @@ def llm(golden: GoldenSet, case: Case) -> Computed:
 
 
 def vae_image(golden: GoldenSet, case: Case) -> Computed:
-    """Encoding, the posterior and decoding of a single picture."""
+    """Encoding, posterior and decoding of a single image."""
     x, config, params = case.tensors, golden.config.vae, golden.vae_params
     pixels = last(x["image"])
     mu_raw, log_var = encode_moments(config, params, pixels)
@@ -189,43 +189,45 @@ def vae_image(golden: GoldenSet, case: Case) -> Computed:
 
 
 def vae_video(golden: GoldenSet, case: Case) -> Computed:
-    """Whole-clip encoding and decoding against the released code's chunks, and our own chunks beside them."""
+    """Encoding and decoding of whole clips, and in our chunks, compared with the chunks of the released code."""
     x, config, params = case.tensors, golden.config.vae, golden.vae_params
     out: dict[str, Any] = {}
     for name, match in numbers(r"latents_(\d+)f", x):
         frames = int(match[1])
         clip = last(x["clip"][:, :, :frames])
-        if f"vae_video/{name}" in _REFUSED_CLIPS:
-            _expect_refusal(config, params, clip)
+        if f"vae_video/{name}" in _INVALID_CLIPS:
+            _expect_error(config, params, clip)
             continue
         latents, log_var = encode(config, params, clip)
         out[name], out[f"log_var_{frames}f"] = first(latents), first(log_var)
         chunked, _ = encode(config, params, clip, chunked=True)
-        out[f"{name} (chunked)"] = Against(first(chunked), x[name])
+        out[f"{name} (chunked)"] = Comparison(first(chunked), x[name])
         if f"decoded_{frames}f" in x:
             out[f"decoded_{frames}f"] = first(decode(config, params, latents))
-            again = decode(config, params, latents, chunked=True)
-            out[f"decoded_{frames}f (chunked)"] = Against(first(again), x[f"decoded_{frames}f"])
+            in_chunks = decode(config, params, latents, chunked=True)
+            out[f"decoded_{frames}f (chunked)"] = Comparison(
+                first(in_chunks), x[f"decoded_{frames}f"]
+            )
     out["decoded_z_random"] = first(decode(config, params, last(x["z_random"])))
     return out
 
 
-_REFUSED_CLIPS = ("vae_video/latents_11f",)
+_INVALID_CLIPS = ("vae_video/latents_11f",)
 
 
-def _expect_refusal(config: Any, params: Any, clip: jax.Array) -> None:
+def _expect_error(config: Any, params: Any, clip: jax.Array) -> None:
     try:
         encode(config, params, clip)
     except ValueError:
         return
-    raise GoldenError(f"a clip of {clip.shape[1]} frames was encoded; it must be refused")
+    raise GoldenError(f"a clip of {clip.shape[1]} frames was encoded; it must be an error")
 
 
 # ---- flow ----------------------------------------------------------------------------------------
 
 
 def transport(golden: GoldenSet, case: Case) -> Computed:
-    """Time shift, training times, the path, sampling grids, Euler."""
+    """Time shift, training times, the probability path, sampling grids, and the Euler solver."""
     del golden
     x = case.tensors
     normal = jnp.asarray(x["u"])
@@ -255,6 +257,6 @@ def transport(golden: GoldenSet, case: Case) -> Computed:
     _, states = flow.integrate(derivative, start, jnp.asarray(flow.time_grid(points - 1, 3.0)))
     out["euler_traj"] = jnp.concatenate([start[None], states])
     for tokens, mu in case.scalar("mu_by_seq_len").items():
-        out[f"mu({tokens})"] = Against(flow.shift_mu(int(tokens)), mu)
-    out["transport_seq_len"] = Against(flow.SHIFT_TOKENS, case.scalar("transport_seq_len"))
+        out[f"mu({tokens})"] = Comparison(flow.shift_mu(int(tokens)), mu)
+    out["transport_seq_len"] = Comparison(flow.SHIFT_TOKENS, case.scalar("transport_seq_len"))
     return out

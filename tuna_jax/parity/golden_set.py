@@ -1,4 +1,4 @@
-"""Golden sets: arrays that the released PyTorch code computed, read from disk."""
+"""Reads golden sets: arrays computed by the released PyTorch code."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tuna_jax.conversion.official_config import config_from_official
 
 
 class GoldenError(ValueError):
-    """A golden set that cannot be read; the message names the file and what is wrong."""
+    """A golden set cannot be read; the message names the file and the problem."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One folder of a golden set.
+    """A case of a golden set: one of its folders.
 
     Attributes:
-      name: the folder's.
-      tensors: all arrays, PyTorch layout.
-      meta: `meta.json`.
+      name: of the folder.
+      tensors: all arrays, in PyTorch layout.
+      meta: content of `meta.json`.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Case:
     meta: Mapping[str, Any]
 
     def role(self, name: str) -> str:
-        """'input', 'output' or 'intermediate'."""
+        """The role of a tensor: 'input', 'output' or 'intermediate'."""
         return self.meta["tensors"][name]["role"]
 
     def scalar(self, name: str) -> Any:
@@ -51,11 +51,11 @@ class GoldenSet:
     """A golden set with its state dict as our parameters.
 
     Attributes:
-      folder: where it lies.
-      config: our configuration of its tiny model.
-      params: TUNA's parameters.
-      vae_params: the VAE's.
-      info: its `state_dict.json`.
+      folder: its folder.
+      config: our config of its tiny model.
+      params: parameters of TUNA.
+      vae_params: parameters of the VAE.
+      info: content of `state_dict.json`.
     """
 
     folder: Path
@@ -65,26 +65,26 @@ class GoldenSet:
     info: Mapping[str, Any]
 
     def cases(self) -> Iterator[Case]:
-        """Every case, by name."""
+        """All cases, sorted by name."""
         for meta in sorted(self.folder.glob("*/meta.json")):
             tensors = _read_safetensors(meta.parent / "tensors.safetensors")
-            yield Case(meta.parent.name, tensors, _read_json(meta))
+            yield Case(meta.parent.name, tensors, read_json(meta))
 
 
 def load(folder: str | Path) -> GoldenSet:
     """Reads a golden set.
 
     Raises:
-      GoldenError: a missing or broken file.
-      table.ConversionError: the state dict does not fit its configuration; all tensors concerned are listed.
+      GoldenError: a file is missing or damaged.
+      ConversionError: the state dict does not match its config; the message lists all tensors concerned.
     """
     folder = Path(folder)
-    info = _read_json(folder / "state_dict.json")
+    info = read_json(folder / "state_dict.json")
     official = info["config"]
     config = config_from_official(official, info["tied_lm_head"])
     state = dict(_read_safetensors(folder / "model.safetensors"))
-    autoencoder = _read_safetensors(folder / "vae.safetensors")
-    state |= {f"vae.model.{key}": tensor for key, tensor in autoencoder.items()}
+    vae = _read_safetensors(folder / "vae.safetensors")
+    state |= {f"vae.model.{key}": tensor for key, tensor in vae.items()}
     params = weight_map.from_torch(
         config,
         parameter_shapes(config),
@@ -97,13 +97,13 @@ def load(folder: str | Path) -> GoldenSet:
 
 
 @dataclasses.dataclass(frozen=True)
-class Against:
-    """A value whose reference is not among the case's tensors.
+class Comparison:
+    """A value whose reference is not a tensor of the case.
 
     Attributes:
-      ours, reference: what is compared.
-      tolerance: relative L2; None is the case's.
-      floor: absolute error that always passes (for what is analytically zero).
+      ours, reference: the values to compare.
+      tolerance: largest relative L2 error; None takes the tolerance of the case.
+      floor: absolute error that always passes (for values that are analytically zero).
     """
 
     ours: Any
@@ -112,11 +112,16 @@ class Against:
     floor: float = 0.0
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file.
+
+    Raises:
+      GoldenError: the file does not exist, or is not JSON.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise GoldenError(f"{path} does not exist; is {path.parent} a golden set?") from error
+        raise GoldenError(f"{path} does not exist; {path.parent} is not a golden set") from error
     except json.JSONDecodeError as error:
         raise GoldenError(f"{path} is not JSON: {error}") from error
 

@@ -1,6 +1,6 @@
-"""How each golden case is computed with our code. A function a case: `(golden set, case) -> {tensor name: ours}`.
+"""Computes the golden cases of the whole model, and lists all cases with their functions.
 
-Here are those of the whole model; `golden_parts.py` has those of its parts.
+A function is `(golden set, case) -> {tensor name: our value}`; `component_cases.py` has those of single components.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tuna_jax.models.attention import sequence_layout
 from tuna_jax.models.text_loss import text_loss
 from tuna_jax.parity import component_cases
 from tuna_jax.parity.component_cases import Computed
-from tuna_jax.parity.golden_set import Against, Case, GoldenSet
+from tuna_jax.parity.golden_set import Case, Comparison, GoldenSet
 
 
 def _batch(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dict[str, jax.Array]:
@@ -82,7 +82,7 @@ def _losses(
     }, grads
 
 
-def _known(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+def _in_case(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in case.tensors}
 
 
@@ -95,7 +95,7 @@ def _path(xt: Any, ut: Any, t: Any, batch: int) -> tuple[jax.Array, jax.Array, j
 
 
 def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
-    """A training step: forward, losses, gradients of every parameter."""
+    """A training step: forward pass, losses, and gradients of all parameters."""
     x = case.tensors
     rows = len(x["text_tokens"])
     clean, noise = component_cases.slots(x["x1"], rows), component_cases.slots(x["x0"], rows)
@@ -114,7 +114,7 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
             hidden, time, rotation, layout
         )
         computed[f"head_{index}"] = hidden
-    out = dict(_known(case, computed))
+    out = dict(_in_case(case, computed))
 
     zeros = jax.tree.map(jnp.zeros_like, {"vae": golden.vae_params})
     state = weight_map.to_torch(golden.config, jax.tree.map(np.asarray, grads | zeros))
@@ -122,23 +122,23 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
         out[name] = state[match[1]]
     total = float(case.scalar("global_grad_norm"))
     for key, norm in case.meta["grad_norms"].items():
-        # Analytically zero gradients (SigLIP key biases) are rounding noise on both sides.
-        out[f"grad_norm.{key}"] = Against(np.linalg.norm(state[key]), norm, floor=1e-7 * total)
-    repeated = weight_map.aliases(golden.config)
-    trained = {k: v for k, v in state.items() if not k.startswith("vae.") and k not in repeated}
+        # Gradients that are analytically zero (SigLIP key biases) are rounding noise in both.
+        out[f"grad_norm.{key}"] = Comparison(np.linalg.norm(state[key]), norm, floor=1e-7 * total)
+    aliases = weight_map.aliases(golden.config)
+    trained = {k: v for k, v in state.items() if not k.startswith("vae.") and k not in aliases}
     ours = np.sqrt(sum(float(np.sum(np.square(v, dtype=np.float64))) for v in trained.values()))
-    out["global_grad_norm"] = Against(ours, total)
+    out["global_grad_norm"] = Comparison(ours, total)
     missing = set(trained) - set(case.meta["grad_norms"]) - set(case.meta["params_without_grad"])
-    out["parameters without a golden gradient"] = Against(len(missing), 0)
+    out["parameters without a golden gradient"] = Comparison(len(missing), 0)
     ignored = batch | {"labels": jnp.asarray(x["text_labels_official"])}
-    silent, _ = _losses(golden, ignored, noise, t)
+    with_ignored, _ = _losses(golden, ignored, noise, t)
     reference = case.scalar("loss_ntp_official_labels")
-    out["loss_ntp_official_labels"] = Against(silent["loss_ntp"], reference)
+    out["loss_ntp_official_labels"] = Comparison(with_ignored["loss_ntp"], reference)
     return out
 
 
 def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
-    """From RGB: posterior sample, training time, noisy latents, loss."""
+    """A training step from pixels: posterior sample, training time, noisy latents, loss."""
     x, config = case.tensors, golden.config.vae
     rows = len(x["text_tokens"])
     mu, log_var = component_cases.encode(
@@ -171,8 +171,8 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     batch = _batch(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
     losses, _ = _losses(golden, batch, jnp.zeros_like(clean), t)
-    out = dict(_known(case, _forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}))
-    out["loss_flow (no flow targets)"] = Against(losses["loss_flow"], 0.0)
+    out = dict(_in_case(case, _forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}))
+    out["loss_flow (no flow targets)"] = Comparison(losses["loss_flow"], 0.0)
 
     tokens = jnp.asarray(x["gen_text_tokens"], jnp.int32)
     spans = jnp.asarray(x["gen_modality_positions"], jnp.int32)
@@ -204,11 +204,11 @@ def _full(golden: GoldenSet, case: Case) -> Computed:
     rows = len(x["text_tokens"])
     clean, noise, t = _path(x["xt"], x["ut"], x["t"], rows)
     losses, _ = _losses(golden, _batch(x, clean), noise, t)
-    return _known(case, _forward(golden, x, component_cases.slots(x["xt"], rows), t) | losses)
+    return _in_case(case, _forward(golden, x, component_cases.slots(x["xt"], rows), t) | losses)
 
 
 def text_only(golden: GoldenSet, case: Case) -> Computed:
-    """Text without pictures, and a batch in which one row leaves a slot unused."""
+    """Text without images, and a batch in which one row has an unused slot."""
     x, config, params = case.tensors, golden.config, golden.params
     forward = _forward(golden, x, None, None)
     sums, counts = text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
@@ -217,10 +217,10 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
         "input_embeds": forward["input_embeds"],
         "logits": forward["logits"],
         "loss_ntp": loss,
-        "loss_flow": 0.0 * loss,  # no latents, no flow term
+        "loss_flow": 0.0 * loss,  # Without latents there is no flow term.
     }
     weight = golden.info["config"]["tuna_model"]["ntp_coeff"]
-    out["wrapper_loss"] = Against(weight * loss, case.scalar("wrapper_loss"))
+    out["wrapper_loss"] = Comparison(weight * loss, case.scalar("wrapper_loss"))
     rows = len(x["mix_text_tokens"])
     clean, noise, t = _path(x["mix_xt"], x["mix_ut"], x["mix_t"], rows)
     batch = _batch(x, clean, "mix_")
@@ -237,16 +237,16 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
 
 
 def _prefixes(x: Mapping[str, np.ndarray], source: jax.Array | None) -> list[prefix_cache.Prefix]:
-    """[positive, negative] prefixes: everything before the last span, which is the one to generate."""
+    """[positive, negative] prefixes: everything before the last span, which is generated."""
     spans, tokens = x["modality_positions"], x["text_tokens"]
     half = len(tokens) // 2
     out = []
     for rows in (slice(0, half), slice(half, None)):
         lengths = spans[rows, -1, 0]
-        shown = tokens[rows, : int(lengths.max())]
+        prefix_tokens = tokens[rows, : int(lengths.max())]
         out.append(
             prefix_cache.Prefix(
-                jnp.asarray(shown),
+                jnp.asarray(prefix_tokens),
                 jnp.asarray(lengths),
                 jnp.asarray(spans[rows, :-1]),
                 None if source is None else source[:, None],
@@ -299,7 +299,7 @@ def t2i_generate(golden: GoldenSet, case: Case) -> Computed:
 
 
 def t2i_generate_edit(golden: GoldenSet, case: Case) -> Computed:
-    """The same with a clean source picture in both branches."""
+    """Guided sampling with a clean source image in both branches."""
     return _sampled(golden, case, component_cases.last(case.tensors["source_latents"]))
 
 

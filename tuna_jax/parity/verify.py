@@ -1,10 +1,8 @@
-"""Golden sets: what the released PyTorch code computed, and whether we compute the same.
+"""Compares our model with a golden set of the released PyTorch code.
 
-A golden set is a folder of cases (`tensors.safetensors` + `meta.json`) beside a tiny state dict.
-`verify` maps the state dict
-through the one table, runs every case (`golden_cases.py`), and compares each tensor of role
-`output`, and each `intermediate`
-that ours has too. A case that it does not know, or an output that it does not compute, is a failure.
+A golden set is a folder of cases (`tensors.safetensors` and `meta.json`) with a tiny state dict. `verify` converts the
+state dict with the weight map, runs every case (`model_cases.py`), and compares each tensor of role `output`, and each
+`intermediate` that our model has too. An unknown case, or an output that is not computed, is a failure.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ from tuna_jax.config import (
 )
 from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.convert_checkpoint import parameter_shapes
-from tuna_jax.parity.golden_set import Against, Case, GoldenError, _read_json, load
+from tuna_jax.parity.golden_set import Case, Comparison, GoldenError, load, read_json
 
-# Faults of the released code, by name, as the goldens' README lists them: not reproduced, not compared.
+# Faults of the released code that are neither reproduced nor compared, as listed in the README of the goldens.
 _NO_ROPE = (
-    "the released code applies no RoPE in a batch without pictures, and nothing reads this output"
+    "the released code applies no RoPE in a batch without images, and nothing uses this output"
 )
 _UNUSED_SLOT = "in the released code an unused slot (-1, -1) rotates real tokens again"
 _PADS = "image-pad tokens in a text-only batch"
@@ -42,25 +40,25 @@ EXCLUDED: dict[str, str] = {
     "text_only/ds_v_pred_all": _PADS,
     "full_mmu/loss_flow_official": "NaN without flow targets; ours is 0",
     "full_mmu/wrapper_total_loss_mmu": "NaN without flow targets; ours is the text loss",
-    "vae_video/latents_11f": "11 frames silently lose two; ours is an error",
-    "vae_video/log_var_11f": "11 frames silently lose two; ours is an error",
+    "vae_video/latents_11f": "the released code drops two of 11 frames; ours raises an error",
+    "vae_video/log_var_11f": "the released code drops two of 11 frames; ours raises an error",
 }
 
-# Largest relative L2 error: single components, and everything that runs the whole model.
+# Largest relative L2 error: of single components, and of cases that run the whole model.
 COMPONENT_TOLERANCE, MODEL_TOLERANCE = 1e-5, 1e-4
 COMPONENTS = ("components", "siglip", "llm", "vae_image", "vae_video", "transport")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One line of the table.
+    """The result of one comparison.
 
     Attributes:
-      case, tensor: what was compared.
+      case, tensor: names of the compared tensor.
       max_abs: largest absolute error.
       relative: relative L2 error.
       status: 'pass', 'FAIL' or 'excluded'.
-      note: why it failed or is excluded.
+      note: the reason of a failure or exclusion.
     """
 
     case: str
@@ -74,11 +72,17 @@ class Result:
 def verify(
     folder: str | Path, report: Callable[[Result], None] = lambda result: None
 ) -> list[Result]:
-    """Runs every case of a golden set; see the module's docstring for what fails.
+    """Runs every case of a golden set.
 
     Args:
       folder: the golden set.
-      report: called with every result as soon as its case is done.
+      report: called with every result as soon as its case is complete.
+
+    Returns:
+      All results; the module's docstring says which are failures.
+
+    Raises:
+      GoldenError: the golden set cannot be read.
     """
     from tuna_jax.parity import model_cases
 
@@ -86,26 +90,27 @@ def verify(
     results: list[Result] = []
     cases = list(golden.cases())
     if not cases:
-        raise GoldenError(f"{golden.folder} has no case: no */meta.json below it")
+        raise GoldenError(f"{golden.folder} has no case: it contains no */meta.json")
     with jax.default_matmul_precision("highest"):
         for case in cases:
             run = model_cases.CASES.get(case.name)
             if run is None:
-                note = f"unknown case; known: {', '.join(sorted(model_cases.CASES))}"
-                judged = [Result(case.name, "*", np.nan, np.nan, "FAIL", note)]
+                note = f"unknown case; the cases are {', '.join(sorted(model_cases.CASES))}"
+                case_results = [Result(case.name, "*", np.nan, np.nan, "FAIL", note)]
             else:
-                judged = _judge(case, run(golden, case))
-            for result in judged:
+                case_results = compare_case(case, run(golden, case))
+            for result in case_results:
                 report(result)
-            results += judged
+            results += case_results
     return results
 
 
-def _judge(case: Case, ours: Mapping[str, Any]) -> list[Result]:
+def compare_case(case: Case, ours: Mapping[str, Any]) -> list[Result]:
+    """Compares our values with the tensors of a case; see the module's docstring."""
     tolerance = COMPONENT_TOLERANCE if case.name in COMPONENTS else MODEL_TOLERANCE
     results = []
-    # Outputs of the state dict's own names ("grad_norm.KEY") and scalars are given by the case with their reference.
-    computed = {name: value for name, value in ours.items() if not isinstance(value, Against)}
+    # A `Comparison` has its own reference: scalars, and values by key of the state dict ("grad_norm.KEY").
+    computed = {name: value for name, value in ours.items() if not isinstance(value, Comparison)}
     for name in case.tensors:
         role, label = case.role(name), f"{case.name}/{name}"
         if role == "input":
@@ -115,20 +120,20 @@ def _judge(case: Case, ours: Mapping[str, Any]) -> list[Result]:
         elif name in computed:
             results.append(_compare(case.name, name, computed[name], case.tensors[name], tolerance))
         elif role == "output":
-            note = "an output that the checker does not compute"
+            note = "an output that is not computed"
             results.append(Result(case.name, name, np.nan, np.nan, "FAIL", note))
     for name in case.meta.get("scalars", {}):
         label = f"{case.name}/{name}"
         if label in EXCLUDED:
             results.append(Result(case.name, name, np.nan, np.nan, "excluded", EXCLUDED[label]))
     for name, value in ours.items():
-        if isinstance(value, Against):
+        if isinstance(value, Comparison):
             limit = tolerance if value.tolerance is None else value.tolerance
             results.append(
                 _compare(case.name, name, value.ours, value.reference, limit, value.floor)
             )
         elif name not in case.tensors:
-            note = "the checker computes it, the golden set does not have it"
+            note = "the golden set does not have this tensor"
             results.append(Result(case.name, name, np.nan, np.nan, "FAIL", note))
     return results
 
@@ -138,7 +143,7 @@ def _compare(
 ) -> Result:
     ours, reference = np.asarray(ours), np.asarray(reference)
     if ours.shape != reference.shape:
-        note = f"shape {list(ours.shape)}, the golden has {list(reference.shape)}"
+        note = f"shape {list(ours.shape)}, the golden tensor has {list(reference.shape)}"
         return Result(case, name, np.nan, np.nan, "FAIL", note)
     error = ours.astype(np.float64) - reference.astype(np.float64)
     largest = float(np.abs(error).max(initial=0.0))
@@ -154,13 +159,13 @@ def _compare(
 
 
 def check_manifest(config: TunaConfig, manifest: str | Path) -> int:
-    """Checks that a configuration's parameters are exactly a manifest's keys and shapes; returns their number.
+    """Checks that a config has exactly the keys and shapes of a manifest; returns their number.
 
     Raises:
-      table.ConversionError: they differ; every tensor concerned is listed.
+      ConversionError: they differ; the message lists all tensors concerned.
     """
-    keys = _read_json(Path(manifest))["keys"]
-    wanted = weight_map.torch_shapes(config, parameter_shapes(config))
-    found = {key: tuple(entry["shape"]) for key, entry in keys.items()}
-    weight_map.compare(wanted, found, optional=())
-    return len(found)
+    keys = read_json(Path(manifest))["keys"]
+    expected = weight_map.torch_shapes(config, parameter_shapes(config))
+    shapes = {key: tuple(entry["shape"]) for key, entry in keys.items()}
+    weight_map.compare(expected, shapes, optional=())
+    return len(shapes)

@@ -1,1 +1,1 @@
-"""Trainers: what an experiment names in its kind; each puts data, model and training together."""
+"""Trainers, selected by the kind of an experiment; each combines data, model and the training loop."""

@@ -1,4 +1,4 @@
-"""The streams of an experiment file: what each key means, and how a mixture of manifests is made of them."""
+"""Builds the mixture of an experiment from the streams in its config."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ History = list[tuple[int, dict[str, float]]]
 
 
 def open_source(settings: StreamSettings) -> ExampleSource:
-    """The rows that a stream names.
+    """Opens the examples of a stream.
 
     Raises:
-      FileNotFoundError: they are not there.
-      ValueError: they are not what they should be.
+      FileNotFoundError: the source does not exist.
+      ValueError: the source is invalid.
     """
     if settings.latents:
         return LatentExamples(settings.latents)
@@ -42,12 +42,16 @@ def open_source(settings: StreamSettings) -> ExampleSource:
     return Manifest(settings.manifest, settings.image_root or None)
 
 
-def row_stream(name: str, settings: StreamSettings) -> ExampleStream:
-    """Opens a stream's rows.
+def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
+    """Opens a stream of examples.
+
+    Args:
+      name: of the stream, in `config.data.streams`.
+      settings: its config.
 
     Raises:
-      FileNotFoundError: they are not there; the key that names them is told.
-      ValueError: a setting that cannot be.
+      FileNotFoundError: the source does not exist; the message names the config key.
+      ValueError: an invalid setting.
     """
     where = f"config.data.streams.{name}"
     try:
@@ -81,8 +85,8 @@ def open_mixture(
     history: History | None = None,
     vae_fingerprint: str | None = None,
 ) -> Mixture:
-    """The streams of an experiment, mixed; the last arguments as in `data.mixture.Mixture`."""
-    streams = [row_stream(name, one) for name, one in stream_settings(data).items()]
+    """The mixture of an experiment's streams; the last arguments are those of `data.mixture.Mixture`."""
+    streams = [example_stream(name, stream) for name, stream in stream_settings(data).items()]
     return Mixture(
         streams,
         tokenizer,
@@ -102,19 +106,22 @@ def open_mixture(
 def programs(
     mixture: Mixture, streams: Mapping[str, StreamSettings]
 ) -> list[tuple[BatchShape, Heads]]:
-    """Every (shape, heads) that a batch of the mixture can have: what is compiled."""
-    found = {(shape, streams[name].heads): None for name, shape in mixture.kinds()}
-    return list(found)
+    """Every (shape, heads) that a batch of the mixture can have; a program is compiled for each."""
+    unique = {(shape, streams[name].heads): None for name, shape in mixture.kinds()}
+    return list(unique)
 
 
 def weights_history(workdir: Path, weights: Mapping[str, float]) -> History:
-    """The weights of the streams from the first batch on: a run that goes on with other ones keeps what was."""
+    """The weights of the streams from the first batch on, as (first step, weights).
+
+    A run that resumes with other weights keeps its earlier batches: the new weights are appended.
+    """
     saved = open_arrays(workdir)
-    known = saved and saved.config.get("mixture", {}).get("history")
-    if saved is None or not known:
+    stored = saved and saved.config.get("mixture", {}).get("history")
+    if saved is None or not stored:
         return [(0, dict(weights))]
     step = int(saved.folder.name)
-    history: History = [(begin, dict(held)) for begin, held in known if begin < step or begin == 0]
+    history: History = [(begin, dict(old)) for begin, old in stored if begin < step or begin == 0]
     if history[-1][1] != dict(weights):
         history = [entry for entry in history if entry[0] < step] + [(step, dict(weights))]
     return history

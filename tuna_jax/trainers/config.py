@@ -16,11 +16,11 @@ from tuna_jax.utils.config_parsing import defaults
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleGridSettings:
-    """The contact sheet that training draws every `sample_every` steps.
+    """The contact sheet that training generates every `sample_every` steps, and the sampling defaults of the model.
 
     Attributes:
-      prompts: what is drawn.
-      size: 'HEIGHTxWIDTH' of a picture, and what `Tuna.load` draws by itself.
+      prompts: a prompt per image; without prompts there is no sheet.
+      size: 'HEIGHTxWIDTH' of an image; also the default size of `Tuna.load`.
       steps, guidance, guidance_interval, shift, solver: see `inference.generation_config.SamplingSettings`.
     """
 
@@ -34,7 +34,7 @@ class SampleGridSettings:
 
     @property
     def drawing(self) -> SamplingSettings:
-        """How to draw."""
+        """The sampling settings."""
         return SamplingSettings(
             steps=self.steps,
             guidance=self.guidance,
@@ -46,15 +46,16 @@ class SampleGridSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultitaskExperiment(loop.LoopSettings):
-    """An experiment file of kind 'multitask': the loop's settings, and these.
+    """An experiment file of kind 'multitask': the settings of the training loop, and these.
 
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
-      vae: the frozen VAE: Wan 2.2's weights, a converted model's, or a file of `experiments/emoji/vae.py`; empty: the
-        emoji VAE that ships.
-      init_from: where a new run's parameters come from: the previous stage's workdir, or what `convert from_torch`
-        wrote. Empty: fresh ones.
-      data: the streams. samples: the contact sheet.
+      vae: the frozen VAE: weights of Wan 2.2, a converted model, or a file written by `experiments/emoji/vae.py`; empty
+        takes the emoji VAE of the package.
+      init_from: initial parameters of a new run: the previous stage's workdir, or a folder written by
+        `convert from_torch`; empty initialises them randomly.
+      data: the streams.
+      samples: the contact sheet.
     """
 
     kind: str = "multitask"
@@ -66,5 +67,5 @@ class MultitaskExperiment(loop.LoopSettings):
 
 
 def experiment() -> Any:
-    """A `ConfigDict` of every key with its default, for an experiment file to change: all can be overridden then."""
+    """A `ConfigDict` with the default of every key, for an experiment file to change."""
     return ConfigDict(defaults(MultitaskExperiment))

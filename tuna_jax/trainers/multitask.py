@@ -1,7 +1,7 @@
-"""Training on files: streams of manifests with weights, the frozen VAE, the tokenizer, and where to begin.
+"""Multitask training on files: weighted streams, the frozen VAE, the tokenizer, and initial parameters.
 
-A stage of the three-stage recipe is an experiment of this kind: what is frozen, which streams, which learning rate, and
-the checkpoint it starts from.
+Each stage of the three-stage recipe is an experiment of this kind, with its frozen parameters, streams, learning rate
+and initial checkpoint.
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ def load_components(
     vae: PathLike | None = None,
     tokenizer: Tokenizer | PathLike | None = None,
 ) -> tuple[TunaConfig, Any, Tokenizer]:
-    """The model's config with the VAE's in it, the VAE's parameters, and the tokenizer.
+    """The model's config including the VAE's, the VAE's parameters, and the tokenizer.
 
-    Arguments take the place of what the experiment names.
+    Args:
+      settings: the experiment.
+      vae: replaces the VAE of the experiment.
+      tokenizer: replaces the tokenizer of the experiment.
 
     Raises:
       FileNotFoundError, ValueError: see `read_vae` and `read_tokenizer`.
@@ -62,30 +65,40 @@ def load_components(
         if named:
             raise
         raise ValueError(
-            f"{error}. That is the emoji VAE, which ships; name this model's in config.vae"
+            f"{error}. This is the emoji VAE of the package; set config.vae to the VAE of this model"
         ) from error
     config = dataclasses.replace(config, vae=vae_config)
     return config, params, words
 
 
 def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:
-    """Runs or resumes the experiment `settings`, whose mapping was `values`.
+    """Runs or resumes the experiment.
 
-    Returns whether it reached its last step.
+    Args:
+      values: the experiment's config as a mapping; it is stored with checkpoints and the exported model.
+      settings: the same config, parsed.
+      workdir: folder of the run.
+
+    Returns:
+      Whether the run reached its last step.
+
+    Raises:
+      FileNotFoundError, ValueError: an invalid config, or missing data, VAE, tokenizer or initial parameters.
+      TooManyInvalidExamples: more examples are invalid than `config.data.max_invalid_fraction` allows.
     """
-    learning_rate(settings.optimizer, settings.steps)  # Refused before its data is looked at.
+    learning_rate(settings.optimizer, settings.steps)  # Raises before the data is scanned.
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_components(settings)
-    in_advance = any(one.latents for one in streams.values())
-    fingerprint = vae_fingerprint(config.vae, vae_params) if in_advance else None
+    precomputed = any(stream.latents for stream in streams.values())
+    fingerprint = vae_fingerprint(config.vae, vae_params) if precomputed else None
     host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
     invalid_examples = InvalidExamples(
         workdir / f"invalid_examples{host}.jsonl",
         limit=settings.data.max_invalid_fraction,
         least=settings.data.min_examples_to_judge,
     )
-    history = weights_history(workdir, {name: one.weight for name, one in streams.items()})
+    history = weights_history(workdir, {name: stream.weight for name, stream in streams.items()})
     mixture = open_mixture(settings.data, config, tokenizer, invalid_examples, history, fingerprint)
     if jax.process_index() == 0:
         print(mixture.summary())
@@ -105,7 +118,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         shape = (size.height, size.width)
         return Tuna(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
 
-    def draw(step: int, params: Any) -> None:
+    def sample(step: int, params: Any) -> None:
         prompts = settings.samples.prompts
         sheet = contact_sheet(model(params).generate_image(prompts), prompts)
         folder = workdir / "samples"
@@ -119,7 +132,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         }
         return {"invalid_examples": float(sum(kinds.values())), **kinds}
 
-    def parameters(shapes: Any, shardings: Any) -> Any:
+    def initial_params(shapes: Any, shardings: Any) -> Any:
         return read_parameters(settings.init_from, shapes, shardings)
 
     size = picture_size(settings.samples.size, "config.samples.size")
@@ -145,11 +158,14 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
             tasks=names,
             record=record,
             heads=heads,
-            ahead=[(abstract_batch(shape), needed) for shape, needed in programs(mixture, streams)],
+            shapes_to_compile=[
+                (abstract_batch(shape), shape_heads)
+                for shape, shape_heads in programs(mixture, streams)
+            ],
             vae_params=vae_params,
-            parameters=parameters if settings.init_from else None,
+            initial_params=initial_params if settings.init_from else None,
             evaluate=evaluator(settings, model, workdir),
-            draw=draw if settings.samples.prompts else None,
+            sample=sample if settings.samples.prompts else None,
             counters=counters,
         )
 

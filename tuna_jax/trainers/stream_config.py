@@ -19,26 +19,27 @@ from tuna_jax.utils.config_parsing import defaults, parse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamSettings:
-    """A stream of `config.data.streams`; its key there is its name in logs.
+    """A stream in `config.data.streams`; its key is its name in logs.
 
     Attributes:
       task: 't2i', 'edit', 'understand', 'chat', 't2v' or 'video_understand' (data/mixture/tokenize_example.py).
-      manifest: the JSONL file (data/sources/jsonl.py has the formats).
-      image_root: where its relative paths begin; empty: the manifest's folder.
-      latents: in place of a manifest, the folder that `python -m tuna_jax.encode_latents` made of it.
-      tfds: in place of a manifest, a data set of TensorFlow Datasets: its name, or the folder of a prepared one.
-      split, fields: of it; `fields` maps a manifest's keys to its features, as in data/sources/tfds.py.
-      weight: its share of batches, relative to the other streams'. It may be changed when a run is resumed.
-      rows: rows a batch, over all processes together.
-      sizes: picture sizes, each 'HEIGHTxWIDTH', or '512' or '1024' for TUNA's five of that kind.
+      manifest: the JSONL file (data/sources/jsonl.py describes the formats).
+      image_root: folder of its relative paths; empty takes the manifest's folder.
+      latents: instead of a manifest, the folder that `python -m tuna_jax.encode_latents` wrote for it.
+      tfds: instead of a manifest, a data set of TensorFlow Datasets: its name, or the folder of a prepared one.
+      split, fields: of the TFDS data set; `fields` maps keys of a manifest to its features (data/sources/tfds.py).
+      weight: share of the batches, relative to the other streams' weights. It may change when a run resumes.
+      rows: rows per batch, over all processes together.
+      sizes: image sizes, each 'HEIGHTxWIDTH', or '512' or '1024' for the five sizes of TUNA at that resolution.
       lengths: sequence lengths in tokens, ascending.
-      slots: how many pictures a row may have, ascending; empty: 2 for edits, else 1.
-      frames: of a clip, 1 + 4k.
-      fps: frames a second that are taken of a clip; 0 spreads them over the whole clip.
-      text_dropout, source_dropout: how often the text, and an edit's source, are left out, for guidance.
-      smallest: pixels that a picture's side must have.
-      draws: conversations may end in a picture that the assistant draws; the flow head then runs on them too. Else
-        such a row is a bad one.
+      slots: numbers of images that a row may have, ascending; empty: 2 for edits, otherwise 1.
+      frames: frames per clip, 1 + 4k.
+      fps: frames per second that are sampled from a clip; 0 spreads the frames over the whole clip.
+      text_dropout, source_dropout: how often the text, and an edit's source, are left out, for classifier-free
+        guidance.
+      smallest: smallest side of an image, in pixels.
+      draws: whether conversations may end in an image that the assistant generates; the flow head then runs on them.
+        Otherwise such an example is invalid.
     """
 
     task: str
@@ -62,17 +63,17 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         if self.task not in ACCEPTS:
-            raise ValueError(f"task {self.task!r} is none of {', '.join(ACCEPTS)}")
-        named = [key for key in ("manifest", "latents", "tfds") if getattr(self, key)]
-        if len(named) != 1:
+            raise ValueError(f"task {self.task!r} is not one of {', '.join(ACCEPTS)}")
+        sources = [key for key in ("manifest", "latents", "tfds") if getattr(self, key)]
+        if len(sources) != 1:
             raise ValueError(
-                f"a stream of task {self.task!r} names {' and '.join(named) or 'no source'}; give it one of manifest, "
-                "latents and tfds"
+                f"a stream of task {self.task!r} has {' and '.join(sources) or 'no source'}; it requires one of "
+                "manifest, latents and tfds"
             )
 
     @property
     def heads(self) -> Heads:
-        """Which heads a batch of this stream needs."""
+        """The heads that run on a batch of this stream."""
         if self.task in ("t2i", "t2v", "edit"):
             return Heads(None, 0)
         return Heads(None if self.draws else 0, None)
@@ -80,20 +81,21 @@ class StreamSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultitaskData:
-    """Where rows come from.
+    """The data of a multitask experiment.
 
     Attributes:
       streams: name -> the keys of `StreamSettings`.
       held_out: name -> keys of `StreamSettings` that differ from the stream of that name, at least its source; what
         `tuna-jax evaluate` measures losses on. Empty: it takes the training streams, and says so.
-      seed: of the order of rows and of all draws.
-      vocabulary: empty: Qwen2.5's whole one; else the name or file of a compact one, or a Hugging Face folder.
-      max_invalid_fraction: the largest share of rows that may be unusable before the run stops.
-      min_examples_to_judge: how many rows must be seen before the share is judged.
-      cache: folder for what is known of each row; empty: $TUNA_JAX_DATA, else ~/.cache/tuna_jax.
-      threads: threads that make batches, in each process that does.
-      workers: processes that make batches; 0: the training process itself does.
-      ahead: batches that are prepared in advance.
+      seed: of the order of examples and of all other random choices.
+      vocabulary: empty takes the full vocabulary of Qwen2.5; otherwise the name or file of a compact one, or a Hugging
+        Face folder.
+      max_invalid_fraction: largest share of invalid examples; above it the run stops.
+      min_examples_to_judge: number of examples that must be read before the share is checked.
+      cache: folder for the metadata of the examples; empty takes $TUNA_JAX_DATA, or else ~/.cache/tuna_jax.
+      threads: threads per process that makes batches.
+      workers: processes that make batches; 0 makes them in the training process.
+      ahead: number of batches to prepare in advance.
     """
 
     streams: dict = dataclasses.field(default_factory=dict)
@@ -108,11 +110,11 @@ class MultitaskData:
     ahead: int = 8
 
 
-# What a task usually takes at TUNA's 512 pixels: five sizes of about 1,024 tokens, and room for the text.
+# Defaults of each task at 512 pixels: five sizes of about 1,024 tokens, and room for the text.
 _CLIPS = {"sizes": ("336x336", "256x448", "448x256"), "frames": 17, "lengths": (2560,), "rows": 128}
 
 
-_USUAL: dict[str, dict[str, Any]] = {
+_TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "t2i": {"lengths": (1280,), "rows": 512},
     "edit": {"lengths": (2304,), "rows": 256, "source_dropout": 0.1},
     "understand": {"lengths": (1280, 2048), "rows": 256},
@@ -123,20 +125,26 @@ _USUAL: dict[str, dict[str, Any]] = {
 
 
 def stream(task: str, manifest: str, weight: float, **changes: Any) -> dict[str, Any]:
-    """All keys of a stream for an experiment file: the task's usual sizes, lengths and rows, and `changes` of them."""
-    given = {"task": task, "manifest": manifest, "weight": weight, **_USUAL[task], **changes}
-    return defaults(StreamSettings) | given
+    """All keys of a stream for an experiment file: the defaults of the task with `changes`."""
+    values = {
+        "task": task,
+        "manifest": manifest,
+        "weight": weight,
+        **_TASK_DEFAULTS[task],
+        **changes,
+    }
+    return defaults(StreamSettings) | values
 
 
 def stream_settings(data: MultitaskData) -> dict[str, StreamSettings]:
     """The streams by name.
 
     Raises:
-      ValueError: there are none, or a key or value of one is wrong; it is named.
+      ValueError: there is no stream, or a stream has an invalid key or value; the message names it.
     """
     if not data.streams:
         raise ValueError(
-            "config.data.streams is empty; give it a stream, NAME = {task, manifest, ...}"
+            "config.data.streams is empty; it requires at least one stream, NAME = {task, manifest, ...}"
         )
     return {
         name: parse(StreamSettings, values, f"config.data.streams.{name}")
@@ -146,20 +154,22 @@ def stream_settings(data: MultitaskData) -> dict[str, StreamSettings]:
 
 def picture_size(text: str, where: str) -> Size:
     """'384x672' -> Size(384, 672)."""
-    found = _named(text, where)
-    if len(found) != 1:
-        raise ValueError(f"{where} is {text!r}; it is one size, HEIGHTxWIDTH, for example 512x512")
-    return found[0]
+    parsed = _parse_sizes(text, where)
+    if len(parsed) != 1:
+        raise ValueError(
+            f"{where} is {text!r}; it must be one size, HEIGHTxWIDTH, for example 512x512"
+        )
+    return parsed[0]
 
 
 def picture_sizes(settings: StreamSettings, where: str) -> tuple[Size, ...]:
-    """The sizes that a stream names."""
+    """The image sizes of a stream."""
     if settings.task == "chat":
         return (UNUSED_SIZE,)
-    return tuple(size for text in settings.sizes for size in _named(text, where))
+    return tuple(size for text in settings.sizes for size in _parse_sizes(text, where))
 
 
-def _named(text: str, where: str) -> tuple[Size, ...]:
+def _parse_sizes(text: str, where: str) -> tuple[Size, ...]:
     try:
         return named_sizes(text)
     except ValueError as error:
@@ -167,14 +177,14 @@ def _named(text: str, where: str) -> tuple[Size, ...]:
 
 
 def possible_shapes(name: str, settings: StreamSettings, vae: VAEConfig) -> list[BatchShape]:
-    """Every shape that a batch of a stream can have, whatever its rows are: known without reading anything.
+    """Every shape that a batch of a stream can have, derived from its config without reading its data.
 
     Raises:
-      ValueError: a setting that cannot be.
+      ValueError: no sequence length is long enough for an image size.
     """
     where = f"config.data.streams.{name}"
     edit = settings.task == "edit"
-    found = []
+    shapes = []
     for size in picture_sizes(settings, f"{where}.sizes"):
         latent = vae.latent_shape(settings.frames, size.height, size.width)
         span = 0 if settings.task == "chat" else 1 + math.prod(latent[:3])
@@ -182,16 +192,17 @@ def possible_shapes(name: str, settings: StreamSettings, vae: VAEConfig) -> list
             fitting = [n for n in settings.lengths if n >= span * (2 if edit else 1) + 4]
             if not fitting:
                 raise ValueError(
-                    f"{where}: a picture of {size} takes {span} tokens, too many for lengths {settings.lengths}"
+                    f"{where}: an image of size {size} takes {span} tokens, too many for lengths {settings.lengths}"
                 )
-            ready = latent if settings.latents else ()
-            found += [
-                BatchShape(settings.rows, slots, settings.frames, size, n, ready) for n in fitting
+            latent_shape = latent if settings.latents else ()
+            shapes += [
+                BatchShape(settings.rows, slots, settings.frames, size, n, latent_shape)
+                for n in fitting
             ]
-    return found
+    return shapes
 
 
 def abstract_batch(shape: BatchShape) -> dict[str, jax.ShapeDtypeStruct]:
-    """One process's part of a batch, as shapes."""
+    """Shapes of one process's part of a batch."""
     arrays = shape.arrays(jax.process_count())
     return {name: jax.ShapeDtypeStruct(extent, dtype) for name, (extent, dtype) in arrays.items()}

@@ -1,2 +1,1 @@
-"""Training: settings, optimizer, state, step, checkpoints, metrics, and the loops that put them
-together."""
+"""Training: settings, optimizer, state, step, checkpoints, metrics, and the loop that combines them."""

@@ -1,4 +1,4 @@
-"""Settings that every training run has."""
+"""Settings of every training run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from tuna_jax.training import optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeSettings:
-    """Training times: sigmoid of a normal draw, shifted toward noise if `shift` (model.md section
-    2)."""
+    """Distribution of training times: sigmoid of a normal variable, shifted towards noise if `shift` (model.md
+    section 2).
+
+    Attributes:
+      mean, std: of the normal variable.
+      shift: whether times are shifted.
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -20,11 +25,11 @@ class TimeSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Evaluation in training; sweeps/registry.py knows the tasks.
+    """Evaluation during training; `sweeps/registry.py` lists the tasks.
 
     Attributes:
-      every: steps; 0: never.
-      tasks, settings, batch, seed, shown: as in a sweep's file.
+      every: interval in steps; 0 turns evaluation off.
+      tasks, settings, batch, seed, shown: as in a sweep file.
     """
 
     every: int = 0
@@ -37,24 +42,24 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """What the loop itself needs to know; models and data come ready-made.
+    """Settings of the training loop; trainers add those of model and data.
 
     Attributes:
-      steps: updates of the whole run.
+      steps: number of updates of the whole run.
       seed: seed of parameters, noise and times.
       optimizer: AdamW or Muon, schedule, freezing, EMA.
-      accumulate: parts that a batch's gradient is computed in, one after the other, for less memory.
+      accumulate: number of parts in which a batch's gradient is computed, one after the other, to save memory.
       flow_weight, text_weight: weights of the two losses.
-      time: how training times are drawn.
+      time: distribution of training times.
       mesh: sizes of the mesh axes.
-      vae_dtype: what the frozen VAE computes in, where the step encodes pixels.
-      log_every, checkpoint_every, sample_every: in steps; 0 draws no samples.
-      evaluate: tasks that the run is measured on while it goes on.
-      keep: checkpoints that are kept.
+      vae_dtype: compute dtype of the frozen VAE, if the step encodes pixels.
+      log_every, checkpoint_every, sample_every: intervals in steps; sample_every=0 turns samples off.
+      evaluate: evaluation during training.
+      keep: number of checkpoints to keep.
       asynchronous: write checkpoints in the background.
-      stop_after_skipped: the run ends with an error when so many updates in a row were skipped, because the loss or a
-        gradient was not finite; seen at log lines. 0: never.
-      peak_tflops: bfloat16 TFLOP/s of a device, for MFU; 0: what is known of the device by its name.
+      stop_after_skipped: number of consecutive skipped updates (loss or gradient not finite) after which the run ends
+        with an error, checked at log lines; 0 turns this off.
+      peak_tflops: peak bfloat16 TFLOP/s of a device, for MFU; 0 looks it up by the device's name.
     """
 
     steps: int
@@ -78,7 +83,7 @@ class LoopSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+                raise ValueError(f"config.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("stop_after_skipped", "peak_tflops"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 0")
+                raise ValueError(f"config.{name} is {getattr(self, name)}; it must be at least 0")

@@ -1,8 +1,8 @@
-"""The training loop of TUNA: one linear function, restored exactly from wherever it was stopped.
+"""The training loop: one linear function that resumes exactly from any checkpoint.
 
-What a checkpoint holds, and the order in which it is put back: state (parameters, average,
-optimizer, key, step, metric window), the data iterator's position, then the log is cut back to the
-restored step. After that nothing tells a resumed run from one that was never interrupted.
+A checkpoint holds, in the order of restoration: the state (parameters, average, optimizer, random key, step, metric
+window) and the position of the data iterator. Then the log is truncated to the restored step. After that a resumed run
+is identical to one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tuna_jax.training.weights_file import MODEL_FILE, export_model
 from tuna_jax.training.workdir import locked
 from tuna_jax.utils import old_names
 
-Draw = Callable[[int, Any], None]
+Sample = Callable[[int, Any], None]
 Evaluate = Callable[[int, Any], Mapping[str, float]]
 
 
@@ -44,42 +44,43 @@ def train(
     tasks: tuple[str, ...],
     record: dict[str, Any],
     heads: Callable[[Batch], Heads] = lambda batch: NO_LIMITS,
-    ahead: Sequence[tuple[Arrays, Heads]] = (),
+    shapes_to_compile: Sequence[tuple[Arrays, Heads]] = (),
     vae_params: Any = None,
-    parameters: Callable[[Any, Any], Any] | None = None,
-    draw: Draw | None = None,
+    initial_params: Callable[[Any, Any], Any] | None = None,
+    sample: Sample | None = None,
     evaluate: Evaluate | None = None,
     counters: Callable[[], Mapping[str, float]] = dict,
 ) -> bool:
-    """Trains, or goes on training, until `settings.steps` or a SIGTERM.
+    """Trains, or resumes training, until `settings.steps` or a request to stop (SIGTERM, Ctrl-C).
 
     Args:
       settings: see `LoopSettings`.
       config: the model.
-      workdir: gets `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end
-        `model.safetensors`.
-      iterator: Grain iterator of this process's part of every batch (emoji/image_streams.py and data/mixture/mixture.py say what is
-        in one).
+      workdir: receives `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end `model.safetensors`.
+      iterator: Grain iterator of this process's part of every batch; emoji/image_streams.py and data/mixture/mixture.py
+        describe the arrays of a batch.
       tasks: names of the mixture's streams, in the order of `batch['stream']`.
-      record: the experiment as JSON: saved with every checkpoint and with the model. A restored run
-        must have the same `record['model']`; other differences are allowed and told.
-      heads: how many rows of a batch its heads are needed for.
-      ahead: every shape that a batch can have (one process's part), with its heads: compiled before the first step. A
-        shape that is not among them is compiled when it comes, and told.
-      vae_params: the frozen VAE, for batches of pixels.
-      parameters: `(shapes, shardings) -> parameters` that a new run begins with; None: fresh ones.
-      draw: `(step, params)`, called every `sample_every` steps and at the end with the averaged
-        parameters; by the first process alone.
-      evaluate: `(step, params) -> numbers` for the log, called every `evaluate.every` steps and at the end with the
-        averaged parameters as they lie on the devices.
-      counters: numbers to log beside the losses, asked at every line.
+      record: the experiment as JSON, saved with every checkpoint and with the model. A restored run must have the same
+        `record['model']`; other differences are allowed and logged.
+      heads: number of rows of a batch that each head runs on.
+      shapes_to_compile: every shape that a batch can have (one process's part), with its heads; they are compiled
+        before the first step. Another shape is compiled when it occurs, with a log message.
+      vae_params: parameters of the frozen VAE, for batches of pixels.
+      initial_params: `(shapes, shardings) -> params`, the initial parameters of a new run; None initialises them
+        randomly.
+      sample: `(step, params) -> None`, called in the first process with the averaged parameters on the host, every
+        `sample_every` steps and at the end.
+      evaluate: `(step, params) -> numbers` to log, called in all processes with the averaged parameters, sharded over
+        the mesh, every `evaluate.every` steps and at the end.
+      counters: returns further numbers for every log line.
 
     Returns:
       Whether the run reached its last step.
 
     Raises:
-      NotFiniteError: `settings.stop_after_skipped` updates in a row were skipped. The state is saved, and a batch of
-        them is kept in `post_mortem/`.
+      MismatchedCheckpointError: the workdir holds a run of another model.
+      NotFiniteError: `settings.stop_after_skipped` consecutive updates were skipped. The state is saved, and the batch
+        of the last non-finite step is kept in `post_mortem/`.
     """
     begun = time.monotonic()
     workdir = Path(workdir)
@@ -88,7 +89,7 @@ def train(
         locked(workdir),
         Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
     ):
-        # ---- shapes alone, nothing is allocated yet; then restore, or begin ----------------------
+        # ---- shapes only, nothing is allocated yet; then restore or initialise --------------------
         mesh = make_mesh(settings.mesh)
         distributed.check_rows(mesh)
         program = Program(settings, config, tasks, mesh)
@@ -96,9 +97,11 @@ def train(
             state.abstract(program.shapes, program.shardings), iterator=iterator
         )
         if restored is None:
-            given = parameters and parameters(program.shapes.params, program.shardings.params)
-            current, start = program.initial(given), 0
-            del given
+            params = initial_params and initial_params(
+                program.shapes.params, program.shardings.params
+            )
+            current, start = program.initial(params), 0
+            del params
         else:
             check_same_model(restored.config, record)
             current, start = restored.state, restored.step
@@ -113,11 +116,13 @@ def train(
         log = metrics.MetricsLog(
             workdir, steps=settings.steps, start=start, enabled=jax.process_index() == 0
         )
-        log.say(_greeting(current, mesh, start, settings.steps))
-        for number, (shapes, needed) in enumerate(ahead, 1):
-            log.say(f"compiling for shape {number} of {len(ahead)}: {_described(shapes)}")
-            program.compile(shapes, frozen, needed)
-        distributed.wait_for_all()  # One may have compiled what another found in its cache.
+        log.say(_start_message(current, mesh, start, settings.steps))
+        for number, (shapes, shape_heads) in enumerate(shapes_to_compile, 1):
+            log.say(
+                f"compiling for batch shape {number} of {len(shapes_to_compile)}: {_describe(shapes)}"
+            )
+            program.compile(shapes, frozen, shape_heads)
+        distributed.wait_for_all()  # One process may have compiled what another read from its cache.
         watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
         peak = settings.peak_tflops * 1e12 or peak_of(mesh.devices.flat[0])
         speed = Throughput(peak and peak * mesh.size, begun)
@@ -125,12 +130,11 @@ def train(
         failed: NotFiniteError | None = None
 
         def report() -> None:
-            """Writes the log line that is due. It is one interval old by now, so fetching it does not
-            stall the device."""
+            """Writes the pending log line. It is one interval old, so fetching it does not stall the device."""
             nonlocal pending, failed
             if pending is None:
                 return
-            at, window, kept = pending
+            at, window, logged_batch = pending
             line = step.summarize(window, tasks) | dict(counters())
             line |= watch.read(at) | compilations.read() | speed.read()
             log.write(at, line)
@@ -142,36 +146,36 @@ def train(
             )
             if line["skipped"]:
                 log.say(
-                    f"step {at}: {line['skipped']:.0f} updates so far were skipped: loss or gradient not finite"
+                    f"step {at}: {line['skipped']:.0f} updates skipped so far, loss or gradient not finite"
                 )
             pending = None
             if failed is None and 0 < settings.stop_after_skipped <= line["skipped_in_row"]:
-                told = {"process": jax.process_index(), "line": line}
+                details = {"process": jax.process_index(), "line": line}
                 failed = NotFiniteError(
-                    f"step {at}: the last {line['skipped_in_row']:.0f} updates were skipped, because the loss or a "
-                    f"gradient was not finite (config.stop_after_skipped). The batch of that step is in "
-                    f"{keep_batch(workdir, at, kept, told)}; the state is saved, its parameters are those of the last "
-                    f"good update. Look at the batch, or go on with a lower config.optimizer.learning_rate"
+                    f"step {at}: the last {line['skipped_in_row']:.0f} updates were skipped because the loss or a "
+                    f"gradient was not finite (config.stop_after_skipped). The batch of this step is in "
+                    f"{keep_batch(workdir, at, logged_batch, details)}. The state is saved with the parameters of the "
+                    f"last finite update. Examine the batch, or resume with a lower config.optimizer.learning_rate"
                 )
 
         def save(at: int) -> None:
-            report()  # A line before the checkpoint must be on disk: the resumed run would not write it again.
+            report()  # Log lines of earlier steps must be on disk: a resumed run does not write them again.
             log.sync()
-            with speed.aside():
+            with speed.excluded():
                 saved.save(at, current, config=record, iterator=iterator)
 
         with StopRequest() as stop:
             for number in range(start + 1, settings.steps + 1):
                 batch = next(iterator)
-                known, needed = program.count, heads(batch)
-                with speed.aside():
-                    run = program.compile(batch, frozen, needed)
-                    flops = program.model_flops(batch, frozen, needed) if peak else 0
-                if ahead and program.count > known:
+                compiled_before, batch_heads = program.count, heads(batch)
+                with speed.excluded():
+                    run = program.compile(batch, frozen, batch_heads)
+                    flops = program.model_flops(batch, frozen, batch_heads) if peak else 0
+                if shapes_to_compile and program.count > compiled_before:
                     log.say(
-                        f"step {number}: compiled for a shape not foreseen: {_described(batch)}"
+                        f"step {number}: compiled for an unexpected batch shape: {_describe(batch)}"
                     )
-                if program.count > known:
+                if program.count > compiled_before:
                     distributed.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * jax.process_count(), flops)
@@ -179,21 +183,25 @@ def train(
                     report()
                     pending = number, window, batch
                 last = number == settings.steps
-                if draw and settings.sample_every and (last or number % settings.sample_every == 0):
-                    with speed.aside():
+                if (
+                    sample
+                    and settings.sample_every
+                    and (last or number % settings.sample_every == 0)
+                ):
+                    with speed.excluded():
                         whole = distributed.to_first(current.averaged)
                         if whole is not None:
-                            draw(number, whole)
+                            sample(number, whole)
                         del whole
                 every = settings.evaluate.every
                 if evaluate and every and (last or number % every == 0):
-                    report()  # Lines are in the order of their steps.
-                    with speed.aside():
+                    report()  # Log lines are in the order of their steps.
+                    with speed.excluded():
                         log.write(number, evaluate(number, current.averaged))
                 stopping = stop.agreed(number) and not last
                 if stopping:
                     log.say(
-                        f"stopping at step {number} as asked; the same command goes on from here"
+                        f"stopping at step {number} on request; the same command resumes from here"
                     )
                 due = number % settings.checkpoint_every == 0
                 if last or stopping or due or failed is not None:
@@ -214,31 +222,39 @@ def train(
 
 
 def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:
-    """Raises if a checkpoint's settings describe another model; warns of every other difference."""
+    """Warns of every setting that differs from a checkpoint's settings.
+
+    Raises:
+      MismatchedCheckpointError: the settings describe another model.
+    """
     before, now = _flat(old_names.experiment(stored, stored=True)), _flat(record)
     differ = [
         key
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith("run_record.")
     ]
-    described = [f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differ]
+    described = [
+        f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now" for key in differ
+    ]
     if any(key.split(".")[0] == "model" for key in differ):
         raise MismatchedCheckpointError(
-            f"this workdir holds a run of another model ({'; '.join(described[:3])}); go back to its config, or choose "
+            f"the workdir holds a run of another model ({'; '.join(described[:3])}); use its config, or "
             f"another --workdir"
         )
     for text in described:
-        logging.warning("going on with a setting that differs from the checkpoint's: %s", text)
+        logging.warning("resuming with a setting that differs from the checkpoint: %s", text)
 
 
-def _greeting(current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int) -> str:
+def _start_message(
+    current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int
+) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    begin = "starting" if start == 0 else f"going on from step {start}"
+    begin = "starting" if start == 0 else f"resuming from step {start}"
     return f"{count:,} parameters on a mesh of {axes} ({jax.default_backend()}); {begin}, to step {steps}"
 
 
-def _described(batch: Arrays) -> str:
+def _describe(batch: Arrays) -> str:
     (name,) = {"pixels", "moments", "latents"} & set(batch)
     rows, length = batch["tokens"].shape
     return f"{rows} rows of {length} tokens, {name} {list(batch[name].shape[1:])}"

@@ -1,8 +1,7 @@
-"""What a run says about itself: `metrics.jsonl`, TensorBoard, and a progress bar.
+"""The log of a run: `metrics.jsonl`, TensorBoard, and a progress bar.
 
-`metrics.jsonl` holds one JSON object a line with the key `step`. After a resume it is cut back to
-the restored step, so that the file of an interrupted run equals that of an uninterrupted one (apart
-from the wall-clock entries).
+`metrics.jsonl` holds one JSON object per line with the key `step`. A resumed run first truncates it to the restored
+step, so that the file of an interrupted run equals that of an uninterrupted one (except for wall-clock entries).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,10 @@ class MetricsLog:
     """Writes a run's metrics under `workdir`.
 
     Args:
-      workdir: the run's folder; `metrics.jsonl` and `tensorboard/` are made in it.
-      steps: length of the run, for the progress bar.
-      start: the step the run (re)starts from; later lines of an existing `metrics.jsonl` are
-        dropped.
-      enabled: False on all hosts but the first: everything is accepted and nothing written.
+      workdir: the run's folder, for `metrics.jsonl` and `tensorboard/`.
+      steps: number of steps of the run, for the progress bar.
+      start: the step from which the run starts or resumes; later lines of an existing `metrics.jsonl` are removed.
+      enabled: False in all processes except the first: all methods do nothing.
     """
 
     def __init__(
@@ -46,7 +44,7 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate(path, start)
         self._file = path.open("a", encoding="utf-8")
-        # purge_step makes TensorBoard forget what an interrupted run wrote after the checkpoint.
+        # purge_step hides what an interrupted run wrote to TensorBoard after the checkpoint.
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(
             total=steps,
@@ -58,19 +56,21 @@ class MetricsLog:
             smoothing=0.05,
         )
 
-    def progress(self, step: int, **shown: float) -> None:
-        """Moves the progress bar to `step`; `shown` are the numbers beside it."""
+    def progress(self, step: int, **values: float) -> None:
+        """Moves the progress bar to `step` and displays `values` next to it."""
         if not self._enabled:
             return
-        if shown:
+        if values:
             self._bar.set_postfix(
-                {name: f"{value:.4g}" for name, value in shown.items()}, refresh=False
+                {name: f"{value:.4g}" for name, value in values.items()}, refresh=False
             )
         self._bar.update(step - self._bar.n)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl` and one point a curve in TensorBoard. JSON has no NaN: such a
-        value is written as null."""
+        """Writes a line of `metrics.jsonl`, and a point per value to TensorBoard.
+
+        JSON has no NaN and no infinity: they become null.
+        """
         if not self._enabled:
             return
         line: dict[str, Any] = {"step": step}
@@ -82,12 +82,12 @@ class MetricsLog:
         self._file.flush()
 
     def sync(self) -> None:
-        """Sees that what was written is on the disk, or in the bucket that is mounted as one: before a checkpoint."""
+        """Flushes `metrics.jsonl` to the disk, or to a mounted bucket; called before a checkpoint is saved."""
         if self._enabled:
             os.fsync(self._file.fileno())
 
     def say(self, text: str) -> None:
-        """A line of text that does not tear the progress bar."""
+        """Prints a line of text without disturbing the progress bar."""
         if self._enabled:
             self._bar.write(text, file=sys.stderr)
 
@@ -101,30 +101,36 @@ class MetricsLog:
 
 
 class Stopwatch:
-    """Wall-clock entries of log lines: speed since the last line, and minutes since the run first
-    began.
+    """Wall-clock entries of log lines: speed since the last line, and minutes of the whole run.
 
-    Minutes go on from where the log of an interrupted run ends, so they do not count the time
-    between.
+    Minutes continue from the end of an interrupted run's log, so the time between the two runs does not count.
+
+    Args:
+      workdir: the run's folder.
+      start: the step from which the run starts or resumes.
+      clock: returns seconds.
     """
 
-    def __init__(self, workdir: str | Path, start: int) -> None:
+    def __init__(
+        self, workdir: str | Path, start: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         path = Path(workdir) / METRICS_FILE
         lines = read(path) if path.exists() else []
         self._before = next((line["minutes"] for line in reversed(lines) if "minutes" in line), 0.0)
-        self._begin = self._last = time.monotonic()
+        self._clock = clock
+        self._begin = self._last = clock()
         self._step = start
 
     def read(self, step: int) -> dict[str, float]:
         """`steps_per_second` since the last call and `minutes` of the run so far."""
-        now = time.monotonic()
+        now = self._clock()
         speed = (step - self._step) / max(now - self._last, 1e-9)
         self._last, self._step = now, step
         return {"steps_per_second": speed, "minutes": self._before + (now - self._begin) / 60}
 
 
 class Compilations:
-    """Counts the programs that XLA compiles, or takes from its cache, in this process from now on."""
+    """Counts the programs that XLA compiles, or reads from its cache, in this process."""
 
     _EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -137,7 +143,7 @@ class Compilations:
         self._count += event == self._EVENT
 
     def read(self) -> dict[str, float]:
-        """`compilations` since the last call: after the first lines of a run's log it should stay 0."""
+        """`compilations` since the last call; it should be 0 after the first log lines of a run."""
         count, self._count = self._count, 0
         return {"compilations": float(count)}
 
@@ -146,12 +152,12 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
 
-# Entries of a line that a resumed run need not repeat.
+# Entries of a log line that differ between a resumed and an uninterrupted run.
 WALL_CLOCK = ("steps_per_second", "minutes", "compilations", *throughput.NAMES)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The lines of a `metrics.jsonl`; an incomplete last line (from a killed process) is ignored."""
     lines = []
     for text in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -162,12 +168,11 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def truncate(path: str | Path, step: int) -> None:
-    """Drops the lines after `step`, and a torn last line; a missing file stays missing. Atomic:
-    writes beside, then renames."""
+    """Removes the lines after `step`, and an incomplete last line, atomically; a missing file stays missing."""
     path = Path(path)
     if not path.exists():
         return
     kept = [line for line in read(path) if line["step"] <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(beside, path)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(scratch, path)

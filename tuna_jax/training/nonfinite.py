@@ -1,4 +1,4 @@
-"""What a run leaves behind when its losses stay not finite: the batch, for whoever looks for the reason."""
+"""Keeps the batch of a non-finite step, so that the cause can be examined."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from safetensors.numpy import save_file
 
 
 class NotFiniteError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that was not finite."""
+    """Too many consecutive updates had a loss or gradient that was not finite."""
 
 
 def keep_batch(
-    workdir: str | Path, step: int, batch: Mapping[str, np.ndarray], told: Mapping[str, Any]
+    workdir: str | Path, step: int, batch: Mapping[str, np.ndarray], details: Mapping[str, Any]
 ) -> Path:
     """Writes one process's part of the batch of a step to `WORKDIR/post_mortem/`, atomically.
 
     Args:
-      workdir: the run's.
-      step: the update that the batch was for.
-      batch: its arrays; bfloat16 becomes float32, which holds it exactly, for tools that do not know it.
-      told: JSON to keep beside them, such as the process and the log line.
+      workdir: folder of the run.
+      step: the step of the batch.
+      batch: its arrays; bfloat16 is written as float32, which represents it exactly, for tools without bfloat16.
+      details: JSON for the metadata, such as the process index and the log line.
 
     Returns:
-      The safetensors file; the names are the batch's, the metadata has `step` and `told`.
+      The safetensors file with the arrays of the batch; its metadata has `step` and `details`.
     """
     folder = Path(workdir) / "post_mortem"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}_process_{told.get('process', 0)}.safetensors"
+    path = folder / f"step_{step:08d}_process_{details.get('process', 0)}.safetensors"
     arrays = {
         name: np.ascontiguousarray(
             array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
         )
         for name, array in batch.items()
     }
-    beside = path.with_suffix(".tmp")
-    save_file(arrays, beside, metadata={"step": str(step), "told": json.dumps(dict(told))})
-    os.replace(beside, path)
+    scratch = path.with_suffix(".tmp")
+    save_file(arrays, scratch, metadata={"step": str(step), "details": json.dumps(dict(details))})
+    os.replace(scratch, path)
     return path

@@ -1,5 +1,4 @@
-"""The optimizer: AdamW with warm-up, clipping, selective weight decay, and parts that stay
-frozen."""
+"""The optimizer: AdamW or Muon with warm-up, clipping, selective weight decay and frozen parameters."""
 
 from __future__ import annotations
 
@@ -14,21 +13,20 @@ import optax.contrib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW or Muon, and what surrounds it.
+    """Algorithm, schedule, weight decay, clipping, frozen parameters, and EMA.
 
     Attributes:
-      algorithm: 'adamw', or 'muon': orthogonalised momentum for kernels (Jordan et al. 2024, with
-        updates scaled to AdamW's size, so that one learning rate serves both), AdamW for the rest.
+      algorithm: 'adamw', or 'muon': orthogonalised momentum for kernels (Jordan et al. 2024, with updates scaled to
+        AdamW's, so that one learning rate fits both), AdamW for all other parameters.
       learning_rate: peak learning rate.
-      warmup: updates of linear warm-up from 0.
-      cosine_tail: share of the run, at its end, over which the rate falls to 0 along a cosine; 0
-        keeps it constant.
+      warmup: number of updates of the linear warm-up from 0.
+      cosine_tail: share of the run, at its end, over which the rate decays to 0 along a cosine; 0 keeps it constant.
       b1, b2, epsilon: Adam's constants.
-      weight_decay: decoupled weight decay, applied to matrices and kernels (stacked layers count
-        their own axes alone).
-      clip_norm: gradients are scaled down to this global norm; 0 does not clip.
+      weight_decay: decoupled weight decay of matrices and kernels (the stacking axis of layers does not count as an
+        axis).
+      clip_norm: largest global norm of the gradient; 0 turns clipping off.
       frozen: parameter-path prefixes ('language', 'representation.position') that are not trained.
-      ema: decay of the exponential moving average of the parameters; 0 keeps none apart.
+      ema: decay of the exponential moving average of the parameters; 0 turns it off.
     """
 
     algorithm: str = "adamw"
@@ -45,10 +43,10 @@ class OptimizerSettings:
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """The learning rate of every update in a run of `steps`.
+    """The learning-rate schedule of a run of `steps` updates.
 
     Raises:
-      ValueError: warm-up and tail do not fit into it.
+      ValueError: warm-up and cosine tail are longer than the run.
     """
     return warmup_plateau_cosine(
         settings.learning_rate, steps, settings.warmup, settings.cosine_tail
@@ -58,11 +56,10 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
 def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.GradientTransformation:
     """The optimizer for `params` (arrays or shapes) over a run of `steps` updates.
 
-    Frozen parameters get zero updates and hold no optimizer state. Clipping sees the gradients of
-    trained parameters alone.
+    Frozen parameters have zero updates and no optimizer state. Clipping uses only the gradients of trained parameters.
 
     Raises:
-      ValueError: a prefix in `settings.frozen` matches no parameter, or the schedule does not fit into the run.
+      ValueError: a prefix in `settings.frozen` matches no parameter, or the schedule is longer than the run.
     """
     trained = trainable(params, settings.frozen)
     schedule = learning_rate(settings, steps)
@@ -77,7 +74,7 @@ def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.Gradien
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` as one factor, which the update takes in; a division would be written down first."""
+    """`optax.clip_by_global_norm` as one factor, which XLA fuses into the update; a division would be materialised."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -113,10 +110,10 @@ def _algorithm(
 
 
 def _matrices(params: Any) -> Any:
-    """Which axes of a kernel are its matrix; None for what is no kernel (Muon leaves it to AdamW).
+    """The axes of each kernel that form its matrix; None for other parameters, which Muon leaves to AdamW.
 
-    A kernel maps all its axes but the last onto the last; in a stack of layers the first axis counts layers, each a
-    matrix of its own.
+    A kernel maps all axes except the last onto the last. In stacked layers the first axis counts layers, each with
+    its own matrix.
     """
 
     def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
@@ -135,17 +132,20 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def trainable(params: Any, frozen: tuple[str, ...]) -> Any:
-    """Tree of bools like `params`: False where a path lies under one of the prefixes in `frozen`.
+    """Tree of bools like `params`: False if a path has one of the prefixes in `frozen`.
 
-    A prefix matches whole names: 'language' covers 'language.embedding', not
-      'language_model.embedding'.
+    A prefix matches whole names: 'language' matches 'language.embedding' and not 'language_model.embedding'.
+
+    Raises:
+      ValueError: a prefix matches no parameter.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for prefix in frozen:
         if not any(_under(name, prefix) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
             raise ValueError(
-                f"frozen prefix {prefix!r} matches no parameter; the top-level parts are {', '.join(parts)}"
+                f"config.optimizer.frozen: the prefix {prefix!r} matches no parameter; the top-level names are "
+                f"{', '.join(parts)}"
             )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not any(_under(path_name(path), prefix) for prefix in frozen), params
@@ -153,10 +153,9 @@ def trainable(params: Any, frozen: tuple[str, ...]) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Tree of bools like `params`: True for matrices and kernels, False for biases, norms, and
-    modulation offsets.
+    """Tree of bools like `params`: True for matrices and kernels; False for biases, norms and modulation offsets.
 
-    Told by name, not by rank: in a stack of layers a bias has two axes and is still a bias.
+    The name decides rather than the rank, since a bias of stacked layers has two axes.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _is_weight(path_name(path), leaf), params
@@ -173,27 +172,26 @@ def _under(name: str, prefix: str) -> bool:
 
 
 def warmup_plateau_cosine(peak: float, steps: int, warmup: int, tail: float) -> optax.Schedule:
-    """Linear from 0 to `peak` over `warmup` updates, constant, then a cosine to 0 over the last
-    `tail` of `steps`.
+    """Linear from 0 to `peak` over `warmup` updates, then constant, then a cosine to 0 over the last `tail` of `steps`.
 
     Args:
       peak: learning rate of the plateau.
-      steps: updates of the whole run.
-      warmup: updates of the warm-up.
-      tail: share of `steps` that the cosine takes, in [0, 1]; 0 keeps the rate constant to the end.
+      steps: number of updates of the whole run.
+      warmup: number of updates of the warm-up.
+      tail: share of `steps` with the cosine, in [0, 1]; 0 keeps the rate constant to the end.
 
     Raises:
-      ValueError: warm-up and tail overlap, or `tail` is not a share.
+      ValueError: warm-up and tail overlap, or `tail` is not in [0, 1].
     """
     if not 0.0 <= tail <= 1.0:
-        raise ValueError(f"the cosine tail is a share of the run between 0 and 1, not {tail}")
+        raise ValueError(f"config.optimizer.cosine_tail is {tail}; it must be between 0 and 1")
     decay = round(steps * tail)
     if warmup + decay > steps:
         room = f", or the tail to at most {(steps - warmup) / steps:.2f}" if warmup < steps else ""
         raise ValueError(
-            f"{warmup} warm-up steps and a cosine tail of {decay} steps (config.optimizer.warmup and cosine_tail) do "
-            f"not fit into a run of {steps} steps (config.steps); shorten the warm-up to at most {steps - decay}"
-            f"{room}, or train longer"
+            f"{warmup} warm-up steps (config.optimizer.warmup) and a cosine tail of {decay} steps "
+            f"(config.optimizer.cosine_tail) exceed a run of {steps} steps (config.steps); reduce the warm-up to at "
+            f"most {steps - decay} steps{room}, or increase config.steps"
         )
     ramp = optax.linear_schedule(0.0, peak, max(warmup, 1))
     if decay == 0:

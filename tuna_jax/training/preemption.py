@@ -1,6 +1,6 @@
-"""Turns SIGTERM and Ctrl-C into a question that a loop asks between two steps.
+"""Turns SIGTERM and Ctrl-C into a flag that a loop checks between two steps.
 
-Several processes of one run have to answer it alike, at the same step: a save needs them all.
+All processes of a run must stop at the same step, since a save requires all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from tuna_jax.parallel import distributed
 class StopRequest:
     """Context manager: inside it, SIGTERM and SIGINT set `requested` instead of ending the process.
 
-    A second signal of the same kind ends the process at once, for whoever does not want to wait for
-    a save. Signals reach a process's main thread alone; elsewhere (in a test's worker thread) this
-    does nothing.
+    A second signal of the same kind ends the process immediately, without a save. Signals reach only the main thread of
+    a process; in other threads this context does nothing.
 
-    Beside other processes SIGTERM is left to JAX, which tells the others (`processes.stop_together`), and SIGINT is
-    turned into it; further ones change nothing, for none can end without the others.
+    With several processes, JAX handles SIGTERM and informs the other processes (`distributed.stop_together`), and
+    SIGINT is turned into SIGTERM. Further signals change nothing, since no process can end without the others.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class StopRequest:
         return self
 
     def agreed(self, step: int) -> bool:
-        """Whether to save and end after this step: the same answer in all processes. To be asked after every step."""
+        """Whether to save and stop after this step, equal in all processes. It must be called after every step."""
         return self.requested or distributed.stop_together(step)
 
     def __exit__(self, *exception: object) -> None:

@@ -1,4 +1,4 @@
-"""Everything that a training run carries from one step to the next, and its shardings."""
+"""The state of a training run, and its shardings."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ Params = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """The carried state; all leaves are arrays, and a checkpoint holds all of them.
+    """The state of a training run; all leaves are arrays, and a checkpoint holds all of them.
 
     Attributes:
-      step: int32, updates taken (skipped ones counted).
-      skipped: int32, updates that were skipped because the loss or a gradient was not finite.
-      skipped_in_row: int32, how many of them came last, one after the other.
-      key: uint32, data of the run's random key; step n uses `fold_in(key, n)`, so the state of
-        randomness is (key, step).
+      step: int32, number of steps, including skipped updates.
+      skipped: int32, number of updates that were skipped because the loss or a gradient was not finite.
+      skipped_in_row: int32, number of consecutive skipped updates up to this step.
+      key: uint32, data of the run's random key; step n uses `fold_in(key, n)`, so the random state is (key, step).
       params: parameters, float32.
       ema: exponential moving average of params, or None.
       optimizer: optax state.
-      window: float32 sums of metrics since the last log line (see `step.py`): carried so that a
-        resumed run logs the same.
+      window: float32 sums of metrics since the last log line (see `step.py`), part of the state so that a resumed run
+        logs the same numbers.
     """
 
     step: jax.Array
@@ -42,7 +41,7 @@ class TrainState(NamedTuple):
 
     @property
     def averaged(self) -> Params:
-        """The parameters to draw and answer with: the moving average if there is one."""
+        """The parameters for inference: the moving average if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -54,8 +53,15 @@ def initial(
     seed: int,
     average: bool,
 ) -> TrainState:
-    """A fresh state. Trace it with `jax.eval_shape` for its shapes, or jit it with
-    `out_shardings`."""
+    """The state before the first step. Trace it with `jax.eval_shape` for shapes, or jit it with `out_shardings`.
+
+    Args:
+      init_params: `key -> params`.
+      optimizer: built by `optimizer.build`.
+      window: from `step.empty_window`.
+      seed: of the run's random key.
+      average: whether the state has a moving average of the parameters.
+    """
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = init_params(init_key)
     return TrainState(
@@ -71,14 +77,14 @@ def initial(
 
 
 def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
-    """A sharding for every leaf: parameters by the rules, EMA and moments like their parameters,
-    the rest replicated."""
+    """A sharding for every leaf: parameters by the rules, EMA and optimizer moments like their parameters, the rest
+    replicated."""
     params = param_sharding.shardings(shapes.params, mesh)
     return param_sharding.follow(params, shapes, mesh)
 
 
 def abstract(shapes: TrainState, shardings: TrainState) -> TrainState:
-    """Shapes with shardings: the template that a checkpoint is restored into."""
+    """Shapes with shardings: the template for restoring a checkpoint."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

@@ -1,9 +1,8 @@
-"""One training step: draws times and noise, the joint loss and its gradient, the update, the moving
-average, the metrics.
+"""One training step: random times and noise, the joint loss and its gradient, the update, the moving average, metrics.
 
-The whole step is one `jax.jit` over the mesh, with named shardings in and out and its state
-donated. Nothing in it depends on the host: what is random comes from (key, step), and metrics are
-summed on the device until the host wants them.
+The whole step is one `jax.jit` over the mesh, with named shardings of inputs and outputs and a donated state. It does
+not depend on the host: random numbers are derived from (key, step), and metrics are summed on the device until the host
+fetches them.
 """
 
 from __future__ import annotations
@@ -28,43 +27,46 @@ Step = Callable[..., tuple[TrainState, Window]]
 
 
 class Heads(NamedTuple):
-    """How many rows of a batch, over all processes, the flow head and the text head have something to learn from.
+    """Number of rows of a batch, over all processes, that have a target for the flow head and for the text head.
 
-    None: it may be all of them. A head runs on so many rows alone (`models.tuna.loss`); with 0 it does not run.
+    A head runs only on that many rows (`models.tuna.loss`), and not at all for 0. None: any row may have a target.
     """
 
     flow_rows: int | None = None
     text_rows: int | None = None
 
 
-# Row sums that the loss reports, and what their ratio is called.
+# Name of a logged loss -> row sums of the loss function whose ratio it is.
 _TERMS = {"flow_loss": ("flow_sum", "flow_count"), "text_loss": ("text_sum", "text_count")}
 _MEANS = ("loss", "gradient_norm")
-_SKIPPED = ("skipped", "skipped_in_row")  # counted in the state, so that a resumed run goes on
+_SKIPPED = (
+    "skipped",
+    "skipped_in_row",
+)  # Counted in the state, so that a resumed run continues the count.
 
 
 NO_LIMITS = Heads()
 
 Loss = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
 """`models.tuna.loss` with its config and weights filled in: `(params, batch, noise, t, heads) -> (loss, metrics)`, the
-metrics with rows `flow_sum, flow_count, text_sum, text_count` float32 [B]. Of a part of a batch it is called with the
-whole batch's counts as a sixth argument, and the parts' losses add up to the whole one's."""
+metrics with rows `flow_sum, flow_count, text_sum, text_count` float32 [B]. For a part of a batch it receives the
+whole batch's counts as a sixth argument, and the losses of the parts add up to the loss of the batch."""
 
 Counts = Callable[[Batch], tuple[Array, Array]]
-"""What the losses of a whole batch are divided by: `models.tuna.target_counts`."""
+"""The denominators of the losses of a whole batch: `models.tuna.target_counts`."""
 
 Encode = Callable[[Any, Array, jax.Array], Float[Array, "b n t h w c"]]
-"""`(parameters of the frozen VAE, uint8 pixels [B, N, F, H, W, 3], key) -> latents`, a draw from the posterior."""
+"""`(parameters of the frozen VAE, uint8 pixels [B, N, F, H, W, 3], key) -> latents`, a sample of the posterior."""
 
 SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
 
 
-# Fewer copies of the state that is given away (docs/performance.md).
+# Reduces copies of the donated state (docs/performance.md).
 _ON_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
 def empty_window(tasks: int) -> Window:
-    """Sums over no steps at all, for `tasks` kinds of sample."""
+    """Metric sums over zero steps, for `tasks` streams."""
     zeros = {name: jnp.zeros((tasks,), jnp.float32) for pair in _TERMS.values() for name in pair}
     return zeros | {name: jnp.float32(0) for name in ("steps", *_MEANS)}
 
@@ -84,24 +86,24 @@ def make_step(
 ) -> Step:
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
-    A batch holds `latents`; or `moments`, bfloat16 [B, N, 2, T, h, w, C], which are drawn from here; or `pixels`,
-    which the VAE `frozen` encodes here.
+    A batch holds `latents`; or `moments`, bfloat16 [B, N, 2, T, h, w, C], which the step samples; or `pixels`, which
+    the step encodes with the VAE parameters `frozen`.
 
     Args:
       loss: the joint loss of a batch.
       optimizer: built by `optimizer.build`.
-      sample_time: `(key, shape) -> t` for the slots that are noised.
+      sample_time: `(key, shape) -> t` for noised slots.
       ema: decay of the moving average; ignored if the state has none.
-      log_every: the window starts afresh after every multiple of this many steps.
-      tasks: kinds of sample; `batch['stream']` counts below it.
-      trained: tree of bools like the parameters; no gradient is computed of what is False. None: all are trained.
-      encode: makes latents of pixels; None: batches hold latents.
-      accumulate: parts that a batch's gradient is computed in, one after the other; times, noise and latents are those
-        of the whole batch, and so is the result, up to rounding.
-      counts: needed where `accumulate` is more than 1.
+      log_every: metric sums restart after every multiple of this number of steps.
+      tasks: number of streams; `batch['stream']` is below it.
+      trained: tree of bools like the parameters; no gradient is computed where it is False. None: all are trained.
+      encode: computes latents from pixels; None: batches do not hold pixels.
+      accumulate: number of parts in which a batch's gradient is computed, one after the other. Times, noise and latents
+        are those of the whole batch, and the result is the same up to rounding.
+      counts: required if `accumulate` is greater than 1.
 
-    A loss or gradient that is not finite leaves parameters, average and optimizer as they were and
-    adds one to `state.skipped`; the step still counts, so that data and randomness move on.
+    A loss or gradient that is not finite leaves parameters, average and optimizer unchanged and adds one to
+    `state.skipped`. The step still counts, so that the run continues with other data and random numbers.
     """
 
     def step(
@@ -114,23 +116,23 @@ def make_step(
             batch = {**batch, "latents": latents}
         elif "moments" in batch:
             moments = jnp.moveaxis(batch["moments"], 2, 0).astype(jnp.float32)
-            latents = draw(moments[0], moments[1], jax.random.fold_in(key, 2))
+            latents = sample_posterior(moments[0], moments[1], jax.random.fold_in(key, 2))
             batch = {**batch, "latents": latents}
         t = sample_time(time_key, batch["is_target"].shape)
         noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)
 
-        def value_of(params: Params, batch: Batch, noise: Array, t: Array, *counted: Any) -> Any:
+        def value_of(params: Params, batch: Batch, noise: Array, t: Array, *totals: Any) -> Any:
             if trained is not None:
                 params = jax.tree.map(
-                    lambda p, own: p if own else jax.lax.stop_gradient(p), params, trained
+                    lambda p, trains: p if trains else jax.lax.stop_gradient(p), params, trained
                 )
-            return loss(params, batch, noise, t, heads, *counted)
+            return loss(params, batch, noise, t, heads, *totals)
 
         gradient = jax.value_and_grad(value_of, has_aux=True)
         if accumulate == 1:
             (value, rows), grads = gradient(state.params, batch, noise, t)
         else:
-            assert counts is not None, "parts of a batch are divided by the counts of all of it"
+            assert counts is not None, "gradients in parts require the counts of the whole batch"
             whole = {name: x for name, x in batch.items() if name not in ("pixels", "moments")}
             (value, rows), grads = _in_parts(
                 accumulate, gradient, state.params, (whole, noise, t), counts(whole)
@@ -142,31 +144,30 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         average = None
         if state.ema is not None:
-            # A young average would be dominated by the initial weights.
+            # Early in training a fixed decay would leave the average dominated by the initial weights.
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.ema, params)
 
-        def chosen(new: Any, old: Any) -> Any:
+        def if_finite(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-        taken = state.step + 1
         by_task = jax.nn.one_hot(batch["stream"], tasks, dtype=jnp.float32, axis=0)
-        seen = {"steps": jnp.float32(1), "loss": value, "gradient_norm": norm}
+        metrics = {"steps": jnp.float32(1), "loss": value, "gradient_norm": norm}
         for pair in _TERMS.values():
-            seen |= {name: by_task @ rows[name] for name in pair}
-        fresh = state.step % log_every == 0
+            metrics |= {name: by_task @ rows[name] for name in pair}
+        restart = state.step % log_every == 0
         window = {
-            name: jnp.where(fresh, 0.0, old) + jnp.where(finite, seen[name], 0.0)
+            name: jnp.where(restart, 0.0, old) + jnp.where(finite, metrics[name], 0.0)
             for name, old in state.window.items()
         }
         new = TrainState(
-            step=taken,
+            step=state.step + 1,
             skipped=state.skipped + ~finite,
             skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
             key=state.key,
-            params=chosen(params, state.params),
-            ema=chosen(average, state.ema),
-            optimizer=chosen(opt_state, state.optimizer),
+            params=if_finite(params, state.params),
+            ema=if_finite(average, state.ema),
+            optimizer=if_finite(opt_state, state.optimizer),
             window=window,
         )
         skipped = {name: getattr(new, name).astype(jnp.float32) for name in _SKIPPED}
@@ -178,9 +179,9 @@ def make_step(
 def _in_parts(
     parts: int, gradient: Callable[..., Any], params: Params, whole: Any, counts: Any
 ) -> Any:
-    """What `gradient(params, *whole)` returns, from `parts` calls one after the other.
+    """The result of `gradient(params, *whole)`, computed in `parts` calls one after the other.
 
-    A part is every n-th row, not n neighbours: so every device has rows of its own in each part.
+    A part takes every n-th row rather than n adjacent ones, so that each part has rows of every device.
     """
 
     def split(x: Array) -> Array:
@@ -189,30 +190,33 @@ def _in_parts(
 
     def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], Any]:
         (value, rows), grads = gradient(params, *part, counts)
-        kept = {name: rows[name] for pair in _TERMS.values() for name in pair}
-        return jax.tree.map(jnp.add, total, (value, grads)), kept
+        sums = {name: rows[name] for pair in _TERMS.values() for name in pair}
+        return jax.tree.map(jnp.add, total, (value, grads)), sums
 
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
     (value, grads), rows = jax.lax.scan(add, start, jax.tree.map(split, whole))
     return (value, {name: x.T.reshape(-1) for name, x in rows.items()}), grads
 
 
-def draw(
+def sample_posterior(
     mean: Float[Array, "*extent"], std: Float[Array, "*extent"], key: jax.Array
 ) -> Float[Array, "*extent"]:
-    """A draw from the posterior; model.md section 1."""
+    """A sample of the posterior; model.md section 1."""
     return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
-    """`jax.jit` of a step, called as `(state, batch, frozen, heads)`: state sharded as given and donated, batches
-    split over the mesh, the frozen VAE and the metrics replicated; a program for every `heads` and shape of batch."""
-    whole = param_sharding.replicated(mesh)
+    """`jax.jit` of a step, called as `(state, batch, frozen, heads)`.
+
+    The state is sharded as given and donated, batches are sharded over the mesh, the frozen VAE and the metrics are
+    replicated. There is one program for every value of `heads` and every batch shape.
+    """
+    replicated = param_sharding.replicated(mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         step,
-        in_shardings=(shardings, param_sharding.batch_sharding(mesh), whole),
-        out_shardings=(shardings, whole),
+        in_shardings=(shardings, param_sharding.batch_sharding(mesh), replicated),
+        out_shardings=(shardings, replicated),
         donate_argnums=0,
         static_argnums=3,
         compiler_options=_ON_CPU if on_cpu else None,
@@ -220,10 +224,9 @@ def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
 
 
 def summarize(window: Window, tasks: tuple[str, ...]) -> dict[str, float]:
-    """A fetched window as the numbers to log: means over its steps, and losses over all samples and
-    by task.
+    """The numbers to log from the metric sums: means over steps, and losses over all samples and by stream.
 
-    A loss that no sample had is left out: a stream of questions has no flow loss.
+    A loss without targets is left out: a stream of questions has no flow loss.
     """
     values = {name: jax.device_get(value) for name, value in window.items()}
     steps = max(float(values["steps"]), 1.0)

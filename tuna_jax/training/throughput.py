@@ -1,25 +1,25 @@
-"""What a run gets out of its machines: tokens a second, model FLOPs utilisation, and goodput.
+"""Throughput of a run: tokens per second, model FLOPs utilisation (MFU), and goodput.
 
-    seconds of steps   = wall clock, less what was spent aside: restoring, compiling, saving, drawing
+    seconds of steps   = wall clock minus restoring, compiling, saving, sampling and evaluating
     tokens_per_second  = positions of all rows (text, visual, padding) / seconds of steps
     mfu                = model FLOPs / (seconds of steps x devices x peak FLOP/s of a device)
-    goodput            = seconds of steps / wall clock, since the run was started
+    goodput            = seconds of steps / wall clock, since the start of the process
 
 Model FLOPs are those of the step without rematerialisation: matrix products and convolutions of the forward and the
-backward pass, the frozen VAE and the optimizer, counted over the jaxpr (hardware/flops.py); of a text
-loss in chunks, those of tokens with a label.
+backward pass, the frozen VAE and the optimizer, counted over the jaxpr (hardware/flops.py); for a text
+loss in chunks, only those of tokens with a label.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tuna_jax.hardware.chips import CHIPS
 
-# What JAX calls a device, and its peak in bfloat16 without sparsity, FLOP/s.
+# `device_kind` of JAX -> peak FLOP/s in bfloat16 without sparsity.
 _PEAKS = {
     "TPU v5 lite": CHIPS["v5e"].peak,
     "TPU v5e": CHIPS["v5e"].peak,
@@ -35,40 +35,43 @@ _PEAKS = {
 
 
 def peak_of(device: Any) -> float | None:
-    """Peak bfloat16 FLOP/s of a JAX device by its `device_kind`; None: it is not known, as of CPUs."""
+    """Peak bfloat16 FLOP/s of a JAX device by its `device_kind`; None if unknown, as for CPUs."""
     kind = str(device.device_kind)
-    # The longest name that fits: 'TPU v5 lite' is no 'TPU v5'; 'NVIDIA H200' also comes with words after it.
+    # The longest matching name: 'TPU v5 lite' is not a 'TPU v5'; 'NVIDIA H200' may have further words after it.
     fitting = [name for name in _PEAKS if kind == name or kind.startswith(f"{name} ")]
     return _PEAKS[max(fitting, key=len)] if fitting else None
 
 
 class Throughput:
-    """Counts tokens and FLOPs of steps, and what else takes time.
+    """Counts tokens and FLOPs of steps, and the time outside of steps.
 
     Args:
-      peak: FLOP/s of all devices of the run together; None: no `mfu` is told.
-      begun: `time.monotonic()` when the run was started.
+      peak: FLOP/s of all devices of the run together; None: `mfu` is not reported.
+      begun: what `clock` returned at the start of the run.
+      clock: returns seconds.
     """
 
-    def __init__(self, peak: float | None, begun: float) -> None:
-        self._peak, self._begun = peak, begun
-        now = time.monotonic()
-        self._since, self._aside_total, self._aside = now, now - begun, 0.0
+    def __init__(
+        self, peak: float | None, begun: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._peak, self._begun, self._clock = peak, begun, clock
+        now = clock()
+        self._since, self._excluded_total, self._excluded = now, now - begun, 0.0
         self._steps, self._tokens, self._flops = 0, 0, 0
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What happens inside is no step."""
-        begin = time.monotonic()
+    def excluded(self) -> Iterator[None]:
+        """Time inside this context does not count as time of steps."""
+        begin = self._clock()
         try:
             yield
         finally:
-            spent = time.monotonic() - begin
-            self._aside += spent
-            self._aside_total += spent
+            spent = self._clock() - begin
+            self._excluded += spent
+            self._excluded_total += spent
 
     def step(self, tokens: int, flops: int) -> None:
-        """A step was taken: tokens and model FLOPs of the whole batch, over all processes."""
+        """Counts a step: tokens and model FLOPs of the whole batch, over all processes."""
         self._steps += 1
         self._tokens += tokens
         self._flops += flops
@@ -76,20 +79,20 @@ class Throughput:
     def read(self) -> dict[str, float]:
         """`step_seconds`, `tokens_per_second` and, with a peak, `mfu` since the last call; `goodput` of the whole run.
 
-        Only the last of them if there was no step.
+        Without a step since the last call, only `goodput`.
         """
-        now = time.monotonic()
+        now = self._clock()
         wall = max(now - self._begun, 1e-9)
-        told = {"goodput": max(wall - self._aside_total, 0.0) / wall}
+        values = {"goodput": max(wall - self._excluded_total, 0.0) / wall}
         if self._steps:
-            seconds = max(now - self._since - self._aside, 1e-9)
-            told["step_seconds"] = seconds / self._steps
-            told["tokens_per_second"] = self._tokens / seconds
+            seconds = max(now - self._since - self._excluded, 1e-9)
+            values["step_seconds"] = seconds / self._steps
+            values["tokens_per_second"] = self._tokens / seconds
             if self._peak:
-                told["mfu"] = self._flops / (seconds * self._peak)
-        self._since, self._aside = now, 0.0
+                values["mfu"] = self._flops / (seconds * self._peak)
+        self._since, self._excluded = now, 0.0
         self._steps, self._tokens, self._flops = 0, 0, 0
-        return told
+        return values
 
 
 NAMES = ("goodput", "step_seconds", "tokens_per_second", "mfu")

@@ -1,6 +1,6 @@
-"""One training step with all that surrounds it: model, optimizer, mesh, shardings, compiled programs.
+"""The training step of an experiment with model, optimizer, mesh, shardings and compiled programs.
 
-Building a `Program` allocates nothing: training begins with it, and so does whoever only asks for shapes or memory.
+Building a `Program` allocates nothing, so planning uses it for shapes and memory as well as training.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Arrays = Mapping[str, Any]
 
 
 class Program:
-    """What one step of an experiment is.
+    """The training step of an experiment.
 
     Args:
-      settings: the loop's.
+      settings: of the loop.
       config: the model.
       tasks: names of the streams, in the order of `batch['stream']`.
       mesh: the devices.
@@ -67,7 +67,7 @@ class Program:
         self.shardings = state.state_shardings(self.shapes, mesh)
         self.abstract_state = state.abstract(self.shapes, self.shardings)
         self._parts = param_sharding.batch_parts(mesh)
-        made = step.make_step(
+        plain_step = step.make_step(
             _make_loss(config, settings, self._parts),
             update,
             functools.partial(_sample_time, settings.time),
@@ -79,21 +79,23 @@ class Program:
             accumulate=settings.accumulate,
             counts=tuna.target_counts,
         )
-        self.step: step.Step = _laid_out(made, Activations(mesh))
+        self.step: step.Step = _with_activation_sharding(plain_step, Activations(mesh))
         self.jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
-        self._flops: dict[Any, tuple[int, int]] = {}  # without the text head, and of it
+        self._flops: dict[
+            Any, tuple[int, int]
+        ] = {}  # FLOPs without the text head, FLOPs of the text head
 
     @property
     def count(self) -> int:
-        """Programs compiled so far: one for every shape of batch, with its heads."""
+        """Number of compiled programs: one for every batch shape with its heads."""
         return len(self._compiled)
 
     def initial(self, params: Any = None) -> state.TrainState:
-        """The state that a run begins with, created with its shardings.
+        """The state before the first step, created with its shardings.
 
         Args:
-          params: parameters to begin with, laid out as `shardings.params`; they are donated. None: fresh ones.
+          params: initial parameters, sharded as `shardings.params`; they are donated. None: random parameters.
         """
         if params is None:
             make = lambda: self._make_state(self._init)
@@ -102,44 +104,45 @@ class Program:
         return jax.jit(make_from, out_shardings=self.shardings, donate_argnums=0)(params)
 
     def batch_shapes(self, batch: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch over all processes, as shapes laid over the mesh; `batch` is one process's part, arrays or shapes.
+        """Shapes, with shardings, of a batch over all processes; `batch` is one process's part, arrays or shapes.
 
         Raises:
-          ValueError: its rows do not divide over the mesh, or a part of it does not (`accumulate`).
+          ValueError: its rows, or the rows of a part (`accumulate`), cannot be divided over the mesh.
         """
-        split, processes = param_sharding.batch_sharding(self.mesh), jax.process_count()
+        sharding, processes = param_sharding.batch_sharding(self.mesh), jax.process_count()
         rows = batch["tokens"].shape[0] * processes
         param_sharding.check_batch(rows, self.mesh)
         if rows % (self._settings.accumulate * param_sharding.batch_parts(self.mesh)):
             raise ValueError(
-                f"a batch of {rows} does not divide into accumulate={self._settings.accumulate} parts that divide by "
-                f"{param_sharding.batch_parts(self.mesh)}, the mesh's share of a batch; choose another accumulate, or a batch "
-                f"that is a multiple of {self._settings.accumulate * param_sharding.batch_parts(self.mesh)}"
+                f"a batch of {rows} rows cannot be divided into config.accumulate={self._settings.accumulate} parts of "
+                f"a multiple of {param_sharding.batch_parts(self.mesh)} (the batch axes of the mesh); change "
+                f"config.accumulate, or use a multiple of "
+                f"{self._settings.accumulate * param_sharding.batch_parts(self.mesh)} rows"
             )
         return {
             name: jax.ShapeDtypeStruct(
-                (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=split
+                (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=sharding
             )
             for name, array in batch.items()
         }
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's part of a batch, on the mesh."""
-        split = param_sharding.batch_sharding(self.mesh)
+        """The sharded arrays of a batch; `batch` is this process's part."""
+        sharding = param_sharding.batch_sharding(self.mesh)
         return {
-            name: jax.make_array_from_process_local_data(split, values)
+            name: jax.make_array_from_process_local_data(sharding, values)
             for name, values in batch.items()
         }
 
     def compile(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
-        """The compiled step for batches of this shape, compiled if there is none yet.
+        """The compiled step for batches of this shape; the first call compiles it.
 
         Args:
           batch: one process's part of a batch; arrays or shapes.
-          frozen: parameters of the VAE, arrays or shapes; None if no batch holds pixels.
+          frozen: parameters of the VAE, arrays or shapes; None if batches do not hold pixels.
           heads: see `step.Heads`.
         """
-        key = _kind(batch, heads)
+        key = _program_key(batch, heads)
         if key not in self._compiled:
             lowered = self.jitted.lower(
                 self.abstract_state, self.batch_shapes(batch), frozen, heads
@@ -148,17 +151,17 @@ class Program:
         return self._compiled[key]
 
     def model_flops(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> int:
-        """FLOPs of one step over all processes, without rematerialisation; hardware/flops.py says what counts.
+        """FLOPs of one step over all processes, without rematerialisation; see hardware/flops.py.
 
-        Attention is counted as the dense one, whatever computes it: a kernel pads, computes scores again, or is not
-        seen at all (cuDNN's). A text loss in chunks (`config.text_chunk`) leaves out what has no label: its FLOPs are
-        those of the tokens with one. Traced once for every shape.
+        Attention is counted as dense attention for every backend: a kernel pads, computes scores again, or is opaque
+        (cuDNN). A text loss in chunks (`config.text_chunk`) skips tokens without a label, so only the FLOPs of tokens
+        with a label count. The step is traced once for every shape.
 
         Args:
-          batch: one process's part; of shapes, every token counts as one with a label.
+          batch: one process's part; if it holds shapes, every token counts as one with a label.
           frozen, heads: as in `compile`.
         """
-        key = _kind(batch, heads)
+        key = _program_key(batch, heads)
         chunk, length = self.config.text_chunk, batch["tokens"].shape[1]
         chunked = 0 < chunk < length and heads.text_rows != 0
         if key not in self._flops:
@@ -171,29 +174,29 @@ class Program:
                     jax.make_jaxpr(run)(plain.abstract_state, self.batch_shapes(batch), frozen)
                 )
 
-            silent = counted(heads._replace(text_rows=0)) if chunked else 0
-            self._flops[key] = silent, counted(heads) - silent
-        silent, said = self._flops[key]
+            without_text = counted(heads._replace(text_rows=0)) if chunked else 0
+            self._flops[key] = without_text, counted(heads) - without_text
+        without_text, text = self._flops[key]
         if not chunked or not isinstance(batch["labels"], np.ndarray):
-            return silent + said
-        rows = _rounded(heads.text_rows, self._parts, len(batch["labels"]) * jax.process_count())
+            return without_text + text
+        rows = _round_up(heads.text_rows, self._parts, len(batch["labels"]) * jax.process_count())
         labels = (batch["labels"][:, 1:] != IGNORE).sum() * jax.process_count()
-        return silent + round(said * float(labels) / (rows * -(-length // chunk) * chunk))
+        return without_text + round(text * float(labels) / (rows * -(-length // chunk) * chunk))
 
     def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
-        """Shapes of what the step returns, (state, window), traced without compiling anything."""
+        """Shapes of the step's result (state, window), traced without compiling."""
         run = functools.partial(self.step, heads=heads)
         return jax.eval_shape(run, self.abstract_state, dict(batch), frozen)
 
 
-def _kind(batch: Arrays, heads: step.Heads) -> Any:
-    """What batches have in common that one compiled program serves."""
+def _program_key(batch: Arrays, heads: step.Heads) -> Any:
+    """Equal for batches that use the same compiled program."""
     return heads, tuple((name, batch[name].shape) for name in sorted(batch))
 
 
-def _rounded(rows: int | None, parts: int, most: int) -> int:
-    """Rows that a head runs on: those that it is needed for, made to divide by `parts`; None: all."""
-    return most if rows is None else min(-(-rows // parts) * parts, most)
+def _round_up(rows: int | None, parts: int, batch: int) -> int:
+    """Number of rows that a head runs on: `rows` rounded up to a multiple of `parts`; None: all rows of the batch."""
+    return batch if rows is None else min(-(-rows // parts) * parts, batch)
 
 
 def encode(
@@ -203,23 +206,23 @@ def encode(
     pixels: UInt8[Array, "b n f h w 3"],
     key: jax.Array,
 ) -> Float[Array, "b n t y x c"]:
-    """A draw from the posterior of every slot's clip, float32; model.md section 1."""
+    """A sample of the posterior of every slot's clip, float32; model.md section 1."""
     batch, slots = pixels.shape[:2]
     clips = pixels.reshape(batch * slots, *pixels.shape[2:])
     clips = constrain(clips, "batch", None, None, None, None)
     mean, std = vae.posterior(config, params, clips, dtype)
-    drawn = step.draw(mean, std, key)
-    return drawn.reshape(batch, slots, *drawn.shape[1:])
+    latents = step.sample_posterior(mean, std, key)
+    return latents.reshape(batch, slots, *latents.shape[1:])
 
 
 def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.Loss:
-    """The joint loss; `parts`: what a batch, and so the rows that a head runs on, must divide by."""
+    """The joint loss; the rows of a batch, and those that a head runs on, are a multiple of `parts`."""
 
     def loss(
         params: Any, batch: Arrays, noise: Any, t: Any, heads: step.Heads, *counts: Any
     ) -> Any:
         def up_to(rows: int | None) -> int | None:
-            return None if rows is None else _rounded(rows, parts, len(batch["tokens"]))
+            return None if rows is None else _round_up(rows, parts, len(batch["tokens"]))
 
         return tuna.loss(
             config,
@@ -237,10 +240,10 @@ def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.L
     return loss
 
 
-def _laid_out(made: step.Step, activations: Activations) -> step.Step:
-    """A step whose activations lie as `activations` says, whoever traces it."""
+def _with_activation_sharding(plain_step: step.Step, activations: Activations) -> step.Step:
+    """A step that constrains its activations with `activations` wherever it is traced."""
 
-    @functools.wraps(made)
+    @functools.wraps(plain_step)
     def run(
         state: state.TrainState,
         batch: Arrays,
@@ -248,7 +251,7 @@ def _laid_out(made: step.Step, activations: Activations) -> step.Step:
         heads: step.Heads = step.NO_LIMITS,
     ) -> Any:
         with use_sharding(activations):
-            return made(state, batch, frozen, heads)
+            return plain_step(state, batch, frozen, heads)
 
     return run
 

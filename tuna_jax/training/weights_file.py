@@ -1,9 +1,7 @@
-"""A trained model as one safetensors file with its settings inside: what drawing and answering
-read.
+"""A trained model as one safetensors file with the run's settings, for inference.
 
-Checkpoints are for going on with training: they hold the optimizer and want a mesh. This file holds
-parameters alone, in float32 under their dotted names, and in its metadata the JSON of the run's
-settings and its step.
+Checkpoints are for resuming training: they hold the optimizer state and require a mesh. This file holds only the
+parameters, float32 under their dotted names, and in its metadata the run's settings as JSON and its step.
 """
 
 from __future__ import annotations
@@ -24,14 +22,13 @@ MODEL_FILE = "model.safetensors"
 
 
 def export_model(path: str | Path, params: Any, settings: dict[str, Any], step: int) -> Path:
-    """Writes `params` (nested dict of arrays) and the run's settings (JSON) to `path`,
-    atomically."""
+    """Writes `params` (nested dict of arrays) and the run's settings (JSON) to `path`, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(params).items()}
-    beside = path.with_suffix(".tmp")
-    save_file(tensors, beside, metadata={"settings": json.dumps(settings), "step": str(step)})
-    os.replace(beside, path)
+    scratch = path.with_suffix(".tmp")
+    save_file(tensors, scratch, metadata={"settings": json.dumps(settings), "step": str(step)})
+    os.replace(scratch, path)
     return path
 
 
@@ -39,10 +36,10 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Reads an exported model: (params, the run's settings, step).
 
     Args:
-      path: the file, or a workdir that holds it.
+      path: the file, or a workdir with the file.
 
     Raises:
-      FileNotFoundError: there is none; says how one is made.
+      FileNotFoundError: there is no such file.
       ValueError: the file was not written by `export_model`.
     """
     path = Path(path)
@@ -56,6 +53,6 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     if "settings" not in metadata:
         raise ValueError(
-            f"{path} holds no settings: it is not a model that tuna_jax.train exported"
+            f"{path} has no settings in its metadata; it was not written by tuna_jax.train"
         )
     return unflatten(tensors), json.loads(metadata["settings"]), int(metadata["step"])

@@ -167,7 +167,7 @@ def test_a_drawing_assistant_is_the_released_formatter_but_for_what_closes(token
         assert batch["labels"][0][:kept].tolist() == theirs["text_labels"][:kept]
 
 
-# ExampleSource -----------------------------------------------------------------------------------------------------------
+# Examples ----------------------------------------------------------------------------------------
 
 
 def test_text_to_image_and_to_video(tokenizer) -> None:

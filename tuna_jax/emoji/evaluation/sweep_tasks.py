@@ -312,17 +312,3 @@ TASKS = {
     )
 }
 """Name -> function of options that returns a task."""
-
-KINDS = frozenset(
-    {
-        "draw_single",
-        "draw_pairs",
-        "draw_counts",
-        "answer",
-        "answer_clips",
-        "converse",
-        "edit",
-        "draw_clips",
-    }
-)
-"""The kinds of these tasks in stored results."""
