@@ -193,8 +193,8 @@ def _decode_until(
             )
         logits, cache = next_logits(config, params, state.cache, lengths + state.step, token)
         tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, 1)
-        done = state.done | (token == eos)
-        return DecoderState(state.step + 1, cache, logits, done, tokens, all_logits)
+        step, done = state.step + 1, state.done | (token == eos)
+        return DecoderState(step, cache, logits, done, tokens, all_logits)
 
     return jax.lax.while_loop(unfinished, advance, start)
 
