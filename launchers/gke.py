@@ -236,7 +236,7 @@ def xpk(options: Any, command: Sequence[str]) -> list[str]:
         )
     if launching.mounted(command)[1]:
         raise launching.LaunchError(
-            """The XPK command of the run; XPK writes its own JobSet, and GKE variables connect the processes."""
+            "--xpk does not mount buckets; attach one with `xpk storage attach`, and pass its folder"
         )
     folder = launching.shared_workdir(command)
     tpu, _, hosts, chips = slice_of(options.topology, options.chips_per_host)

@@ -126,8 +126,8 @@ def test_workdir_of_a_command():
     [
         ("exit 0", False, 0),
         ("exit 3", False, 3),
-        ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; result", True, 143),
-        ("trap 'sleep 0.1; exit 5' TERM; echo up; while :; do sleep 0.01; result", True, 5),
+        ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", True, 143),
+        ("trap 'sleep 0.1; exit 5' TERM; echo up; while :; do sleep 0.01; done", True, 5),
     ],
 )
 def test_the_supervisor_waits_for_the_save_and_reports_a_stop(shell, program, stop, code):

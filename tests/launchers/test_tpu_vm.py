@@ -29,7 +29,7 @@ case "$what" in
   *scp)
     if [ -d home ]; then cp "$5" home/; fi ;;
   *ssh*)
-    for word in "$@"; do case "$word" in --command=*) script="${word#--command=}" ;; esac; result
+    for word in "$@"; do case "$word" in --command=*) script="${word#--command=}" ;; esac; done
     case "$what" in *train) echo "$script" >> scripts ;; esac
     if [ -d home ]; then cd home && HOME="$PWD" exec sh -c "$script"; fi
     case "$what" in *train) exit "$(next codes)" ;; esac ;;
@@ -141,7 +141,7 @@ def test_hosts_run_the_clone_and_one_run_at_a_time(fake):
     ).stdout
     ready.write_text(requirements)  # The requirements are installed already.
     # An earlier run with this name saves on SIGTERM, and the new one waits for it.
-    save = "trap 'sleep 0.2; echo saved > former; exit 0' TERM; while :; do sleep 0.01; result"
+    save = "trap 'sleep 0.2; echo saved > former; exit 0' TERM; while :; do sleep 0.01; done"
     former = subprocess.Popen(["bash", "-c", save, "tuna_jax"], cwd=fake)
     (home / ".tuna_jax").mkdir()
     (home / ".tuna_jax" / "run.pid").write_text(f"{former.pid}\n")
