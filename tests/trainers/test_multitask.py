@@ -269,7 +269,7 @@ def damaged(folder):
 
 
 def test_bad_rows_are_skipped_counted_and_listed(damaged, tmp_path):
-    """The run finishes; its log counts them by kind, and bad_rows.jsonl has each with source and line."""
+    """The run finishes; its log counts them by kind, and invalid_examples.jsonl has each with source and line."""
     folder, wanted = damaged
     streams = {
         "draw": ("t2i", "damaged", {"rows": 8, "sizes": ("32x32",)}),
@@ -278,7 +278,9 @@ def test_bad_rows_are_skipped_counted_and_listed(damaged, tmp_path):
     wanted = wanted | {("damaged_clips.jsonl", 21): "no_frames"}
     log = run(experiment(folder, streams, steps=40, data={"max_invalid_fraction": 0.2}), tmp_path)
     assert log[-1]["step"] == 40
-    listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(line) for line in (tmp_path / "invalid_examples.jsonl").read_text().splitlines()
+    ]
     found = {(entry["source"].rsplit("/", 1)[-1], entry["line"]): entry["kind"] for entry in listed}
     assert found == wanted
     assert len(listed) == len(wanted), "each once"
@@ -296,7 +298,7 @@ def test_too_many_bad_rows_stop_the_run_with_a_message(damaged, tmp_path):
         folder, streams, data={"max_invalid_fraction": 0.02, "min_examples_to_judge": 50}
     )
     with pytest.raises(
-        TooManyInvalidExamples, match=r"more than the limit of 2\.0%.*bad_rows.jsonl"
+        TooManyInvalidExamples, match=r"more than the limit of 2\.0%.*invalid_examples.jsonl"
     ):
         run(values, tmp_path)
 
@@ -404,8 +406,10 @@ def test_a_conversation_that_ends_in_a_picture_is_a_bad_row_unless_the_stream_dr
     told = {"one": ("understand", "ending", {})}
     limits = {"max_invalid_fraction": 0.5}
     log = run(experiment(folder, told, steps=6, data=limits), tmp_path / "told")
-    assert log[-1]["invalid_examples/drawn_picture"] == log[-1]["invalid_examples"] > 0
-    (line,) = map(json.loads, (tmp_path / "told" / "bad_rows.jsonl").read_text().splitlines())
+    assert log[-1]["invalid_examples/assistant_image"] == log[-1]["invalid_examples"] > 0
+    (line,) = map(
+        json.loads, (tmp_path / "told" / "invalid_examples.jsonl").read_text().splitlines()
+    )
     assert line["line"] == 4 and "set draws=True for the stream 'one'" in line["reason"]
     both = {"one": ("understand", "ending", {"draws": True})}
     log = run(experiment(folder, both, steps=6, data=limits), tmp_path / "both")
