@@ -1,4 +1,4 @@
-"""The list of bad rows: each once, counted by kind, and a limit on their share."""
+"""The list of invalid examples: each once, counted by kind, and a limit on their share."""
 
 import json
 import pickle
@@ -17,34 +17,34 @@ from tuna_jax.data.invalid_examples import (
 
 
 def row(line: int, kind: str = "missing_file") -> InvalidExample:
-    return InvalidExample(kind, "m.jsonl", line, "é.jpg is not there")
+    return InvalidExample(kind, "m.jsonl", line, "é.jpg does not exist")
 
 
 def entries(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_row_is_listed_once_and_counted_by_kind(tmp_path) -> None:
-    path = tmp_path / "run" / "bad_rows.jsonl"
+def test_each_example_is_listed_once_and_counted_by_kind(tmp_path) -> None:
+    path = tmp_path / "run" / "invalid_examples.jsonl"
     log = InvalidExamples(path)
-    for bad in (row(3), row(4, "tiny_image"), row(3), row(5)):
-        log.bad(bad)
-    log.scanned("m.jsonl", 100, [row(5), row(9, "empty_text")])
+    for example in (row(3), row(4, "tiny_image"), row(3), row(5)):
+        log.add(example)
+    log.add_scanned("m.jsonl", 100, [row(5), row(9, "empty_text")])
     assert log.counts() == {"empty_text": 1, "missing_file": 2, "tiny_image": 1}
     assert [entry["line"] for entry in entries(path)] == [3, 4, 5, 9]
     assert entries(path)[0] == {
-        "source": "m.jsonl", "line": 3, "kind": "missing_file", "reason": "é.jpg is not there"
+        "source": "m.jsonl", "line": 3, "kind": "missing_file", "reason": "é.jpg does not exist"
     }  # fmt: skip
 
 
 def test_a_list_is_continued(tmp_path) -> None:
-    path = tmp_path / "bad_rows.jsonl"
-    InvalidExamples(path).bad(row(3))
+    path = tmp_path / "invalid_examples.jsonl"
+    InvalidExamples(path).add(row(3))
     with path.open("a") as file:
-        file.write('{"source": "m.jsonl", "li')  # killed while it wrote
+        file.write('{"source": "m.jsonl", "li')  # Killed while writing.
     log = InvalidExamples(path)
-    log.bad(row(3))
-    log.bad(row(4))
+    log.add(row(3))
+    log.add(row(4))
     assert [entry["line"] for entry in entries(path)] == [3, 4]
     assert log.counts() == {"missing_file": 2}
     path.write_text("{}\n")
@@ -55,25 +55,25 @@ def test_a_list_is_continued(tmp_path) -> None:
 def test_too_many_stop_the_run_but_not_too_early(tmp_path) -> None:
     log = InvalidExamples(tmp_path / "bad.jsonl", limit=0.1, least=20)
     for line in range(10):
-        log.bad(row(line))  # ten of ten, but only ten were seen
+        log.add(row(line))  # Ten of ten, but only ten were read.
     for _ in range(100):
-        log.good()
+        log.count_valid()
     with pytest.raises(
-        TooManyInvalidExamples, match=r"(?s)12 of 112 rows drawn.*10\.0%.*bad\.jsonl.*m\.jsonl"
+        TooManyInvalidExamples, match=r"(?s)12 of 112 examples.*10\.0%.*bad\.jsonl.*m\.jsonl"
     ):
         for line in range(20):
-            log.bad(row(line))
-    with pytest.raises(TooManyInvalidExamples, match=r"30 of 100 rows of m\.jsonl"):
-        InvalidExamples(limit=0.1, least=20).scanned("m.jsonl", 100, map(row, range(30)))
+            log.add(row(line))
+    with pytest.raises(TooManyInvalidExamples, match=r"30 of 100 .*m\.jsonl"):
+        InvalidExamples(limit=0.1, least=20).add_scanned("m.jsonl", 100, map(row, range(30)))
 
 
-def test_many_threads_may_write(tmp_path) -> None:
+def test_several_threads_may_write(tmp_path) -> None:
     log = InvalidExamples(tmp_path / "bad.jsonl", limit=1.0)
 
     def work() -> None:
         for line in range(200):
-            log.bad(row(line))
-            log.good()
+            log.add(row(line))
+            log.count_valid()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -81,10 +81,10 @@ def test_many_threads_may_write(tmp_path) -> None:
     for thread in threads:
         thread.join()
     assert len(entries(tmp_path / "bad.jsonl")) == 200
-    assert (log.drawn, log.failed) == (1600, 800)
+    assert (log.seen, log.invalid) == (1600, 800)
 
 
-def test_a_fault_becomes_the_rows(tmp_path) -> None:
+def test_a_fault_becomes_an_invalid_example(tmp_path) -> None:
     with pytest.raises(InvalidExample) as raised, report_as_invalid("m.jsonl", 7):
         raise Fault("no_frames", "nothing to see")
     assert (
@@ -95,3 +95,15 @@ def test_a_fault_becomes_the_rows(tmp_path) -> None:
         raise OSError("disk")
     with pytest.raises(KeyError, match=KINDS[0]):
         Fault("ugly", "")
+
+
+def test_a_list_of_an_earlier_version_is_continued(tmp_path) -> None:
+    """Its file was called bad_rows.jsonl, and one kind had another name."""
+    old = {"source": "m.jsonl", "line": 3, "kind": "drawn_picture", "reason": "an image"}
+    (tmp_path / "bad_rows.1.jsonl").write_text(json.dumps(old) + "\n")
+    log = InvalidExamples(tmp_path / "invalid_examples.1.jsonl")
+    log.add(row(3))
+    log.add(row(4))
+    assert [entry["line"] for entry in entries(tmp_path / "invalid_examples.1.jsonl")] == [3, 4]
+    assert log.counts() == {"missing_file": 1, "assistant_image": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["invalid_examples.1.jsonl"]

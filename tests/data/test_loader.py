@@ -127,7 +127,7 @@ def test_large_arrays_come_through_shared_memory(files, monkeypatch) -> None:
 
 def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
     names = [files.image(f"{i}.png", 40, 40) for i in range(20)]
-    log = InvalidExamples(files.root / "bad_rows.jsonl", limit=0.5, least=1000)
+    log = InvalidExamples(files.root / "invalid_examples.jsonl", limit=0.5, least=1000)
     mixed = mixture(files, names, invalid_examples=log)
     for i in (3, 11):
         (files.root / names[i]).unlink()  # the survey saw them
@@ -141,7 +141,7 @@ def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
         running.close()
         listed = [json.loads(line) for line in log.path.read_text().splitlines()]
         assert sorted(entry["line"] for entry in listed) == [4, 12]
-        counts[workers] = (log.drawn, log.failed, log.counts())
+        counts[workers] = (log.seen, log.invalid, log.counts())
     # Each epoch meets each bad row, and what was only prepared ahead counts nowhere.
     assert counts[0] == counts[1]
     assert counts[1][0] == 40 + counts[1][1]
@@ -157,7 +157,7 @@ def test_the_limit_stops_a_run_with_workers(files) -> None:
         (files.root / name).unlink()
     running = loader.iterate(batches(mixed), workers=1)
     with pytest.raises(
-        TooManyInvalidExamples, match=r"rows drawn .*invalid_examples\.jsonl.*missing_file"
+        TooManyInvalidExamples, match=r"examples read .*invalid_examples\.jsonl.*missing_file"
     ):
         for _ in range(20):
             next(running)

@@ -415,7 +415,7 @@ def test_a_conversation_that_ends_in_an_image_requires_draws(folder, tmp_path):
     text_only = {"one": ("understand", "ending", {})}
     limits = {"max_invalid_fraction": 0.5}
     log = run(experiment(folder, text_only, steps=6, data=limits), tmp_path / "text_only")
-    assert log[-1]["invalid_examples/drawn_picture"] == log[-1]["invalid_examples"] > 0
+    assert log[-1]["invalid_examples/assistant_image"] == log[-1]["invalid_examples"] > 0
     (line,) = map(
         json.loads, (tmp_path / "text_only" / "invalid_examples.jsonl").read_text().splitlines()
     )

@@ -1,8 +1,8 @@
-"""ExampleSource that cannot be used: what is wrong with them, a list of them, and when there are too many.
+"""Examples that cannot be used: what is wrong with them, a list of them, and a limit on how many there may be.
 
-A reader that knows only a file raises `Fault`; whoever knows the row turns it into `InvalidExample` with the
-source and the line. `InvalidExamples` keeps the list. Everything else (a full disk, a wrong setting) is no
-fault of a row and goes up as it is.
+Code that knows only a file raises `Fault`; code that knows the example turns it into `InvalidExample` with source and
+line. `InvalidExamples` keeps the list. Other errors (a full disk, a wrong setting) are not an example's fault and
+propagate unchanged.
 """
 
 from __future__ import annotations
@@ -16,31 +16,36 @@ from pathlib import Path
 from typing import Any
 
 KINDS = (
-    "malformed_json",  # the line is no JSON object
-    "unknown_format",  # its keys or their types are none of the known formats, or not the task's
-    "empty_text",  # a caption, an instruction or an answer without words
-    "wrong_image_count",  # more or fewer pictures than its <image> marks, or than a row may have
+    "malformed_json",  # The line is not a JSON object.
+    "unknown_format",  # Its keys or their types fit none of the formats, or not the task's.
+    "empty_text",  # A caption, an instruction or an answer without words.
+    "wrong_image_count",  # More or fewer images than <image> tags, or than the stream allows.
     "missing_file",
     "corrupt_image",
     "tiny_image",
     "corrupt_video",
     "no_frames",
-    "too_long",  # its tokens exceed the longest sequence length
-    "drawn_picture",  # a conversation ends in a picture that the assistant draws, and its stream learns text alone
+    "too_long",  # It has more tokens than the longest sequence length.
+    "assistant_image",  # A conversation ends in an image by the assistant, and its stream trains on text only.
 )
+# Names in files of earlier versions.
+_OLD_FILE_NAME = "bad_rows"
+_OLD_KINDS = {"drawn_picture": "assistant_image"}
 
 
 class Fault(ValueError):
-    """Something that makes one row unusable, told by code that does not know the row.
+    """What makes one example unusable, raised by code that does not know the example.
 
     Attributes:
         kind: one of `KINDS`.
-        reason: what is wrong, for a person.
+        reason: an explanation for the user.
     """
 
     def __init__(self, kind: str, reason: str):
         if kind not in KINDS:
-            raise KeyError(f"{kind!r} is not a kind of bad row; the kinds are {', '.join(KINDS)}")
+            raise KeyError(
+                f"{kind!r} is not a kind of invalid example; the kinds are {', '.join(KINDS)}"
+            )
         super().__init__(kind, reason)
         self.kind, self.reason = kind, reason
 
@@ -49,17 +54,17 @@ class Fault(ValueError):
 
 
 class InvalidExample(ValueError):
-    """A row that cannot be used.
+    """An example that cannot be used.
 
     Attributes:
         kind: one of `KINDS`.
-        source: the manifest.
-        line: its line, counted from 1.
-        reason: what is wrong, for a person.
+        source: the name of its source, such as a manifest's path.
+        line: its line there, counted from 1.
+        reason: an explanation for the user.
     """
 
     def __init__(self, kind: str, source: str, line: int, reason: str):
-        super().__init__(kind, source, line, reason)  # all of them, so that it pickles
+        super().__init__(kind, source, line, reason)  # All of them, so that it can be pickled.
         self.kind, self.source, self.line, self.reason = kind, source, line, reason
 
     def __str__(self) -> str:
@@ -67,12 +72,12 @@ class InvalidExample(ValueError):
 
 
 class TooManyInvalidExamples(RuntimeError):
-    """The share of bad rows passed the limit: the data set is not what it should be."""
+    """The share of invalid examples exceeds the limit: something is wrong with the data set."""
 
 
 @contextlib.contextmanager
 def report_as_invalid(source: str, line: int) -> Iterator[None]:
-    """Turns a `Fault` inside into the `InvalidExample` of a source and line."""
+    """Turns a `Fault` raised inside into the `InvalidExample` of a source and line."""
     try:
         yield
     except Fault as fault:
@@ -80,32 +85,43 @@ def report_as_invalid(source: str, line: int) -> Iterator[None]:
 
 
 class InvalidExamples:
-    """A list of bad rows, each once, and a limit on their share. Safe to use from many threads.
+    """A list of invalid examples, each once, and a limit on their share. Safe to use from several threads.
 
-    The share is of draws (a bad row drawn in each of three epochs counts three times, and so do the good ones),
-    and is looked at only after enough of them. `scanned` checks a whole source at once, on its own.
+    The share counts examples as they are read (one that is read in three epochs counts three times), and is checked
+    only after enough of them. `add_scanned` checks a whole source by itself.
 
     Args:
         path: a JSON lines file of `{"source", "line", "kind", "reason"}`, continued if it exists; None keeps the list
-            in memory alone. Several hosts need a file each.
-        limit: the largest share of bad rows among rows seen.
-        least: how many rows must be seen before the share is judged.
+            in memory only. Each host needs its own file.
+        limit: the largest share of invalid examples, from 0 to 1.
+        least: how many examples must be read before the share is checked.
+
+    Attributes:
+        seen: examples read so far, valid or not.
+        invalid: the invalid ones of them.
     """
 
     def __init__(self, path: Path | None = None, *, limit: float = 0.05, least: int = 1000):
         if not 0 <= limit <= 1:
-            raise ValueError(f"limit is {limit}; the largest share of bad rows lies in [0, 1]")
+            raise ValueError(
+                f"limit is {limit}; the largest share of invalid examples must lie in [0, 1]"
+            )
         self.path, self.limit, self.least = path, limit, least
-        self.drawn = 0  # rows taken for a batch, good or bad
-        self.failed = 0  # the bad ones of them
+        self.seen = 0
+        self.invalid = 0
         self._counts: collections.Counter[str] = collections.Counter()
         self._listed: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
-        if path is not None and path.is_file():
+        if path is not None:
             self._continue(path)
 
     def _continue(self, path: Path) -> None:
-        """Remembers what an earlier run listed; a last line that was cut off is dropped."""
+        """Reads what an earlier run listed; a truncated last line is dropped."""
+        old = path.with_name(path.name.replace("invalid_examples", _OLD_FILE_NAME))
+        if old.is_file() and not path.exists():
+            old.rename(path)
+        if not path.is_file():
+            return
         text = path.read_text(encoding="utf-8")
         whole, end, _ = text.rpartition("\n")
         if whole + end != text:
@@ -114,10 +130,10 @@ class InvalidExamples:
             try:
                 entry = json.loads(line)
                 key = (entry["source"], entry["line"])
-                kind = entry["kind"]
+                kind = _OLD_KINDS.get(entry["kind"], entry["kind"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not an entry of a list of bad rows ({error}); "
+                    f"{path}, line {number} is not an entry of a list of invalid examples ({error}); "
                     "move the file away or name another one"
                 ) from error
             if key not in self._listed:
@@ -125,77 +141,77 @@ class InvalidExamples:
                 self._counts[kind] += 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker's copy knows when there are too many; the list is the main process's.
+        # A worker's copy knows the limit; the main process keeps the list.
         return _without_list, (self.limit, self.least)
 
     def counts(self) -> dict[str, int]:
-        """How many distinct bad rows of each kind are listed; kinds without any are left out."""
+        """The number of listed examples of each kind; kinds without any are left out."""
         with self._lock:
             return {kind: self._counts[kind] for kind in KINDS if self._counts[kind]}
 
-    def good(self, rows: int = 1) -> None:
-        """Counts rows that were used."""
+    def count_valid(self, examples: int = 1) -> None:
+        """Counts examples that were used."""
         with self._lock:
-            self.drawn += rows
+            self.seen += examples
 
-    def too_many(self, bad: int, seen: int) -> bool:
-        """Whether so many bad ones of `seen` rows pass the limit, if they are enough to judge."""
-        return seen >= self.least and bad > self.limit * seen
+    def too_many(self, invalid: int, seen: int) -> bool:
+        """Whether `invalid` of `seen` examples exceed the limit; False while `seen` is too small."""
+        return seen >= self.least and invalid > self.limit * seen
 
-    def bad(self, row: InvalidExample) -> None:
-        """Lists a row that was drawn and could not be used.
+    def add(self, example: InvalidExample) -> None:
+        """Lists an example that was read for a batch and could not be used.
 
         Raises:
-            TooManyInvalidExamples: the share of such rows passed the limit.
+            TooManyInvalidExamples: the share of such examples exceeds the limit.
         """
         with self._lock:
-            self.drawn += 1
-            self.failed += 1
-            self._list([row])
-            self._judge(self.failed, self.drawn, "rows drawn", str(row))
+            self.seen += 1
+            self.invalid += 1
+            self._list([example])
+            self._check(self.invalid, self.seen, "examples read", str(example))
 
-    def scanned(self, source: str, rows: int, bad: Iterable[InvalidExample]) -> None:
-        """Lists the bad rows that were found while a source of `rows` rows was looked through.
+    def add_scanned(self, source: str, total: int, invalid: Iterable[InvalidExample]) -> None:
+        """Lists the invalid examples that a scan found in a source of `total` examples.
 
         Raises:
             TooManyInvalidExamples: they are too large a share of the source.
         """
-        found = list(bad)
+        examples = list(invalid)
         with self._lock:
-            self._list(found)
-            if found:
-                self._judge(len(found), rows, f"rows of {source}", str(found[-1]))
+            self._list(examples)
+            if examples:
+                self._check(len(examples), total, f"examples of {source}", str(examples[-1]))
 
-    def _list(self, rows: Iterable[InvalidExample]) -> None:
-        """Writes rows that are not listed yet (the lock is held)."""
-        fresh = []
-        for row in rows:
-            if (row.source, row.line) not in self._listed:
-                self._listed.add((row.source, row.line))
-                self._counts[row.kind] += 1
-                fresh.append(row)
-        if self.path is None or not fresh:
+    def _list(self, examples: Iterable[InvalidExample]) -> None:
+        """Writes examples that are not listed yet. The caller holds the lock."""
+        new = []
+        for example in examples:
+            if (example.source, example.line) not in self._listed:
+                self._listed.add((example.source, example.line))
+                self._counts[example.kind] += 1
+                new.append(example)
+        if self.path is None or not new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            for row in fresh:
+            for example in new:
                 entry = {
-                    "source": row.source,
-                    "line": row.line,
-                    "kind": row.kind,
-                    "reason": row.reason,
+                    "source": example.source,
+                    "line": example.line,
+                    "kind": example.kind,
+                    "reason": example.reason,
                 }
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    def _judge(self, bad: int, seen: int, what: str, last: str) -> None:
-        if not self.too_many(bad, seen):
+    def _check(self, invalid: int, seen: int, what: str, last: str) -> None:
+        if not self.too_many(invalid, seen):
             return
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._counts.most_common())
-        where = f"they are listed in {self.path}" if self.path else "no list was asked for"
+        where = f"they are listed in {self.path}" if self.path else "no list is kept"
         raise TooManyInvalidExamples(
-            f"{bad} of {seen} {what} ({bad / seen:.1%}) cannot be used, more than the limit of "
+            f"{invalid} of {seen} {what} ({invalid / seen:.1%}) cannot be used, more than the limit of "
             f"{self.limit:.1%}; {where}. Kinds: {kinds}. The last one: {last}. "
-            "Mend the data, or raise the limit on bad rows"
+            "Repair the data, or raise the limit on invalid examples"
         )
 
 

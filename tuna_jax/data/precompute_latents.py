@@ -1,7 +1,7 @@
-"""Encoding a manifest's pictures and clips in advance, into the shards that `latent_records.LatentExamples` reads.
+"""Precomputes the latents of a manifest's images and videos, into shards for `precomputed_latents.LatentExamples`.
 
-Shard i of S has the same rows whoever writes it; host p of P writes shards p, p + P, ... A shard is encoded in batches
-of its own, so that its bytes depend on its rows alone, and not on where a killed run went on.
+Shard i of S holds the same examples on any host; host p of P writes shards p, p + P, ... A shard is encoded in its own
+batches, so that its bytes depend only on its examples, and not on where a killed run resumed.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ EncodeClips = Callable[
     tuple[Float[np.ndarray, "n t y x c"], Float[np.ndarray, "n t y x c"]],
 ]
 _RECORD_OPTIONS = (
-    "group_size:1,uncompressed"  # noise does not compress, and rows are read one by one
+    "group_size:1,uncompressed"  # Latents do not compress, and examples are read one by one.
 )
 _POSITION = 0.5  # Frames at a given rate come from the middle of a video.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """What latents depend on beside the manifest; a folder holds latents of one.
+    """The settings that latents depend on, in addition to the manifest; a folder holds latents of one.
 
     Attributes:
         vae_fingerprint: the VAE's.
-        sizes: picture sizes; a row takes the nearest, as in a stream with these sizes.
-        frames: of a clip, 1 + 4k.
-        fps: how close a clip's frames are; None spreads them over the whole clip.
-        smallest: pixels that a side must have.
-        batch_size: clips a call of the VAE.
-        shard_rows: rows of the manifest a shard.
+        sizes: image sizes; an example takes the nearest, as in a stream with these sizes.
+        frames: per video, 1 + 4k.
+        fps: frames per second taken from a video; None spreads them over the whole video.
+        smallest: the shortest side, in pixels, of a usable image or video.
+        batch_size: images or videos per call of the VAE.
+        shard_rows: examples of the manifest per shard.
     """
 
     vae_fingerprint: str
@@ -65,15 +65,15 @@ class Encoding:
     def __post_init__(self) -> None:
         check_frames(self.frames)
         if not self.sizes or len(set(self.sizes)) != len(self.sizes):
-            raise ValueError(f"sizes is {self.sizes}; give each picture size once")
+            raise ValueError(f"sizes is {self.sizes}; give each image size once")
         for key in ("batch_size", "shard_rows"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it is at least 1")
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """A row as a shard holds it: `line` of the manifest with its `content`, and its latents [2, n, T, h, w, C]."""
+    """An example of a shard: `line` of the manifest with its `content`, and its latents [2, n, T, h, w, C]."""
 
     line: int
     content: str
@@ -84,7 +84,7 @@ class EncodedExample:
 
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
-    """A row's pictures or its clip, before the VAE."""
+    """An example's images or its video, before the VAE."""
 
     line: int
     content: str
@@ -105,24 +105,24 @@ def encode_manifest(
     invalid_examples: InvalidExamples | None = None,
     progress: bool = True,
 ) -> dict[str, int]:
-    """Writes this host's shards that are not there yet.
+    """Writes those of this host's shards that do not exist yet.
 
     Args:
-        manifest: the rows.
-        folder: of the shards; all hosts write into one.
+        manifest: the examples.
+        folder: of the shards; all hosts write into the same.
         encode: the VAE.
-        encoding: what the latents depend on.
-        process_index, process_count: this host, and how many.
-        threads: files that are decoded at once.
-        invalid_examples: counts them, and stops when they are too many.
-        progress: show a bar.
+        encoding: the settings.
+        process_index, process_count: this host, and the number of hosts.
+        threads: files that are decoded at the same time.
+        invalid_examples: lists invalid examples, and stops when there are too many.
+        progress: whether to show a bar.
 
     Returns:
-        How many rows were encoded now ('rows'), and how many of each kind of bad row were met.
+        The number of examples encoded by this call ('rows'), and of invalid examples by kind.
 
     Raises:
-        ValueError: the folder holds latents of something else, or the VAE's output is not finite.
-        TooManyInvalidExamples: more rows than `invalid_examples` allows cannot be used.
+        ValueError: the folder holds latents of other settings, or the VAE's output is not finite.
+        TooManyInvalidExamples: more examples than `invalid_examples` allows cannot be used.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index is {process_index} of process_count={process_count}")
@@ -132,21 +132,21 @@ def encode_manifest(
     invalid_examples, rows = invalid_examples or InvalidExamples(), 0
     own = range(process_index, shards, process_count)
     total = sum(len(_rows_of(shard, manifest, encoding)) for shard in own)
-    bar = tqdm(total=total, desc="encoding", unit="row", disable=not progress)
+    bar = tqdm(total=total, desc="encoding", unit="example", disable=not progress)
     with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for shard in own:
             name, numbers = shard_name(shard, shards), _rows_of(shard, manifest, encoding)
             if (folder / f"{name}.json").is_file():
                 bar.update(len(numbers))
                 continue
-            for left in folder.glob(f".{name}*"):  # of a run that was killed
+            for left in folder.glob(f".{name}*"):  # Left by a run that was killed.
                 left.unlink()
-            found, bad = _encode_shard(manifest, numbers, encode, encoding, pool, bar.update)
-            invalid_examples.good(len(found))
-            for row in bad:
-                invalid_examples.bad(row)
-            write_shard(folder, name, found, bad)
-            rows += len(found)
+            encoded, bad = _encode_shard(manifest, numbers, encode, encoding, pool, bar.update)
+            invalid_examples.count_valid(len(encoded))
+            for example in bad:
+                invalid_examples.add(example)
+            write_shard(folder, name, encoded, bad)
+            rows += len(encoded)
     return {"rows": rows, **invalid_examples.counts()}
 
 
@@ -156,7 +156,7 @@ def _rows_of(shard: int, manifest: Manifest, encoding: Encoding) -> range:
 
 
 def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) -> None:
-    """Writes what the folder's latents are of, or checks that they are of the same."""
+    """Writes the settings of the folder's latents, or checks that they are the same."""
     settings = dataclasses.asdict(encoding) | {
         "sizes": [[size.height, size.width] for size in encoding.sizes],
         "manifest": manifest.identity,
@@ -164,18 +164,18 @@ def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) ->
     }
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        with atomic_file(path) as scratch:  # several hosts at once write the same
+        with atomic_file(path) as scratch:  # Several hosts may write the same file.
             scratch.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    stored = json.loads(path.read_text(encoding="utf-8"))
     differ = [
-        f"{key}: {there.get(key)!r} there, {value!r} now"
+        f"{key}: {stored.get(key)!r} there, {value!r} now"
         for key, value in settings.items()
-        if there.get(key) != value
+        if stored.get(key) != value
     ]
     if differ:
         raise ValueError(
-            f"{folder} holds latents of something else ({'; '.join(differ)}); give another folder"
+            f"{folder} holds latents of other settings ({'; '.join(differ)}); give another folder"
         )
 
 
@@ -187,10 +187,10 @@ def _encode_shard(
     pool: concurrent.futures.Executor,
     done: Callable[[int], Any],
 ) -> tuple[list[EncodedExample], list[InvalidExample]]:
-    """The rows of a shard in the manifest's order, and those that cannot be used."""
+    """The examples of a shard in the manifest's order, and those that cannot be used."""
     rows: dict[int, tuple[_Decoded, list[Any]]] = {}
     bad: list[InvalidExample] = []
-    # Clips of one shape that wait for a full batch: (row's number, slot, clip).
+    # Clips of one shape that wait for a full batch: (the example's number, slot, clip).
     waiting: dict[tuple[int, ...], list[tuple[int, int, np.ndarray]]] = {}
 
     def flush(shape: tuple[int, ...]) -> None:
@@ -203,16 +203,16 @@ def _encode_shard(
     def decode(number: int) -> _Decoded | InvalidExample:
         return _decode(manifest, number, encoding)
 
-    for number, found in zip(
+    for number, decoded in zip(
         numbers, _ahead(pool, decode, numbers, 2 * encoding.batch_size), strict=True
     ):
         done(1)
-        if isinstance(found, InvalidExample):
-            bad.append(found)
+        if isinstance(decoded, InvalidExample):
+            bad.append(decoded)
             continue
-        # A shard's pixels together would be many times its latents.
-        rows[number] = dataclasses.replace(found, clips=[]), [None] * len(found.clips)
-        for slot, clip in enumerate(found.clips):
+        # All pixels of a shard would take many times the memory of its latents.
+        rows[number] = dataclasses.replace(decoded, clips=[]), [None] * len(decoded.clips)
+        for slot, clip in enumerate(decoded.clips):
             waiting.setdefault(clip.shape, []).append((number, slot, clip))
             if len(waiting[clip.shape]) == encoding.batch_size:
                 flush(clip.shape)
@@ -228,7 +228,7 @@ def _encode_shard(
 def _ahead(
     pool: concurrent.futures.Executor, work: Callable[[int], Any], items: Sequence[int], most: int
 ) -> Iterator[Any]:
-    """What `work` makes of each item, in order; at most so many are in the making or wait."""
+    """`work(item)` for each item, in order; at most `most` are in progress or waiting."""
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     for item in items:
         pending.append(pool.submit(work, item))
@@ -239,19 +239,21 @@ def _ahead(
 
 
 def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | InvalidExample:
-    """A row's pictures at the size of its bucket."""
+    """An example's images or video at the size of its bucket."""
     try:
-        row, line = manifest[number], manifest.line(number)
+        example, line = manifest[number], manifest.line(number)
         with report_as_invalid(manifest.name, line):
-            found = picture_size(row, encoding.smallest)
-            if not row.media:
-                raise Fault("wrong_image_count", "the row has no picture and no clip to encode")
-            at = nearest(np.array([found.height]), np.array([found.width]), encoding.sizes)
+            source_size = picture_size(example, encoding.smallest)
+            if not example.media:
+                raise Fault("wrong_image_count", "the example has no image or video to encode")
+            at = nearest(
+                np.array([source_size.height]), np.array([source_size.width]), encoding.sizes
+            )
             size = encoding.sizes[int(at[0])]
             clips = []
-            for medium in row.media:
-                assert not isinstance(medium, Encoded)  # a manifest names files
-                if row.kind in VIDEO_KINDS:
+            for medium in example.media:
+                assert not isinstance(medium, Encoded)  # A manifest names files.
+                if example.kind in VIDEO_KINDS:
                     options = {
                         "fps": encoding.fps,
                         "position": _POSITION,
@@ -284,7 +286,7 @@ def _moments(
 def write_shard(
     folder: Path, name: str, rows: list[EncodedExample], bad: list[InvalidExample]
 ) -> None:
-    """Writes a shard's two files, each whole or not at all; the JSON, last, says that the shard is done."""
+    """Writes a shard's two files, each atomically; the JSON file comes last and marks the shard as complete."""
     if rows:
         with atomic_file(folder / f"{name}.array_record") as scratch:
             writer = ArrayRecordWriter(str(scratch), _RECORD_OPTIONS)

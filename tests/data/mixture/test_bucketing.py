@@ -1,4 +1,4 @@
-"""Buckets: the nearest size, the smallest length, facts that are looked up once."""
+"""Buckets: the nearest size, the smallest length, metadata that is scanned once."""
 
 import math
 
@@ -80,17 +80,19 @@ SIZES = (Size(32, 32), Size(32, 64))
 GRIDS = (Grid(1, 2, 2), Grid(1, 2, 4))
 
 
-def sort(rows, facts, task="understand"):
-    return assign(facts, rows, task, sizes=SIZES, slots=(1, 2), lengths=(48, 64, 128), grids=GRIDS)
+def sort(rows, metadata, task="understand"):
+    return assign(
+        metadata, rows, task, sizes=SIZES, slots=(1, 2), lengths=(48, 64, 128), grids=GRIDS
+    )
 
 
-def test_rows_are_sorted_and_bad_ones_told(files, tokenizer) -> None:
+def test_examples_are_sorted_and_invalid_ones_reported(files, tokenizer) -> None:
     rows = manifest(files)
-    facts = scan(rows, "understand", tokenizer, directory=files.root / "cache")
-    assert facts.height[[0, 2, 4]].tolist() == [40, 64, 40]
-    assert facts.width[[0, 2, 4]].tolist() == [80, 64, 80]
-    assert facts.media[[0, 2, 4, 5]].tolist() == [1, 1, 2, 4]
-    found, members, bad = sort(rows, facts)
+    metadata = scan(rows, "understand", tokenizer, directory=files.root / "cache")
+    assert metadata.height[[0, 2, 4]].tolist() == [40, 64, 40]
+    assert metadata.width[[0, 2, 4]].tolist() == [80, 64, 80]
+    assert metadata.media[[0, 2, 4, 5]].tolist() == [1, 1, 2, 4]
+    found, members, bad = sort(rows, metadata)
     assert dict(zip(found, map(list, members), strict=True)) == {
         Bucket(SIZES[1], 1, 48): [0],
         Bucket(SIZES[0], 1, 128): [2],
@@ -117,7 +119,7 @@ def test_a_caption_that_will_be_cut_is_not_too_long(files, tokenizer) -> None:
     assert found[[8 in one for one in members].index(True)].length == 128
 
 
-def test_facts_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
+def test_metadata_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
     rows, cache = manifest(files), files.root / "cache"
     first = scan(rows, "understand", tokenizer, directory=cache)
     with monkeypatch.context() as broken:
@@ -127,12 +129,12 @@ def test_facts_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
         assert repr(one) == repr(other)
     # A file that turns up later changes nothing, unless one asks.
     files.image("none.png", 64, 64)
-    assert 1 in scan(rows, "understand", tokenizer, directory=cache).bad
-    assert 1 not in scan(rows, "understand", tokenizer, directory=cache, anew=True).bad
+    assert 1 in scan(rows, "understand", tokenizer, directory=cache).invalid
+    assert 1 not in scan(rows, "understand", tokenizer, directory=cache, rescan=True).invalid
 
 
 @pytest.mark.filterwarnings("ignore:.*not in the compact vocabulary")
-def test_other_content_tasks_and_vocabularies_are_looked_up_anew(files, tokenizer) -> None:
+def test_other_content_tasks_and_vocabularies_are_scanned_again(files, tokenizer) -> None:
     rows, cache = manifest(files), files.root / "cache"
     scan(rows, "understand", tokenizer, directory=cache)
     scan(rows, "t2i", tokenizer, directory=cache)
@@ -141,17 +143,17 @@ def test_other_content_tasks_and_vocabularies_are_looked_up_anew(files, tokenize
     with rows.path.open("a") as file:
         file.write('{"image": "wide.png", "caption": "A cat."}\n')
     assert scan(Manifest(rows.path), "t2i", tokenizer, directory=cache).height[-1] == 40
-    assert len(list((cache / "facts").iterdir())) == 5
+    assert len(list((cache / "metadata").iterdir())) == 5
 
 
 def test_an_edit_has_the_size_of_its_target(files, tokenizer) -> None:
     files.image("a.png", 64, 64)
     files.image("b.png", 40, 80)
     row = {"raw_image": "a.png", "out_image": "b.png", "instruction": "Wider."}
-    facts = scan(
+    metadata = scan(
         Manifest(files.manifest("e.jsonl", [row])), "edit", tokenizer, directory=files.root
     )
-    assert (facts.height[0], facts.width[0]) == (40, 80)
+    assert (metadata.height[0], metadata.width[0]) == (40, 80)
 
 
 def test_the_smallest_length_that_holds_spans_and_text(files) -> None:

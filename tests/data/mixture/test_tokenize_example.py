@@ -167,7 +167,7 @@ def test_a_drawing_assistant_is_the_released_formatter_but_for_what_closes(token
         assert batch["labels"][0][:kept].tolist() == theirs["text_labels"][:kept]
 
 
-# Examples ----------------------------------------------------------------------------------------
+# Examples of sources
 
 
 def test_text_to_image_and_to_video(tokenizer) -> None:
@@ -306,6 +306,6 @@ def test_tokens_are_counted_without_laying_out(tokenizer) -> None:
         assert max(lengths) == text_tokens(one, task, tokenizer)
 
 
-def test_a_row_of_another_task_is_named(tokenizer) -> None:
-    with pytest.raises(Fault, match="the row is edit; task 't2i' takes image_caption"):
+def test_an_example_of_another_task_is_named(tokenizer) -> None:
+    with pytest.raises(Fault, match="task 't2i' accepts image_caption"):
         text_tokens(row(**EDIT), "t2i", tokenizer)

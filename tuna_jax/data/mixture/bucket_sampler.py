@@ -1,4 +1,4 @@
-"""A bucket of a stream as an endless sequence of its rows; a batch comes from one."""
+"""A bucket of a stream as an endless sequence of its examples. Every batch comes from one bucket."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tuna_jax.sequence import Grid
 
 
 class BucketSampler:
-    """A bucket of a stream, in an endless sequence of shuffled epochs: a batch comes from one cell.
+    """The examples of one bucket, in an endless sequence of shuffled epochs.
 
     Args:
-        stream: which one.
-        bucket: its.
+        stream: the number of the stream.
+        bucket: its bucket.
         grid: latent extent of its spans.
-        members: its rows' numbers in the stream's source.
-        key: seeds its order and its rows' draws.
+        members: numbers of its examples in the stream's source.
+        key: seeds the order and the random choices of each example.
     """
 
     def __init__(
@@ -34,23 +34,23 @@ class BucketSampler:
     ):
         self.stream, self.bucket, self.grid = stream, bucket, grid
         self.members, self.key = members, key
-        # Around the end of an epoch, threads are in both.
-        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+        # At the end of an epoch, threads are in two of them.
+        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.stream, self.bucket, self.grid, self.members, self.key)
 
-    def _make_order(self, epoch: int) -> Int[np.ndarray, " members"]:
+    def _shuffle(self, epoch: int) -> Int[np.ndarray, " members"]:
         random = np.random.default_rng((*self.key, 0, epoch))
         return random.permutation(np.arange(len(self.members), dtype=np.int32))
 
     def member(self, position: int) -> int:
-        """The place in `members` of a position of the sequence."""
+        """The index into `members` at a position of the sequence."""
         epoch, index = divmod(position, len(self.members))
         return int(self._order(epoch)[index])
 
 
-def words(text: str) -> tuple[int, ...]:
+def seed_words(text: str) -> tuple[int, ...]:
     """A text as numbers for a seed, the same on every machine."""
     digest = hashlib.sha256(text.encode()).digest()
     return tuple(int.from_bytes(digest[at : at + 4], "little") for at in (0, 4))

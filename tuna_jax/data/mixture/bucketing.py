@@ -1,9 +1,9 @@
-"""Buckets: rows of like shape, so that a batch has one shape and few shapes exist.
+"""Buckets: examples of similar shape, so that a batch has one shape and there are few shapes.
 
-A bucket is a picture size (the nearest by logarithm of the aspect ratio), a number of visual slots, and a
-sequence length (the smallest that holds the visual tokens and the text). A row's bucket follows from its
-*facts*: its picture's size, how many it has, and its tokens. `scan` looks them up once, from headers (of a
-clip, the first frame) and text alone, and keeps them in the cache folder under the manifest's content.
+A bucket is an image size (the nearest by logarithm of the aspect ratio), a number of visual slots, and a sequence
+length (the smallest that holds the visual tokens and the text). An example's bucket follows from its metadata: the size
+and number of its images, and its tokens. `scan` reads them once, from headers (of a video, the first frame) and text,
+and keeps them in the cache folder under a hash of the source.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tuna_jax.utils.atomic_io import atomic_file, cache_directory
 SIZES_512 = (Size(512, 512), Size(448, 576), Size(576, 448), Size(384, 672), Size(672, 384))
 SIZES_1024 = tuple(Size(2 * size.height, 2 * size.width) for size in SIZES_512)
 FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
-_VERSION = 1  # of what is kept; raise it when `text_tokens` or the facts change
+_VERSION = 1  # Of the stored metadata; raise it when `text_tokens` or the metadata change.
 _CHUNK = 256
 
 
@@ -48,14 +48,14 @@ def named_sizes(text: str) -> tuple[Size, ...]:
         return FAMILIES[text]
     if not (height.isdigit() and width.isdigit()):
         raise ValueError(
-            f"{text!r} is no size; give HEIGHTxWIDTH, for example 512x512, or {' or '.join(FAMILIES)} for TUNA's five"
+            f"{text!r} is not a size; give HEIGHTxWIDTH, for example 512x512, or {' or '.join(FAMILIES)} for TUNA's five"
         )
     return (Size(int(height), int(width)),)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Bucket:
-    """What rows of a batch share: picture size, visual slots, tokens."""
+    """What the rows of a batch share: image size, visual slots, tokens."""
 
     size: Size
     slots: int
@@ -67,31 +67,31 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMetadata:
-    """What bucketing needs to know of each row; a bad row's numbers are 0.
+    """What bucketing needs to know of each example; the numbers of an invalid one are 0.
 
     Attributes:
-        height, width: pixels of the row's first picture, or of an edit's target; 0 without a picture.
-        media: how many pictures or clips.
-        text: tokens beside the spans, at most.
-        bad: the rows that cannot be used, by their numbers.
+        height, width: pixels of the first image or video, or of an edit's target; 0 without media.
+        media: number of images or videos.
+        text: the largest number of text tokens.
+        invalid: the examples that cannot be used, by their numbers.
     """
 
-    height: Int[np.ndarray, " rows"]
-    width: Int[np.ndarray, " rows"]
-    media: Int[np.ndarray, " rows"]
-    text: Int[np.ndarray, " rows"]
-    bad: dict[int, InvalidExample]
+    height: Int[np.ndarray, " examples"]
+    width: Int[np.ndarray, " examples"]
+    media: Int[np.ndarray, " examples"]
+    text: Int[np.ndarray, " examples"]
+    invalid: dict[int, InvalidExample]
 
 
 def _fingerprint(tokenizer: Tokenizer) -> str:
-    """Tells vocabularies apart, by their size and some of their tokens."""
-    some = range(0, tokenizer.size, 1 + tokenizer.size // 512)
-    text = tokenizer.decode(some, skip_special=False)
+    """Distinguishes vocabularies by their size and a sample of their tokens."""
+    sample = range(0, tokenizer.size, 1 + tokenizer.size // 512)
+    text = tokenizer.decode(sample, skip_special=False)
     return hashlib.sha256(f"{tokenizer.size} {text}".encode()).hexdigest()[:16]
 
 
-def picture_size(row: Example, smallest: int = SMALLEST_SIDE) -> Size:
-    """The size by which a row is sorted: its first picture's or clip's, or an edit's target's; 0x0 without any.
+def picture_size(example: Example, smallest: int = SMALLEST_SIDE) -> Size:
+    """The size that decides an example's bucket: of its first image or video, or an edit's target; 0x0 without media.
 
     Raises:
         Fault: any of them is missing, broken or too small.
@@ -100,105 +100,112 @@ def picture_size(row: Example, smallest: int = SMALLEST_SIDE) -> Size:
     def measure(medium: Medium) -> Size:
         if isinstance(medium, Encoded):
             return medium.size
-        return (video_size if row.kind in VIDEO_KINDS else image_size)(medium, smallest=smallest)
+        return (video_size if example.kind in VIDEO_KINDS else image_size)(
+            medium, smallest=smallest
+        )
 
-    sizes = [measure(medium) for medium in row.media]
+    sizes = [measure(medium) for medium in example.media]
     if not sizes:
         return Size(0, 0)
-    # An edit's batch has the size of what is drawn.
-    return sizes[-1] if row.kind == "edit" else sizes[0]
+    # An edit's batch has the size of the generated image.
+    return sizes[-1] if example.kind == "edit" else sizes[0]
 
 
-def _look(rows: ExampleSource, task: Task, tokenizer: Tokenizer, smallest: int, index: int):
-    """(height, width, media, text) of a row, or why it is bad."""
+def _read_metadata(
+    examples: ExampleSource, task: Task, tokenizer: Tokenizer, smallest: int, index: int
+):
+    """(height, width, media, text) of an example, or why it is invalid."""
     try:
-        row = rows[index]
+        example = examples[index]
         try:
-            text = text_tokens(row, task, tokenizer)
-            size = picture_size(row, smallest)
+            text = text_tokens(example, task, tokenizer)
+            size = picture_size(example, smallest)
         except Fault as fault:
-            return InvalidExample(fault.kind, rows.name, rows.line(index), fault.reason)
-    except InvalidExample as bad:
-        return bad
-    return size.height, size.width, len(row.media), text
+            return InvalidExample(fault.kind, examples.name, examples.line(index), fault.reason)
+    except InvalidExample as invalid:
+        return invalid
+    return size.height, size.width, len(example.media), text
 
 
 def scan(
-    rows: ExampleSource,
+    examples: ExampleSource,
     task: Task,
     tokenizer: Tokenizer,
     *,
     smallest: int = SMALLEST_SIDE,
     directory: Path | None = None,
     threads: int = 8,
-    anew: bool = False,
+    rescan: bool = False,
 ) -> ExampleMetadata:
-    """The facts of all rows, from the cache folder if they are there.
+    """The metadata of all examples, from the cache folder if it is there.
 
-    What is kept stays as it was found, also if a missing file turns up later: a run must not change its
-    batches when it resumes. `anew` looks again.
+    Stored metadata does not change, even if a missing file appears later: a run must not change its batches when it
+    resumes. `rescan` reads everything again.
 
     Args:
-        rows: the source.
-        task: what is made of them.
+        examples: the source.
+        task: decides the text of an example.
         tokenizer: counts tokens.
-        smallest: pixels that a side must have.
+        smallest: the shortest side, in pixels, of a usable image or video.
         directory: see `cache_directory`.
-        threads: files that are looked at at once.
-        anew: do not take what is kept.
+        threads: files that are read at the same time.
+        rescan: ignore stored metadata.
     """
     key = json.dumps(
-        [_VERSION, rows.identity, task, _fingerprint(tokenizer), smallest, CAPTION_PROMPTS]
+        [_VERSION, examples.identity, task, _fingerprint(tokenizer), smallest, CAPTION_PROMPTS]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     kept = cache_directory(directory) / "facts" / f"{name}.npz"
-    if kept.is_file() and not anew:
-        return _load(kept, rows)
-    look = functools.partial(_look, rows, task, tokenizer, smallest)
-    numbers = np.zeros((len(rows), 4), np.int32)
-    bad: dict[int, InvalidExample] = {}
-    # A bar for those who wait: a survey of a moment shows none.
-    bar = tqdm(total=len(rows), desc=f"looking at {rows.name}", unit="row", delay=3.0)
+    if kept.is_file() and not rescan:
+        return _load(kept, examples)
+    read = functools.partial(_read_metadata, examples, task, tokenizer, smallest)
+    numbers = np.zeros((len(examples), 4), np.int32)
+    invalid: dict[int, InvalidExample] = {}
+    # The delay hides the bar of a scan that takes a moment.
+    bar = tqdm(total=len(examples), desc=f"scanning {examples.name}", unit="example", delay=3.0)
     with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        # In chunks: the futures of a hundred million rows would not fit.
-        for start in range(0, len(rows), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(rows)))
-            for index, found in zip(chunk, pool.map(look, chunk), strict=True):
-                if isinstance(found, InvalidExample):
-                    bad[index] = found
+        # In chunks: the futures of a hundred million examples would not fit into memory.
+        for start in range(0, len(examples), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(examples)))
+            for index, result in zip(chunk, pool.map(read, chunk), strict=True):
+                if isinstance(result, InvalidExample):
+                    invalid[index] = result
                 else:
-                    numbers[index] = found
+                    numbers[index] = result
             bar.update(len(chunk))
     height, width, media, text = (np.ascontiguousarray(column) for column in numbers.T)
-    facts = ExampleMetadata(height, width, media, text, bad)
-    _save(kept, facts)
-    return facts
+    metadata = ExampleMetadata(height, width, media, text, invalid)
+    _save(kept, metadata)
+    return metadata
 
 
-def _save(path: Path, facts: ExampleMetadata) -> None:
-    listed = [[index, row.kind, row.reason] for index, row in facts.bad.items()]
+def _save(path: Path, metadata: ExampleMetadata) -> None:
+    listed = [[index, example.kind, example.reason] for index, example in metadata.invalid.items()]
     with atomic_file(path) as scratch, scratch.open("wb") as file:
         np.savez_compressed(
             file,
-            numbers=np.stack([facts.height, facts.width, facts.media, facts.text]),
+            numbers=np.stack([metadata.height, metadata.width, metadata.media, metadata.text]),
             bad=np.frombuffer(json.dumps(listed).encode(), np.uint8),
         )
 
 
-def _load(path: Path, rows: ExampleSource) -> ExampleMetadata:
+def _load(path: Path, examples: ExampleSource) -> ExampleMetadata:
     with np.load(path) as kept:
         numbers, listed = kept["numbers"], json.loads(kept["bad"].tobytes())
-    bad = {i: InvalidExample(kind, rows.name, rows.line(i), reason) for i, kind, reason in listed}
+    invalid = {
+        i: InvalidExample(kind, examples.name, examples.line(i), reason)
+        for i, kind, reason in listed
+    }
     height, width, media, text = numbers
-    return ExampleMetadata(height, width, media, text, bad)
+    return ExampleMetadata(height, width, media, text, invalid)
 
 
 def nearest(
-    height: Int[np.ndarray, " rows"], width: Int[np.ndarray, " rows"], sizes: Sequence[Size]
-) -> Int[np.ndarray, " rows"]:
-    """Which of the sizes is nearest to each picture, by the logarithm of the aspect ratio.
+    height: Int[np.ndarray, " examples"], width: Int[np.ndarray, " examples"], sizes: Sequence[Size]
+) -> Int[np.ndarray, " examples"]:
+    """The index of the size nearest to each image, by the logarithm of the aspect ratio.
 
-    Of sizes with the same ratio it is the largest that the picture need not be enlarged for, else the smallest.
+    Among sizes of one ratio it is the largest that does not enlarge the image, otherwise the smallest.
     """
     shape = np.array([[size.height, size.width] for size in sizes])
     ratio = np.log(np.maximum(height, 1) / np.maximum(width, 1))
@@ -211,8 +218,8 @@ def nearest(
 
 
 def assign(
-    facts: ExampleMetadata,
-    rows: ExampleSource,
+    metadata: ExampleMetadata,
+    examples: ExampleSource,
     task: Task,
     *,
     sizes: Sequence[Size],
@@ -220,40 +227,42 @@ def assign(
     lengths: Sequence[int],
     grids: Sequence[Grid],
 ) -> tuple[list[Bucket], list[Int[np.ndarray, " _"]], list[InvalidExample]]:
-    """Sorts rows into buckets.
+    """Sorts examples into buckets.
 
     Args:
-        facts: of the rows.
-        rows: the source, for the names of bad rows.
-        task: what is made of them.
-        sizes: picture sizes.
+        metadata: of the examples.
+        examples: the source; names invalid examples.
+        task: decides whether long text is truncated.
+        sizes: image sizes.
         slots: numbers of visual slots, ascending.
         lengths: sequence lengths, ascending.
         grids: the latent extent of each size.
 
     Returns:
-        The buckets that have rows, in order; the rows of each, ascending; and the bad rows, with those that
-        have too many pictures or tokens.
+        The buckets that have examples, in order; the numbers of each one's examples, ascending; and the invalid
+        examples, including those with too many images or tokens.
     """
-    usable = np.ones(len(rows), bool)
-    usable[list(facts.bad)] = False
-    size = nearest(facts.height, facts.width, sizes)
-    slot = np.searchsorted(slots, facts.media)
+    usable = np.ones(len(examples), bool)
+    usable[list(metadata.invalid)] = False
+    size = nearest(metadata.height, metadata.width, sizes)
+    slot = np.searchsorted(slots, metadata.media)
     span = 1 + np.array([grid.tokens for grid in grids])[size]
-    visual = facts.media * span
-    needed = visual + facts.text
+    visual = metadata.media * span
+    needed = visual + metadata.text
     if is_cut(task):
         needed = np.minimum(needed, np.maximum(lengths[-1], visual + 4))
     length = np.searchsorted(lengths, needed)
-    bad = list(facts.bad.values())
+    invalid = list(metadata.invalid.values())
     for index in np.flatnonzero(usable & ((slot == len(slots)) | (length == len(lengths)))):
         if slot[index] == len(slots):
             kind = "wrong_image_count"
-            why = f"{facts.media[index]} pictures; a row of this stream has at most {slots[-1]}"
+            reason = (
+                f"{metadata.media[index]} images; an example of this stream has at most {slots[-1]}"
+            )
         else:
             kind = "too_long"
-            why = f"{needed[index]} tokens ({visual[index]} of them visual) exceed the longest length, {lengths[-1]}"
-        bad.append(InvalidExample(kind, rows.name, rows.line(int(index)), why))
+            reason = f"{needed[index]} tokens ({visual[index]} of them visual) exceed the longest length, {lengths[-1]}"
+        invalid.append(InvalidExample(kind, examples.name, examples.line(int(index)), reason))
         usable[index] = False
     code = (size * len(slots) + slot) * len(lengths) + length
     buckets, members = [], []
@@ -262,4 +271,4 @@ def assign(
         at_size, at_slot = divmod(rest, len(slots))
         buckets.append(Bucket(sizes[at_size], slots[at_slot], lengths[at_length]))
         members.append(np.flatnonzero(usable & (code == number)))
-    return buckets, members, bad
+    return buckets, members, invalid

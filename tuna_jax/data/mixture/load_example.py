@@ -1,4 +1,4 @@
-"""A row of a mixture, ready for its batch: laid out, and its pictures decoded or its posteriors read."""
+"""An example of a mixture, ready for its batch: tokenized, with its media decoded or its latents' moments read."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from tuna_jax.sequence import TokenSequence
 
 def load_example(
     stream: ExampleStream,
-    cell: BucketSampler,
+    sampler: BucketSampler,
     index: int,
     random: np.random.Generator,
     tokenizer: Tokenizer,
-    space: Shaped[np.ndarray, "n ..."],
+    slots: Shaped[np.ndarray, "n ..."],
     *,
     encode: Callable[[str], list[int]],
 ) -> TokenSequence:
-    """Example `index` of a stream's source, for a batch of a cell.
+    """Example `index` of a stream's source, for a batch of one bucket.
 
     Args:
-        stream: which one.
-        cell: its bucket.
-        index: the row.
-        random: draws the layout's dropout and prompt, and where a clip begins: in this order.
-        tokenizer: makes the ids.
-        space: the row's visual slots in the batch, which are filled: uint8 pixels, or moments.
-        encode: the tokenizer's, with a memory.
+        stream: the stream.
+        sampler: of the bucket.
+        index: the example's number in the stream's source.
+        random: decides dropout, the caption's prompt, and where a video begins, in this order.
+        tokenizer: text to ids.
+        slots: the example's visual slots in the batch, filled in place: uint8 pixels, or moments of latents.
+        encode: the tokenizer's `encode`, cached.
 
     Raises:
-        InvalidExample: the row cannot be used; `space` may hold some of it.
+        InvalidExample: the example cannot be used; `slots` may be partly filled.
     """
-    row, size = stream.source[index], cell.bucket.size
-    with report_as_invalid(row.source, row.line):
-        layout = tokenize_example(
-            row,
+    example, size = stream.source[index], sampler.bucket.size
+    with report_as_invalid(example.source, example.line):
+        tokenized = tokenize_example(
+            example,
             stream.task,
             tokenizer,
-            cell.grid,
+            sampler.grid,
             random,
-            longest=cell.bucket.length,
+            longest=sampler.bucket.length,
             text_dropout=stream.text_dropout,
             source_dropout=stream.source_dropout,
             encode=encode,
         )
-        if row.turns and layout.sequence.is_target.any() and not stream.draws:
+        if example.turns and tokenized.sequence.is_target.any() and not stream.draws:
             raise Fault(
-                "drawn_picture",
-                f"the conversation ends in a picture that the assistant draws; set draws=True for the stream "
-                f"{stream.name!r} to learn it",
+                "assistant_image",
+                "the conversation ends in an image by the assistant; set draws=True for the stream "
+                f"{stream.name!r} to train on it",
             )
         position = random.random() if stream.task in VIDEO_TASKS else 0.0
 
-        for slot, medium in zip(space, layout.media, strict=False):
+        for slot, medium in zip(slots, tokenized.media, strict=False):
             if isinstance(medium, Encoded):
                 slot[:] = medium.read()
             elif stream.task not in VIDEO_TASKS:
@@ -70,4 +70,4 @@ def load_example(
             else:
                 options = {"fps": stream.fps, "position": position, "smallest": stream.smallest}
                 slot[:] = read_video(medium, size, stream.frames, **options)
-        return layout.sequence
+        return tokenized.sequence

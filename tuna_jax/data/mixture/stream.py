@@ -1,4 +1,4 @@
-"""What a stream of a mixture is made of, and the shapes that its batches have."""
+"""The settings of a mixture's stream, and the shapes of its batches."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ def _smallest_slots(task: Task) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleStream:
-    """A named task over a source of rows.
+    """A task over a source of examples.
 
     Attributes:
-        name: a metric's name in logs; it also seeds the stream, so that others do not move it.
-        task: what is made of the rows (layouts.py).
-        source: the rows, for example a `Manifest`.
-        weight: the share of batches, relative to the other streams'.
-        rows: B, rows a batch over all hosts together.
-        lengths: sequence lengths, ascending; a row takes the smallest that holds it.
-        sizes: picture sizes; None is TUNA's five at 512 pixels, and of text alone, whose one slot stays unused, a
-            small one.
+        name: used in logs; it also seeds the stream, so that other streams do not change it.
+        task: how an example becomes a sequence (tokenize_example.py).
+        source: the examples, for example a `Manifest`.
+        weight: the share of batches, relative to the other streams' weights.
+        rows: B, the rows per batch over all hosts together.
+        lengths: sequence lengths, ascending; an example takes the smallest that holds it.
+        sizes: image sizes; None is TUNA's five at 512 pixels, or one small size for `chat`, whose slot stays unused.
         slots: numbers of visual slots, ascending; None is 2 for edits, else 1.
-        frames: of a clip, 1 + 4k; 1 for pictures.
-        fps: how close a clip's frames are; None spreads them over the whole clip.
+        frames: per video, 1 + 4k; 1 for images.
+        fps: frames per second taken from a video; None spreads them over the whole video.
         text_dropout, source_dropout: see `tokenize_example`.
-        smallest: pixels that a side must have.
-        draws: whether a conversation may end in a picture that the assistant draws.
+        smallest: the shortest side, in pixels, of a usable image or video.
+        draws: whether to train on a conversation that ends in an image by the assistant; else it is invalid.
     """
 
     name: str
@@ -61,27 +60,25 @@ class ExampleStream:
     def __post_init__(self) -> None:
         where = f"stream {self.name!r}"
         if self.task not in ACCEPTS:
-            raise ValueError(f"{where}: task {self.task!r} is none of {', '.join(ACCEPTS)}")
+            raise ValueError(f"{where}: task {self.task!r} is not one of {', '.join(ACCEPTS)}")
         for key, values in (("lengths", self.lengths), ("slots", self.slot_counts)):
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
-                raise ValueError(f"{where}: {key} is {values}; give positive numbers that ascend")
+                raise ValueError(f"{where}: {key} is {values}; give ascending positive numbers")
         if self.slot_counts[0] < _smallest_slots(self.task):
-            raise ValueError(f"{where}: an edit has 2 visual slots, slots is {self.slots}")
+            raise ValueError(f"{where}: slots is {self.slots}, but an edit has 2 visual slots")
         if not self.picture_sizes or len(set(self.picture_sizes)) != len(self.picture_sizes):
-            raise ValueError(f"{where}: sizes is {self.sizes}; give each picture size once")
+            raise ValueError(f"{where}: sizes is {self.sizes}; give each image size once")
         if self.frames != 1 and self.task not in VIDEO_TASKS:
-            raise ValueError(
-                f"{where}: task {self.task!r} has pictures, but frames is {self.frames}"
-            )
+            raise ValueError(f"{where}: frames is {self.frames}, but task {self.task!r} has images")
         for key in ("text_dropout", "source_dropout"):
             if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{where}: {key} is {getattr(self, key)}, not within [0, 1]")
+                raise ValueError(f"{where}: {key} is {getattr(self, key)}; it must lie in [0, 1]")
         if self.weight < 0:
-            raise ValueError(f"{where}: weight is {self.weight}; it is 0 or more")
+            raise ValueError(f"{where}: weight is {self.weight}; it must be 0 or more")
 
     @property
     def picture_sizes(self) -> tuple[Size, ...]:
-        """The picture sizes, with the default filled in."""
+        """The image sizes, with the default filled in."""
         if self.sizes is None:
             return (UNUSED_SIZE,) if self.task == "chat" else SIZES_512
         return self.sizes
@@ -96,7 +93,7 @@ class ExampleStream:
 class BatchShape:
     """The extents of a batch over all hosts; one program is compiled for each.
 
-    `latents` is (T, h, w, C) where they were computed in advance; empty: the batch has pixels.
+    `latents` is (T, h, w, C) of precomputed latents; empty if the batch has pixels.
     """
 
     rows: int
@@ -108,7 +105,7 @@ class BatchShape:
 
     @property
     def visual(self) -> str:
-        """What fills the visual slots: 'pixels', or 'moments' of latents."""
+        """The name of the array that fills the visual slots: 'pixels' or 'moments'."""
         return "moments" if self.latents else "pixels"
 
     def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -129,12 +126,12 @@ class BatchShape:
         }
 
     def __str__(self) -> str:
-        kind = " in advance" if self.latents else ""
+        kind = " precomputed" if self.latents else ""
         return f"{self.rows} rows of {self.slots}x{self.frames}x{self.size}{kind}, {self.length} tokens"
 
 
 def stream_grids(stream: ExampleStream, spatial: int, temporal: int) -> list[Grid]:
-    """The latent extent of each of a stream's sizes; ValueError if one does not fit the VAE or the lengths."""
+    """The latent extent of each of a stream's sizes; ValueError if one fits neither the VAE nor the lengths."""
     grids = []
     try:
         frames = check_frames(stream.frames, temporal)
@@ -144,7 +141,7 @@ def stream_grids(stream: ExampleStream, spatial: int, temporal: int) -> list[Gri
     for size in stream.picture_sizes:
         if size.height % spatial or size.width % spatial:
             raise ValueError(
-                f"stream {stream.name!r}: size {size} is not made of multiples of {spatial}, the VAE's factor"
+                f"stream {stream.name!r}: size {size} must have multiples of {spatial}, the VAE's spatial factor"
             )
         grid = Grid(frames, size.height // spatial, size.width // spatial)
         grids.append(grid)
@@ -158,28 +155,28 @@ def stream_grids(stream: ExampleStream, spatial: int, temporal: int) -> list[Gri
 
 
 def check_latents(stream: ExampleStream, grids: list[Grid], vae_fingerprint: str | None) -> None:
-    """Raises ValueError if a stream's latents, computed in advance, are not what the stream and its VAE would make."""
+    """Raises ValueError if a stream's precomputed latents differ from what the stream and its VAE would compute."""
     source = stream.source
     if not isinstance(source, LatentExamples):
         return
     where = f"stream {stream.name!r}: the latents in {source.name}"
     if vae_fingerprint is not None and source.vae_fingerprint != vae_fingerprint:
         raise ValueError(
-            f"{where} are another VAE's (fingerprint {source.vae_fingerprint}; this model's has {vae_fingerprint}); "
+            f"{where} are from another VAE (fingerprint {source.vae_fingerprint}; this model's is {vae_fingerprint}); "
             "encode the manifest again with this one: python -m tuna_jax.encode_latents --vae="
         )
-    lacking = [str(size) for size in source.sizes if size not in stream.picture_sizes]
-    if lacking:
+    missing = [str(size) for size in source.sizes if size not in stream.picture_sizes]
+    if missing:
         raise ValueError(
-            f"{where} are of sizes {', '.join(map(str, source.sizes))}, and the stream has no {', '.join(lacking)}; "
+            f"{where} have sizes {', '.join(map(str, source.sizes))}, and the stream lacks {', '.join(missing)}; "
             "give it the sizes that were encoded"
         )
     if stream.task in VIDEO_TASKS and (stream.frames, stream.fps) != (source.frames, source.fps):
         raise ValueError(
-            f"{where} are of {source.frames} frames at fps={source.fps}, and the stream wants {stream.frames} at "
-            f"fps={stream.fps}; these must be the same"
+            f"{where} have {source.frames} frames at fps={source.fps}, and the stream has {stream.frames} at "
+            f"fps={stream.fps}; they must be the same"
         )
     for size, grid in zip(stream.picture_sizes, grids, strict=True):
-        found = source.grids.get((size, stream.frames), grid)
-        if found != grid:
-            raise ValueError(f"{where} are {found} at {size}, and the model wants {grid}")
+        encoded = source.grids.get((size, stream.frames), grid)
+        if encoded != grid:
+            raise ValueError(f"{where} are {encoded} at {size}, and the model requires {grid}")

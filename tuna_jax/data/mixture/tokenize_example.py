@@ -1,15 +1,15 @@
-"""A manifest's row as a sequence: which segments a task makes of it (model.md sections 5, 8 and 11).
+"""An example as a token sequence: the segments that a task makes of it (model.md sections 5, 8 and 11).
 
     t2i, t2v            <bos> caption <boi> [time][img]*n <eoi> <eos>
-    understand          caption: <bos> <boi> [time][img]*n <eoi> prompt caption <eos>, the prompt one of ours
-                        conversation: the chat template, a span where each <image> stood
-    video_understand    the same of a clip
+    understand          caption: <bos> <boi> [time][img]*n <eoi> prompt caption <eos>, with one of CAPTION_PROMPTS
+                        conversation: the chat template, with a span for each <image>
+    video_understand    the same for a video
     chat                the chat template without spans
     edit                <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
 
-For guidance, now and then the text of what is generated is left empty (`text_dropout`), and of an edit the
-source (`source_dropout`): what is left is text to image, with the instruction as its text. With both, it
-is an unconditional picture. The two are drawn independently.
+For classifier-free guidance, the text of what is generated is sometimes left empty (`text_dropout`), and an edit is
+sometimes without its source (`source_dropout`): it is then text to image, with the instruction as its text. With both
+it is an unconditional image. The two are independent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ACCEPTS: dict[Task, tuple[Kind, ...]] = {
 }
 VIDEO_TASKS: tuple[Task, ...] = ("video_understand", "t2v")
 
-# What is asked for a caption, in the plain form.
+# Prompts for a caption, in the plain template.
 CAPTION_PROMPTS = (
     "Describe this {}.",
     "What does this {} show?",
@@ -54,23 +54,23 @@ CAPTION_PROMPTS = (
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedExample:
-    """A row's sequence, and the pictures or clips that fill its spans, in order."""
+    """An example's sequence, and the images or videos that fill its spans, in order."""
 
     sequence: TokenSequence
     media: tuple[Medium, ...]
 
 
-def check_task(row: Example, task: Task) -> None:
-    """Raises Fault if the task has no use for a row of this kind."""
-    if row.kind not in ACCEPTS[task]:
+def check_task(example: Example, task: Task) -> None:
+    """Raises Fault if the task does not accept this kind of example."""
+    if example.kind not in ACCEPTS[task]:
         raise Fault(
             "unknown_format",
-            f"the row is {row.kind}; task {task!r} takes {', '.join(ACCEPTS[task])}",
+            f"the example is {example.kind}; task {task!r} accepts {', '.join(ACCEPTS[task])}",
         )
 
 
 def caption_prompts(task: Task) -> tuple[str, ...]:
-    """The prompts from which a caption's is drawn."""
+    """The prompts of which one is chosen for each caption."""
     word = "video" if task in VIDEO_TASKS else "image"
     return tuple(prompt.format(word) for prompt in CAPTION_PROMPTS)
 
@@ -80,35 +80,35 @@ def _prompt_ids(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(tokenizer.encode(prompt)) for prompt in caption_prompts(task))
 
 
-def _messages(row: Example) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.text} for turn in row.turns]
+def _messages(example: Example) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.text} for turn in example.turns]
 
 
 def is_cut(task: Task) -> bool:
-    """Whether text that is too long is cut at its last tokens: captions that condition a picture or a clip are.
+    """Whether text that is too long is truncated: captions that condition an image or a video are.
 
-    Any other text is left whole (an answer or an instruction without its end says something else), and the
-    row is bad if it does not fit.
+    Other text stays whole (an answer or an instruction without its end means something else), and the example is
+    invalid if it does not fit.
     """
     return task in ("t2i", "t2v")
 
 
-def text_tokens(row: Example, task: Task, tokenizer: Tokenizer) -> int:
-    """The tokens of a row beside its spans, at most: without dropout, with the longest prompt, uncut."""
-    check_task(row, task)
-    if row.turns:
-        segments = tokenizer.chat(_messages(row), grids=[Grid(1, 1, 1)] * len(row.media))
+def text_tokens(example: Example, task: Task, tokenizer: Tokenizer) -> int:
+    """The largest number of text tokens of an example: without dropout or truncation, with the longest prompt."""
+    check_task(example, task)
+    if example.turns:
+        segments = tokenizer.chat(_messages(example), grids=[Grid(1, 1, 1)] * len(example.media))
         return sum(len(segment.ids) for segment in segments if isinstance(segment, Text))
-    text = len(tokenizer.encode(row.text))
+    text = len(tokenizer.encode(example.text))
     if task == "edit":
-        return text + 6  # bos, and begin and end of two images, and eos
+        return text + 6  # bos, begin and end of two images, eos.
     if is_cut(task):
         return text + 4
     return text + 4 + max(len(ids) for ids in _prompt_ids(tokenizer, task))
 
 
 def tokenize_example(
-    row: Example,
+    example: Example,
     task: Task,
     tokenizer: Tokenizer,
     grid: Grid,
@@ -119,44 +119,44 @@ def tokenize_example(
     source_dropout: float = 0.0,
     encode: Callable[[str], list[int]] | None = None,
 ) -> TokenizedExample:
-    """What a task makes of a row.
+    """The sequence that a task makes of an example.
 
     Args:
-        row: of a kind that the task accepts.
-        task: see the top of this file.
-        tokenizer: makes the ids.
+        example: of a kind that the task accepts.
+        task: see the module's docstring.
+        tokenizer: text to ids.
         grid: latent extent of every span.
-        random: draws the dropout and the prompt.
-        longest: tokens that the sequence may have; a caption that conditions is cut to fit.
-        text_dropout: how often the caption or instruction of what is generated is left empty.
-        source_dropout: how often an edit is without its source.
-        encode: the tokenizer's, if it remembers.
+        random: decides dropout and prompt.
+        longest: the most tokens that the sequence may have; a caption that conditions is truncated to fit.
+        text_dropout: probability that the caption or instruction of what is generated is left empty.
+        source_dropout: probability that an edit is without its source.
+        encode: the tokenizer's `encode`, cached; None calls the tokenizer.
 
     Raises:
-        Fault: the task has no use for the row, or its sequence is too long.
+        Fault: the task does not accept the example, or its sequence is too long.
     """
-    check_task(row, task)
+    check_task(example, task)
     encode, special = encode or tokenizer.encode, tokenizer.special
-    # Drawn in every case, so that one setting does not move the other's draws.
+    # Always both, so that one setting does not change the other's random numbers.
     no_text, no_source = random.random() < text_dropout, random.random() < source_dropout
-    media = row.media
-    if row.turns:
-        segments = tokenizer.chat(_messages(row), grids=[grid] * len(media))
+    media = example.media
+    if example.turns:
+        segments = tokenizer.chat(_messages(example), grids=[grid] * len(media))
         built = sequence.build(segments, special)
     elif task == "edit":
-        ids = [] if no_text else encode(row.text)
+        ids = [] if no_text else encode(example.text)
         if no_source:
             built, media = sequence.text_to_image(special, ids, grid), media[1:]
         else:
             built = sequence.editing(special, ids, grid)
     elif is_cut(task):
         room = longest - (4 + 1 + grid.tokens)
-        ids = [] if no_text else encode(row.text)[: max(0, room)]
+        ids = [] if no_text else encode(example.text)[: max(0, room)]
         built = sequence.text_to_image(special, ids, grid)
     else:
         prompts = _prompt_ids(tokenizer, task)
         prompt = prompts[int(random.integers(len(prompts)))]
-        built = sequence.understanding(special, prompt, encode(row.text), grid)
+        built = sequence.understanding(special, prompt, encode(example.text), grid)
     if len(built.tokens) > longest:
         visual = int(built.spans[:, 1].sum())
         raise Fault(

@@ -1,4 +1,4 @@
-"""What every source of examples provides: the protocol, and the example."""
+"""The protocol of every source of examples, and the example itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VIDEO_KINDS: tuple[Kind, ...] = ("video_caption", "video_chat")
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What somebody says: `role` is 'system', 'user' or 'assistant'; `<image>` marks where a picture or clip goes."""
+    """One message: `role` is 'system', 'user' or 'assistant'; `<image>` in the text stands for an image or video."""
 
     role: str
     text: str
@@ -23,15 +23,15 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A row of a manifest.
+    """One example of a data set.
 
     Attributes:
-        kind: which format it came in.
-        media: its pictures (an edit's are source, then target) or of its one clip.
-        source: the manifest.
+        kind: its format.
+        media: its images (of an edit: source, then target), or its one video.
+        source: the name of its source, such as a manifest's path.
         line: its line there, counted from 1.
         text: the caption or the instruction; empty for conversations.
-        turns: the conversation; empty for the others.
+        turns: the conversation; empty for other kinds.
     """
 
     kind: Kind
@@ -44,16 +44,16 @@ class Example:
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """A source of rows: a `Manifest`, or anything that reads like one."""
+    """A source of examples: a `Manifest`, or anything with the same methods."""
 
     @property
     def name(self) -> str:
-        """How lists of bad rows call it."""
+        """Its name in lists of invalid examples."""
         ...
 
     @property
     def identity(self) -> str:
-        """Changes when the rows do."""
+        """A text that changes when the examples change."""
         ...
 
     def __len__(self) -> int: ...
@@ -61,5 +61,5 @@ class ExampleSource(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def line(self, index: int) -> int:
-        """The line, counted from 1, of a row."""
+        """The line of an example, counted from 1."""
         ...

@@ -1,4 +1,4 @@
-"""JSONL manifests: a row a line, in the formats of the released PyTorch code, read where they lie.
+"""JSONL manifests: one example per line, in the formats of the released PyTorch code, read in place.
 
     {"image": "a.jpg", "caption": "..."}                                    image_caption
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "..."}, ...]}    image_chat
@@ -7,9 +7,9 @@
     {"video": "a.mp4", "caption": "..."}                                    video_caption
     {"video": "a.mp4", "conversations": [...]}                              video_chat
 
-The keys tell the kind; a row with a caption and conversations is a caption. `image` may be a list, whose
-pictures stand where the conversation's `<image>` marks are, in order. Turns are `from` human, gpt or
-system with `value`; `role` and `content` are read too. Relative paths begin at the image root.
+The keys decide the kind; an example with a caption and conversations is a caption. `image` may be a list, whose images
+replace the conversation's `<image>` tags in order. Turns are `from` human, gpt or system with `value`; `role` and
+`content` are read too. Relative paths begin at the image root.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _CHUNK = 1 << 24
 
 
 class Manifest:
-    """The rows of a JSONL file by number, without holding the file in memory (8 bytes a row, for where it begins).
+    """The examples of a JSONL file by number, without the file in memory (8 bytes per example, for its offset).
 
-    Reading is safe from many threads. Empty lines are no rows.
+    Reading is safe from several threads. Empty lines are skipped.
 
     Args:
         path: the JSONL file.
-        image_root: where relative paths begin; None takes the manifest's own folder.
+        image_root: where relative paths begin; None uses the manifest's own folder.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file has no rows.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has no examples.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Manifest:
             raise FileNotFoundError(f"the manifest {self.path} does not exist")
         self.digest, self._starts, self._ends, self._lines = _find_lines(self.path)
         if not len(self._starts):
-            raise ValueError(f"the manifest {self.path} has no rows")
+            raise ValueError(f"the manifest {self.path} has no examples")
         self._file: int | None = None
         self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
-        """How lists of bad rows call it."""
+        """Its name in lists of invalid examples."""
         return str(self.path)
 
     @property
@@ -82,18 +82,18 @@ class Manifest:
         return len(self._starts)
 
     def line(self, index: int) -> int:
-        """The line in the file, counted from 1, of a row."""
+        """The line of an example in the file, counted from 1."""
         return int(self._lines[index])
 
     def __getitem__(self, index: int) -> Example:
-        """A row; raises InvalidExample if its line is none."""
+        """An example; raises InvalidExample if its line is not one."""
         if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {self.path}, which has {len(self)}")
+            raise IndexError(f"example {index} of {self.path}, which has {len(self)}")
         with report_as_invalid(self.name, self.line(index)):
             return parse(self.content(index), self.image_root, self.name, self.line(index))
 
     def content(self, index: int) -> bytes:
-        """A row's line as it is in the file, without the line's end."""
+        """An example's line in the file, without the newline."""
         start, end = int(self._starts[index]), int(self._ends[index])
         return os.pread(self._descriptor(), end - start, start)
 
@@ -117,7 +117,7 @@ class Manifest:
 
 
 def _find_lines(path: Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """SHA-256 of a file, and of its lines that are not empty the first byte, the end and the number."""
+    """SHA-256 of a file, and the start, end and number of each line that is not empty."""
     digest, ends, size = hashlib.sha256(), [], 0
     last = b"\n"
     with path.open("rb") as file:
@@ -130,20 +130,20 @@ def _find_lines(path: Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     end = np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
     start = np.concatenate([[0], end[:-1] + 1]).astype(np.int64) if len(end) else end
     number = np.arange(1, len(end) + 1)
-    # A single byte is the carriage return of an empty line; no row is that short.
+    # A single byte is the carriage return of an empty line.
     kept = end - start > 1
     return digest.hexdigest(), start[kept], end[kept], number[kept]
 
 
 def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Example:
-    """A manifest's line as a row.
+    """A manifest's line as an example.
 
     Raises:
-        Fault: it is no JSON, of no known format, without text, or its marks do not fit its pictures.
+        Fault: it is not JSON, has an unknown format or no text, or its tags do not match its images.
     """
     try:
         entry = json.loads(content)
-    except ValueError as error:  # JSON's and UTF-8's errors are both
+    except ValueError as error:  # Errors of JSON and of UTF-8.
         raise Fault("malformed_json", str(error)) from error
     if not isinstance(entry, dict):
         raise Fault("malformed_json", f"the line is a {type(entry).__name__}, not an object")
@@ -154,46 +154,48 @@ def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Exa
 def make_example(
     entry: Mapping[str, Any], medium: Callable[[str, Any], Medium], source: str, line: int
 ) -> Example:
-    """An entry in one of the formats as a row.
+    """An entry in one of the formats as an example.
 
     Args:
         entry: the keys and values.
-        medium: (key, value) -> the picture or clip of `image`, `video`, `raw_image` or `out_image`; or Fault.
-        source: where it comes from.
+        medium: (key, value) -> the image or video of `image`, `video`, `raw_image` or `out_image`; may raise Fault.
+        source: the name of its source.
         line: its number there, counted from 1.
 
     Raises:
-        Fault: it is of no known format, without text, or its marks do not fit its pictures.
+        Fault: it has an unknown format or no text, or its tags do not match its images.
     """
-    row = functools.partial(Example, source=source, line=line)
+    example = functools.partial(Example, source=source, line=line)
     keys = {key for key, value in entry.items() if not _is_empty(value) or key == "caption"}
     if {"raw_image", "out_image"} <= keys:
         media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)
         if len(media) != 2:
             raise Fault("wrong_image_count", "an edit has one raw_image and one out_image")
-        return row("edit", media, text=_text(entry, "instruction"))
+        return example("edit", media, text=_text(entry, "instruction"))
     if "video" in keys:
         media = _media(entry, "video", medium)
         if len(media) != 1:
-            raise Fault("wrong_image_count", f"a row has one video, not {len(media)}")
+            raise Fault("wrong_image_count", f"an example has one video, not {len(media)}")
         if "caption" in keys:
-            return row("video_caption", media, text=_text(entry, "caption"))
+            return example("video_caption", media, text=_text(entry, "caption"))
         if "conversations" in keys:
-            return row("video_chat", media, turns=_turns(entry, 1, mark=VIDEO_TAG))
+            return example("video_chat", media, turns=_turns(entry, 1, tag=VIDEO_TAG))
     elif "image" in keys:
         media = _media(entry, "image", medium)
         if "caption" in keys:
             if len(media) != 1:
-                raise Fault("wrong_image_count", f"a caption is of one image, not of {len(media)}")
-            return row("image_caption", media, text=_text(entry, "caption"))
+                raise Fault(
+                    "wrong_image_count", f"a caption belongs to one image, not to {len(media)}"
+                )
+            return example("image_caption", media, text=_text(entry, "caption"))
         if "conversations" in keys:
-            return row("image_chat", media, turns=_turns(entry, len(media)))
+            return example("image_chat", media, turns=_turns(entry, len(media)))
     elif "conversations" in keys:
-        return row("chat", (), turns=_turns(entry, 0))
+        return example("chat", (), turns=_turns(entry, 0))
     raise Fault(
         "unknown_format",
-        f"the keys with a value are {sorted(keys)}; a row has image or video with caption or conversations, "
-        "or conversations alone, or raw_image, out_image and instruction",
+        f"the keys with a value are {sorted(keys)}; an example has image or video with caption or conversations, "
+        "or only conversations, or raw_image, out_image and instruction",
     )
 
 
@@ -216,53 +218,55 @@ def _media(
     entry: Mapping[str, Any], key: str, medium: Callable[[str, Any], Medium]
 ) -> tuple[Medium, ...]:
     value = entry[key]
-    return tuple(medium(key, one) for one in (value if isinstance(value, list) else [value]))
+    return tuple(medium(key, item) for item in (value if isinstance(value, list) else [value]))
 
 
 def _path(root: Path, key: str, name: Any) -> Path:
     if not isinstance(name, str) or not name:
         raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
-    return root / name  # an absolute name stays itself
+    return root / name  # An absolute name is not changed.
 
 
-def _turns(entry: Mapping[str, Any], media: int, mark: str = IMAGE_TAG) -> tuple[Turn, ...]:
-    """The conversation, with as many `<image>` marks as there are media; `mark` is another name of them."""
+def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[Turn, ...]:
+    """The conversation, with as many `<image>` tags as media; `tag` is another spelling of the tag."""
     listed = entry["conversations"]
     if not isinstance(listed, list):
         raise Fault("unknown_format", f"conversations is a {type(listed).__name__}, not a list")
-    turns = [_turn(place, item, mark) for place, item in enumerate(listed)]
+    turns = [_turn(index, item, tag) for index, item in enumerate(listed)]
     if not any(turn.role == "assistant" for turn in turns):
-        raise Fault("empty_text", "no turn is the assistant's: there is nothing to learn")
+        raise Fault("empty_text", "no turn is the assistant's, so there is nothing to train on")
     if all(turn.role != "user" for turn in turns):
         raise Fault("empty_text", "no turn is the user's")
-    marks = sum(turn.text.count(IMAGE_TAG) for turn in turns if turn.role != "system")
-    if media and not marks:
-        # Conversations about one picture often leave the mark out: the pictures come first.
-        first = next(place for place, turn in enumerate(turns) if turn.role == "user")
+    tags = sum(turn.text.count(IMAGE_TAG) for turn in turns if turn.role != "system")
+    if media and not tags:
+        # Conversations about one image often omit the tag: the images come first.
+        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
         text = f"{IMAGE_TAG}\n" * media + turns[first].text
         turns[first] = Turn("user", text)
-    elif marks != media:
-        raise Fault("wrong_image_count", f"{marks} {IMAGE_TAG} marks for {media} files")
-    for place, turn in enumerate(turns):
-        drawn, after = turn.text.partition(IMAGE_TAG)[1:]
-        if turn.role == "assistant" and drawn and (place != len(turns) - 1 or after.strip()):
+    elif tags != media:
+        raise Fault("wrong_image_count", f"{tags} {IMAGE_TAG} tags for {media} files")
+    for index, turn in enumerate(turns):
+        generated, after = turn.text.partition(IMAGE_TAG)[1:]
+        if turn.role == "assistant" and generated and (index != len(turns) - 1 or after.strip()):
             raise Fault(
                 "unknown_format",
-                f"conversations[{place}]: a picture that the assistant draws ends the conversation",
+                f"conversations[{index}]: an image by the assistant must end the conversation",
             )
     return tuple(turns)
 
 
-def _turn(place: int, item: Any, mark: str) -> Turn:
-    where = f"conversations[{place}]"
+def _turn(index: int, item: Any, tag: str) -> Turn:
+    where = f"conversations[{index}]"
     if not isinstance(item, dict):
         raise Fault("unknown_format", f"{where} is a {type(item).__name__}, not an object")
-    said, text = item.get("from", item.get("role")), item.get("value", item.get("content"))
-    role = _ROLES.get(said) if isinstance(said, str) else None
+    sender, text = item.get("from", item.get("role")), item.get("value", item.get("content"))
+    role = _ROLES.get(sender) if isinstance(sender, str) else None
     if role is None:
-        raise Fault("unknown_format", f"{where} is from {said!r}; known are {', '.join(_ROLES)}")
+        raise Fault(
+            "unknown_format", f"{where} is from {sender!r}; choose one of {', '.join(_ROLES)}"
+        )
     if text is not None and not isinstance(text, str):
-        raise Fault("unknown_format", f"{where} says a {type(text).__name__}, not a string")
+        raise Fault("unknown_format", f"{where} holds a {type(text).__name__}, not a string")
     if not (text or "").strip():
         raise Fault("empty_text", f"{where}, the {role}'s turn, has no words")
-    return Turn(role, (text or "").replace(mark, IMAGE_TAG).strip())
+    return Turn(role, (text or "").replace(tag, IMAGE_TAG).strip())

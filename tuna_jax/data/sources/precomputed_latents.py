@@ -1,15 +1,15 @@
-"""Latents computed in advance, as a folder of ArrayRecord shards; `LatentExamples` reads one as a source of rows.
+"""Precomputed latents in a folder of ArrayRecord shards, which `LatentExamples` reads as a source of examples.
 
-    latents.json                       how they were made: the VAE's fingerprint, sizes, frames, the manifest's digest
-    00007-of-00040.array_record        of rows 7 * shard_rows and on: two records a row, in the manifest's order
-    00007-of-00040.json                written last: the lines that are in the shard, their sizes, and the bad rows
+    latents.json                       how they were computed: the VAE's fingerprint, sizes, frames, the manifest's
+    digest 00007-of-00040.array_record        examples from 7 * shard_rows on: two records each, in the manifest's order
+    00007-of-00040.json                written last: the shard's lines, their sizes, and the invalid examples
 
-The first record of a row is JSON: its line of the manifest, the size in pixels, and the shape [n, T, h, w, C] of its
-n pictures' or clips' latents. The second is their posteriors' mean and standard deviation, in the units of
+The first record of an example is JSON: its line of the manifest, the size in pixels, and the shape [n, T, h, w, C] of
+the latents of its n images or videos. The second holds their posteriors' mean and standard deviation, in the units of
 normalised latents, bfloat16 [2, n, T, h, w, C]. So text is read without the numbers.
-They go into a batch as they are, and the training step draws from them: their rounding, 0.2 %, is below a posterior's
-spread, and 49,152 normal numbers a row would cost a host more than all the rest.
-latent_encoding.py writes them.
+They enter a batch unchanged, and the training step samples from them: their rounding error, 0.2 %, is below a
+posterior's standard deviation, and 49,152 normal random numbers per row would cost a host more than everything else.
+`data/precompute_latents.py` writes them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTINGS_FILE = "latents.json"
 
 
 def vae_fingerprint(config: Any, params: Mapping[str, Any]) -> str:
-    """Tells VAEs apart: by a dataclass of settings, and the parameters as they were read from their file."""
+    """A hash that distinguishes VAEs: of the config (a dataclass), and the parameters as read from their file."""
     return fingerprint({"weights": params, "config": dataclasses.asdict(config)})
 
 
@@ -50,30 +50,30 @@ def shard_name(shard: int, shards: int) -> str:
 
 
 class LatentExamples:
-    """The rows of a folder of latents: a source like `Manifest`, without the rows that could not be encoded.
+    """The examples of a folder of latents: a source like `Manifest`, without examples that could not be encoded.
 
-    Reading is safe from many threads.
+    Reading is safe from several threads.
 
     Args:
         folder: what `python -m tuna_jax.encode_latents` wrote.
 
     Attributes:
         vae_fingerprint: the VAE's.
-        sizes: picture sizes that occur.
-        frames, fps: of clips; see `ExampleStream`.
+        sizes: image sizes that occur.
+        frames, fps: of videos; see `ExampleStream`.
         grids: (size, frames) -> latent extent.
         channels: C.
 
     Raises:
-        FileNotFoundError: no such folder, or shards are missing: the encoding did not end.
-        ValueError: no row in it could be encoded.
+        FileNotFoundError: there is no such folder, or shards are missing because the encoding did not finish.
+        ValueError: no example in it could be encoded.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         if not (self.folder / SETTINGS_FILE).is_file():
             raise FileNotFoundError(
-                f"{self.folder} is no folder of latents (it has no {SETTINGS_FILE}); "
+                f"{self.folder} is not a folder of latents (it has no {SETTINGS_FILE}); "
                 "python -m tuna_jax.encode_latents writes one"
             )
         text = (self.folder / SETTINGS_FILE).read_text(encoding="utf-8")
@@ -83,11 +83,11 @@ class LatentExamples:
         self.fps: float | None = settings["fps"]
         self._names = [shard_name(i, settings["shards"]) for i in range(settings["shards"])]
         files = [self.folder / f"{name}.json" for name in self._names]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
             raise FileNotFoundError(
-                f"{len(absent)} of {len(files)} shards of latents are missing in {self.folder}, the first {absent[0]}; "
-                "give the same command of encode_latents again, it goes on where it stopped"
+                f"{len(missing)} of {len(files)} shards of latents are missing in {self.folder}, the first {missing[0]}; "
+                "run the same command of encode_latents again; it continues where it stopped"
             )
         lines, counts, kinds = [], [], set()
         for file in files:
@@ -99,7 +99,7 @@ class LatentExamples:
             kinds |= {tuple(kind) for kind in listed["latents"]}
         if not lines:
             raise ValueError(
-                f"none of the rows in {self.folder} could be encoded: see 'bad' in {files[0]}"
+                f"none of the examples in {self.folder} could be encoded: see 'bad' in {files[0]}"
             )
         self._lines, self._digest = np.array(lines, np.int64), digest.hexdigest()
         self._begins = np.concatenate([[0], np.cumsum(counts)])
@@ -111,7 +111,7 @@ class LatentExamples:
 
     @property
     def name(self) -> str:
-        """How lists of bad rows call it."""
+        """Its name in lists of invalid examples."""
         return str(self.folder)
 
     @property
@@ -123,13 +123,13 @@ class LatentExamples:
         return len(self._lines)
 
     def line(self, index: int) -> int:
-        """The line in the manifest, counted from 1, of a row."""
+        """The line of an example in the manifest, counted from 1."""
         return int(self._lines[index])
 
     def __getitem__(self, index: int) -> Example:
-        """A row; its media are `Encoded`, which read their numbers when asked."""
+        """An example; its media are `Encoded`, which read their numbers on demand."""
         if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {self.name}, which has {len(self)}")
+            raise IndexError(f"example {index} of {self.name}, which has {len(self)}")
         shard = int(np.searchsorted(self._begins, index, side="right")) - 1
         reader, at = self._reader(shard), 2 * (index - int(self._begins[shard]))
         header = json.loads(reader.read([at])[0])
@@ -152,7 +152,7 @@ class LatentExamples:
         with self._lock:
             if shard not in self._readers:
                 path = self.folder / f"{self._names[shard]}.array_record"
-                # Without these each reader would hold threads and megabytes for reading on.
+                # Without these, each reader would hold threads and megabytes for reading ahead.
                 options = "readahead_buffer_size:0,max_parallelism:0"
                 self._readers[shard] = ArrayRecordReader(str(path), options)
             return self._readers[shard]

@@ -1,9 +1,9 @@
-"""Any data set of TensorFlow Datasets (`tfds.data_source`) as a source of rows, by a map of its fields.
+"""Any data set of TensorFlow Datasets (`tfds.data_source`) as a source of examples, by a map of its fields.
 
     TfdsExamples("beans", "train", {"image": "image", "caption": "label"})           image_caption
     TfdsExamples("my_vqa", "train", {"image": "image", "question": "q", "answer": "a"})   image_chat
 
-Keys are those of the manifests' formats (manifests.py), and `question` with `answer` for a conversation of two turns.
+Keys are those of the manifests' formats (jsonl.py), and `question` with `answer` for a conversation of two turns.
 TensorFlow is not needed, but the data set must have been prepared as ArrayRecord.
 """
 
@@ -29,17 +29,17 @@ _KEYS = (*_MEDIA, "caption", "instruction", "conversations", "question", "answer
 
 
 class TfdsExamples:
-    """The examples of a split as rows; row i is the split's example i.
+    """The examples of a split, in its order.
 
-    Pictures stay encoded until a batch wants them, at the size that it wants. A class label becomes its name.
-    Reading is safe from many threads.
+    Images stay encoded until a batch needs them, at its size. A class label becomes its name.
+    Reading is safe from several threads.
 
     Args:
         dataset: a registered name ('beans', 'coco_captions:1.1.0'), or the folder of a prepared data set (the one with
             `dataset_info.json`).
         split: 'train', 'test[:10%]', ...
-        fields: a format's key -> the data set's feature; 'objects.name.0' goes into nested ones.
-        data_dir: where prepared data sets are; None is TFDS's own choice.
+        fields: a format's key -> the data set's feature; 'objects.name.0' selects within nested ones.
+        data_dir: where prepared data sets are; None uses TFDS's default.
 
     Raises:
         FileNotFoundError: the data set is not prepared there.
@@ -78,23 +78,23 @@ class TfdsExamples:
         self.name = f"{builder.info.full_name}, {split}"
         self._length = len(self._records())
         shards = [
-            (name, list(one.shard_lengths), int(one.num_bytes))
-            for name, one in builder.info.splits.items()
+            (name, list(info.shard_lengths), int(info.num_bytes))
+            for name, info in builder.info.splits.items()
         ]
         digest = hashlib.sha256(repr((shards, sorted(self._fields.items()))).encode())
         self._identity = f"{self.name} {digest.hexdigest()[:16]}"
 
     def _builder(self) -> Any:
-        import tensorflow_datasets as tfds  # takes seconds
+        import tensorflow_datasets as tfds  # Takes seconds.
 
         if Path(self._dataset, "dataset_info.json").is_file():
             return tfds.builder_from_directory(self._dataset)
         try:
             builder = tfds.builder(str(self._dataset), data_dir=self._data_dir)
-        except tfds.core.DatasetNotFoundError as error:  # its message lists all that TFDS has
-            known = tfds.list_builders(with_community_datasets=False)
-            near = difflib.get_close_matches(str(self._dataset), known, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        except tfds.core.DatasetNotFoundError as error:  # Its message lists all data sets of TFDS.
+            names = tfds.list_builders(with_community_datasets=False)
+            nearest = difflib.get_close_matches(str(self._dataset), names, n=3)
+            hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
             raise FileNotFoundError(
                 f"TFDS has no data set {str(self._dataset)!r}, and no folder of that name has a dataset_info.json{hint}"
             ) from error
@@ -114,7 +114,7 @@ class TfdsExamples:
 
                 builder = self._builder()
                 features = builder.info.features
-                skipped = {  # also those that no field names: decoding takes most of the time
+                skipped = {  # Also images that no field names: decoding takes most of the time.
                     name: tfds.decode.SkipDecoding()
                     for name, feature in features.items()
                     if isinstance(feature, tfds.features.Image)
@@ -141,7 +141,7 @@ class TfdsExamples:
         return index + 1
 
     def __getitem__(self, index: int) -> Example:
-        """A row; raises InvalidExample if the example is none."""
+        """An example; raises InvalidExample if it cannot be used."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {self.name}, which has {len(self)}")
         record = self._records()[index]
@@ -155,7 +155,7 @@ class TfdsExamples:
             return make_example(entry, _medium, self.name, self.line(index))
 
     def _value(self, record: Any, key: str, path: str) -> Any:
-        """A feature, with texts and labels as strings."""
+        """A feature's value, with texts and labels as strings."""
         value = record
         try:
             for step in path.split("."):
@@ -177,11 +177,11 @@ class TfdsExamples:
 
 
 def _plain(value: Any) -> Any:
-    """Bytes as text, and arrays and mappings of them as lists and dicts, as JSON would have them."""
+    """Bytes as text, and arrays and mappings as lists and dicts, as JSON would hold them."""
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         value = value.item()
     if isinstance(value, bytes):

