@@ -125,16 +125,6 @@ def test_a_head_without_rows_is_left_out_and_changes_nothing_else() -> None:
         )
 
 
-def test_a_token_alone_has_the_logits_that_it_has_among_others() -> None:
-    """Alone it is multiplied with a tied table the other way round."""
-    assert CONFIG.language.tied
-    hidden = jax.random.normal(jax.random.key(4), (2, 3, CONFIG.language.width))
-    among = tuna.logits(CONFIG, PARAMS, hidden)
-    alone = tuna.logits(CONFIG, PARAMS, hidden[1:, 2:])
-    assert alone.shape == (1, 1, CONFIG.language.vocabulary) and alone.dtype == jnp.float32
-    np.testing.assert_allclose(alone, among[1:, 2:], rtol=1e-5, atol=1e-6)
-
-
 def test_a_fresh_head_predicts_zero() -> None:
     fresh = tuna.init(CONFIG, jax.random.key(0))
     batch = _batch()

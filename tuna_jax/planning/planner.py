@@ -118,7 +118,7 @@ def run_search(
     experiment: Experiment, where: TargetDevices, stream: str | None, tries: int, log: Log
 ) -> SearchResult:
     """Compiles the best candidates by the formulas until `tries` of them fit, and at most `2 * tries`."""
-    chosen, order = search_order(experiment, place, stream)
+    chosen, order = search_order(experiment, where, stream)
     results: list[Result] = []
     for estimate in order[: 2 * tries]:
         candidate = estimate.candidate
