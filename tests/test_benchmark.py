@@ -11,7 +11,7 @@ from tuna_jax import benchmark
 from tuna_jax.config import preset
 from tuna_jax.data.media.image import Size
 from tuna_jax.models import tuna
-from tuna_jax.perf import harness, input_pipeline, startup
+from tuna_jax.perf import harness, input_files, input_pipeline, startup
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
 
     sizes = {"pictures": (Size(48, 64),), "clip": Size(48, 64)}
     settings = input_pipeline.Settings(**sizes, count=1, clip_frames=20, frames=5)
-    made, size = input_pipeline.make_materials(tmp_path, settings), Size(32, 32)
+    files = (settings.pictures, settings.count, settings.clip, settings.clip_frames)
+    made, size = input_files.make_materials(tmp_path, *files), Size(32, 32)
     (path,) = made.pictures[Size(48, 64)]
     np.testing.assert_array_equal(input_pipeline.plain_picture(path, size), read_image(path, size))
     np.testing.assert_array_equal(
