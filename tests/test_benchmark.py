@@ -11,7 +11,7 @@ from tuna_jax import benchmark
 from tuna_jax.config import preset
 from tuna_jax.data.media.image import Size
 from tuna_jax.models import tuna
-from tuna_jax.perf import harness, input_pipeline, startup
+from tuna_jax.perf import harness, input_files, input_pipeline, startup
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) 
     flags += ["--workers=1", "--threads=2"]
     assert benchmark.main(["data", *flags]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()) == "source made by rows/s a core plain loop ratio goal"
+    assert " ".join(head.split()) == "source made by rows/s per core plain loop ratio goal"
     told = json.loads(file.read_text())
     names = [f"{kind}, pictures 40x48" for kind in ("JSONL", "TFDS", "latents")]
     names.append("JSONL, clips 32x48")
@@ -52,7 +52,8 @@ def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
 
     sizes = {"pictures": (Size(48, 64),), "clip": Size(48, 64)}
     settings = input_pipeline.Settings(**sizes, count=1, clip_frames=20, frames=5)
-    made, size = input_pipeline.make_materials(tmp_path, settings), Size(32, 32)
+    files = (settings.pictures, settings.count, settings.clip, settings.clip_frames)
+    made, size = input_files.make_materials(tmp_path, *files), Size(32, 32)
     (path,) = made.pictures[Size(48, 64)]
     np.testing.assert_array_equal(input_pipeline.plain_picture(path, size), read_image(path, size))
     np.testing.assert_array_equal(
@@ -74,7 +75,7 @@ def test_what_checkpoints_cost(tmp_path, capsys) -> None:
     assert whole < costs["bytes"] < 1.01 * whole
     assert all(value > 0 for value in costs.values())
     assert costs["blocked"] <= costs["whole"]
-    assert f"{costs['asynchronous']:.3f} of that without" in shown
+    assert f"{costs['asynchronous']:.3f} of that without saves" in shown
 
 
 _FAKE = """
@@ -128,8 +129,8 @@ def _measured(kind, flags, tmp_path, capsys):
     shown, told = capsys.readouterr().out, json.loads(file.read_text())
     for group in told["groups"]:
         assert group["name"] in shown and group["matmul"] == np.median(group["rates"]) > 0
-        first = group["sides"][0]
-        for side in group["sides"]:
+        first = group["variants"][0]
+        for side in group["variants"]:
             assert side["name"] in shown
             assert len(side["rounds"]) == 3
             assert side["seconds"] == np.median(side["rounds"])
@@ -154,19 +155,19 @@ _SMALL = ["--preset=tiny", "--prompt=5", "--negative=2", "--side=2", "--points=3
 def test_drawing_is_measured_beside_no_cache_and_a_peer(peer, tmp_path, capsys) -> None:
     flags = [*_SMALL, "--lengths=0,40,64", "--longest=40", "--whole=50", f"--peer={peer}"]
     told, (group,) = _measured("sample", flags, tmp_path, capsys)
-    sides = {side["name"]: side for side in group["sides"]}
+    sides = {side["name"]: side for side in group["variants"]}
     assert list(sides) == ["tuna_jax"] + [
         *(f"without the cache, {length} tokens" for length in (14, 40)),
         *(f"fake, {length} tokens" for length in (14, 40, 64)),
     ]
     assert told["settings"]["lengths"] == "0,40,64"
     # Two steps of one picture with both sides of guidance: without the cache, the longer the dearer.
-    ours, tight, padded = (side["flops"] for side in group["sides"][:3])
+    ours, tight, padded = (side["flops"] for side in group["variants"][:3])
     assert ours < tight < padded and padded / tight == pytest.approx(40 / 14, rel=0.3)
     assert [sides[f"fake, {n} tokens"]["part"] for n in (14, 40, 64)] == [1.0, 1.0, 0.5]
     assert sides["fake, 64 tokens"]["flops"] == 0
     # The fake draws nothing, so it differs; the length of which it took one step is not compared.
-    found = group["notes"]["difference from the peer"]
+    found = group["notes"]["difference from the baseline"]
     assert set(found) == {"14", "40"} and min(found.values()) > 0.01
     calls = _calls(peer)
     assert calls[0][:3] == ("build", 64, [512, 64])
@@ -180,27 +181,27 @@ def test_edits_and_clips_are_measured(peer, tmp_path, capsys) -> None:
     flags = [*_SMALL, "--lengths=0", f"--peer={peer}"]
     _, (group,) = _measured("edit", flags, tmp_path, capsys)
     # <bos> <boi> span <eoi> words <boi> span <eoi> <eos>
-    assert [side["name"] for side in group["sides"]][1:] == [
+    assert [side["name"] for side in group["variants"]][1:] == [
         "without the cache, 21 tokens",
         "fake, 21 tokens",
     ]
     assert ("sample", 21, 2, 1, True) in _calls(peer)
     _, (group,) = _measured("video", [*_SMALL, "--batch=2"], tmp_path, capsys)
-    assert group["sides"][1]["name"] == "without the cache, 22 tokens"
-    assert group["sides"][0]["rate"] == pytest.approx(2 / group["sides"][0]["seconds"])
+    assert group["variants"][1]["name"] == "without the cache, 22 tokens"
+    assert group["variants"][0]["rate"] == pytest.approx(2 / group["variants"][0]["seconds"])
 
 
 def test_decoding_is_measured_at_every_batch_size(peer, tmp_path, capsys) -> None:
     flags = ["--preset=tiny", "--batches=1,3", "--prompt=6", "--new=4", f"--peer={peer}"]
     _, groups = _measured("decode", flags, tmp_path, capsys)
     for rows, group in zip((1, 3), groups, strict=True):
-        ours, whole, theirs = group["sides"]
+        ours, whole, theirs = group["variants"]
         assert theirs["name"] == "fake"
         assert ours["rate"] == pytest.approx(4 * rows / ours["seconds"])
         # Four rounds of one token a row, and six tokens before, against four rounds of ten.
         assert 3 < whole["flops"] / ours["flops"] < 5
-        assert group["notes"]["tokens that the peer says too"] < 1
-    one, three = (group["sides"][0]["flops"] for group in groups)
+        assert group["notes"]["share of tokens equal to the baseline's"] < 1
+    one, three = (group["variants"][0]["flops"] for group in groups)
     assert three == 3 * one
     assert ("decode", 3, 4) in _calls(peer)
 
@@ -208,7 +209,7 @@ def test_decoding_is_measured_at_every_batch_size(peer, tmp_path, capsys) -> Non
 def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
     flags = ["--preset=tiny", "--words=4", "--side=2", "--tokens=16", f"--peer={peer}"]
     _, (group,) = _measured("train", [*flags, "--steps=2"], tmp_path, capsys)
-    ours, theirs = group["sides"]
+    ours, theirs = group["variants"]
     assert theirs["name"] == "fake" and theirs["flops"] == 0
     assert ours["rate"] == pytest.approx(2 * 2 * 16 / ours["seconds"])
     config = preset("tiny")
@@ -220,7 +221,7 @@ def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
     floor = 3 * 2 * (kernels - modulation) * 2 * 2 * 16
     assert floor < ours["flops"] < 2 * floor
     assert ("train_step", [2, 16], 8) in _calls(peer)
-    assert "tuna_jax_peer_fake" not in sys.modules, "the peer has a process of its own"
+    assert "tuna_jax_baseline_fake" not in sys.modules, "the peer has a process of its own"
 
 
 @pytest.mark.slow
@@ -229,11 +230,11 @@ def test_the_vae_is_measured(tmp_path, capsys) -> None:
     _, groups = _measured("vae", flags, tmp_path, capsys)
     assert [group["name"].split()[0] for group in groups] == ["encoding", "decoding"]
     for group in groups:
-        whole, chunked = group["sides"]
+        whole, chunked = group["variants"]
         assert whole["name"] == "tuna_jax whole"
         assert chunked["flops"] == pytest.approx(whole["flops"], rel=0.2)
     _, groups = _measured("vae", [*flags[:-1], "--frames=1"], tmp_path, capsys)
-    assert [len(group["sides"]) for group in groups] == [1, 1]
+    assert [len(group["variants"]) for group in groups] == [1, 1]
 
 
 @pytest.mark.slow
@@ -272,13 +273,13 @@ def test_help_and_wrong_numbers(capsys) -> None:
     assert "rounds is 0" in capsys.readouterr().err
     wrong = {
         "no window would have a save": ["checkpoints", "--steps=2", "--every=3"],
-        "lengths has 300; these sequences have 325 tokens": ["sample", "--lengths=300"],
+        "325 tokens": ["sample", "--lengths=300"],
         "lengths is 'many'": ["sample", "--lengths=many"],
         "batches is '0'": ["decode", "--batches=0"],
         "tokens is 10; it is at least 325": ["train", "--tokens=10"],
-        "no peer at nobody.py": ["train", "--preset=tiny", "--peer=nobody.py"],
+        "nobody.py": ["train", "--preset=tiny", "--baseline=nobody.py"],
         "image height 70 is not divisible by 16": ["vae", "--size=70"],
-        "no model at nowhere": ["startup", "--model=nowhere"],
+        "nowhere": ["startup", "--model=nowhere"],
     }
     for words, flags in wrong.items():
         assert benchmark.main(flags) == 1

@@ -73,8 +73,9 @@ _DRAWING = {
     "whole": "of a longer one a peer takes one step, and its time is scaled",
 }
 _MODEL = {"preset": "the model", "dtype": "of activations; empty: the preset's"}
+_ALIASES = {"baseline": ("--peer",)}  # Flags of earlier versions.
 _ROUNDS = {"rounds": "of each side"}
-_BESIDE = {"peer": "a Python file with the same model, see below"}
+_BESIDE = {"baseline": "a Python file with the same model, see below"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,8 @@ def _arguments() -> argparse.ArgumentParser:
         for key, told in kind.helps.items():
             default = getattr(settings, key)
             shown = f"{told} ({default!r})" if default != "" else told
-            options.add_argument(f"--{key}", type=type(default), default=default, help=shown)
+            names = [f"--{key}", *_ALIASES.get(key, ())]
+            options.add_argument(*names, type=type(default), default=default, help=shown)
         options.add_argument(
             "--json", type=Path, metavar="FILE", help="write all numbers and the settings there"
         )

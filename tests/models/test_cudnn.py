@@ -1,4 +1,4 @@
-"""cuDNN's attention against the dense one, on an NVIDIA GPU; elsewhere there is nothing to run.
+"""cuDNN's attention against the dense one; it requires an NVIDIA GPU.
 
 python -m pytest tests/models/test_cudnn.py
 """
@@ -10,7 +10,7 @@ import pytest
 
 from tuna_jax.models.attention import attention, sequence_layout
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="wants an NVIDIA GPU")
+pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="requires an NVIDIA GPU")
 
 
 def case(queries, keys, heads, kv_heads, head_dim):
@@ -33,7 +33,7 @@ def far(ours, theirs):
 def test_it_equals_the_dense_one(queries, keys, heads, kv_heads, head_dim):
     query, key, value, end = case(queries, keys, heads, kv_heads, head_dim)
 
-    def told(backend, dtype):
+    def gradients_and_outputs(backend, dtype):
         def loss(*arrays):
             arrays = [x.astype(dtype) for x in arrays]
             seen = attention(*arrays, end, backend=backend)
@@ -41,8 +41,11 @@ def test_it_equals_the_dense_one(queries, keys, heads, kv_heads, head_dim):
 
         return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(query, key, value)
 
-    (gradients, seen), (exact, wanted) = told("cudnn", jnp.bfloat16), told("xla", jnp.float32)
-    # bfloat16 has eight bits: 2**-9 of rounding in what is read, and again in what is written.
+    (gradients, seen), (exact, wanted) = (
+        gradients_and_outputs("cudnn", jnp.bfloat16),
+        gradients_and_outputs("xla", jnp.float32),
+    )
+    # bfloat16 has eight bits: a rounding error of 2**-9 in the inputs, and again in the outputs.
     assert far(seen, wanted) < 1e-2
     for ours, theirs in zip(gradients, exact, strict=True):
         assert far(ours, theirs) < 2e-2

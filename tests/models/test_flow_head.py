@@ -1,4 +1,4 @@
-"""Modulation: a span's vectors on its own tokens, and nothing on text."""
+"""Modulation: the vectors of a span on its own tokens, and 0 on text."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tuna_jax.models.flow_head import Modulation
 
 @pytest.mark.parametrize("slots", [1, 3, 6])
 def test_every_token_has_its_own_slots_vectors_and_text_has_none(slots: int) -> None:
-    """Whichever way they are laid: exactly, with gradients that are sums over a slot's tokens."""
+    """For both implementations: exact copies, whose gradients are sums over a slot's tokens."""
     width, chunks = 8, 3
     modulation = Modulation(width, chunks, rngs=nnx.Rngs(0))
     kernel = jax.random.normal(jax.random.key(0), modulation.linear.kernel[...].shape)
@@ -21,12 +21,12 @@ def test_every_token_has_its_own_slots_vectors_and_text_has_none(slots: int) -> 
     one_hot = jax.nn.one_hot(slot, slots)
     weight = jax.random.normal(jax.random.key(3), (chunks, 2, 11, width))
 
-    laid = jnp.stack(modulation(time, one_hot))
+    on_tokens = jnp.stack(modulation(time, one_hot))
     vectors = modulation.linear(jax.nn.silu(time)).reshape(2, slots, chunks, width)
     for row, token in np.ndindex(2, 11):
         at = int(slot[row, token])
         wanted = np.zeros((chunks, width)) if at < 0 else vectors[row, at]
-        np.testing.assert_array_equal(laid[:, row, token], wanted)
+        np.testing.assert_array_equal(on_tokens[:, row, token], wanted)
 
     got = jax.grad(lambda time: (jnp.stack(modulation(time, one_hot)) * weight).sum())(time)
 

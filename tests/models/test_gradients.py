@@ -1,4 +1,4 @@
-"""Gradients that are written out, beside those of the plain formula; and shapes without a trace of `init`."""
+"""Gradients against those of the plain formulas, and the shapes of parameters without `init`."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def _plain_attention(
     end: jax.Array | None,
     start: jax.Array | None,
 ) -> jax.Array:
-    """Softmax attention as textbooks have it."""
+    """Softmax attention as in textbooks."""
     heads = query.shape[2] // key.shape[2]
     key, value = jnp.repeat(key, heads, 2), jnp.repeat(value, heads, 2)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
@@ -35,7 +35,7 @@ def _plain_attention(
 @pytest.mark.parametrize("masked", ["", "end", "both"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_attention_has_the_gradients_of_the_formula(masked: str, groups: int) -> None:
-    query, wanted = _random(0, 2, 7, 4, 8), _random(3, 2, 7, 4, 8)
+    query, weight = _random(0, 2, 7, 4, 8), _random(3, 2, 7, 4, 8)
     key, value = _random(1, 2, 7, groups, 8), _random(2, 2, 7, groups, 8)
     end = jnp.asarray([[1, 2, 6, 6, 6, 6, 7], [1, 2, 3, 4, 5, 6, 7]]) if masked else None
     start = (
@@ -43,19 +43,19 @@ def test_attention_has_the_gradients_of_the_formula(masked: str, groups: int) ->
     )
 
     def ours(*arrays: jax.Array) -> jax.Array:
-        return jnp.sum(wanted * attention.attention(*arrays, end, start))
+        return jnp.sum(weight * attention.attention(*arrays, end, start))
 
     def plain(*arrays: jax.Array) -> jax.Array:
-        return jnp.sum(wanted * _plain_attention(*arrays, end, start))
+        return jnp.sum(weight * _plain_attention(*arrays, end, start))
 
-    found = jax.value_and_grad(ours, (0, 1, 2))(query, key, value)
+    result = jax.value_and_grad(ours, (0, 1, 2))(query, key, value)
     expected = jax.value_and_grad(plain, (0, 1, 2))(query, key, value)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_a_query_that_sees_nothing_is_uniform_and_moves_nothing() -> None:
-    """Packed padding: the outputs are finite, and neither queries nor keys have a gradient of them."""
+def test_a_query_that_sees_nothing_is_uniform_and_has_no_gradient() -> None:
+    """Packed padding: the outputs are finite, and the gradients of queries and keys are zero."""
     query, key, value = (_random(i, 1, 3, 2, 8) for i in range(3))
     nothing = jnp.zeros((1, 3), jnp.int32)
 
@@ -70,7 +70,7 @@ def test_a_query_that_sees_nothing_is_uniform_and_moves_nothing() -> None:
         np.testing.assert_array_equal(gradient, 0.0)
 
 
-def test_half_precision_gradients_stay_near_those_of_the_whole() -> None:
+def test_half_precision_gradients_are_near_those_in_float32() -> None:
     arrays = [_random(i, 2, 16, 4, 8) for i in range(3)]
 
     def total(*arrays: jax.Array) -> jax.Array:
@@ -84,9 +84,9 @@ def test_half_precision_gradients_stay_near_those_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "emoji"])
-def test_shapes_are_those_of_what_init_makes(name: str) -> None:
+def test_shapes_are_those_of_init(name: str) -> None:
     config: TunaConfig = preset(name)
-    made = [
+    pairs = [
         (tuna.shapes(config), jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))),
         (vae.shapes(config.vae), jax.eval_shape(lambda: vae.init(config.vae, jax.random.key(0)))),
         (
@@ -94,7 +94,7 @@ def test_shapes_are_those_of_what_init_makes(name: str) -> None:
             jax.eval_shape(lambda: vae.init(config.vae, jax.random.key(0), image_only=True)),
         ),
     ]
-    for told, traced in made:
-        assert jax.tree.structure(told) == jax.tree.structure(traced)
-        for a, b in zip(jax.tree.leaves(told), jax.tree.leaves(traced), strict=True):
+    for shapes, traced in pairs:
+        assert jax.tree.structure(shapes) == jax.tree.structure(traced)
+        for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(traced), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)

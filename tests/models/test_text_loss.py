@@ -1,4 +1,4 @@
-"""The text loss in chunks: the whole one's numbers, and nothing computed for tokens without a label."""
+"""The text loss in chunks: equal to the whole loss, and nothing is computed for tokens without labels."""
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,21 @@ ROWS, LENGTH, WIDTH, VOCABULARY = 3, 17, 6, 11
 
 
 def _case(labelled: list[list[int]]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weights, hidden states, and labels at these places of every row."""
+    """Weights, hidden states, and labels at these positions of every row."""
     keys = jax.random.split(jax.random.key(0), 3)
     weights = jax.random.normal(keys[0], (WIDTH, VOCABULARY))
     hidden = jax.random.normal(keys[1], (ROWS, LENGTH, WIDTH))
-    said = jax.random.randint(keys[2], (ROWS, LENGTH), 0, VOCABULARY)
+    tokens = jax.random.randint(keys[2], (ROWS, LENGTH), 0, VOCABULARY)
     labels = np.full((ROWS, LENGTH), IGNORE)
     for row, places in enumerate(labelled):
-        labels[row, places] = said[row, np.asarray(places, int)]
+        labels[row, places] = tokens[row, np.asarray(places, int)]
     return weights, hidden, jnp.asarray(labels)
 
 
 SCATTERED = [[1, 5, 6, 16], [], [3, 4, 7, 8, 9, 12, 15]]
 
 
-def test_labels_name_their_own_position() -> None:
+def test_a_label_is_the_token_at_its_own_position() -> None:
     scores = jnp.zeros((1, 4, 5)).at[0, 1, 3].set(50.0)
     labels = jnp.asarray([[-100, -100, 3, -100]])
     total, count = text_loss(scores, labels)
@@ -44,8 +44,8 @@ def test_chunks_have_the_sums_and_gradients_of_the_whole(labelled, chunk: int) -
 
     def parts(weights, hidden):
         score = lambda weights, hidden: hidden @ weights
-        total, *told = chunked_text_loss(score, weights, hidden, labels, chunk)
-        return 0.3 * total, tuple(told)
+        total, *sums = chunked_text_loss(score, weights, hidden, labels, chunk)
+        return 0.3 * total, tuple(sums)
 
     wanted, got = (
         jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(weights, hidden)
@@ -57,8 +57,8 @@ def test_chunks_have_the_sums_and_gradients_of_the_whole(labelled, chunk: int) -
 
 
 @pytest.mark.parametrize("learned", [0, 1])
-def test_one_gradient_alone_is_that_of_both(learned: int) -> None:
-    """As where the language transformer is frozen: then nobody asks for the table's."""
+def test_a_single_gradient_equals_that_of_both(learned: int) -> None:
+    """As with a frozen language transformer, which needs no gradient of the table."""
     weights, hidden, labels = _case(SCATTERED)
 
     def loss(weights, hidden):
@@ -66,8 +66,8 @@ def test_one_gradient_alone_is_that_of_both(learned: int) -> None:
         return chunked_text_loss(score, weights, hidden, labels, 4)[0]
 
     both = jax.grad(loss, (0, 1))(weights, hidden)
-    alone = jax.jit(jax.grad(loss, learned))
-    np.testing.assert_allclose(alone(weights, hidden), both[learned], rtol=1e-6)
+    single = jax.jit(jax.grad(loss, learned))
+    np.testing.assert_allclose(single(weights, hidden), both[learned], rtol=1e-6)
     products = str(jax.make_jaxpr(jax.grad(loss, learned))(weights, hidden)).count("dot_general")
     assert products == 2, "the scores, and one gradient"
 
@@ -76,7 +76,7 @@ def test_one_gradient_alone_is_that_of_both(learned: int) -> None:
     ("labelled", "computed"), [(SCATTERED, 2), ([[2], [5], [16]], 1), ([[]] * 3, 0)]
 )
 def test_a_chunk_without_a_label_is_not_computed(labelled, computed: int) -> None:
-    """Seven labels of a row want two chunks of four, wherever they are."""
+    """Seven labels of a row need two chunks of four, wherever they are."""
     weights, hidden, labels = _case(labelled)
     seen = []
 

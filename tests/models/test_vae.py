@@ -1,4 +1,4 @@
-"""Whole clips against chunks, stills against video, and what may not be encoded."""
+"""Whole clips against chunks, images against video, and invalid inputs."""
 
 import dataclasses
 import functools
@@ -45,20 +45,20 @@ def test_what_comes_later_changes_nothing_before() -> None:
     assert _relative(encode(clip)[0][:, 2:], encode(changed)[0][:, 2:]) > 1e-3
 
 
-def test_the_first_frame_is_encoded_as_a_picture_is() -> None:
+def test_the_first_frame_is_encoded_as_a_image_is() -> None:
     clip = _clip(5)
     np.testing.assert_allclose(encode(clip)[0][:, :1], encode(clip[:, :1])[0], atol=1e-6)
 
 
-def test_an_image_vae_inflates_to_a_video_vae_with_the_same_pictures() -> None:
+def test_an_image_vae_inflates_to_a_video_vae_with_the_same_images() -> None:
     image_params = vae.init(CONFIG, jax.random.key(3), image_only=True)
     video_params = vae.inflate(CONFIG, image_params)
     wanted = jax.eval_shape(lambda: vae.init(CONFIG, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, video_params) == jax.tree.map(jnp.shape, wanted)
     run = jax.jit(vae.encode, static_argnums=0)
-    picture = _clip(1)
-    alone = run(CONFIG, image_params, picture)[0]
-    np.testing.assert_array_equal(run(CONFIG, video_params, picture)[0], alone)
+    image = _clip(1)
+    single = run(CONFIG, image_params, image)[0]
+    np.testing.assert_array_equal(run(CONFIG, video_params, image)[0], single)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_a_consistent_posterior_is_scaled_by_the_latents_std() -> None:
     assert float(vae.posterior_std(scaled, log_var)[0, 0, 0, 0, 0]) == 0.5
 
 
-def test_by_frame_every_frame_is_the_picture_that_it_would_be_alone() -> None:
-    """With the weights of pictures alone, and with as many latent frames as frames."""
+def test_by_frame_every_frame_is_the_image_that_it_would_be_by_itself() -> None:
+    """With image-only weights, and with as many latent frames as frames."""
     config = dataclasses.replace(CONFIG, by_frame=True)
     params = vae.init(CONFIG, jax.random.key(3), image_only=True)
     assert config.temporal_factor == 1 and config.latent_shape(4, 32, 32)[0] == 4
@@ -96,7 +96,7 @@ def test_by_frame_every_frame_is_the_picture_that_it_would_be_alone() -> None:
     pixels = back(config, params, latents)
     assert latents.shape[:2] == (2, 4) and pixels.shape == clip.shape
     for i in range(4):
-        alone = run(CONFIG, params, clip[:, i : i + 1])[0]
-        np.testing.assert_allclose(latents[:, i : i + 1], alone, atol=1e-5)
-        drawn = back(CONFIG, params, alone)
-        np.testing.assert_allclose(pixels[:, i : i + 1], drawn, atol=1e-4)
+        single = run(CONFIG, params, clip[:, i : i + 1])[0]
+        np.testing.assert_allclose(latents[:, i : i + 1], single, atol=1e-5)
+        decoded = back(CONFIG, params, single)
+        np.testing.assert_allclose(pixels[:, i : i + 1], decoded, atol=1e-4)

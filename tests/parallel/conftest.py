@@ -1,4 +1,4 @@
-"""Programs on eight pretended devices: in a process of their own, since their number is fixed when JAX starts."""
+"""Programs on eight simulated devices, in a separate process, since their number is fixed when JAX starts."""
 
 import json
 import os
@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def on_eight_devices() -> Callable[[str], list[dict[str, Any]]]:
-    """Runs Python code; returns the JSON objects that it prints, a line each."""
+    """Runs Python code; returns the JSON objects that it prints, one per line."""
 
     def run(code: str) -> list[dict[str, Any]]:
         environment = {
             **os.environ,
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-            # Threads of XLA's pool. A collective blocks one until all of its devices have come: with no more threads
-            # than devices, collectives that are under way at once can block them all, and nobody comes.
+            # Threads of XLA's pool. A collective blocks one until all of its devices have arrived: with no more threads
+            # than devices, several collectives at once can block all threads, which is a deadlock.
             "NPROC": "64",
             "PYTHONPATH": str(ROOT),
         }

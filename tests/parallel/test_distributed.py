@@ -1,4 +1,4 @@
-"""What a single process can show; two of them are in tests/training/test_processes.py."""
+"""A single process; tests/training/test_processes.py runs two of them."""
 
 import jax
 import numpy as np
@@ -13,9 +13,9 @@ def named(**values):
     return {f"TUNA_JAX_{name.upper()}": value for name, value in values.items()}
 
 
-def test_a_process_learns_its_place_from_the_launcher():
-    found = distributed.arguments(named(coordinator="host:1", processes="4", process="3"))
-    assert found == {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
+def test_a_process_gets_its_number_from_the_launcher():
+    result = distributed.arguments(named(coordinator="host:1", processes="4", process="3"))
+    assert result == {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
 
 
 @pytest.mark.parametrize(
@@ -23,11 +23,11 @@ def test_a_process_learns_its_place_from_the_launcher():
     [
         {},
         named(coordinator="host:1", processes="1", process="0"),
-        {"SLURM_NTASKS": "8"},  # A shell of salloc: one process, whatever was allocated.
+        {"SLURM_NTASKS": "8"},  # A shell of salloc is one process, whatever was allocated.
         {"TPU_WORKER_HOSTNAMES": "localhost"},
     ],
 )
-def test_a_single_process_is_left_alone(environment):
+def test_a_single_process_initialises_nothing(environment):
     assert distributed.arguments(environment) is None
     distributed.initialize(environment)
     assert jax.process_count() == 1
@@ -42,7 +42,7 @@ def test_a_single_process_is_left_alone(environment):
         {"MEGASCALE_NUM_SLICES": "2"},
     ],
 )
-def test_where_jax_knows_the_cluster_it_is_asked(environment):
+def test_a_cluster_that_jax_detects_needs_no_arguments(environment):
     assert distributed.arguments(environment) == {}
 
 
@@ -60,7 +60,7 @@ def test_contradictions_are_named(environment, message):
         distributed.initialize(environment)
 
 
-def test_alone_nothing_is_sent_anywhere():
+def test_a_single_process_communicates_with_nobody():
     tree = {"w": jax.numpy.arange(3)}
     assert distributed.to_first(tree) is tree
     assert distributed.from_first([3, 5]) == [3, 5]
@@ -70,25 +70,25 @@ def test_alone_nothing_is_sent_anywhere():
 
 
 class Device:
-    """As much of a device as a mesh on paper asks for."""
+    """The attributes of a device that a mesh without real devices needs."""
 
     def __init__(self, number, process_index):
         self.id, self.process_index, self.platform = number, process_index, "cpu"
 
 
 @pytest.mark.parametrize(
-    ("shape", "apart"),
+    ("shape", "separate"),
     [((8, 1, 1, 1), True), ((1, 8, 1, 1), True), ((2, 1, 2, 2), True), ((1, 2, 2, 2), True)]
     + [((1, 1, 1, 8), False), ((1, 1, 8, 1), False)],
 )
-def test_no_row_is_read_by_two_processes(shape, apart, monkeypatch):
-    """Two processes of four devices each, on paper."""
+def test_no_row_is_read_by_two_processes(shape, separate, monkeypatch):
+    """Two simulated processes of four devices each."""
     devices = np.array([Device(n, n // 4) for n in range(8)], dtype=object)
     devices = devices.reshape((1,) * (len(AXES) - len(shape)) + shape)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     mesh = Mesh(devices, AXES)
-    if apart:
+    if separate:
         distributed.check_rows(mesh)
     else:
-        with pytest.raises(ValueError, match="share rows of a batch.*mesh.data x mesh.fsdp"):
+        with pytest.raises(ValueError, match=r"mesh\.data x mesh\.fsdp"):
             distributed.check_rows(mesh)

@@ -73,23 +73,23 @@ def value_of(query, key, value, backend, sharding):
         out = attention.attention(query, key, value, end, backend=backend)
     return jnp.sum(out * weight), out
 grad = jax.jit(jax.value_and_grad(value_of, (0, 1, 2), has_aux=True), static_argnums=(3, 4))
-(_, want), wanted = jax.device_get(grad(query, key, value, "xla", None))
+(_, want), expected = jax.device_get(grad(query, key, value, "xla", None))
 (_, got), found = jax.device_get(grad(query, key, value, "splash", Activations(long)))
 report("splash", got, want)
-for name, a, b in zip(("dq", "dk", "dv"), found, wanted):
+for name, a, b in zip(("dq", "dk", "dv"), found, expected):
     report(name, a, b)
 
 # ---- the same without a mask, rows over fsdp
-alone = tuple(jnp.asarray(normal(4, 200, 2, 72)) for _ in range(3))
+single = tuple(jnp.asarray(normal(4, 200, 2, 72)) for _ in range(3))
 def sum_of(arguments, backend, sharding):
     with use_sharding(sharding):
         out = attention.attention(*arguments, backend=backend)
     return jnp.sum(out * out), out
 grad = jax.jit(jax.grad(sum_of, has_aux=True), static_argnums=(1, 2))
-wanted, want = jax.device_get(grad(alone, "xla", None))
-found, got = jax.device_get(grad(alone, "splash", Activations(long)))
+expected, want = jax.device_get(grad(single, "xla", None))
+found, got = jax.device_get(grad(single, "splash", Activations(long)))
 report("unmasked", got, want)
-report("unmasked gradients", jnp.stack(found), jnp.stack(wanted))
+report("unmasked gradients", jnp.stack(found), jnp.stack(expected))
 """
 
 

@@ -47,18 +47,18 @@ def distance(a, b):
         return float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree))))
     return max(norm(jax.tree.map(np.subtract, a[part], b[part])) / norm(b[part]) for part in b)
 
-alone = None
+single = None
 for sizes in ((1, 1, 1, 1, 1), (1, 8, 1, 1, 1), (1, 1, 8, 1, 1), (1, 2, 2, 1, 2), (1, 1, 2, 2, 2)):
     mesh = mesh_of(*sizes)
     def loss(params, batch):
         with use_sharding(Activations(mesh)):
             return tuna.loss(config, params, batch, noise, t)
-    laid = rules.shardings(params, mesh)
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(laid, rules.batch_sharding(mesh)),
-                  out_shardings=(None, laid))
+    sharded = rules.shardings(params, mesh)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(sharded, rules.batch_sharding(mesh)),
+                  out_shardings=(None, sharded))
     (value, _), gradients = jax.device_get(run(params, batch))
-    alone = alone or (float(value), gradients)
-    print(json.dumps({"mesh": sizes, "loss": float(value), "distance": distance(gradients, alone[1])}), flush=True)
+    single = single or (float(value), gradients)
+    print(json.dumps({"mesh": sizes, "loss": float(value), "distance": distance(gradients, single[1])}), flush=True)
 
 # ---- a step in two slices, its batch in two parts, its heads on the rows that need them
 mesh = mesh_of(2, 1, 2, 1, 2)
@@ -74,7 +74,7 @@ kernels = [tree["language"]["layers"]["query"]["kernel"] for tree in (state.para
 print(json.dumps({
     "mesh": "step",
     "loss": float(window["loss"]),
-    "distance": distance(gradients, alone[1]),
+    "distance": distance(gradients, single[1]),
     "parts": [kernel.size // kernel.addressable_shards[0].data.size for kernel in kernels],
     "counts": [np.asarray(window[name]).tolist() for name in ("flow_count", "text_count")],
 }))
@@ -83,8 +83,8 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_loss_and_gradients_on_every_mesh_are_those_of_one_device(on_eight_devices):
-    alone, *others = on_eight_devices(PROGRAM)
-    assert alone["loss"] > 0
+    single, *others = on_eight_devices(PROGRAM)
+    assert single["loss"] > 0
     assert [other["mesh"] for other in others[:-1]] == [
         [1, 8, 1, 1, 1],
         [1, 1, 8, 1, 1],
@@ -92,7 +92,7 @@ def test_loss_and_gradients_on_every_mesh_are_those_of_one_device(on_eight_devic
         [1, 1, 2, 2, 2],
     ]
     for other in others:
-        assert other["loss"] == pytest.approx(alone["loss"], rel=1e-5), other["mesh"]
+        assert other["loss"] == pytest.approx(single["loss"], rel=1e-5), other["mesh"]
         assert other["distance"] <= 1e-5, other["mesh"]
     step = others[-1]
     assert step["parts"] == [4, 4, 4], "parameter, average and moment over fsdp 2 x tensor 2"

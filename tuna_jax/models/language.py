@@ -107,12 +107,6 @@ class TextHead(NamedTuple):
 
 def scores(head: TextHead, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
     """Hidden states -> float32 logits."""
-    if head.table is not None and hidden.shape[:2] == (1, 1):
-        # For a single token XLA on CPU would write the table down transposed, every time.
-        axes = (((1,), (2,)), ((), ()))
-        table = head.table.astype(hidden.dtype)
-        single = jax.lax.dot_general(table, hidden, axes, preferred_element_type=jnp.float32)
-        return constrain(single.reshape(1, 1, -1), "batch", "sequence", "vocabulary")
     kernel = head.kernel if head.table is None else head.table.T
     assert kernel is not None
     product = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)

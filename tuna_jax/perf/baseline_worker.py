@@ -1,6 +1,6 @@
-"""What runs in the process of a peer's own: its module, its model, and what they cost.
+"""The process of a baseline: its module, its model, and their memory and time.
 
-So neither side has the other's threads, memory and allocator about it. JAX is not wanted here.
+A separate process keeps the threads, memory and allocators of both implementations separate. It does not import JAX.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 
-class Told(NamedTuple):
-    """What a call gave.
+class Result(NamedTuple):
+    """The result of a call.
 
     Attributes:
-      result: the function's.
-      memory: bytes that the process held at most meanwhile; 0 where the system does not tell, or nobody asked.
+      result: of the function.
+      memory: peak memory of the process in bytes; 0 if it was not measured, or the system does not report it.
     """
 
     result: Any
     memory: int = 0
 
 
-_peer: list[Any] = []  # The module and the model.
+_baseline: list[Any] = []  # The module and the model.
 
 
 def start(path: str, config: dict[str, Any], weights: str) -> None:
-    """Imports the peer and builds its model; raises ValueError if it cannot build."""
+    """Imports the baseline and builds its model; raises ValueError if it has no `build`."""
     module = _imported(path)
     if not hasattr(module, "build"):
-        raise ValueError(f"the peer {path} has no function build(config, weights)")
-    _peer[:] = [module, module.build(config, weights)]
+        raise ValueError(f"the baseline {path} has no function build(config, weights)")
+    _baseline[:] = [module, module.build(config, weights)]
 
 
 def has(function: str) -> bool:
-    """Whether the peer can do it."""
-    return hasattr(_peer[0], function)
+    """Whether the baseline has this function."""
+    return hasattr(_baseline[0], function)
 
 
-def call(function: str, argument: Any, watched: bool = False) -> Told:
-    """`function(model, argument)` of the peer's; `watched`: the memory is asked for."""
-    module, model = _peer
-    reset = watched and _reset_memory()
+def call(function: str, argument: Any, with_memory: bool = False) -> Result:
+    """The result of `function(model, argument)`; `with_memory`: also measure the peak memory."""
+    module, model = _baseline
+    reset = with_memory and _reset_memory()
     result = getattr(module, function)(model, argument)
-    return Told(result, _most_memory() if reset else 0)
+    return Result(result, _most_memory() if reset else 0)
 
 
 def processor() -> float:
@@ -55,7 +55,7 @@ def processor() -> float:
 
 
 def _imported(path: str) -> ModuleType:
-    name = f"tuna_jax_peer_{Path(path).stem}"
+    name = f"tuna_jax_baseline_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -65,7 +65,7 @@ def _imported(path: str) -> ModuleType:
 
 
 def _reset_memory() -> bool:
-    """Has Linux forget how much this process held at most; False where it cannot."""
+    """Resets Linux's peak memory of this process; False where that is not possible."""
     if sys.platform != "linux":
         return False
     try:

@@ -1,7 +1,7 @@
-"""What checkpoints cost a run: the time of steps with saves among them beside steps without, and of going on.
+"""Measures the cost of checkpoints: the time of steps with and without saves among them, and of resuming.
 
-Windows of equally many steps take turns: without a save, and with saves at the interval that is asked about, in the
-background or not. What is told is the median over rounds of the windows' ratios, so that a busy machine hits both.
+Windows of equally many steps alternate: without a save, and with saves at an interval, in the background or not.
+Reported is the median over rounds of the windows' ratios, so that a busy machine affects both.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from tuna_jax.training.train_program import Program
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
       preset: the model.
-      rows: a batch. tokens: a row, a quarter of them a picture's.
-      steps: of a window. every: steps between two saves.
+      rows: per batch.
+      tokens: per row, a quarter of them of an image.
+      steps: per window.
+      every: steps between two saves.
       rounds: windows of each kind.
     """
 
@@ -51,21 +53,23 @@ class Settings:
                 raise ValueError(f"{key} is {getattr(self, key)}; it is at least {least}")
         if self.every > self.steps:
             raise ValueError(
-                f"every is {self.every} and steps {self.steps}: no window would have a save in it"
+                f"every is {self.every} and steps is {self.steps}: no window would have a save"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What came out; seconds, medians over the rounds.
+    """The measured costs; times are in seconds, medians over the rounds.
 
     Attributes:
       every: steps between two saves.
-      bytes: of the state that a checkpoint holds.
-      step: a step without saves.
-      asynchronous, synchronous: a step's time with saves among them, as a ratio to one without.
-      blocked: how long `save` holds the loop in the background mode. whole: until the checkpoint is written.
-      restore: reading the newest checkpoint into a sharded state. fresh: making a new state instead.
+      bytes: of the saved state.
+      step: time of a step without saves.
+      asynchronous, synchronous: time of a step with saves, relative to one without.
+      blocked: time for which `save` blocks the loop in the background mode.
+      whole: time until the checkpoint is written.
+      restore: time to read the newest checkpoint into a sharded state.
+      fresh: time to create a new state.
     """
 
     every: int
@@ -80,44 +84,44 @@ class Costs:
 
 
 def measure(settings: Settings, folder: Path) -> Costs:
-    """Runs it; checkpoints are written below `folder`, which must be empty."""
+    """Runs the measurement; checkpoints are written below `folder`, which must be empty."""
     config = preset(settings.preset)
     mesh = make_mesh(MeshSettings(data=1), jax.devices()[:1])
     loop = LoopSettings(steps=10**6, optimizer=OptimizerSettings(warmup=1), keep=1)
     program = Program(loop, config, ("t2i",), mesh)
     batch = _batch(config, settings)
-    run, placed = program.compile(batch, None), program.place(batch)
+    run, on_mesh = program.compile(batch, None), program.place(batch)
     current = program.initial()
-    taken, blocked, whole = 0, [], []
+    steps_taken, blocked, whole = 0, [], []
 
     def window(saved: Checkpoints | None) -> float:
-        """Seconds a step, until the last save of the window is written."""
-        nonlocal current, taken
+        """Seconds per step, until the last save of the window is written."""
+        nonlocal current, steps_taken
         begin = time.perf_counter()
         for number in range(1, settings.steps + 1):
-            current, told = run(current, placed, None)
-            taken += 1
-            if number % settings.every == settings.every // 2:  # steps follow the last one too
-                jax.block_until_ready(told)
+            current, metrics = run(current, on_mesh, None)
+            steps_taken += 1
+            if number % settings.every == settings.every // 2:  # steps follow the last save, too
+                jax.block_until_ready(metrics)
                 if saved is not None:
-                    asked = time.perf_counter()
-                    saved.save(taken, current, config={})
-                    blocked.append(time.perf_counter() - asked)
+                    save_begin = time.perf_counter()
+                    saved.save(steps_taken, current, config={})
+                    blocked.append(time.perf_counter() - save_begin)
         jax.block_until_ready(current)
         seconds = (time.perf_counter() - begin) / settings.steps
         if saved is not None:
             saved.wait()
-            whole.append(time.perf_counter() - asked)  # pyright: ignore[reportPossiblyUnboundVariable]
+            whole.append(time.perf_counter() - save_begin)  # pyright: ignore[reportPossiblyUnboundVariable]
         return seconds
 
     ratios: dict[bool, list[float]] = {True: [], False: []}
     plain: list[float] = []
-    held: list[float] = []
+    blocked_medians: list[float] = []
     with (
         Checkpoints(folder / "background", keep=1) as background,
         Checkpoints(folder / "waiting", keep=1, asynchronous=False) as waiting,
     ):
-        for saved in (None, background, waiting):  # the first of each sets things up
+        for saved in (None, background, waiting):  # the first of each initialises
             window(saved)
         for _ in tqdm(range(settings.rounds), desc="checkpoints", unit="round"):
             for saved, mode in ((background, True), (waiting, False)):
@@ -126,18 +130,18 @@ def measure(settings: Settings, folder: Path) -> Costs:
                 ratios[mode].append(window(saved) / without)
                 plain.append(without)
                 if mode:
-                    held.append(statistics.median(blocked))
+                    blocked_medians.append(statistics.median(blocked))
         written = statistics.median(whole)
     template = state.abstract(program.shapes, program.shardings)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(current))
     with Checkpoints(folder / "background", keep=1) as saved:
 
-        def again() -> Any:
-            found = saved.restore(template)
-            assert found is not None
-            return found.state
+        def read_newest() -> Any:
+            restored = saved.restore(template)
+            assert restored is not None
+            return restored.state
 
-        restore = _median(again, settings.rounds)
+        restore = _median(read_newest, settings.rounds)
     fresh = _median(program.initial, settings.rounds)
     for kind in ("background", "waiting"):
         shutil.rmtree(folder / kind)
@@ -147,7 +151,7 @@ def measure(settings: Settings, folder: Path) -> Costs:
         statistics.median(plain),
         statistics.median(ratios[True]),
         statistics.median(ratios[False]),
-        statistics.median(held),
+        statistics.median(blocked_medians),
         written,
         restore,
         fresh,
@@ -155,38 +159,38 @@ def measure(settings: Settings, folder: Path) -> Costs:
 
 
 def table(costs: Costs) -> str:
-    """For a person."""
+    """The costs as text for a terminal."""
     saves = f"a save every {costs.every} steps"
     return "\n".join(
         [
-            f"a state of {costs.bytes / 1e6:.1f} MB, {1e3 * costs.step:.0f} ms a step",
-            f"step time with {saves} in the background   {costs.asynchronous:6.3f} of that without",
-            f"step time with {saves}, waiting for it     {costs.synchronous:6.3f} of that without",
-            f"a save in the background holds the loop for {1e3 * costs.blocked:.0f} ms, "
+            f"a state of {costs.bytes / 1e6:.1f} MB, {1e3 * costs.step:.0f} ms per step",
+            f"step time with {saves} in the background   {costs.asynchronous:6.3f} of that without saves",
+            f"step time with {saves}, waiting for it     {costs.synchronous:6.3f} of that without saves",
+            f"a save in the background blocks the loop for {1e3 * costs.blocked:.0f} ms "
             f"and is written after {1e3 * costs.whole:.0f} ms",
-            f"going on from a checkpoint: {1e3 * costs.restore:.0f} ms to read the state "
-            f"(a fresh one: {1e3 * costs.fresh:.0f} ms), and a compilation, which the compile cache keeps",
+            f"resuming from a checkpoint: {1e3 * costs.restore:.0f} ms to read the state "
+            f"(a new one: {1e3 * costs.fresh:.0f} ms), and a compilation, which the compile cache keeps",
         ]
     )
 
 
 def record(costs: Costs, settings: Settings) -> dict[str, Any]:
-    """As JSON."""
+    """The costs and settings, for JSON."""
     return {"settings": dataclasses.asdict(settings), "costs": dataclasses.asdict(costs)}
 
 
-def _median(what: Callable[[], Any], rounds: int) -> float:
-    """Seconds, the median over rounds after a first one."""
+def _median(function: Callable[[], Any], rounds: int) -> float:
+    """Median seconds of a call, after a first call."""
     seconds = []
     for _ in range(rounds + 1):
         begin = time.perf_counter()
-        jax.block_until_ready(jax.tree.leaves(what()))
+        jax.block_until_ready(jax.tree.leaves(function()))
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])
 
 
 def _batch(config: TunaConfig, settings: Settings) -> dict[str, np.ndarray]:
-    """Rows of a picture and words, all random."""
+    """Rows of a random image and random text."""
     random = np.random.default_rng(0)
     side = max(1, int((settings.tokens / 4) ** 0.5))
     shape = (settings.rows, settings.tokens)

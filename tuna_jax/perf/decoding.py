@@ -1,4 +1,4 @@
-"""How fast text is written, greedily: on the cache, without it, and by a peer."""
+"""Measures greedy text decoding: with the prefix cache, without it, and by a baseline."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ from tuna_jax.perf import baseline, harness
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
-      preset: the model, with random weights. dtype: of its activations; empty: the preset's.
-      batches: rows at once, with commas: one group each. prompt: tokens of a row. new: tokens that it gets.
-      rounds: of each side. peer: a Python file, see speed_peer.py.
+      preset: the model, with random weights.
+      dtype: of its activations; empty: as in the preset.
+      batches: batch sizes, separated by commas; each is a group.
+      prompt: tokens per row of the prompt.
+      new: tokens to decode per row.
+      rounds: of each variant.
+      baseline: a Python file, see perf/baseline.py; empty: none.
     """
 
     preset: str = "mid"
@@ -40,7 +44,7 @@ class Settings:
     prompt: int = 64
     new: int = 64
     rounds: int = 5
-    peer: str = ""
+    baseline: str = ""
 
     def __post_init__(self) -> None:
         harness.at_least(self, prompt=1, new=1, rounds=1)
@@ -52,8 +56,8 @@ def measure(settings: Settings, folder: Path) -> list[harness.Group]:
     """A group for every batch size."""
     del folder
     config, params = harness.random_model(settings.preset, settings.dtype)
-    peer = baseline.load(settings.peer, config, params, "decode")
-    params = prepared(config, params)  # as a `Tuna` does when it is first asked
+    other = baseline.load(settings.baseline, config, params, "decode")
+    params = prepared(config, params)  # as `Tuna` does on first use
     random, groups = np.random.default_rng(0), []
     for batch in harness.numbers(settings.batches, "batches"):
         tokens = random.integers(8, config.language.vocabulary, (batch, settings.prompt))
@@ -73,18 +77,21 @@ def measure(settings: Settings, folder: Path) -> list[harness.Group]:
         ours = harness.compiled("tuna_jax", cached, params, prefix, jax.random.key(0), **work)
         counted = _flops(config, params, prefix, ours.flops, settings.new)
         ours = dataclasses.replace(ours, flops=counted)
-        sides = [ours, harness.compiled("without the cache", whole, params, prefix, **work)]
-        said, notes = np.asarray(ours.run()), {}
-        if peer is not None:
+        variants = [ours, harness.compiled("without the cache", whole, params, prefix, **work)]
+        decoded, notes = np.asarray(ours.run()), {}
+        if other is not None:
             request = {"tokens": tokens.tolist(), "new": settings.new}
-            told = peer.watched("decode", request)
-            run = functools.partial(peer.call, "decode", request)
-            side = harness.Side(peer.name, run, memory=told.memory, processor=peer.processor)
-            sides.append(dataclasses.replace(side, **work))
-            same = np.asarray(told.result) == said[: len(told.result)]
-            notes["tokens that the peer says too"] = float(np.mean(same))
-        name = f"{settings.new} tokens behind {settings.prompt}, {batch} rows; {settings.preset}"
-        groups.append(harness.measure(name, "token", sides, settings.rounds, notes))
+            first = other.measured("decode", request)
+            run = functools.partial(other.call, "decode", request)
+            variants.append(
+                harness.Variant(
+                    other.name, run, memory=first.memory, processor=other.processor, **work
+                )
+            )
+            same = np.asarray(first.result) == decoded[: len(first.result)]
+            notes["share of tokens equal to the baseline's"] = float(np.mean(same))
+        name = f"{settings.new} tokens after {settings.prompt}, {batch} rows; {settings.preset}"
+        groups.append(harness.measure(name, "token", variants, settings.rounds, notes))
     return groups
 
 
@@ -92,9 +99,9 @@ table, record = harness.table, harness.record
 
 
 def _flops(config: TunaConfig, params: Any, prefix: Prefix, once: int, new: int) -> int:
-    """Of a prompt and `new` tokens, where `once` is of the prompt and a single round of the loop.
+    """FLOPs of a prompt and `new` tokens, given those of the prompt and one round of the loop.
 
-    How often a `while` goes round is not in its jaxpr.
+    The number of rounds of a `while` is not in its jaxpr.
     """
 
     def begin(params: Any, prefix: Prefix) -> Any:

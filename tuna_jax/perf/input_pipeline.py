@@ -1,14 +1,14 @@
-"""How fast each source of rows makes batches, beside a plain loop that does the same work without the library.
+"""Measures how fast each source of examples makes batches, compared with a plain loop that does the same work.
 
-The plain loop of pictures opens a file with Pillow, scales and crops it, and stacks uint8 arrays; that of clips decodes
-with `av` from the first frame on, and keeps the frames that are wanted.
+The plain loop for images opens a file with Pillow, scales and crops it, and stacks uint8 arrays; the one for clips
+decodes with `av` from the first frame on and keeps the selected frames.
 
-A rate is of one core, by the clock on the wall, while all the cores in question work: a worker process a core reads
-the files, and the plain loop runs in as many processes at once. Latents, which are hardly more than read, come from one
-thread of the run's own process, beside one plain loop: handed over between processes, or made by threads that wait for
-Python's lock, they would be slower. Library and plain loop take turns, so that a busy machine hits both; what is told
-is the median over rounds, and the ratio the median of the rounds' ratios. The library's window begins when what was
-made ahead is gone, and the plain loop's when the library has made ahead what it can and rests.
+A rate is per core, in wall time, while all cores work: one worker process per core reads the files, and the plain loop
+runs in as many processes. Latents, which need little more than reading, come from one thread of the run's own process
+and are compared with one plain loop: passing them between processes, or threads that wait for Python's lock, would make
+them slower. The library and the plain loop alternate, so that a busy machine affects both; reported are the median over
+rounds and the median of the rounds' ratios. The library's window begins when all prefetched batches are consumed, and
+the plain loop's when the library has prefetched all that it can and is idle.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
-import json
 import multiprocessing
 import os
 import platform
@@ -37,40 +35,41 @@ from tqdm import tqdm
 
 from tuna_jax.data import loader
 from tuna_jax.data.media.image import Size
-from tuna_jax.data.media.video import import_av, write_video
+from tuna_jax.data.media.video import import_av
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.mixture.tokenize_example import Task
-from tuna_jax.data.precompute_latents import Encoding, encode_manifest
 from tuna_jax.data.sources.jsonl import Manifest
-from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.perf.input_files import latent_examples, make_materials, prepare_tfds
 
 GOAL, LATENT_GOAL = 0.9, 20.0
-_AHEAD = 8  # more batches than Grain keeps ready on any core, in all its buffers together
-LATENT_CHANNELS = 48  # as the Wan 2.2 VAE has
-WORDS = "a photograph of noise in many colours, of the kind that benchmarks are fond of"
+_AHEAD = 8  # More batches per core than Grain keeps in all of its buffers.
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
         pictures: sizes of the JPEG files.
-        size: of a batch's pictures.
+        size: of the images in a batch.
         count: files of each size.
-        clip: size of the MP4's frames. clip_frames: how many it has. frames: how many a row takes, 1 + 4k.
-        rows: a batch. seconds: a window. rounds: windows of each source, and of the plain loop beside it.
-        workers: processes that make batches of files, on a core each; 0: threads of the measuring process do.
+        clip: size of the MP4's frames.
+        clip_frames: number of frames of the MP4.
+        frames: frames per example, 1 + 4k.
+        rows: per batch.
+        seconds: per window.
+        rounds: windows of each source and of its plain loop.
+        workers: processes that make batches of files, one core each; 0: threads of the measuring process.
         latent_workers: the same for latents.
-        threads: of the measuring process, where no worker makes batches.
+        threads: of the measuring process, where there are no workers.
     """
 
     pictures: tuple[Size, ...] = (Size(480, 640), Size(1024, 1024))
@@ -102,15 +101,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """A source beside its plain loop, in rows a second of one core.
+    """The rates of a source and of its plain loop, in examples per second and core.
 
     Attributes:
-        source: what is measured.
-        makers: what makes its batches, '2 processes'.
+        source: name of the source.
+        makers: the processes or threads that make its batches, such as '2 processes'.
         rate, plain: medians over the rounds.
         ratio: the median of the rounds' ratios.
-        goal: the least ratio that will do.
-        rounds: (rate, plain) of each.
+        goal: the least acceptable ratio.
+        rounds: (rate, plain) of each round.
     """
 
     source: str
@@ -122,102 +121,8 @@ class Rate:
     rounds: tuple[tuple[float, float], ...]
 
 
-def noise_picture(size: Size, random: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """Colour noise with a spectrum that falls like a photograph's, 1/f: so that JPEG has about as much to do."""
-    total = np.zeros((size.height, size.width, 3), np.float32)
-    side = 4
-    while side <= min(size.height, size.width):
-        # Photographs have as much contrast at every scale, and most of it in brightness.
-        grain = random.integers(0, 256, (side, side, 1), np.uint8) // 4 * 3
-        grain = grain + random.integers(0, 64, (side, side, 3), np.uint8)
-        grown = Image.fromarray(grain).resize((size.width, size.height), Image.Resampling.BICUBIC)
-        total += np.asarray(grown, np.float32) - 127.5
-        side *= 2
-    return np.clip(128 + total * (45 / total.std()), 0, 255).astype(np.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Materials:
-    """Files to read: per picture size the paths, and a clip."""
-
-    folder: Path
-    pictures: dict[Size, list[Path]]
-    clip: Path
-
-
-def make_materials(folder: Path, settings: Settings) -> Materials:
-    """Writes the JPEG files (quality 90), their manifests, and the MP4 (H.264)."""
-    random = np.random.default_rng(0)
-    pictures: dict[Size, list[Path]] = {}
-    for size in settings.pictures:
-        (folder / str(size)).mkdir(parents=True)
-        pictures[size] = [folder / str(size) / f"{i}.jpg" for i in range(settings.count)]
-        for path in pictures[size]:
-            Image.fromarray(noise_picture(size, random)).save(path, quality=90)
-        rows = [{"image": f"{size}/{path.name}", "caption": WORDS} for path in pictures[size]]
-        _write_manifest(folder / f"{size}.jsonl", rows)
-    clip, size = folder / "clip.mp4", settings.clip
-    wide = noise_picture(Size(size.height, size.width + 2 * settings.clip_frames), random)
-    moving = [wide[:, 2 * i : 2 * i + size.width] for i in range(settings.clip_frames)]
-    write_video(clip, np.stack(moving), fps=25.0)
-    _write_manifest(
-        folder / "clips.jsonl", [{"video": "clip.mp4", "caption": WORDS}] * settings.count
-    )
-    return Materials(folder, pictures, clip)
-
-
-def _write_manifest(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _prepare_tfds(folder: Path, pictures: dict[Size, list[Path]]) -> Path:
-    """The same pictures as a data set of TFDS, prepared as ArrayRecord, with a split for each size; its folder."""
-    import tensorflow_datasets as tfds  # takes seconds
-
-    class TunaBenchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The benchmark's pictures."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            image, text = tfds.features.Image(encoding_format="jpeg"), tfds.features.Text()
-            features = tfds.features.FeaturesDict({"image": image, "caption": text})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager: Any) -> Any:
-            del dl_manager
-            return {
-                f"of_{size}": self._generate_examples(paths) for size, paths in pictures.items()
-            }
-
-        def _generate_examples(self, paths: list[Path]) -> Iterator[Any]:
-            for i, path in enumerate(paths):
-                yield i, {"image": io.BytesIO(path.read_bytes()), "caption": WORDS}
-
-    tfds.disable_progress_bar()
-    builder = TunaBenchmark(data_dir=folder, file_format="array_record")
-    with contextlib.redirect_stdout(io.StringIO()):  # it would tell of downloads
-        builder.download_and_prepare()
-    return Path(builder.data_path)
-
-
-def _latent_rows(folder: Path, manifest: Manifest, settings: Settings) -> LatentExamples:
-    """The same pictures as latents of a 48-channel VAE: random numbers, for how fast they are read is asked."""
-    random = np.random.default_rng(0)
-
-    def encode(clips: UInt8[np.ndarray, "n f h w 3"]) -> tuple[np.ndarray, np.ndarray]:
-        n, frames, height, width, _ = clips.shape
-        shape = (n, 1 + (frames - 1) // 4, height // 16, width // 16, LATENT_CHANNELS)
-        mean = random.standard_normal(shape, np.float32)
-        return mean, np.full_like(mean, 0.05)
-
-    encoding = Encoding(vae_fingerprint="benchmark", sizes=(settings.size,))
-    encode_manifest(manifest, folder, encode, encoding, progress=False)
-    return LatentExamples(folder)
-
-
 def plain_picture(path: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
-    """Open, scale, crop."""
+    """Opens, scales and crops an image."""
     with Image.open(path) as opened:
         return _covered(opened.convert("RGB"), size)
 
@@ -233,27 +138,27 @@ def _covered(image: Image.Image, size: Size) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def plain_clip(path: Path, size: Size, frames: int) -> UInt8[np.ndarray, "f h w 3"]:
-    """Decode from the beginning, keep the frames that lie evenly."""
+    """Decodes from the beginning and keeps evenly spaced frames."""
     av = import_av(path)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        wanted = set(np.linspace(0, stream.frames - 1, frames).round().astype(int).tolist())
-        taken = [
+        selected = set(np.linspace(0, stream.frames - 1, frames).round().astype(int).tolist())
+        images = [
             _covered(Image.fromarray(frame.to_ndarray(format="rgb24")), size)
             for number, frame in enumerate(container.decode(stream))
-            if number in wanted
+            if number in selected
         ]
-    return np.stack(taken)
+    return np.stack(images)
 
 
 class _PlainLoops:
-    """The plain loop in processes of its own, which work at the same time when they are asked.
+    """The plain loop in separate processes that run at the same time.
 
     Args:
-        read: makes a row of a path.
-        paths: that it takes in turn.
-        rows: a batch.
-        processes: how many.
+        read: makes an example from a path.
+        paths: are read in turn.
+        rows: per batch.
+        processes: number of processes.
     """
 
     def __init__(
@@ -263,19 +168,19 @@ class _PlainLoops:
         start = (context.Barrier(processes),)
         self._pool = ProcessPoolExecutor(processes, context, _wait_at, start)
         self._loop, self._processes = functools.partial(_plain_rate, read, paths, rows), processes
-        self.rate(0.0)  # they are there then
+        self.rate(0.0)  # starts the processes
 
     def rate(self, seconds: float) -> float:
-        """Rows a second of one process, over a window."""
-        asked = [self._pool.submit(self._loop, seconds) for _ in range(self._processes)]
-        return statistics.mean(one.result() for one in asked)
+        """Examples per second of one process, over a window."""
+        futures = [self._pool.submit(self._loop, seconds) for _ in range(self._processes)]
+        return statistics.mean(future.result() for future in futures)
 
     def close(self) -> None:
         """Ends the processes."""
         self._pool.shutdown()
 
 
-_started: list[Any] = []  # in a process of the plain loop: where it waits for the others
+_started: list[Any] = []  # In a process of the plain loop: the barrier for all of them.
 
 
 def _wait_at(barrier: Any) -> None:
@@ -285,7 +190,7 @@ def _wait_at(barrier: Any) -> None:
 def _plain_rate(
     read: Callable[[Path], np.ndarray], paths: list[Path], rows: int, seconds: float
 ) -> float:
-    """Rows a second of this process."""
+    """Examples per second of this process."""
     endless = itertools.cycle(paths)
 
     def batch() -> np.ndarray:
@@ -297,18 +202,18 @@ def _plain_rate(
 
 
 def _rate(batch: Callable[[], Any], rows: int, seconds: float, cores: int = 1) -> float:
-    """Rows a second of one core, over whole batches: equally many of each core, for they come at the same time."""
-    begin, made = time.perf_counter(), 0
-    while made == 0 or time.perf_counter() - begin < seconds:
+    """Examples per second and core, over whole batches, equally many per core, since those arrive at the same time."""
+    begin, batches_made = time.perf_counter(), 0
+    while batches_made == 0 or time.perf_counter() - begin < seconds:
         for _ in range(cores):
             batch()
-        made += 1
-    return rows * made / (time.perf_counter() - begin)
+        batches_made += 1
+    return rows * batches_made / (time.perf_counter() - begin)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """A source and what it is measured beside."""
+    """A source and the plain loop that it is compared with."""
 
     source: Any
     task: Task
@@ -318,17 +223,17 @@ class _Case:
     goal: float = GOAL
 
     def rounds(self, settings: Settings, cache: Path) -> Iterator[tuple[float, float]]:
-        """(library, plain loop), in rows a second of one core, endlessly."""
-        picture = self.task == "t2i"
+        """Endless pairs (library, plain loop) of examples per second and core."""
+        is_image = self.task == "t2i"
         stream = ExampleStream(
             name="benchmark",
             task=self.task,
             source=self.source,
             weight=1.0,
             rows=settings.rows,
-            lengths=(2048 if picture else 8192,),
+            lengths=(2048 if is_image else 8192,),
             sizes=(settings.size,),
-            frames=1 if picture else settings.frames,
+            frames=1 if is_image else settings.frames,
         )
         dataset = batches(Mixture([stream], Tokenizer(), directory=cache))
         used, threads = self.cores(settings), 1 if self.workers else settings.threads
@@ -344,61 +249,64 @@ class _Case:
                     yield rate, plain.rate(settings.seconds)
 
     def cores(self, settings: Settings) -> int:
-        """That make batches."""
+        """Number of cores that make batches."""
         return self.workers or settings.threads
 
     def makers(self, settings: Settings) -> str:
-        """What makes the batches."""
+        """The processes or threads that make the batches."""
         kind = "process" if self.workers else "thread"
-        many = self.cores(settings)
-        return f"{many} {kind}{'' if many == 1 else 'es' if self.workers else 's'}"
+        count = self.cores(settings)
+        return f"{count} {kind}{'' if count == 1 else 'es' if self.workers else 's'}"
 
 
 def measure(settings: Settings, folder: Path) -> list[Rate]:
-    """All sources, on files that are written below `folder`, which must be empty."""
-    made, cache = make_materials(folder, settings), folder / "cache"
-    tfds = _prepare_tfds(folder / "tfds", made.pictures)
+    """Measures all sources, on files that are written below `folder`, which must be empty."""
+    cache = folder / "cache"
+    materials = make_materials(
+        folder, settings.pictures, settings.count, settings.clip, settings.clip_frames
+    )
+    tfds = prepare_tfds(folder / "tfds", materials.pictures)
     picture = functools.partial(plain_picture, size=settings.size)
     clip = functools.partial(plain_clip, size=settings.size, frames=settings.frames)
     workers, cases = settings.workers, {}
-    for size, paths in made.pictures.items():
+    for size, paths in materials.pictures.items():
         manifest = Manifest(folder / f"{size}.jsonl")
         examples = TfdsExamples(tfds, f"of_{size}", {"image": "image", "caption": "caption"})
-        latents = _latent_rows(folder / f"latents_{size}", manifest, settings)
+        latents = latent_examples(folder / f"latents_{size}", manifest, settings.size)
         for name, source in {"JSONL": manifest, "TFDS": examples}.items():
             cases[f"{name}, pictures {size}"] = _Case(source, "t2i", picture, paths, workers)
         cases[f"latents, pictures {size}"] = _Case(
             latents, "t2i", picture, paths, settings.latent_workers, LATENT_GOAL
         )
     clips = Manifest(folder / "clips.jsonl")
-    cases[f"JSONL, clips {settings.clip}"] = _Case(clips, "t2v", clip, [made.clip], workers)
+    cases[f"JSONL, clips {settings.clip}"] = _Case(clips, "t2v", clip, [materials.clip], workers)
 
     rates = []
     for name, case in tqdm(cases.items(), desc="sources", disable=None):
         with contextlib.closing(case.rounds(settings, cache)) as endless:
             rounds = tuple(itertools.islice(endless, settings.rounds))
-        rate, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
-        ratio = statistics.median(mine / base for mine, base in rounds)
+        rate, plain = (statistics.median(rates_of) for rates_of in zip(*rounds, strict=True))
+        ratio = statistics.median(library / loop for library, loop in rounds)
         rates.append(Rate(name, case.makers(settings), rate, plain, ratio, case.goal, rounds))
     return rates
 
 
 def table(rates: list[Rate]) -> str:
-    """The rates for a person."""
+    """The rates as a table for a terminal."""
     lines = [
-        f"{'source':<30}{'made by':>13}{'rows/s a core':>15}{'plain loop':>12}{'ratio':>8}{'goal':>7}"
+        f"{'source':<30}{'made by':>13}{'rows/s per core':>16}{'plain loop':>12}{'ratio':>8}{'goal':>7}"
     ]
-    for one in rates:
-        verdict = "" if one.ratio >= one.goal else "  short"
+    for rate in rates:
+        verdict = "" if rate.ratio >= rate.goal else "  short"
         lines.append(
-            f"{one.source:<30}{one.makers:>13}{one.rate:>15.1f}{one.plain:>12.1f}{one.ratio:>8.2f}"
-            f"{one.goal:>7.1f}{verdict}"
+            f"{rate.source:<30}{rate.makers:>13}{rate.rate:>16.1f}{rate.plain:>12.1f}{rate.ratio:>8.2f}"
+            f"{rate.goal:>7.1f}{verdict}"
         )
     return "\n".join(lines)
 
 
 def record(rates: list[Rate], settings: Settings) -> dict[str, Any]:
-    """The rates with what they were measured on, for JSON."""
+    """The rates and the machine that they were measured on, for JSON."""
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -407,5 +315,5 @@ def record(rates: list[Rate], settings: Settings) -> dict[str, Any]:
             "pillow": Image.__version__,
         },
         "settings": dataclasses.asdict(settings),
-        "rates": [dataclasses.asdict(one) for one in rates],
+        "rates": [dataclasses.asdict(rate) for rate in rates],
     }

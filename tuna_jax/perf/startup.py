@@ -1,6 +1,6 @@
-"""How soon a new process draws its first picture: with a cold compile cache once, then with a warm one, and where the
-seconds go. Each process imports tuna_jax, loads the model, draws a picture and writes it; the second picture says what
-is left when everything is compiled.
+"""Measures the time until a new process has generated its first image, by stages: once with a cold compile cache, then
+with a warm one. Each process imports tuna_jax, loads the model, and generates and writes two images; the second image
+shows the time when everything is compiled.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from tuna_jax.perf import harness
 
-STAGES = ("interpreter", "imports", "model", "first picture", "second picture")
+STAGES = ("interpreter", "imports", "model", "first image", "second image")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
-      model: as `tuna_jax.generate --model`; empty: the emoji model with random weights, made for it.
-      prompt: what is drawn.
+      model: as for `tuna_jax.generate --model`; empty: an emoji model with random weights.
+      prompt: of the images.
       rounds: processes with a warm compile cache.
     """
 
@@ -37,18 +37,18 @@ class Settings:
     def __post_init__(self) -> None:
         harness.at_least(self, rounds=1)
         if self.model and not Path(self.model).exists():
-            raise FileNotFoundError(f"no model at {self.model}")
+            raise FileNotFoundError(f"model is {self.model}, and there is no such path")
 
 
 @dataclasses.dataclass(frozen=True)
-class Started:
-    """Seconds of one kind of start, medians over its processes.
+class Startup:
+    """Seconds of a start with one state of the cache, medians over its processes.
 
     Attributes:
       cache: 'cold' or 'warm'.
       stages: seconds of each of STAGES.
-      total: from the process's start until the first picture was written.
-      rounds: totals of each process.
+      total: from the process's start until the first image was written.
+      rounds: total of each process.
     """
 
     cache: str
@@ -57,34 +57,38 @@ class Started:
     rounds: tuple[float, ...]
 
 
-def measure(settings: Settings, folder: Path) -> list[Started]:
-    """A cold start and warm ones, the compile cache in `folder`."""
+def measure(settings: Settings, folder: Path) -> list[Startup]:
+    """A cold start and then warm ones, with the compile cache in `folder`."""
     model = settings.model or str(_random_emoji(folder))
     runs = [_start(model, settings.prompt, folder) for _ in range(1 + settings.rounds)]
     return [_summary("cold", runs[:1]), _summary("warm", runs[1:])]
 
 
-def table(started: list[Started]) -> str:
-    """For a person."""
+def table(startups: list[Startup]) -> str:
+    """The timings as a table for a terminal."""
     head = "".join(f"{stage:>16}" for stage in STAGES)
-    lines = [f"{'compile cache':<16}{'first picture after':>20}   of that{head}"]
-    for one in started:
-        row = "".join(f"{one.stages[stage]:>16.2f}" for stage in STAGES)
-        lines.append(f"{one.cache:<16}{one.total:>18.2f} s{'':>10}{row}")
+    lines = [f"{'compile cache':<16}{'first image after':>20}   of that{head}"]
+    for startup in startups:
+        row = "".join(f"{startup.stages[stage]:>16.2f}" for stage in STAGES)
+        lines.append(f"{startup.cache:<16}{startup.total:>18.2f} s{'':>10}{row}")
     return "\n".join(lines)
 
 
-def record(started: list[Started], settings: Settings) -> dict[str, Any]:
-    """As JSON."""
-    return harness.record([], settings) | {"started": [dataclasses.asdict(one) for one in started]}
+def record(startups: list[Startup], settings: Settings) -> dict[str, Any]:
+    """The timings and settings, for JSON."""
+    return harness.record([], settings) | {
+        "started": [dataclasses.asdict(startup) for startup in startups]
+    }
 
 
-def draw_first(model: str, prompt: str, folder: str, begun: float) -> None:
-    """What the new process does; prints the seconds of its stages as JSON.
+def generate_first(model: str, prompt: str, folder: str, begun: float) -> None:
+    """Runs in the new process; prints the seconds of its stages as JSON.
 
     Args:
-      model: path. prompt: what is drawn. folder: where pictures are written.
-      begun: `time.time()` when this process was asked for.
+      model: path of the model.
+      prompt: of the images.
+      folder: where images are written.
+      begun: `time.time()` when the process was started.
     """
     marks = [begun, time.time()]
     from PIL import Image
@@ -97,18 +101,18 @@ def draw_first(model: str, prompt: str, folder: str, begun: float) -> None:
     loaded = Tuna.load(model)
     marks.append(time.time())
     for number in range(2):
-        (picture,) = loaded.generate_image([prompt], seed=number)
-        Image.fromarray(picture).save(Path(folder) / f"picture_{number}.png")
+        (image,) = loaded.generate_image([prompt], seed=number)
+        Image.fromarray(image).save(Path(folder) / f"image_{number}.png")
         marks.append(time.time())
     seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     print(json.dumps(dict(zip(STAGES, seconds, strict=True))))
 
 
 def _start(model: str, prompt: str, folder: Path) -> dict[str, float]:
-    """Stages of one new process."""
+    """Seconds of the stages of one new process."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    call = f"draw_first({model!r}, {prompt!r}, {str(folder)!r}, {time.time()!r})"
-    code = f"from tuna_jax.perf.startup import draw_first; {call}"
+    call = f"generate_first({model!r}, {prompt!r}, {str(folder)!r}, {time.time()!r})"
+    code = f"from tuna_jax.perf.startup import generate_first; {call}"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
@@ -117,10 +121,10 @@ def _start(model: str, prompt: str, folder: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _summary(cache: str, runs: list[dict[str, float]]) -> Started:
+def _summary(cache: str, runs: list[dict[str, float]]) -> Startup:
     totals = tuple(sum(run[stage] for stage in STAGES[:-1]) for run in runs)
     stages = {stage: statistics.median(run[stage] for run in runs) for stage in STAGES}
-    return Started(cache, stages, statistics.median(totals), totals)
+    return Startup(cache, stages, statistics.median(totals), totals)
 
 
 def _random_emoji(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How fast the VAE encodes and decodes: whole clips, and in chunks of time as the released code walks them."""
+"""Measures the VAE's encoding and decoding: whole clips, and chunks of time as in the released code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from tuna_jax.perf import harness
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
-      preset: whose VAE, with random weights. dtype: that it computes in.
-      batch: clips at once. size: of a frame, in pixels. frames: 1 + 4k; 1 is a picture.
-      rounds: of each side.
+      preset: whose VAE is measured, with random weights.
+      dtype: of its activations.
+      batch: clips at once.
+      size: of a frame, in pixels.
+      frames: 1 + 4k; 1 is an image.
+      rounds: of each variant.
     """
 
     preset: str = "emoji"
@@ -41,7 +44,7 @@ class Settings:
 
 
 def measure(settings: Settings, folder: Path) -> list[harness.Group]:
-    """Encoding and decoding, each whole and, of clips, in chunks."""
+    """Encoding and decoding, each whole and, for clips, also in chunks."""
     del folder
     config, dtype = preset(settings.preset).vae, jnp.dtype(settings.dtype)
     params = jax.jit(functools.partial(vae.init, config))(jax.random.key(0))
@@ -58,15 +61,17 @@ def measure(settings: Settings, folder: Path) -> list[harness.Group]:
         return lambda params, x: vae.decode(config, params, x, chunked=chunked)
 
     groups = []
-    for verb, make, given in (("encoding", encode, pixels), ("decoding", decode, latents)):
+    for verb, make, inputs in (("encoding", encode, pixels), ("decoding", decode, latents)):
         ways = {"whole": False, "in chunks of time": True} if settings.frames > 1 else {"": False}
         work = settings.batch * settings.frames
-        sides = [
-            harness.compiled(f"tuna_jax {way}".strip(), make(chunked), params, given, work=work)
+        variants = [
+            harness.compiled(f"tuna_jax {way}".strip(), make(chunked), params, inputs, work=work)
             for way, chunked in ways.items()
         ]
         name = f"{verb} {settings.batch} of {settings.frames}x{settings.size}x{settings.size}; {settings.preset}"
-        groups.append(harness.measure(f"{name}, {settings.dtype}", "frame", sides, settings.rounds))
+        groups.append(
+            harness.measure(f"{name}, {settings.dtype}", "frame", variants, settings.rounds)
+        )
     return groups
 
 

@@ -144,7 +144,7 @@ def arguments(command: str, given: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         flag = name.lstrip("-")
         if name.startswith("--") and "." not in flag:
-            flag = flag.replace("-", "_")
+            flag = flag if flag.startswith("no-") else flag.replace("-", "_")
             new = FLAGS.get(command, {}).get(flag)
             if new is not None:
                 report(f"--{flag}", f"--{new}")
