@@ -148,12 +148,12 @@ def _calls(peer):
     return [tuple(json.loads(line)) for line in lines]
 
 
-_SMALL = ["--preset=tiny", "--prompt=5", "--negative=2", "--side=2", "--points=3"]
+_SMALL = ["--preset=tiny", "--prompt=5", "--negative=2", "--side=2", "--steps=2"]
 
 
 @pytest.mark.slow
 def test_drawing_is_measured_beside_no_cache_and_a_peer(peer, tmp_path, capsys) -> None:
-    flags = [*_SMALL, "--lengths=0,40,64", "--longest=40", "--whole=50", f"--peer={peer}"]
+    flags = [*_SMALL, "--lengths=0,40,64", "--longest=40", "--whole=50", f"--baseline={peer}"]
     told, (group,) = _measured("sample", flags, tmp_path, capsys)
     sides = {side["name"]: side for side in group["variants"]}
     assert list(sides) == ["tuna_jax"] + [
@@ -178,7 +178,7 @@ def test_drawing_is_measured_beside_no_cache_and_a_peer(peer, tmp_path, capsys) 
 
 @pytest.mark.slow
 def test_edits_and_clips_are_measured(peer, tmp_path, capsys) -> None:
-    flags = [*_SMALL, "--lengths=0", f"--peer={peer}"]
+    flags = [*_SMALL, "--lengths=0", f"--baseline={peer}"]
     _, (group,) = _measured("edit", flags, tmp_path, capsys)
     # <bos> <boi> span <eoi> words <boi> span <eoi> <eos>
     assert [side["name"] for side in group["variants"]][1:] == [
@@ -192,7 +192,7 @@ def test_edits_and_clips_are_measured(peer, tmp_path, capsys) -> None:
 
 
 def test_decoding_is_measured_at_every_batch_size(peer, tmp_path, capsys) -> None:
-    flags = ["--preset=tiny", "--batches=1,3", "--prompt=6", "--new=4", f"--peer={peer}"]
+    flags = ["--preset=tiny", "--batches=1,3", "--prompt=6", "--new=4", f"--baseline={peer}"]
     _, groups = _measured("decode", flags, tmp_path, capsys)
     for rows, group in zip((1, 3), groups, strict=True):
         ours, whole, theirs = group["variants"]
@@ -207,7 +207,7 @@ def test_decoding_is_measured_at_every_batch_size(peer, tmp_path, capsys) -> Non
 
 
 def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
-    flags = ["--preset=tiny", "--words=4", "--side=2", "--tokens=16", f"--peer={peer}"]
+    flags = ["--preset=tiny", "--words=4", "--side=2", "--tokens=16", f"--baseline={peer}"]
     _, (group,) = _measured("train", [*flags, "--steps=2"], tmp_path, capsys)
     ours, theirs = group["variants"]
     assert theirs["name"] == "fake" and theirs["flops"] == 0
@@ -254,7 +254,7 @@ def test_a_new_process_draws_its_first_picture(tmp_path, capsys) -> None:
 def test_a_peer_without_build_is_refused(tmp_path, capsys) -> None:
     file = tmp_path / "empty.py"
     file.write_text("def sample(model, request): pass")
-    assert benchmark.main(["sample", *_SMALL, "--lengths=0", f"--peer={file}"]) == 1
+    assert benchmark.main(["sample", *_SMALL, "--lengths=0", f"--baseline={file}"]) == 1
     assert "has no function build(config, weights)" in capsys.readouterr().err
 
 

@@ -1,12 +1,19 @@
-"""Measures how fast parts of tuna_jax are on this machine. Leave the machine alone meanwhile.
+"""Measures how fast parts of tuna_jax are on this machine, next to a baseline. The machine should be otherwise idle.
 
 Examples:
-  python -m tuna_jax.benchmark sample                          pictures, on the prefix cache and without
-  python -m tuna_jax.benchmark sample --peer=peer.py           beside somebody's PyTorch code
-  python -m tuna_jax.benchmark train --json train.json
-  python -m tuna_jax.benchmark decode --batches=1,32 --new=256
-  python -m tuna_jax.benchmark startup                         a new process draws its first picture
-  python -m tuna_jax.benchmark data --workers 0 --threads 4    as a run makes batches without worker processes
+
+    # Images, on the prefix cache and without it; next to the released PyTorch code, which FILE runs:
+    tuna-jax benchmark sample
+    tuna-jax benchmark sample --baseline=baseline.py
+
+    # A training step, with all numbers in a file; text with one row and with 32:
+    tuna-jax benchmark train --json=train.json
+    tuna-jax benchmark decode --batches=1,32 --new=256
+
+    # The first image of a new process; batches without worker processes; the cost of checkpoints:
+    tuna-jax benchmark startup
+    tuna-jax benchmark data --workers=0 --threads=4
+    tuna-jax benchmark checkpoints
 """
 
 from __future__ import annotations
@@ -17,10 +24,11 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuna_jax.cli import parsing
 from tuna_jax.perf import (
     baseline,
     checkpointing,
@@ -33,157 +41,166 @@ from tuna_jax.perf import (
 )
 from tuna_jax.utils import malloc
 
-_DATA = """Rows a second and core of every source of rows, at 512 pixels, beside a plain loop that does the same work:
-JPEG files by a JSONL manifest and by TFDS, an MP4, and latents that were computed in advance. Both sides work on as
-many cores at once, in windows that take turns.
+_DATA = """Examples per second and core from every source, at 512 pixels, compared with a plain loop of the same work:
+JPEG files through a JSONL manifest and through TFDS, an MP4, and precomputed latents. Both variants use the same number
+of cores, in windows that alternate.
 
-The files are made for it: JPEGs (quality 90) of coloured 1/f noise, 640x480 and 1024x1024, and an MP4 of 100 frames of
-640x480, of which a row takes 17. The goals are ratios: 0.9 of the plain loop for files, 20 times it for latents.
+The files are made for the measurement: JPEGs (quality 90) of coloured 1/f noise, 640x480 and 1024x1024, and an MP4 of
+100 frames of 640x480, of which an example takes 17. The goals are ratios: 0.9 of the plain loop for files, 20 times it
+for latents.
 """
 
-_CHECKPOINTS = """What checkpoints cost: a training step with saves among the steps, as a ratio to one without,
-in the background and waiting for each; how long a save holds the loop; and how long going on from a checkpoint takes,
-beside making a fresh state. Random batches, one device. Windows of each kind take turns.
+_CHECKPOINTS = """The cost of checkpoints: the time of a training step with saves among the steps, as a ratio to one
+without, in the background and waiting for each save; how long a save blocks the loop; and how long resuming from a
+checkpoint takes, compared with creating a fresh state. Random batches, one device. Windows of each kind alternate.
 """
 
-_SIDES = """
-Each round multiplies two matrices for a moment, to know what the machine can, and runs every side once; medians are
-told. `of cores`: seconds of all cores that the process spent, which a busy machine changes less. `of rate` is the
-FLOPs of a side's matrix products a second by that rate. MB: for ours, arguments, results and temporaries of the
-compiled program; for a peer, the most that its process held. `ratio`: seconds by ours. Random weights.
+_TABLE = """
+Each round multiplies two matrices for a moment, to measure the machine's own rate, and runs every variant once; the
+table has medians. `of cores`: seconds of all cores that the process used, which a busy machine changes less. `of rate`:
+FLOPs of a variant's matrix products per second, as a fraction of that rate. MB: for ours, arguments, results and
+temporaries of the compiled program; for a baseline, the most memory that its process held. `ratio`: seconds divided by
+ours. Weights are random.
 """
 
-_PEER = f"""
-A peer (--peer=FILE):
+_BASELINE = f"""
+A baseline (--baseline=FILE):
 
 {(baseline.__doc__ or "").partition(chr(10))[2].strip()}
 """
 
-_DRAWING = {
-    "weights": "dtype that matrices are held in; empty: float32",
-    "batch": "pictures at once",
+_SAMPLING = {
+    "weights": "dtype of the matrices; empty: float32",
+    "batch": "images per call",
     "prompt": "words of a prompt",
     "negative": "words of the negative prompt",
-    "side": "of the latent",
-    "points": "of the time grid",
-    "guidance": "scale",
+    "side": "side of the latent",
+    "steps": "solver steps",
+    "guidance": "guidance scale",
     "solver": "'euler' or 'heun'",
-    "lengths": "tokens that sequences are padded to without the cache; 0: as few as will do",
-    "longest": "ours without the cache runs up to this length: its attention holds length^2 scores a head",
-    "whole": "of a longer one a peer takes one step, and its time is scaled",
+    "lengths": "tokens that sequences are padded to without the cache, separated by commas; 0: as few as possible",
+    "longest": "longest length of ours without the cache, whose attention holds length^2 scores per head",
+    "whole": "a baseline takes one step of longer sequences, and its time is scaled",
 }
-_MODEL = {"preset": "the model", "dtype": "of activations; empty: the preset's"}
-_ALIASES = {"baseline": ("--peer",)}  # Flags of earlier versions.
-_ROUNDS = {"rounds": "of each side"}
-_BESIDE = {"baseline": "a Python file with the same model, see below"}
+_MODEL = {"preset": "the model", "dtype": "dtype of activations; empty: the preset's"}
+_ROUNDS = {"rounds": "rounds of each variant"}
+_COMPARED = {"baseline": "Python file with another implementation of the model, see below"}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kind:
-    """What can be measured: the module that does, its settings, and what its flags say."""
+class Kind:
+    """A measurement: the module that makes it, its settings, and the help of its flags.
+
+    Attributes:
+      part: a module of `tuna_jax.perf` with `measure`, `table` and `record`.
+      summary: a line for the list of measurements.
+      description: the help text.
+      flags: help by setting.
+      settings: makes the settings from the flags' values.
+    """
 
     part: Any
-    text: str
-    described: str
-    helps: dict[str, str]
+    summary: str
+    description: str
+    flags: dict[str, str]
     settings: Callable[..., Any]
 
 
-def _drawing(task: str, text: str, **defaults: Any) -> _Kind:
-    described = f"How fast {text}.\n{_SIDES}{_PEER}"
-    helps = _MODEL | _DRAWING | ({"frames": "latent frames"} if task == "video" else {})
+def _sampling(task: str, summary: str, **defaults: Any) -> Kind:
+    flags = _MODEL | _SAMPLING | ({"frames": "latent frames"} if task == "video" else {})
     settings = functools.partial(sampling.Settings, task=task, **defaults)
-    return _Kind(sampling, text, described, helps | _ROUNDS | _BESIDE, settings)
+    description = f"How fast the model {summary}.\n{_TABLE}{_BASELINE}"
+    return Kind(sampling, summary, description, flags | _ROUNDS | _COMPARED, settings)
 
 
-_KINDS = {
-    "sample": _drawing("sample", "pictures are drawn, with guidance"),
-    "edit": _drawing("edit", "pictures are edited, with guidance", lengths="0,3072"),
-    "video": _drawing("video", "clips are drawn, with guidance", frames=3, lengths="0"),
-    "decode": _Kind(
+KINDS = {
+    "sample": _sampling("sample", "generates images, with guidance"),
+    "edit": _sampling("edit", "edits images, with guidance", lengths="0,3072"),
+    "video": _sampling("video", "generates video, with guidance", frames=3, lengths="0"),
+    "decode": Kind(
         decoding,
-        "text is written, token by token",
-        f"How fast text is written, greedily.\n{_SIDES}{_PEER}",
+        "generates text, token by token",
+        f"How fast the model generates text, greedily.\n{_TABLE}{_BASELINE}",
         _MODEL
         | {
-            "batches": "rows at once, with commas",
-            "prompt": "tokens of a row",
-            "new": "tokens that it gets",
+            "batches": "rows per call, separated by commas",
+            "prompt": "tokens of the prompt",
+            "new": "tokens to generate",
         }
         | _ROUNDS
-        | _BESIDE,
+        | _COMPARED,
         decoding.Settings,
     ),
-    "train": _Kind(
+    "train": Kind(
         training_step,
         "a training step: loss, gradients, update",
-        f"How fast a training step is: the joint loss of pictures and words, AdamW.\n{_SIDES}{_PEER}",
+        f"How fast a training step is: the joint loss of images and text, AdamW.\n{_TABLE}{_BASELINE}",
         _MODEL
         | {
             "remat": "what the backward pass recomputes; empty: the preset's",
-            "attention": "backend; empty: the preset's",
-            "batch": "rows of a step",
-            "tokens": "of a row, padded",
-            "words": "of its prompt",
-            "side": "of the latent",
+            "attention": "attention backend; empty: the preset's",
+            "batch": "rows per step",
+            "tokens": "tokens per row, padded",
+            "words": "words of the prompt",
+            "side": "side of the latent",
             "frames": "latent frames",
             "ema": "decay of the parameters' average; 0: none",
-            "frozen": "parts that are not trained, with commas, such as language",
-            "steps": "of a round",
+            "frozen": "parts that are not trained, separated by commas, such as language",
+            "steps": "steps per round",
         }
         | _ROUNDS
-        | _BESIDE,
+        | _COMPARED,
         training_step.Settings,
     ),
-    "vae": _Kind(
+    "vae": Kind(
         vae,
-        "the VAE: whole clips and in chunks of time",
-        f"How fast the VAE encodes and decodes.\n{_SIDES}",
+        "the VAE: whole clips, and in chunks of time",
+        f"How fast the VAE encodes and decodes.\n{_TABLE}",
         {
-            "preset": "whose VAE",
-            "dtype": "that it computes in",
-            "batch": "clips at once",
-            "size": "of a frame, in pixels",
-            "frames": "1 + 4k",
+            "preset": "the model whose VAE is measured",
+            "dtype": "dtype that it computes in",
+            "batch": "clips per call",
+            "size": "side of a frame in pixels",
+            "frames": "frames of a clip, 1 + 4k",
         }
         | _ROUNDS,
         vae.Settings,
     ),
-    "startup": _Kind(
+    "startup": Kind(
         startup,
-        "a new process draws its first picture",
-        (startup.__doc__ or ""),
+        "the first image of a new process",
+        startup.__doc__ or "",
         {
-            "model": "what `tuna_jax.generate --model` takes; empty: an emoji model with random weights",
-            "prompt": "what is drawn",
+            "model": "a model as for `tuna-jax generate`; empty: an emoji model with random weights",
+            "prompt": "the prompt",
             "rounds": "processes with a warm compile cache, after one with a cold one",
         },
         startup.Settings,
     ),
-    "data": _Kind(
+    "data": Kind(
         input_pipeline,
-        "the input path: rows a second and core of every source",
+        "the input pipeline: examples per second and core of every source",
         _DATA,
         {
-            "workers": "processes that make batches of files; 0: threads of this one do",
+            "workers": "processes that make batches of files; 0: threads of this process",
             "latent_workers": "the same for latents",
-            "threads": "of this process, where no worker makes batches",
-            "rounds": "windows of each side",
-            "rows": "a batch",
+            "threads": "threads of this process if no worker makes batches",
+            "rounds": "windows of each variant",
+            "rows": "rows per batch",
             "count": "files of each kind",
-            "seconds": "a window",
+            "seconds": "seconds per window",
         },
-        lambda **given: input_pipeline.Settings(**given),
+        lambda **values: input_pipeline.Settings(**values),
     ),
-    "checkpoints": _Kind(
+    "checkpoints": Kind(
         checkpointing,
-        "saving and going on: step time with saves beside step time without",
+        "saving and resuming: the time of steps with saves among them",
         _CHECKPOINTS,
         {
             "preset": "the model",
-            "rows": "a batch",
-            "tokens": "a row",
-            "steps": "of a window",
+            "rows": "rows per batch",
+            "tokens": "tokens per row",
+            "steps": "steps per window",
             "every": "steps between two saves",
             "rounds": "windows of each kind",
         },
@@ -192,48 +209,44 @@ _KINDS = {
 }
 
 
-def _arguments() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m tuna_jax.benchmark", description=__doc__, formatter_class=layout
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = parsing.make_parser("benchmark", __doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for name, kind in _KINDS.items():
-        described = kind.described.replace("%", "%%")
-        options = kinds.add_parser(
-            name, help=kind.text, description=described, formatter_class=layout
+    for name, kind in KINDS.items():
+        command = kinds.add_parser(
+            name,
+            help=kind.summary,
+            description=kind.description.replace("%", "%%"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        settings = kind.settings()
-        for key, told in kind.helps.items():
-            default = getattr(settings, key)
-            shown = f"{told} ({default!r})" if default != "" else told
-            names = [f"--{key}", *_ALIASES.get(key, ())]
-            options.add_argument(*names, type=type(default), default=default, help=shown)
-        options.add_argument(
-            "--json", type=Path, metavar="FILE", help="write all numbers and the settings there"
+        defaults = kind.settings()
+        for key, text in kind.flags.items():
+            default = getattr(defaults, key)
+            text = f"{text} (default {default})" if default != "" else text
+            command.add_argument(f"--{key}", type=type(default), default=default, help=text)
+        command.add_argument(
+            "--json", type=Path, metavar="FILE", help="write all numbers and the settings to FILE"
         )
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    given = vars(_arguments().parse_args(arguments))
-    kind = _KINDS[given.pop("kind")]
-    file: Path | None = given.pop("json")
-    try:
-        settings = kind.settings(**given)
-        with tempfile.TemporaryDirectory(prefix="tuna_jax-benchmark-") as folder:
-            measured = kind.part.measure(settings, Path(folder))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 1
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    options = _parser().parse_args(parsing.current_arguments("benchmark", arguments))
+    return parsing.run(lambda: _measure(options), options.verbosity)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    kind = KINDS[options.kind]
+    settings = kind.settings(**{key: getattr(options, key) for key in kind.flags})
+    with tempfile.TemporaryDirectory(prefix="tuna_jax-benchmark-") as folder:
+        measured = kind.part.measure(settings, Path(folder))
     print(kind.part.table(measured))
-    if file is not None:
+    if options.json is not None:
         text = json.dumps(kind.part.record(measured, settings), indent=1)
-        file.write_text(text + "\n", encoding="utf-8")
-    return 0
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    malloc.keep()  # As train and generate do.
+    malloc.keep()
     sys.exit(main())

@@ -9,7 +9,7 @@ separate process.
         `TunaConfig.to_dict()`, and a safetensors file with the released code's names (without a VAE).
     sample(model, request: dict) -> latents [B, T, h, w, C]
         `positive`, `negative`: rows of ids up to and including <boi>; `noise` [B, T, h, w, C]; `guidance`; `points` and
-        `shift` of the grid; `steps`: the number of its steps to take; `length`: tokens to pad to. An edit also has
+        `shift` of the time grid; `steps`: the number of its steps to take; `length`: tokens to pad to. An edit also has
         `source` [B, T, h, w, C], the clean image at offset 2.
     train_step(model, batch: dict) -> loss
         `tokens`, `labels`, `spans` [B, 1, 2], `latents` [B, 1, T, h, w, C]: forward, backward, clipping, AdamW.

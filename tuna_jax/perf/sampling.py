@@ -36,7 +36,7 @@ class Settings:
       prompt, negative: tokens of each.
       side: of the latent.
       frames: latent frames.
-      points: of the time grid.
+      steps: solver steps.
       guidance: scale.
       solver: 'euler' or 'heun'; a baseline always uses Euler.
       lengths: lengths that sequences are padded to without the cache, separated by commas; 0: no padding.
@@ -55,7 +55,7 @@ class Settings:
     negative: int = 20
     side: int = 16
     frames: int = 1
-    points: int = 10
+    steps: int = 9
     guidance: float = 3.0
     solver: str = "euler"
     lengths: str = "0,1024"
@@ -66,7 +66,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "prompt": 1, "negative": 0, "side": 1, "frames": 1}
-        harness.at_least(self, **least, points=2, rounds=1)
+        harness.at_least(self, **least, steps=1, rounds=1)
         if self.weights not in ("", "float32", "bfloat16"):
             raise ValueError(f"weights is {self.weights!r}; give 'float32' or 'bfloat16'")
         if self.task == "edit" and self.batch > 1 and self.baseline:
@@ -107,7 +107,7 @@ def measure(settings: Settings, folder: Path) -> list[harness.Group]:
 
     def sampling(sampler: Callable[..., Any], **more: Any) -> Callable[..., Any]:
         def run(params: Any, positive: Prefix, negative: Prefix, noise: Any) -> Any:
-            how = {"points": settings.points, "guidance": settings.guidance} | more
+            how = {"steps": settings.steps, "guidance": settings.guidance} | more
             return sampler(config, params, positive, noise, negative=negative, **how)
 
         return run
@@ -143,7 +143,7 @@ def _name(settings: Settings, config: TunaConfig) -> str:
     outputs = {"sample": "images", "edit": "edits", "video": "clips"}[settings.task]
     return (
         f"{outputs} at a time: {settings.batch}; {settings.preset}, {config.compute_dtype}; latent "
-        f"{settings.frames}x{settings.side}x{settings.side}; {settings.points} grid points, {settings.solver}"
+        f"{settings.frames}x{settings.side}x{settings.side}; {settings.steps} steps, {settings.solver}"
     )
 
 
@@ -176,9 +176,9 @@ def _request(
     length: int,
 ) -> dict[str, Any]:
     """The request for a baseline."""
-    steps = settings.points - 1 if length <= settings.whole else 1
+    steps = settings.steps if length <= settings.whole else 1
     request = {"positive": rows[0], "negative": rows[1], "noise": noise, "length": length}
-    request |= {"points": settings.points, "steps": steps, "shift": 3.0}
+    request |= {"points": settings.steps + 1, "steps": steps, "shift": 3.0}
     request |= {"guidance": settings.guidance}
     return request if source is None else {**request, "source": source}
 
@@ -188,7 +188,7 @@ def _baseline_variant(
 ) -> tuple[harness.Variant, Any]:
     """The baseline at one length, and the latents that it generated."""
     first = other.measured("sample", request)
-    part = request["steps"] / (settings.points - 1)
+    part = request["steps"] / settings.steps
     name = f"{other.name}, {request['length']} tokens"
     run = functools.partial(other.call, "sample", request)
     variant = harness.Variant(name, run, memory=first.memory, part=part, work=settings.batch)

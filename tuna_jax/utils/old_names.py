@@ -87,7 +87,7 @@ FLAGS = {
         "curve": "learning_curve",
     },
     "evaluate_images": {"pictures": "images"},
-    "benchmark": {"peer": "baseline", "pictures": "images"},
+    "benchmark": {"peer": "baseline"},
     "encode_latents": {"bad_share": "max_invalid_fraction"},
     "plan": {"rows_a_device": "rows_per_device"},
 }
