@@ -56,7 +56,7 @@ def load_components(
       FileNotFoundError, ValueError: see `read_vae` and `read_tokenizer`.
     """
     config = from_dict(settings.model)
-    words = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
+    tokenizer = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
     named = vae or settings.vae
     try:
         vae_config, params = read_vae(Path(named or shipped_image_vae()), config)
@@ -67,7 +67,7 @@ def load_components(
             f"{error}. This is the emoji VAE of the package; set config.vae to the VAE of this model"
         ) from error
     config = dataclasses.replace(config, vae=vae_config)
-    return config, params, words
+    return config, params, tokenizer
 
 
 def load_model(
@@ -80,10 +80,10 @@ def load_model(
     """A trained model with its components; `record` is the one that its run saved (`train`)."""
     values = {key: value for key, value in record.items() if key != "mixture"}
     settings = parse(MultitaskExperiment, values)
-    config, vae_params, words = load_components(settings, vae=vae, tokenizer=tokenizer)
+    config, vae_params, tokenizer = load_components(settings, vae=vae, tokenizer=tokenizer)
     size = picture_size(settings.samples.size, "config.samples.size")
     shape = (size.height, size.width)
-    return Model(config, params, vae_params, words, shape, settings.samples.drawing)
+    return Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
 
 
 def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:
