@@ -388,7 +388,7 @@ def test_what_is_no_model_is_named(tiny_model, tmp_path):
         tuna_jax.Tuna.load(tmp_path / "none")
     with pytest.raises(ValueError, match="has 640 rows, and Qwen2.5's full tokenizer 151669 ids"):
         tuna_jax.Tuna.load(tiny_model)
-    with pytest.raises(ValueError, match="no config"):
+    with pytest.raises(ValueError, match="carries no config"):
         tuna_jax.Tuna.load(tiny_model.parent / "theirs.safetensors")
     file = next(tiny_model.glob("*.safetensors"))
     tensors = load_file(file)

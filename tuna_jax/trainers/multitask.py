@@ -80,10 +80,10 @@ def load_model(
     """A trained model with its components; `record` is the one that its run saved (`train`)."""
     values = {key: value for key, value in record.items() if key != "mixture"}
     settings = parse(MultitaskExperiment, values)
-    config, vae_params, tokenizer = load_components(settings, vae=vae, tokenizer=tokenizer)
+    config, vae_params, words = load_components(settings, vae=vae, tokenizer=tokenizer)
     size = picture_size(settings.samples.size, "config.samples.size")
     shape = (size.height, size.width)
-    return Model(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
+    return Model(config, params, vae_params, words, shape, settings.samples.drawing)
 
 
 def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:
