@@ -17,7 +17,7 @@ def choices(document):
     return document["choices"]
 
 
-def place(document):
+def answer_index(document):
     return document["choices"].index(document["answer"])
 
 

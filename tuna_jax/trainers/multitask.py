@@ -57,7 +57,7 @@ def load_components(
       FileNotFoundError, ValueError: see `read_vae` and `read_tokenizer`.
     """
     config = from_dict(settings.model)
-    words = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
+    tokenizer = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
     named = vae or settings.vae
     try:
         vae_config, params = read_vae(Path(named or shipped_image_vae()), config)
@@ -68,7 +68,7 @@ def load_components(
             f"{error}. This is the emoji VAE of the package; set config.vae to the VAE of this model"
         ) from error
     config = dataclasses.replace(config, vae=vae_config)
-    return config, params, words
+    return config, params, tokenizer
 
 
 def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:

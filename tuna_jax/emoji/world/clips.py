@@ -5,7 +5,7 @@
     turn left, turn right      in the middle, large, by a quarter turn (left is counterclockwise)
 
 For any number of frames a move uses three positions, growing two sizes and a turn two angles: the small VAE is accurate
-for those and not for what lies between (an earlier one reached 24 dB between two positions, and a crown could become a
+for those and not in between (an earlier one reached 24 dB between two positions, and a crown could become a
 hamburger).
 
 Clip i depends only on (seed, split, i). About 15 % of the (name, ground, motion) triples never occur in the split
