@@ -1,9 +1,10 @@
 """Equivalents that XLA on CPU runs faster. `enabled` is the one switch; TPUs and GPUs get the plain operations.
 
-Each gains more than 5 % with the emoji model on two cores (docs/performance.md):
+Measured with the emoji model on two cores, interleaved in one process, medians of CPU time (November 2026):
 
-- `matmul`: a training step, by gradients without transposed copies.
-- `unstack`: sampling and decoding, by loops that do not copy layers out of their stacks.
+- `matmul` has gradients without transposed copies: without it a training step (24 rows) takes 1.17 times as long.
+- `unstack` keeps loops from copying layers out of their stacks: without it sampling (16 steps) takes 1.29 times as long
+  for one image and 1.05 times for 24, and decoding 2.25 times for one row and 1.82 times for eight.
 """
 
 from __future__ import annotations
