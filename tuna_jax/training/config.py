@@ -24,7 +24,7 @@ class EvaluationSettings:
 
     Attributes:
       every: steps; 0: never.
-      tasks, settings, batch, seed, shown: as in a sweep's file.
+      tasks, settings, batch, seed, saved_items: as of a sweep (`sweeps.runner.SweepSettings`).
     """
 
     every: int = 0
@@ -32,7 +32,7 @@ class EvaluationSettings:
     settings: dict = dataclasses.field(default_factory=dict)
     batch: int = 32
     seed: int = 7
-    shown: int = 8
+    saved_items: int = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
