@@ -131,7 +131,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.settings = ConfigDict({"guidance": (2.0,)})
     config.evaluate.batch = 32
     config.evaluate.seed = 7
-    config.evaluate.shown = 8
+    config.evaluate.saved_items = 8
 
     config.log_every = 20
     config.sample_every = 2_000

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.batch = 32
     config.seed = 0
-    config.shown = 16
+    config.saved_items = 16
 
     config.vae = ""  # The VAE and the tokenizer of the run.
     config.tokenizer = ""

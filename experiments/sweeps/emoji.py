@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.batch = 32
     config.seed = 7
-    config.shown = 8
+    config.saved_items = 8
 
     config.vae = ""  # The VAE and the tokenizer of the run.
     config.tokenizer = ""

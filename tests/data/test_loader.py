@@ -125,7 +125,7 @@ def test_large_arrays_come_through_shared_memory(files, monkeypatch) -> None:
             np.testing.assert_array_equal(batch[key], array)
 
 
-def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
+def test_invalid_examples_that_workers_find_reach_the_main_process(files) -> None:
     names = [files.image(f"{i}.png", 40, 40) for i in range(20)]
     log = InvalidExamples(files.root / "invalid_examples.jsonl", limit=0.5, least=1000)
     mixed = mixture(files, names, invalid_examples=log)
@@ -142,7 +142,7 @@ def test_bad_rows_that_workers_find_are_the_main_processes(files) -> None:
         listed = [json.loads(line) for line in log.path.read_text().splitlines()]
         assert sorted(entry["line"] for entry in listed) == [4, 12]
         counts[workers] = (log.seen, log.invalid, log.counts())
-    # Each epoch meets each bad row, and what was only prepared ahead counts nowhere.
+    # Each epoch meets each invalid example; batches that were only prepared ahead do not count.
     assert counts[0] == counts[1]
     assert counts[1][0] == 40 + counts[1][1]
     assert counts[1][1] >= 4
@@ -231,7 +231,7 @@ def test_a_worker_keeps_off_the_device_and_ends_with_its_run(tmp_path, how) -> N
     assert gone(int(pid)), "the worker outlived its run"
 
 
-def test_settings_that_cannot_be_are_named() -> None:
+def test_invalid_settings_are_named() -> None:
     with pytest.raises(ValueError, match="threads=0, ahead=8, workers=0"):
         numbers(threads=0)
     with pytest.raises(ValueError, match="workers=-1"):

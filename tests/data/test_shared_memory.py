@@ -28,13 +28,13 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="Linux shows its sha
 @pytest.fixture
 def worker(monkeypatch):
     """This process counts as a worker."""
-    monkeypatch.setitem(shared_memory._here, "worker", True)
+    monkeypatch.setitem(shared_memory._process, "worker", True)
 
 
 def test_the_run_itself_and_small_arrays_need_no_shared_memory(monkeypatch) -> None:
     large = (shared_memory.SHARED_BYTES,)
     assert type(shared_memory.zeros(large, np.uint8)) is np.ndarray
-    monkeypatch.setitem(shared_memory._here, "worker", True)
+    monkeypatch.setitem(shared_memory._process, "worker", True)
     assert type(shared_memory.zeros((100,), np.float32)) is np.ndarray
     made = shared_memory.zeros(large, np.uint8)
     assert isinstance(made, SharedMemoryArray) and not made.any()

@@ -143,8 +143,8 @@ def check(words: Sequence[str]) -> None:
     """Parses a command as it would be parsed.
 
     Raises:
-      WrongCommandError: the command would end with an error of its flags, its configuration keys or its file names, or it
-        uses an old name.
+      WrongCommandError: the command would end with an error of its flags, its configuration keys or its file names, or
+        it uses an old name.
     """
     program, rest = Path(words[0]).name, list(words[1:])
     if program == "tuna-jax":

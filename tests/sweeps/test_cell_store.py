@@ -40,7 +40,7 @@ def task(count=10, calls=None, fail_after=None):
 
 
 def fill(one, folder, **options):
-    cell_store.fill(one, Cell(folder), None, {"a": 1}, seed=SEED, **options)
+    cell_store.run_missing(one, Cell(folder), None, {"a": 1}, seed=SEED, **options)
     return Cell(folder).records()
 
 
@@ -55,7 +55,7 @@ def test_results_do_not_depend_on_the_batch_and_every_call_has_as_many_rows(tmp_
     assert len(calls[0]) == 16, "no more rows than the items want"
 
 
-def test_what_is_known_is_not_asked_again(tmp_path):
+def test_finished_items_are_not_run_again(tmp_path):
     with pytest.raises(Interrupted):
         fill(task(fail_after=2), tmp_path, batch=3)
     assert list(Cell(tmp_path).records()) == list(range(6))
@@ -67,7 +67,7 @@ def test_what_is_known_is_not_asked_again(tmp_path):
     assert len(calls) == 1
 
 
-def test_a_line_that_a_kill_cut_short_is_asked_again(tmp_path):
+def test_a_truncated_line_is_run_again(tmp_path):
     whole = fill(task(), tmp_path, batch=10)
     path = tmp_path / "items.jsonl"
     text = path.read_text()
@@ -79,7 +79,7 @@ def test_a_line_that_a_kill_cut_short_is_asked_again(tmp_path):
 
 
 def test_pictures_of_the_first_items_are_kept_to_the_bit(tmp_path):
-    fill(task(), tmp_path, batch=4, shown=3)
+    fill(task(), tmp_path, batch=4, saved_items=3)
     kept = Cell(tmp_path).pictures()
     assert list(kept) == [0, 1, 2]
     np.testing.assert_array_equal(kept[2], outcome([2]).pictures[0])
@@ -96,9 +96,9 @@ def test_a_metric_that_does_not_apply_is_no_number(tmp_path):
     assert record["values"] == {"x": None} and record["text"] == "yes"
 
 
-def test_a_task_that_tells_of_too_few_items_is_refused(tmp_path):
+def test_a_task_that_returns_too_few_results_is_refused(tmp_path):
     one = dataclasses.replace(task(), run=lambda model, items, seed: outcome(items[:-1]))
-    with pytest.raises(ValueError, match="told 3 of 'asked' for 4 items"):
+    with pytest.raises(ValueError, match="3 entries of 'prompts' for 4 items"):
         fill(one, tmp_path, batch=4)
     with pytest.raises(ValueError, match="numbers has no items"):
         fill(task(0), tmp_path, batch=4)
@@ -122,4 +122,27 @@ def test_a_cell_is_named_by_all_that_determines_it():
         key(task(11)),
     ]
     assert len({key(), *others}) == len(others) + 1
-    assert key(chosen={**settings, "steps": 19}) == key(), "steps do not bear on this task"
+    assert key(chosen={**settings, "steps": 19}) == key(), "this task does not use steps"
+
+
+def test_records_of_an_earlier_version_are_read(tmp_path):
+    """They had the prompt under another key."""
+    old = {"item": 0, "asked": "a dog", "values": {"x": 1.0}}
+    (tmp_path / "items.jsonl").write_text(json.dumps(old) + "\n")
+    assert Cell(tmp_path).records() == {0: {"item": 0, "prompt": "a dog", "values": {"x": 1.0}}}
+
+
+def test_results_that_an_earlier_version_stored_are_found():
+    """Their key hashed points of the time grid, and the old names of tasks."""
+    drawing = Task("draw_single", 1, 4, {}, ("guidance", "steps"), lambda *_: None, {}, "object")
+    key = cell_store.key_of(
+        cell_store.determining(drawing, {"parameters": "x"}, {"guidance": 2.0, "steps": 9}, 7)
+    )
+    before = {
+        "task": {"kind": "draw_single", "version": 1, "count": 4},
+        "options": {},
+        "model": {"parameters": "x"},
+        "settings": {"guidance": 2.0, "points": 10},
+        "seed": 7,
+    }
+    assert key == cell_store.key_of(before)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg=""):
     return ConfigDict({
-        "name": "try", "batch": 8, "shown": 16, "settings": {"guidance": (1.0, 2.0)},
+        "name": "try", "batch": 8, "saved_items": 16, "settings": {"guidance": (1.0, 2.0)},
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "tasks": {"edit": {"count": 12}, "name": {"kind": "answer", "question": "name", "count": 20},
             "choose": {"kind": "questions", "file": "QUESTIONS", "style": "multiple_choice", "count": 9}}})

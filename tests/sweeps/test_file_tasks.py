@@ -87,7 +87,7 @@ def test_a_benchmark_becomes_its_scorers_folder(tuna, prompts, tmp_path):
     assert task.count == 12
     cell = Cell(tmp_path / "cell")
     # Rows of a call that do not divide the pieces of a prompt.
-    cell_store.fill(task, cell, drawing(tuna), {}, seed=5, batch=5, shown=2)
+    cell_store.run_missing(task, cell, drawing(tuna), {}, seed=5, batch=5, saved_items=2)
     whole, folder = (
         published_registry.read("geneval", prompts),
         tmp_path / "cell" / cell_store.FILES,

@@ -120,7 +120,7 @@ def test_results_of_steps_that_are_taken_again_are_measured_again(
     assert rows[1]["scores"]["mean"]["value"] == pytest.approx(mean)
 
 
-def test_what_cannot_be_evaluated_is_told_before_training(values, tmp_path, monkeypatch):
+def test_invalid_settings_are_reported_before_training(values, tmp_path, monkeypatch):
     run = parse(EmojiExperiment, values)
     world = model_bundle.load_bundle(run)
 
@@ -133,7 +133,7 @@ def test_what_cannot_be_evaluated_is_told_before_training(values, tmp_path, monk
         with pytest.raises(ValueError, match=words):
             made(**changes)
 
-    refused("'nothing' is no task", tasks={"nothing": {}})
+    refused("config.tasks.nothing: 'nothing'", tasks={"nothing": {}})
     refused("no tasks are named", tasks={})
     refused("a sweep can vary 'ema'", settings={"ema": (False,)})
     monkeypatch.setattr(param_sharding, "batch_parts", lambda *args: 2)

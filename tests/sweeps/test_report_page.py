@@ -25,7 +25,7 @@ def filled(folder, run, step, guidance, right, texts=False):
 
     task = Task("t", 1, COUNT, {}, () if texts else ("guidance",), outcome, {}, "exact")
     cell = Cell(folder / key)
-    cell_store.fill(task, cell, None, {}, seed=0, batch=4, shown=3)
+    cell_store.run_missing(task, cell, None, {}, seed=0, batch=4, saved_items=3)
     applied = {} if texts else {"guidance": guidance}
     row = {"run": run, "step": step, "task": "answers" if texts else "drawings"}
     row |= {"settings": {"guidance": guidance}, "applied": applied, "key": key, "verdict": "exact"}

@@ -23,12 +23,12 @@ def run(tmp_path_factory, tiny_run):
 
 
 def settings(**changes):
-    values = {"name": "try", "tasks": TASKS, "batch": 8, "shown": 2, "mesh": {"data": 1}}
+    values = {"name": "try", "tasks": TASKS, "batch": 8, "saved_items": 2, "mesh": {"data": 1}}
     values |= {"settings": {"guidance": (1.0, 2.0)}, **changes}
     return parse(runner.SweepSettings, values)
 
 
-def told(rows):
+def scores_or_errors(rows):
     return {results.identity(row): row.get("scores") or row["error"] for row in rows}
 
 
@@ -65,7 +65,7 @@ def test_a_repeated_sweep_reads_no_checkpoint(measured, run, monkeypatch):
 
 def test_the_batch_changes_nothing(measured, run, tmp_path):
     output, rows = measured
-    again = told(runner.Sweep(settings(batch=2), tmp_path).run([run]))
+    again = scores_or_errors(runner.Sweep(settings(batch=2), tmp_path).run([run]))
     for row in rows:
         assert again[results.identity(row)] == row["scores"]
         a, b = (runner.Cell(at / "cells" / row["key"]).pictures() for at in (output, tmp_path))
@@ -77,8 +77,8 @@ def test_the_batch_changes_nothing(measured, run, tmp_path):
 
 def test_parameters_averaged_or_not_and_other_settings_are_other_models(run, tmp_path):
     choices = {"ema": (False, True), "steps": (2, 3)}
-    one = {"draw_single": {"count": 2}}
-    found = runner.Sweep(settings(tasks=one, settings=choices, checkpoints=(20,)), tmp_path).run(
+    tasks = {"draw_single": {"count": 2}}
+    found = runner.Sweep(settings(tasks=tasks, settings=choices, checkpoints=(20,)), tmp_path).run(
         [run]
     )
     assert len({row["key"] for row in found}) == 4
@@ -118,17 +118,17 @@ def test_failing_cells_say_why_and_the_others_finish(run, tmp_path, capsys, monk
     reasons = {(row["step"], row["task"]): row.get("error") for row in rows}
     for step in (10, 15):
         for task in TASKS:
-            assert "is not there (any more)" in reasons[step, task]
+            assert "does not exist (any more)" in reasons[step, task]
     assert reasons[20, "draw_single"] is None and reasons[20, "name"] is None
     assert f"{wrong}:2: 'prompt' must be a text" in reasons[20, "wrong_prompts"]
     assert f"{tmp_path / 'nowhere'} has no evaluation_metadata.jsonl" in reasons[20, "no_prompts"]
     assert f"no file of questions at {tmp_path / 'none.jsonl'}" == reasons[20, "no_questions"]
     assert "'colour'" in reasons[20, "prompts"]
     assert "has no items" in reasons[20, "empty"]
-    assert "'unknown' is no task; there are draw_single" in reasons[20, "unknown"]
+    assert "config.tasks.unknown: 'unknown'" in reasons[20, "unknown"]
     assert "counts" in reasons[20, "misspelt"]
     assert "FAILED: config.tasks.empty has no items" in capsys.readouterr().out
-    assert "is not there (any more)" in (tmp_path / "out" / "report.html").read_text()
+    assert "does not exist (any more)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_results_outlive_their_checkpoint(run, tmp_path):
@@ -137,8 +137,10 @@ def test_results_outlive_their_checkpoint(run, tmp_path):
     shutil.rmtree(workdir / "checkpoints" / "00000010")
     runner.Sweep(settings(), tmp_path / "out").run([workdir])
     assert results.read(tmp_path / "out" / results.FILE) == results.merged([], first)
-    asked = runner.Sweep(settings(checkpoints=(10,)), tmp_path / "out").run([workdir])
-    assert told(asked) == {k: v for k, v in told(first).items() if k[1] == 10}
+    requested = runner.Sweep(settings(checkpoints=(10,)), tmp_path / "out").run([workdir])
+    assert scores_or_errors(requested) == {
+        k: v for k, v in scores_or_errors(first).items() if k[1] == 10
+    }
 
 
 def test_two_runs_are_compared(measured, run, tmp_path):
@@ -149,14 +151,14 @@ def test_two_runs_are_compared(measured, run, tmp_path):
     assert halves[0] == halves[1], "the same content is the same model, wherever it lies"
     text = (output / "report.html").read_text()
     assert "other against run" in text and "0.0 % to 0.0 %" in text
-    with pytest.raises(ValueError, match="called run, run; results go by the name"):
+    with pytest.raises(ValueError, match="called run, run"):
         runner.Sweep(settings(), output).run([run, tmp_path / "elsewhere" / "run"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "pattern"),
     [
-        ({"tasks": {}}, "no tasks are named; there are draw_single"),
+        ({"tasks": {}}, "no tasks are named.*draw_single"),
         (
             {"settings": {"speed": (3,)}},
             "unknown setting 'speed'; guidance, guidance_interval, steps",
@@ -165,8 +167,8 @@ def test_two_runs_are_compared(measured, run, tmp_path):
         ({"taks": {}}, r"unknown config key config.taks; did you mean 'tasks'\?"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_settings_are_refused(changes, pattern):
+    with pytest.raises(ValueError, match=pattern):
         settings(**changes)
 
 

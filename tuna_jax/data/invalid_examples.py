@@ -130,7 +130,8 @@ class InvalidExamples:
             try:
                 entry = json.loads(line)
                 key = (entry["source"], entry["line"])
-                kind = _OLD_KINDS.get(entry["kind"], entry["kind"])
+                kind = str(entry["kind"])
+                kind = _OLD_KINDS.get(kind, kind)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not an entry of a list of invalid examples ({error}); "

@@ -1,11 +1,11 @@
-"""A cell of a sweep: one task on one checkpoint with one choice of settings, in a folder named by what determines it.
+"""A cell of a sweep's table: one task on one checkpoint with one choice of settings, in a folder named by a hash.
 
-    KEY/cell.json     what determines it, for people
-    KEY/items.jsonl   a line an item, appended batch by batch: {"item", "prompt", "expected", "text", "values"}
-    KEY/0003.png      what was drawn for item 3, for the first items
-    KEY/files/        what a scorer outside reads, for tasks that make such files
+    KEY/cell.json     everything that determines the results, in readable form
+    KEY/items.jsonl   one line per item, appended batch by batch: {"item", "prompt", "expected", "text", "values"}
+    KEY/0003.png      the generated image of item 3 (or its input image), for the first items
+    KEY/files/        files for an external scorer, of tasks that write some
 
-A killed sweep loses the batch that it was at. A line that a kill cut short is dropped, and its item asked again.
+A killed sweep loses only the batch in progress. A truncated line is dropped, and its item is run again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from tuna_jax.sweeps.task import Outcome, Task
+from tuna_jax.utils import old_names
 from tuna_jax.utils.atomic_io import atomic_file
 
 FORMAT = 1
@@ -32,7 +33,7 @@ Record = dict[str, Any]
 
 
 def key_of(determined_by: Mapping[str, Any]) -> str:
-    """The name of a cell: a hash of all that its results depend on, given as JSON values."""
+    """The name of a cell: a hash of everything that its results depend on, given as JSON values."""
     text = json.dumps({"format": FORMAT, **determined_by}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -40,32 +41,34 @@ def key_of(determined_by: Mapping[str, Any]) -> str:
 def determining(
     task: Task, model: Mapping[str, Any], settings: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """All that a cell's results depend on.
+    """Everything that a cell's results depend on.
 
     Args:
-        task: what is asked.
-        model: what identifies the model's numbers: hashes of its files, averaged or not.
-        settings: the sweep's choice; what does not bear on the task is left out.
-        seed: the sweep's.
+        task: the task.
+        model: identifies the parameters: hashes of files, and whether they are averaged.
+        settings: the choice of settings; those that the task does not use are left out.
+        seed: the sweep's seed.
     """
     return {
         "task": {"kind": task.kind, "version": task.version, "count": task.count},
         "options": dict(task.options),
         "model": dict(model),
-        "settings": {name: settings[name] for name in task.uses if name in settings},
+        "settings": old_names.hashed_settings(
+            {name: settings[name] for name in task.uses if name in settings}
+        ),
         "seed": seed,
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell's folder, which need not be there."""
+    """A cell's folder, which need not exist."""
 
     folder: Path
 
     def records(self) -> dict[int, Record]:
-        """What is known, by item."""
-        path, found = self.folder / "items.jsonl", {}
+        """The finished items' records, by item."""
+        path, records = self.folder / "items.jsonl", {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 record = json.loads(line)
@@ -73,27 +76,27 @@ class Cell:
                 continue
             if "asked" in record:  # The key of earlier versions.
                 record["prompt"] = record.pop("asked")
-            found[record["item"]] = record
-        return dict(sorted(found.items()))
+            records[record["item"]] = record
+        return dict(sorted(records.items()))
 
     def pictures(self) -> dict[int, np.ndarray]:
-        """What was drawn for the first items, uint8 [height, width, 3]."""
+        """The images of the first items, uint8 [height, width, 3]."""
         files = self.files()
         return {item: np.asarray(Image.open(file).convert("RGB")) for item, file in files.items()}
 
     def files(self) -> dict[int, Path]:
-        """The files of the pictures."""
+        """The image files, by item."""
         return {int(path.stem): path for path in sorted(self.folder.glob("[0-9]*.png"))}
 
-    def told(self) -> dict[str, str]:
-        """What a row of results says of its files: where they are, if there are any."""
+    def files_entry(self) -> dict[str, str]:
+        """The entry `files` of a row of results: the folder of the files for a scorer, if there are any."""
         folder = self.folder / FILES
         return {"files": str(folder)} if folder.is_dir() else {}
 
-    def append(self, items: Sequence[int], outcome: Outcome, shown: int) -> None:
-        """Adds what the first `len(items)` rows of an outcome tell; pictures of items below `shown` are kept."""
+    def append(self, items: Sequence[int], outcome: Outcome, saved_items: int) -> None:
+        """Adds the first `len(items)` rows of an outcome; images are saved of items below `saved_items`."""
         for row, item in enumerate(items):
-            if outcome.pictures is not None and item < shown:
+            if outcome.pictures is not None and item < saved_items:
                 with atomic_file(self.folder / f"{item:04d}.png") as scratch:
                     Image.fromarray(outcome.pictures[row]).save(scratch, format="PNG")
             for path, content in (outcome.files[row] if outcome.files else {}).items():
@@ -109,13 +112,13 @@ class Cell:
             os.fsync(file.fileno())
 
     def begin(self, determined_by: Mapping[str, Any]) -> None:
-        """Makes the folder; drops the line that a kill cut short, for the next one would be appended to it."""
+        """Creates the folder and drops a truncated last line, to which the next one would be appended."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.folder / "cell.json") as scratch:
             scratch.write_text(json.dumps(determined_by, indent=1) + "\n", encoding="utf-8")
-        known = self.records()
+        records = self.records()
         with atomic_file(self.folder / "items.jsonl") as scratch:
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in known.values()]
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records.values()]
             scratch.write_text("".join(lines), encoding="utf-8")
 
 
@@ -132,12 +135,12 @@ def _record(item: int, row: int, outcome: Outcome) -> Record:
 
 
 def missing(task: Task, cell: Cell) -> list[int]:
-    """Items of a task that its cell does not know yet."""
-    known = cell.records()
-    return [item for item in range(task.count) if item not in known]
+    """Items of a task that have no record yet."""
+    finished = cell.records()
+    return [item for item in range(task.count) if item not in finished]
 
 
-def fill(
+def run_missing(
     task: Task,
     cell: Cell,
     model: Any,
@@ -146,38 +149,38 @@ def fill(
     seed: int,
     batch: int,
     parts: int = 1,
-    shown: int = 8,
+    saved_items: int = 8,
     done: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Asks a model for all items that a cell lacks.
+    """Runs a task on all items that a cell lacks.
 
-    Every call of the task has the same number of rows, so that few programs are compiled: the last batch is filled up
-    with its last item, and what comes of that is thrown away.
+    Every call of the task has the same number of rows, so that few programs are compiled: the last batch is padded with
+    its last item, and the results of the padding are discarded.
 
     Args:
-        task: what is asked.
-        cell: where it is kept.
-        model: handed to the task.
+        task: the task.
+        cell: where results are stored.
+        model: passed to the task.
         determined_by: see `determining`.
-        seed: the sweep's.
-        batch: most rows a call.
-        parts: what the rows of a call must divide by: the mesh's share of a batch.
-        shown: of how many items pictures are kept.
-        done: told of every batch how many items it had.
+        seed: the sweep's seed.
+        batch: the most rows per call.
+        parts: a number that must divide the rows of a call: the mesh's parts of a batch.
+        saved_items: of how many items images are saved.
+        done: called after every batch with its number of items.
 
     Raises:
-        ValueError: a task that has no items, or tells of another number of them than it was asked for.
-        Exception: whatever the task raises. What was done before is kept.
+        ValueError: the task has no items, or returns a number of results that differs from the number of items.
+        Exception: any error of the task. Earlier batches are kept.
     """
     if task.count < 1:
         raise ValueError(f"the task {task.kind} has no items")
     cell.begin(determined_by)
     rows = min(batch, -(-task.count // parts) * parts)
     for part in batches(missing(task, cell), rows):
-        filled = part + part[-1:] * (rows - len(part))
-        outcome = task.run(model, filled, seed)
-        outcome.check(len(filled))
-        cell.append(part, outcome, shown)
+        padded = part + part[-1:] * (rows - len(part))
+        outcome = task.run(model, padded, seed)
+        outcome.check(len(padded))
+        cell.append(part, outcome, saved_items)
         done(len(part))
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, for whoever measures them: which there are, whether they are the same, what is in them."""
+"""The checkpoints of a run, for sweeps: which exist, whether their content is the same, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tuna_jax.utils.atomic_io import atomic_file
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One of a run's checkpoints, or a model that is none.
+    """One of a run's checkpoints, or a converted model.
 
     Attributes:
       run: the workdir's name.
-      step: after so many; 0 for a converted model.
+      step: the number of training steps; 0 for a converted model.
       path: its folder or file.
     """
 
@@ -30,10 +30,10 @@ class Checkpoint:
 
 
 def listed(workdir: Path) -> list[Checkpoint]:
-    """The checkpoints that a run has now, oldest first; of what has none, such as a converted model, the model.
+    """The checkpoints that a run has now, oldest first; for a converted model, the model.
 
     Raises:
-      FileNotFoundError: nothing there.
+      FileNotFoundError: the workdir does not exist.
     """
     if not workdir.exists():
         raise FileNotFoundError(
@@ -48,13 +48,13 @@ def listed(workdir: Path) -> list[Checkpoint]:
 
 
 def chosen(workdir: Path, steps: tuple[int, ...]) -> list[Checkpoint]:
-    """The checkpoints of these steps, of which some may not be there; no steps: all that the run has now."""
-    found = listed(workdir)
+    """The checkpoints of these steps, some of which may not exist; without steps, all that the run has now."""
+    existing = listed(workdir)
     if not steps:
-        return found
-    known = {one.step: one for one in found}
+        return existing
+    by_step = {checkpoint.step: checkpoint for checkpoint in existing}
     folder = workdir / "checkpoints"
-    return [known.get(s, Checkpoint(workdir.name, s, folder / f"{s:08d}")) for s in steps]
+    return [by_step.get(s, Checkpoint(workdir.name, s, folder / f"{s:08d}")) for s in steps]
 
 
 def followed(
@@ -67,29 +67,28 @@ def followed(
 ) -> Iterator[Checkpoint]:
     """Every checkpoint as it appears, oldest first.
 
-    Ends with the checkpoint of step `until`, or of the run's own last step if that is 0; or when none has come for
-    `patience` seconds.
+    Ends with the checkpoint of step `until`, or of the run's last step if `until` is 0; or when no new one has appeared
+    for `patience` seconds.
 
     Args:
-      workdir: of a run that is still training; it need not have begun.
+      workdir: of a run that is still training, or has not begun yet.
       until, patience: see above.
-      wait: sleeps.
-      interval: seconds between two looks.
+      wait: sleeps for a number of seconds.
+      interval: seconds between two checks.
     """
     seen: set[int] = set()
     waited = 0.0
     while True:
         folder = workdir / "checkpoints"
-        fresh = [
-            one for one in (listed(workdir) if folder.is_dir() else []) if one.step not in seen
-        ]
-        for one in fresh:
-            seen.add(one.step)
-            yield one
-        if fresh:
+        existing = listed(workdir) if folder.is_dir() else []
+        new = [checkpoint for checkpoint in existing if checkpoint.step not in seen]
+        for checkpoint in new:
+            seen.add(checkpoint.step)
+            yield checkpoint
+        if new:
             waited = 0.0
-            # One of them may have gone while it was measured.
-            ends = {until or _last_step(one.path) for one in fresh} - {0}
+            # One of them may have been removed while it was measured.
+            ends = {until or _last_step(checkpoint.path) for checkpoint in new} - {0}
             if ends and max(seen) >= max(ends):
                 return
             continue
@@ -100,7 +99,7 @@ def followed(
 
 
 def _last_step(path: Path) -> int:
-    """How long the run of a checkpoint is meant to be; 0: it is gone."""
+    """The number of steps that a checkpoint's run is configured for; 0 if the checkpoint no longer exists."""
     try:
         arrays = open_arrays(path)
     except (OSError, RuntimeError):
@@ -109,54 +108,54 @@ def _last_step(path: Path) -> int:
 
 
 class Hashes:
-    """Hashes of files and folders, remembered in a file for as long as sizes and times stay as they were.
+    """Hashes of files and folders, cached in a file until sizes or modification times change.
 
-    What has gone since keeps its last hash: results of a checkpoint outlive it.
+    A file that was removed keeps its last hash: results of a checkpoint outlive it.
 
     Args:
-      memory: JSON file of what was hashed before.
+      memory: JSON file with earlier hashes.
     """
 
     def __init__(self, memory: Path):
         self._memory = memory
         try:
-            self._known: dict[str, list[str]] = json.loads(memory.read_text(encoding="utf-8"))
+            self._hashes: dict[str, list[str]] = json.loads(memory.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
-            self._known = {}
+            self._hashes = {}
 
     def __call__(self, path: Path) -> str:
         """The hash of a file's content, or of the names and contents of all files in a folder.
 
         Raises:
-          FileNotFoundError: it is not there, and never was.
+          FileNotFoundError: it does not exist, and was never hashed.
         """
         path = path.resolve()
-        known = self._known.get(str(path))
+        cached = self._hashes.get(str(path))
         if not path.exists():
-            if known is None:
-                raise FileNotFoundError(f"{path} is not there")
-            return known[1]
+            if cached is None:
+                raise FileNotFoundError(f"{path} does not exist")
+            return cached[1]
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         stats = [(str(file.relative_to(path)), file.stat()) for file in files]
         stamp = _sha([f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats])
-        if known is None or known[0] != stamp:
+        if cached is None or cached[0] != stamp:
             content = [
                 f"{name} {_hash_file(file)}" for (name, _), file in zip(stats, files, strict=True)
             ]
-            known = [stamp, _sha(content)]
-            self._keep(str(path), known)
-        return known[1]
+            cached = [stamp, _sha(content)]
+            self._keep(str(path), cached)
+        return cached[1]
 
     def once(self, name: str, find: Callable[[], str]) -> str:
-        """A text that `find` finds, remembered by a name that says all that it depends on."""
-        if name not in self._known:
+        """The text that `find` returns, cached under a name that states everything that it depends on."""
+        if name not in self._hashes:
             self._keep(name, ["", find()])
-        return self._known[name][1]
+        return self._hashes[name][1]
 
-    def _keep(self, name: str, known: list[str]) -> None:
-        self._known[name] = known
+    def _keep(self, name: str, entry: list[str]) -> None:
+        self._hashes[name] = entry
         with atomic_file(self._memory) as scratch:
-            scratch.write_text(json.dumps(self._known, indent=1) + "\n", encoding="utf-8")
+            scratch.write_text(json.dumps(self._hashes, indent=1) + "\n", encoding="utf-8")
 
 
 def _sha(lines: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""Tasks of files for sweeps: questions of JSONL and TFDS, and the folders that scorers of published benchmarks read.
+"""Sweep tasks from files: questions of JSONL or TFDS, and the folders that scorers of published benchmarks read.
 
-Item i of a question task is the file's question i; item i of a benchmark is the i-th file that its scorer reads, drawn
-from the noise that `evaluate_generation` draws it from at the same seed.
+Item i of a question task is the file's question i; item i of a benchmark is the i-th file that its scorer reads,
+generated from the same noise as by `tuna_jax.evaluate_generation` at the same seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tuna_jax.evaluation.benchmarks.spec import Benchmark
 from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.evaluation.metrics.accuracy import commonest_share
 from tuna_jax.evaluation.vqa import datasets
-from tuna_jax.evaluation.vqa import run as asking
+from tuna_jax.evaluation.vqa import run as vqa
 from tuna_jax.evaluation.vqa.metrics import Item, normalised
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task
@@ -42,25 +42,25 @@ def questions(
     frames: int = 17,
     max_new_tokens: int = 32,
 ) -> Task:
-    """Questions with known answers, as `evaluate_questions` asks them.
+    """Questions with known answers, as `tuna_jax.evaluate_vqa` runs them.
 
-    Metrics: `right` of exact_match (case, spaces and punctuation around it apart) and of multiple_choice;
-    `log_likelihood` of log_likelihood, natural logarithm.
+    Metrics: `right` for exact_match (ignoring case and surrounding spaces and punctuation) and multiple_choice;
+    `log_likelihood` for log_likelihood, in nats.
 
     Args:
-      file: JSON lines, as `evaluation.vqa.run.read_lines` takes them; or `tfds`.
+      file: JSON lines, as for `evaluation.vqa.datasets.read_lines`; alternatively `tfds`.
       style: exact_match, multiple_choice or log_likelihood.
-      tfds, split, fields, data_dir, question: a TFDS data set in place of a file; see `read_tfds`.
-      choices: of questions without their own.
-      count: the first so many; 0 for all.
+      tfds, split, fields, data_dir, question: a TFDS data set in place of a file; see `datasets.read_tfds`.
+      choices: for questions without their own.
+      count: the number of questions, from the first; 0 for all.
       template, frames, max_new_tokens: as `evaluation.vqa.run.run`.
 
     Raises:
-      FileNotFoundError: no such file or data set, or a picture that is not there.
-      ValueError: neither a file nor a data set, an unknown style, or lines that are no questions.
+      FileNotFoundError: the file, the data set or an image does not exist.
+      ValueError: neither a file nor a data set is given, an unknown style, or an invalid line.
     """
-    if style not in asking.TASKS:
-        raise ValueError(f"unknown style {style!r}; choose one of {', '.join(asking.TASKS)}")
+    if style not in vqa.TASKS:
+        raise ValueError(f"unknown style {style!r}; choose one of {', '.join(vqa.TASKS)}")
     if bool(file) == bool(tfds):
         raise ValueError("give either file='questions.jsonl' or tfds='name'")
     if file:
@@ -76,25 +76,25 @@ def questions(
     else:
         chance = {}
 
-    def run(model: Tuna, wanted: Sequence[int], seed: int) -> Outcome:
+    def run(model: Tuna, indices: Sequence[int], seed: int) -> Outcome:
         del seed  # Answers are greedy.
-        some = [items[i] for i in wanted]
-        options: dict[str, Any] = {"template": template, "frames": frames, "batch_size": len(some)}
+        batch = [items[i] for i in indices]
+        options: dict[str, Any] = {"template": template, "frames": frames, "batch_size": len(batch)}
         options["max_new_tokens"] = max_new_tokens
-        rows = asking.run(model, some, style, **options)[1]
+        rows = vqa.run(model, batch, style, **options)[1]
         metric = "log_likelihood" if style == "log_likelihood" else "right"
         return Outcome(
             {metric: [float(row[metric]) for row in rows]},
-            [item.question for item in some],
-            [item.answers[0] for item in some],
+            [item.question for item in batch],
+            [item.answers[0] for item in batch],
             [row["reply"] for row in rows] if metric == "right" else None,
-            np.stack([_first_shown(model, item, frames) for item in some]),
+            np.stack([_first_image(model, item, frames) for item in batch]),
         )
 
-    known = {"style": style, "content": _digest(_content(items)), "template": template}
-    known |= {"frames": frames, "max_new_tokens": max_new_tokens}
+    task_options = {"style": style, "content": _digest(_content(items)), "template": template}
+    task_options |= {"frames": frames, "max_new_tokens": max_new_tokens}
     verdict = "" if style == "log_likelihood" else "right"
-    return Task("questions", 2, len(items), known, SHOWING, run, chance, verdict)
+    return Task("questions", 2, len(items), task_options, SHOWING, run, chance, verdict)
 
 
 def benchmark(
@@ -108,54 +108,54 @@ def benchmark(
     negative: str = "",
     **options: Any,
 ) -> Task:
-    """A published benchmark, drawn into the folder that its scorer reads: `cells/KEY/files`, named in results.jsonl.
+    """A published benchmark, generated into the folder that its scorer reads: `cells/KEY/files`, see results.jsonl.
 
-    The metric `sound` is the share of files without a fault in the layout. Scores are the official scorer's to give.
+    The metric `sound` is the share of files whose layout is valid. Scores come from the official scorer.
 
     Args:
       benchmark: geneval, dpg_bench, oneig, vbench, imgedit or gedit.
       prompts: its prompt file, or a folder with it.
-      count: the first so many prompts, for a trial; 0 for all.
-      sizes: (height, width) of a sample; several for edits. Empty: the sweep's `size`, else the model's.
-      frames, fps: of clips.
-      negative: what not to draw.
-      **options: of `evaluation.benchmarks.table.read`: model, language, images, dimensions.
+      count: the number of prompts, from the first, for a trial; 0 for all.
+      sizes: (height, width) of a sample; several for edits. Empty uses the sweep's `size`, or the model's.
+      frames, fps: of videos.
+      negative: the negative prompt.
+      **options: of `evaluation.benchmarks.registry.read`: model, language, images, dimensions.
 
     Raises:
-      FileNotFoundError: prompts that are not there; says how to get them.
-      ValueError: an unknown benchmark, or a file that is not its own, with the line.
+      FileNotFoundError: the prompts do not exist; the message says how to get them.
+      ValueError: an unknown benchmark, or an invalid prompt file, with the line.
     """
     whole = registry.read(benchmark, prompts, **options)
     if count:
         whole = whole.first(count)
     fixed = tuple((int(height), int(width)) for height, width in sizes)
 
-    def run(model: Tuna, wanted: Sequence[int], seed: int) -> Outcome:
-        some, chosen = whole.some(wanted), fixed or (model.size,)
+    def run(model: Tuna, indices: Sequence[int], seed: int) -> Outcome:
+        part, chosen = whole.some(indices), fixed or (model.size,)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "files"
             more: dict[str, Any] = {"negative": negative} if negative else {}
             benchmarks.run(
                 model,
-                some,
+                part,
                 folder,
                 sizes=chosen,
                 seed=seed,
                 frames=frames,
                 fps=fps,
-                batch_size=len(wanted),
+                batch_size=len(indices),
                 progress=False,
                 **more,
             )
-            problems = validate.check(some, folder, chosen, frames if whole.clips else 1)
+            problems = validate.check(part, folder, chosen, frames if whole.clips else 1)
             faulty = {problem.path for problem in problems}
-            pieces = [whole.pieces[i] for i in wanted]
-            beside = {
-                place: {one.path: (folder / one.path).read_bytes() for one in some.companions if one.place == place}
+            pieces = [whole.pieces[i] for i in indices]
+            companions = {
+                place: {file.path: (folder / file.path).read_bytes() for file in part.companions if file.place == place}
                 for place in {piece.place for piece in pieces}
             }  # fmt: skip
             files = [
-                {piece.path: (folder / piece.path).read_bytes(), **beside[piece.place]}
+                {piece.path: (folder / piece.path).read_bytes(), **companions[piece.place]}
                 for piece in pieces
             ]
             return Outcome(
@@ -165,47 +165,53 @@ def benchmark(
                 files=files,
             )
 
-    known = {"benchmark": benchmark, "content": _digest(_drawn_from(whole)), "negative": negative}
-    known |= {"sizes": [list(size) for size in fixed], "frames": frames, "fps": fps}
-    return Task("benchmark", 2, len(whole.pieces), known, DRAWING, run)
+    task_options = {
+        "benchmark": benchmark,
+        "content": _digest(_inputs(whole)),
+        "negative": negative,
+    }
+    task_options |= {"sizes": [list(size) for size in fixed], "frames": frames, "fps": fps}
+    return Task("benchmark", 2, len(whole.pieces), task_options, DRAWING, run)
 
 
-_SHOWN = 128
+_THUMBNAIL_SIDE = 128
 
 
-def _first_shown(model: Tuna, item: Item, frames: int) -> np.ndarray:
-    """The first picture of a question, or the first frame of its clip; white where nothing is shown."""
+def _first_image(model: Tuna, item: Item, frames: int) -> np.ndarray:
+    """The first image of a question, or the first frame of its video; white if it has neither."""
     if not item.shown:
         return np.full((*model.size, 3), 255, np.uint8)
     return model.load_media(item.shown[:1], frames)[0][0]
 
 
 def _thumbnails(folder: Path, paths: Sequence[str], clips: bool) -> np.ndarray:
-    """A square of each file, of a clip its middle frame."""
+    """A square thumbnail of each file, of a video its middle frame."""
     squares = []
     for path in paths:
         pixels = validate.pixels_of(folder / path, clips)
-        square = Image.fromarray(pixels[len(pixels) // 2]).resize((_SHOWN, _SHOWN))
+        square = Image.fromarray(pixels[len(pixels) // 2]).resize(
+            (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+        )
         squares.append(np.asarray(square))
     return np.stack(squares)
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """A hash of parts, of which each counts for itself."""
-    found = hashlib.sha256()
+    """A hash of parts and of the boundaries between them."""
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(hashlib.sha256(part).digest())
-    return found.hexdigest()[:20]
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:20]
 
 
 def _content(items: Sequence[Item]) -> Iterable[bytes]:
     for item in items:
         yield repr((item.question, item.answers, item.choices)).encode()
-        for one in item.shown:
-            yield _bytes(one, item.where)
+        for medium in item.shown:
+            yield _bytes(medium, item.where)
 
 
-def _drawn_from(whole: Benchmark) -> Iterable[bytes]:
+def _inputs(whole: Benchmark) -> Iterable[bytes]:
     yield whole.digest().encode()
     for piece in whole.pieces:
         if piece.source is not None and piece.source.is_absolute():
@@ -215,11 +221,11 @@ def _drawn_from(whole: Benchmark) -> Iterable[bytes]:
             yield companion.picture().tobytes()
 
 
-def _bytes(shown: Any, where: str) -> bytes:
-    if isinstance(shown, bytes):
-        return shown
-    if isinstance(shown, np.ndarray):
-        return shown.tobytes()
-    if not Path(shown).is_file():
-        raise FileNotFoundError(f"{where}: no file at {shown}")
-    return Path(shown).read_bytes()
+def _bytes(medium: Any, where: str) -> bytes:
+    if isinstance(medium, bytes):
+        return medium
+    if isinstance(medium, np.ndarray):
+        return medium.tobytes()
+    if not Path(medium).is_file():
+        raise FileNotFoundError(f"{where}: no file at {medium}")
+    return Path(medium).read_bytes()

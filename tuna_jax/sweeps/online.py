@@ -1,4 +1,4 @@
-"""Evaluation of a run by itself, every n steps: the tasks of sweeps, on the parameters as they lie on the devices."""
+"""Evaluation during training, every n steps: the tasks of sweeps on the run's parameters, which stay on the devices."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ FOLDER = "evaluation"
 def evaluator(
     run: LoopSettings, model: Callable[[Any], Tuna], workdir: str | Path
 ) -> Evaluate | None:
-    """What the loop calls every `run.evaluate.every` steps; None where that is 0.
+    """The function that the training loop calls every `run.evaluate.every` steps; None if that is 0.
 
-    Results go to `evaluation/` in the workdir, as those of a sweep do: results.jsonl, report.html, and the items of
-    every cell. The numbers are returned, for the log. No parameter is copied.
+    Results are written to `evaluation/` in the workdir in the format of a sweep: results.jsonl, report.html, and the
+    items of every cell. The function returns the numbers for the log. Parameters are not copied.
 
     Args:
       run: the experiment.
-      model: the run's model with these parameters.
+      model: makes the run's model from parameters.
       workdir: the run's.
 
     Raises:
-      ValueError: a task or setting that there is not, a batch that does not divide over the mesh, several processes.
-      Exception: what a task raises that cannot be made.
+      ValueError: an unknown task or setting, a batch that does not divide over the mesh, or several processes.
+      Exception: any error of a task that cannot be created.
     """
     settings = run.evaluate
     if not settings.every:
         return None
     if jax.process_count() > 1:
         raise ValueError(
-            "config.evaluate works within one process; beside a run of several, `python -m tuna_jax.evaluate "
-            "--sweep=... --sweep.follow=True` measures its checkpoints as they appear"
+            "config.evaluate works within one process; for a run of several, `python -m tuna_jax.evaluate "
+            "--sweep=... --sweep.follow=True` evaluates its checkpoints as they appear"
         )
     registry.check(settings.tasks, settings.settings)
     if "ema" in settings.settings:
-        raise ValueError("config.evaluate measures the averaged parameters; a sweep can vary 'ema'")
+        raise ValueError("config.evaluate uses the averaged parameters; a sweep can vary 'ema'")
     mesh = make_mesh(run.mesh)
     param_sharding.check_batch(settings.batch, mesh)
-    tasks = {name: registry.make_task(name, given) for name, given in settings.tasks.items()}
+    tasks = {name: registry.make_task(name, options) for name, options in settings.tasks.items()}
     folder = Path(workdir) / FOLDER
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
-        whole = pipeline.on_mesh(model(params), mesh)
+        sharded_model = pipeline.on_mesh(model(params), mesh)
         rows = []
         for chosen, (name, task) in itertools.product(
             registry.choices(settings.settings), tasks.items()
@@ -66,17 +66,17 @@ def evaluator(
             key = cell_store.key_of(determined_by)
             cell = Cell(folder / "cells" / key)
             if key not in {row["key"] for row in rows}:
-                # What a run found here that went on from an earlier step is not this one's.
+                # A run that resumed from an earlier step may have left other results here.
                 shutil.rmtree(cell.folder, ignore_errors=True)
-                cell_store.fill(
+                cell_store.run_missing(
                     task,
                     cell,
-                    registry.configured(whole, chosen),
+                    registry.configured(sharded_model, chosen),
                     determined_by,
                     seed=settings.seed,
                     batch=settings.batch,
                     parts=param_sharding.batch_parts(mesh),
-                    shown=settings.shown,
+                    saved_items=settings.saved_items,
                 )
             rows.append(
                 {
@@ -88,15 +88,15 @@ def evaluator(
                     "key": key,
                     "verdict": task.verdict,
                     "scores": results.scores(cell.records(), task.chance),
-                    **cell.told(),
+                    **cell.files_entry(),
                 }
             )
-        before = [row for row in results.read(folder / results.FILE) if row["step"] < step]
-        known = results.merged(before, rows)
-        results.write(folder / results.FILE, known)
+        earlier = [row for row in results.read(folder / results.FILE) if row["step"] < step]
+        merged = results.merged(earlier, rows)
+        results.write(folder / results.FILE, merged)
         note = registry.attribution(tasks.values())
         title = "Evaluation in training"
-        report_page.write(folder / "report.html", title, known, folder / "cells", note)
+        report_page.write(folder / "report.html", title, merged, folder / "cells", note)
         return _numbers(rows)
 
     return evaluate

@@ -30,16 +30,16 @@ TASKS: dict[str, str | Callable[..., Task]] = {
 """By kind: a function that makes a task from its options, or where to import it from as "module:function"."""
 
 SETTINGS = ("guidance", "guidance_interval", "steps", "solver", "shift", "size", "ema")
-"""What a sweep can vary."""
+"""The settings that a sweep can vary."""
 
 
 def check(tasks: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises ValueError unless there are tasks, and settings that can be varied, each with a list of values.
+    """Raises ValueError unless there are tasks, and every setting is known and has a list of values.
 
-    Whether a task is as it should be shows when it is made.
+    Tasks themselves are checked when they are created.
     """
     if not tasks:
-        raise ValueError(f"no tasks are named; there are {', '.join(TASKS)}")
+        raise ValueError(f"no tasks are named; choose from {', '.join(TASKS)}")
     for name, values in settings.items():
         if name not in SETTINGS:
             raise ValueError(f"unknown setting {name!r}; {', '.join(SETTINGS)} can be varied")
@@ -52,7 +52,7 @@ def check(tasks: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 def choices(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All combinations of the settings' values."""
     return [
-        dict(zip(settings, some, strict=True)) for some in itertools.product(*settings.values())
+        dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())
     ]
 
 
@@ -78,15 +78,17 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """The task of an entry of `tasks`.
 
     Raises:
-      ValueError: no such kind, an option that it does not have, or no items.
-      Exception: what its function raises: a prompt file that is not there, or is none.
+      ValueError: an unknown kind or option, or no items.
+      Exception: any error of its function, such as a prompt file that does not exist.
     """
-    given = {key: value for key, value in options.items() if key != "kind"}
+    arguments = {key: value for key, value in options.items() if key != "kind"}
     kind = old_names.sweep_task(options.get("kind", name))
     if kind not in TASKS:
-        raise ValueError(f"config.tasks.{name}: {kind!r} is no task; there are {', '.join(TASKS)}")
+        raise ValueError(
+            f"config.tasks.{name}: {kind!r} is not a task; choose one of {', '.join(TASKS)}"
+        )
     try:
-        task = task_function(kind)(**given)
+        task = task_function(kind)(**arguments)
     except TypeError as error:
         raise ValueError(f"config.tasks.{name}: {error}") from error
     if task.count < 1:
@@ -95,7 +97,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
 
 
 def configured(model: Tuna, settings: Mapping[str, Any]) -> Tuna:
-    """A model that draws as the settings say; what is not among them is as it was."""
+    """The model with these sampling settings; others keep their values."""
     changes = {name: settings[name] for name in settings if name not in ("ema", "size")}
     size = settings.get("size", model.size)
     return dataclasses.replace(

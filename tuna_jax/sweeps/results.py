@@ -1,8 +1,8 @@
-"""From items to scores, and from two runs' items to the difference between them.
+"""Scores from items, and the difference between two runs' items.
 
-A score is the mean of a metric over the items that it applies to, with a 95 % interval: Wilson's where every value is
-0 or 1, else the bootstrap's. Two runs are compared item by item (the same question, the same noise), so the interval of
-their difference is that of a paired bootstrap.
+A score is the mean of a metric over the items that it applies to, with a 95 % interval: Wilson's if every value is 0 or
+1, else the bootstrap's. Two runs are compared item by item (same question, same noise), so the interval of their
+difference is that of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ def metric_values(records: Mapping[int, Record], metric: str) -> dict[int, float
 def scores(
     records: Mapping[int, Record], chance: Mapping[str, float]
 ) -> dict[str, dict[str, float | int | list[float]]]:
-    """By metric: value, count, ci95 and, if it is known, chance. A metric that applies to no item is left out."""
-    found = {}
+    """By metric: value, count, ci95 and chance, if known. A metric that applies to no item is left out."""
+    by_metric = {}
     for metric in dict.fromkeys(name for record in records.values() for name in record["values"]):
         values = np.array(list(metric_values(records, metric).values()))
         if len(values):
             low, high = interval(values)
-            found[metric] = {"value": float(values.mean()), "count": len(values)}
-            found[metric]["ci95"] = [low, high]
+            by_metric[metric] = {"value": float(values.mean()), "count": len(values)}
+            by_metric[metric]["ci95"] = [low, high]
             if metric in chance:
-                found[metric]["chance"] = chance[metric]
-    return found
+                by_metric[metric]["chance"] = chance[metric]
+    return by_metric
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:
-    """How far the second is above the first: value, ci95 and count over the items of both; None: there are none."""
+    """The mean of second - first over their common items: value, ci95 and count; None without common items."""
     shared = [item for item in first if item in second]
     if not shared:
         return None
-    above = np.array([second[item] - first[item] for item in shared], float)
-    low, high = bootstrap(above)
-    return {"value": float(above.mean()), "ci95": [low, high], "count": len(shared)}
+    differences = np.array([second[item] - first[item] for item in shared], float)
+    low, high = bootstrap(differences)
+    return {"value": float(differences.mean()), "ci95": [low, high], "count": len(shared)}
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row is about: of two rows about the same, the later counts."""
+    """What a row is about; of two rows with the same identity, the later one counts."""
     settings = json.dumps(row["settings"], sort_keys=True)
     return row["run"], row["step"], row["task"], settings
 
@@ -78,7 +78,7 @@ def label(row: Row, runs: int = 1) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a results.jsonl; none if it is not there. A torn line is left out."""
+    """The rows of a results.jsonl; empty if it does not exist. A truncated line is skipped."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -89,16 +89,16 @@ def read(path: Path) -> list[Row]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Writes the rows, whole or not at all."""
+    """Writes the rows atomically."""
     with atomic_file(path) as scratch:
         scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
-    """Rows of both by run and step, runs of now first; a row of now replaces one about the same."""
-    known = {identity(row): row for row in [*before, *now]}
+    """Rows of both by run and step, the runs of `now` first; its rows replace earlier ones of the same identity."""
+    by_identity = {identity(row): row for row in [*before, *now]}
     runs = list(dict.fromkeys(row["run"] for row in [*now, *before]))
-    return sorted(known.values(), key=lambda row: (runs.index(row["run"]), row["step"]))
+    return sorted(by_identity.values(), key=lambda row: (runs.index(row["run"]), row["step"]))
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,7 +1,7 @@
 """Sweeps: checkpoints times tasks times settings on a mesh, from an experiment file to a report.
 
-Everything that is measured is kept under `OUTPUT/cells` by what determined it; `results.jsonl` and `report.html` are
-made of that. So a sweep that was killed goes on where it was, and one that is repeated finds everything there.
+All results are stored under `OUTPUT/cells`, named by a hash of what determines them; `results.jsonl` and `report.html`
+are derived from these. So a killed sweep resumes where it stopped, and a repeated one finds all results.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from tuna_jax.utils.config_parsing import parse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """A sweep's file.
+    """The settings of a sweep.
 
     Attributes:
-      name: of the folder of its results, and the heading of its report.
-      checkpoints: steps; none: every checkpoint that the run has.
-      follow: go on with every checkpoint of a run that is still training, as it appears.
-      until: with `follow`, the last step to wait for; 0: the run's own last one.
+      name: of the folder with the results, and the heading of the report.
+      checkpoints: steps; empty for every checkpoint that the run has.
+      follow: evaluate every checkpoint of a run that is still training as it appears.
+      until: with `follow`, the last step to wait for; 0 for the run's last step.
       patience: with `follow`, minutes without a new checkpoint after which the sweep ends.
-      tasks: by the name that results get: the options of a task, among them `kind`, its name in the table; where the
-        two are the same, `kind` can be left out.
-      settings: by name (guidance, guidance_interval, steps, solver, shift, size, ema), the values to try, all
-        combinations of them. What is not named is as the run has it, and averaged parameters are taken.
-      batch: rows a call.
+      tasks: by the name in the results: the options of a task, with `kind`, its name in the registry. `kind` may be
+        omitted if it equals the name.
+      settings: by name (guidance, guidance_interval, steps, solver, shift, size, ema), the values to try, in all
+        combinations. Settings that are not named keep the run's values, and parameters are averaged ones.
+      batch: rows per call.
       seed: of the noise.
-      shown: of how many items pictures are kept.
-      vae, tokenizer: as `Tuna.load` takes them, for models that are converted and lack one, or to try another; empty:
-        the run's own.
+      saved_items: of how many items images are saved.
+      vae, tokenizer: as for `Tuna.load`, for converted models that lack one, or to try another; empty for the run's
+          own.
       mesh: sizes of the mesh axes.
     """
 
@@ -62,7 +62,7 @@ class SweepSettings:
     settings: dict = dataclasses.field(default_factory=dict)
     batch: int = 32
     seed: int = 7
-    shown: int = 8
+    saved_items: int = 8
     vae: str = ""
     tokenizer: str = ""
     mesh: MeshSettings = MeshSettings()
@@ -73,7 +73,7 @@ class SweepSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-    """A cell that is to be filled, and its row without scores."""
+    """A cell to run, and its row of results without scores."""
 
     row: Row
     key: str
@@ -85,11 +85,11 @@ class _Planned:
 
 
 class Sweep:
-    """A sweep over runs, whose results are kept in a folder.
+    """A sweep over runs.
 
     Args:
-      settings: its file.
-      output: the folder.
+      settings: the sweep's.
+      output: folder of the results.
     """
 
     def __init__(self, settings: SweepSettings, output: Path):
@@ -103,26 +103,26 @@ class Sweep:
         for name, options in settings.tasks.items():
             try:
                 self._tasks[name] = registry.make_task(name, options)
-            except Exception as error:  # Whatever is wrong with one task, the others are measured.
+            except Exception as error:  # The other tasks still run.
                 self._tasks[name] = error
         self._bar = tqdm(total=0, unit="item", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
 
     def run(self, workdirs: Sequence[Path]) -> list[Row]:
-        """Measures everything; returns a row a cell of this sweep, failed ones among them.
+        """Runs everything that has no results yet; returns one row per cell of this sweep, including failed ones.
 
         Raises:
-          ValueError: two runs of one name, or another sweep in this folder.
-          FileNotFoundError: a run that is not there.
+          ValueError: two runs have the same name, or another sweep uses this folder.
+          FileNotFoundError: a run does not exist.
         """
         names = [workdir.name for workdir in workdirs]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"the runs are called {', '.join(names)}; results go by the name of the workdir, so rename one"
+                f"the runs are called {', '.join(names)}; results are named by workdir, so rename one"
             )
         with locked(self._output):
             for workdir in workdirs:
                 for checkpoint in self._checkpoints(workdir):
-                    if self._measure(checkpoint):
+                    if self._run_checkpoint(checkpoint):
                         self._write()
             self._write()
         self._bar.close()
@@ -133,29 +133,30 @@ class Sweep:
             return run_checkpoints.followed(
                 workdir, until=self._settings.until, patience=60 * self._settings.patience
             )
-        found = run_checkpoints.chosen(workdir, tuple(self._settings.checkpoints))
-        if not found:
+        checkpoints = run_checkpoints.chosen(workdir, tuple(self._settings.checkpoints))
+        if not checkpoints:
             raise FileNotFoundError(
                 f"{workdir} has no checkpoints yet; config.follow waits for them"
             )
-        return iter(found)
+        return iter(checkpoints)
 
-    def _measure(self, checkpoint: Checkpoint) -> bool:
-        """All cells of a checkpoint; it is read once for averaged parameters and once for those that are not.
+    def _run_checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """Runs all cells of a checkpoint, which is loaded at most once for averaged and once for other parameters.
 
-        Returns whether it was read.
+        Returns whether it was loaded.
         """
         combinations = sorted(
-            registry.choices(self._settings.settings), key=lambda one: not one.get("ema", True)
+            registry.choices(self._settings.settings),
+            key=lambda choice: not choice.get("ema", True),
         )
         planned = [
             self._plan(checkpoint, name, chosen)
             for chosen, name in itertools.product(combinations, self._tasks)
         ]
-        left = {one.key: one.missing for one in planned if isinstance(one, _Planned)}
-        self._bar.total += sum(left.values())
+        missing = {cell.key: cell.missing for cell in planned if isinstance(cell, _Planned)}
+        self._bar.total += sum(missing.values())
         loaded: tuple[bool, Tuna] | None = None
-        was_read = False
+        was_loaded = False
         for one in planned:
             if not isinstance(one, _Planned):
                 self._rows.append(one)
@@ -163,27 +164,27 @@ class Sweep:
             try:
                 if cell_store.missing(one.task, one.cell):
                     if loaded is None or loaded[0] != one.averaged:
-                        loaded = None  # Never two of them in memory.
-                        read = loading.load(
+                        loaded = None  # Never two models in memory.
+                        model = loading.load(
                             checkpoint.path,
                             mesh=self._mesh,
                             averaged=one.averaged,
                             vae=self._settings.vae or None,
                             tokenizer=self._settings.tokenizer or None,
                         )
-                        loaded, was_read = (one.averaged, read), True
-                        del read
-                    self._fill(one, loaded[1])
+                        loaded, was_loaded = (one.averaged, model), True
+                        del model
+                    self._run(one, loaded[1])
                 scores = results.scores(one.cell.records(), one.task.chance)
-                told = {"key": one.key, "verdict": one.task.verdict, "scores": scores}
-                self._rows.append(one.row | told | one.cell.told())
-            except Exception as error:  # A cell that fails does so alone, and says why.
-                logging.debug("where it was raised:", exc_info=True)
+                entries = {"key": one.key, "verdict": one.task.verdict, "scores": scores}
+                self._rows.append(one.row | entries | one.cell.files_entry())
+            except Exception as error:  # The other cells still run.
+                logging.debug("traceback of a failed cell:", exc_info=True)
                 self._rows.append(one.row | {"error": _reason(error, checkpoint)})
-        return was_read
+        return was_loaded
 
     def _plan(self, checkpoint: Checkpoint, name: str, chosen: Mapping[str, Any]) -> _Planned | Row:
-        """A cell with what is missing of it; or a row that says why there is none."""
+        """A cell with its number of missing items; or a row with the reason why it cannot run."""
         row: Row = {"run": checkpoint.run, "step": checkpoint.step, "task": name}
         row["settings"] = dict(chosen)
         averaged = bool(chosen.get("ema", True))
@@ -197,14 +198,14 @@ class Sweep:
             applied = {key: chosen[key] for key in chosen if key in (*task.uses, "ema")}
             key = cell_store.key_of(determined_by)
             cell = Cell(self._output / "cells" / key)
-            left = len(cell_store.missing(task, cell))
+            missing = len(cell_store.missing(task, cell))
         except Exception as error:
             return row | {"error": _reason(error, checkpoint)}
         row["applied"] = applied
-        return _Planned(row, key, task, cell, determined_by, averaged, left)
+        return _Planned(row, key, task, cell, determined_by, averaged, missing)
 
     def _identity(self, checkpoint: Checkpoint, averaged: bool) -> dict[str, Any]:
-        """What tells the model's numbers from all others."""
+        """What identifies the model's parameters."""
         parameters = self._hashes(checkpoint.path)
         vae = self._settings.vae or self._hashes.once(
             f"the VAE of {parameters}", lambda: str(loading.vae_file(checkpoint.path) or "")
@@ -212,14 +213,15 @@ class Sweep:
         identity = {"parameters": parameters, "averaged": averaged}
         if vae:
             identity["vae"] = self._hashes(Path(vae))
-        words = self._settings.tokenizer
-        if words:
-            identity["tokenizer"] = self._hashes(Path(words)) if Path(words).exists() else words
+        tokenizer = self._settings.tokenizer
+        if tokenizer:
+            exists = Path(tokenizer).exists()
+            identity["tokenizer"] = self._hashes(Path(tokenizer)) if exists else tokenizer
         return identity
 
-    def _fill(self, one: _Planned, model: Tuna) -> None:
+    def _run(self, one: _Planned, model: Tuna) -> None:
         self._bar.set_description(f"{one.row['run']} {one.row['step']} {one.row['task']}")
-        cell_store.fill(
+        cell_store.run_missing(
             one.task,
             one.cell,
             registry.configured(model, one.row["settings"]),
@@ -227,7 +229,7 @@ class Sweep:
             seed=self._settings.seed,
             batch=self._settings.batch,
             parts=param_sharding.batch_parts(self._mesh),
-            shown=self._settings.shown,
+            saved_items=self._settings.saved_items,
             done=self._bar.update,
         )
 
@@ -246,16 +248,16 @@ class Sweep:
 
 
 def command(values: Mapping[str, Any], workdirs: Sequence[Path], output: Path | None) -> int:
-    """Runs a sweep, prints its results and where they are, and returns how many cells failed.
+    """Runs a sweep, prints its results and the path of its report, and returns the number of failed cells.
 
     Args:
-      values: the sweep's file.
+      values: the sweep's settings.
       workdirs: of the runs.
-      output: folder of the results; None: `sweeps/NAME` in the first workdir.
+      output: folder of the results; None for `sweeps/NAME` in the first workdir.
 
     Raises:
-      ValueError: an unknown key of the file, or a batch that does not divide over the mesh.
-      FileNotFoundError: no such run.
+      ValueError: an unknown key, or a batch that does not divide over the mesh.
+      FileNotFoundError: a run does not exist.
     """
     settings = parse(SweepSettings, values)
     output = output or workdirs[0] / "sweeps" / settings.name
@@ -266,9 +268,9 @@ def command(values: Mapping[str, Any], workdirs: Sequence[Path], output: Path | 
 
 
 def _reason(error: Exception, checkpoint: Checkpoint | None = None) -> str:
-    """Why a cell failed, in a line."""
+    """Why a cell failed, as one line."""
     if checkpoint is not None and not checkpoint.path.exists():
-        return f"the checkpoint {checkpoint.path} is not there (any more)"
+        return f"the checkpoint {checkpoint.path} does not exist (any more)"
     text = " ".join(str(error).split())[:400]
     plain = isinstance(error, (ValueError, FileNotFoundError))
     return text if plain and text else f"{type(error).__name__}: {text}"

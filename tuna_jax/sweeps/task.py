@@ -1,7 +1,7 @@
-"""What a task of a sweep is, and what it tells of its items.
+"""A task of a sweep, and its results.
 
-A task has `count` items; item i is the same whatever is asked beside it, and so is the noise that it is drawn from. The
-engine asks for some of them at a time, so that a task need not know of batches, devices or interruptions.
+A task has `count` items. Item i and its noise do not depend on the other items of a call. The runner calls a task with
+some items at a time, so a task need not handle batches, devices or interruptions.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 from jaxtyping import UInt8
 
 DRAWING = ("guidance", "guidance_interval", "steps", "solver", "shift", "size")
-"""Settings that bear on what is drawn."""
+"""Settings that affect generated images and videos."""
 SHOWING = ("size",)
-"""Settings that bear on what is answered about pictures."""
+"""Settings that affect answers about images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a model made of some items, in their order.
+    """Results of some items, in their order.
 
     Attributes:
-        values: by metric, a number an item; NaN where the metric does not apply to it.
+        values: by metric, one number per item; NaN if the metric does not apply to it.
         prompts: the prompt, instruction or question of each item.
-        expected: the right answer to each, for tasks that have one.
-        texts: what the model said, for tasks of understanding.
-        pictures: what it drew, all of one size; a clip as its frames side by side.
-        files: of each item, by path, what a scorer outside wants to read; kept in the cell's folder `files`.
+        expected: the expected answers, for tasks that have some.
+        texts: the model's answers, for tasks of understanding.
+        pictures: generated or input images, all of one size; a video as its frames side by side.
+        files: for each item, files for an external scorer by path; stored in the cell's folder `files`.
     """
 
     values: Mapping[str, Sequence[float]]
@@ -40,30 +40,32 @@ class Outcome:
     files: Sequence[Mapping[str, bytes]] | None = None
 
     def check(self, count: int) -> None:
-        """Raises ValueError unless there is as much of everything as there are items."""
-        told: dict[str, Any] = {"prompts": self.prompts, **self.values}
+        """Raises ValueError unless every field has one entry per item."""
+        fields: dict[str, Any] = {"prompts": self.prompts, **self.values}
         for name in ("expected", "texts", "pictures", "files"):
             if getattr(self, name) is not None:
-                told[name] = getattr(self, name)
-        for name, rows in told.items():
+                fields[name] = getattr(self, name)
+        for name, rows in fields.items():
             if len(rows) != count:
-                raise ValueError(f"the task told {len(rows)} of {name!r} for {count} items")
+                raise ValueError(
+                    f"the task returned {len(rows)} entries of {name!r} for {count} items"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Something to measure.
+    """A task of a sweep.
 
     Attributes:
-        kind: its name in the table of tasks.
-        version: raised by hand whenever the same outputs of a model would get other values, or other items are asked:
-            results of earlier versions are then not taken.
-        count: how many items there are.
-        options: all else that makes it what it is, as JSON values (a split, a prompt file and its hash).
-        uses: names of the sweep's settings that bear on it; it is measured once for all values of the others.
-        chance: what a guess would score, by metric; a metric without one is left out.
-        run: `(model, items, seed) -> Outcome`. Row j is of items[j] and depends on (seed, items[j]) alone.
-        verdict: the metric that says, as 1 or 0, whether an item is right; empty: none does.
+        kind: its name in the registry.
+        version: raised by hand whenever the items, or the values of the same model outputs, change: results of earlier
+            versions are then not reused.
+        count: the number of items.
+        options: everything else that defines it, as JSON values (a split, a prompt file and its hash).
+        uses: names of the sweep's settings that affect it; it runs once for all values of the others.
+        chance: the expected score of guesses, by metric; metrics without one are left out.
+        run: `(model, items, seed) -> Outcome`. Row j belongs to items[j] and depends only on (seed, items[j]).
+        verdict: the metric that says, as 1 or 0, whether an item is right; empty if there is none.
         attribution: credit that a report with this task's images must carry.
     """
 
@@ -79,5 +81,5 @@ class Task:
 
 
 def seeds(seed: int, items: Sequence[int]) -> list[tuple[int, int]]:
-    """A seed a row, for `rows.keys`: the noise of an item depends on the sweep's seed and the item alone."""
+    """One seed per row, for `batching.keys`: the noise of an item depends only on the sweep's seed and the item."""
     return [(seed, int(item)) for item in items]

@@ -29,7 +29,7 @@ class EvaluationSettings:
 
     Attributes:
       every: interval in steps; 0 turns evaluation off.
-      tasks, settings, batch, seed, shown: as in a sweep file.
+      tasks, settings, batch, seed, saved_items: as in a sweep file.
     """
 
     every: int = 0
@@ -37,7 +37,7 @@ class EvaluationSettings:
     settings: dict = dataclasses.field(default_factory=dict)
     batch: int = 32
     seed: int = 7
-    shown: int = 8
+    saved_items: int = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

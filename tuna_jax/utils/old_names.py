@@ -195,6 +195,14 @@ def sweep_task(kind: str) -> str:
     return SWEEP_TASKS.get(kind, kind)
 
 
+def hashed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep's settings as the first version named them: results are stored under a hash of these names."""
+    named = dict(settings)
+    if "steps" in named:
+        named["points"] = named.pop("steps") + 1
+    return named
+
+
 def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword options of generation calls, with `points=n` as `steps=n-1`."""
     translated = dict(options)

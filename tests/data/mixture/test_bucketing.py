@@ -127,7 +127,7 @@ def test_metadata_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
         again = scan(rows, "understand", tokenizer, directory=cache)
     for one, other in zip(sort(rows, first), sort(rows, again), strict=True):
         assert repr(one) == repr(other)
-    # A file that turns up later changes nothing, unless one asks.
+    # A file that appears later changes nothing, except in a rescan.
     files.image("none.png", 64, 64)
     assert 1 in scan(rows, "understand", tokenizer, directory=cache).invalid
     assert 1 not in scan(rows, "understand", tokenizer, directory=cache, rescan=True).invalid
@@ -143,7 +143,7 @@ def test_other_content_tasks_and_vocabularies_are_scanned_again(files, tokenizer
     with rows.path.open("a") as file:
         file.write('{"image": "wide.png", "caption": "A cat."}\n')
     assert scan(Manifest(rows.path), "t2i", tokenizer, directory=cache).height[-1] == 40
-    assert len(list((cache / "metadata").iterdir())) == 5
+    assert len(list((cache / "facts").iterdir())) == 5
 
 
 def test_an_edit_has_the_size_of_its_target(files, tokenizer) -> None:

@@ -63,7 +63,7 @@ def test_the_identity_tells_content_and_root_apart(files) -> None:
     assert Manifest(files.root / "a.jsonl", files.root / "x").identity != first.identity
 
 
-def test_several_images_stand_where_their_marks_are(files) -> None:
+def test_several_images_replace_their_tags(files) -> None:
     turns = [
         {"role": "user", "content": "<image> and <image>?"},
         {"role": "assistant", "content": "Both."},
@@ -72,7 +72,7 @@ def test_several_images_stand_where_their_marks_are(files) -> None:
     assert len(Manifest(path)[0].media) == 2
 
 
-def test_pictures_without_marks_come_first_and_video_marks_are_known(files) -> None:
+def test_images_without_tags_come_first_and_video_tags_are_known(files) -> None:
     clip = [{"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
     rows = [{"image": "a.png", "conversations": PLAIN}, {"video": "a.mp4", "conversations": clip}]
     manifest = Manifest(files.manifest("m.jsonl", rows))
@@ -80,7 +80,7 @@ def test_pictures_without_marks_come_first_and_video_marks_are_known(files) -> N
     assert manifest[1].turns[0].text == "<image>\nwhat?"
 
 
-DRAWN = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "Here. <image>"}]
+ASSISTANT_IMAGE = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "Here. <image>"}]
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ DRAWN = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "Here. <im
         ({"conversations": PLAIN[:1]}, "empty_text", "assistant"),
         ({"conversations": [*PLAIN, {"from": "gpt", "value": ""}]}, "empty_text", r"\[2\]"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "unknown_format", "'bot'"),
-        ({"conversations": TALK}, "wrong_image_count", "1 <image> marks for 0"),
-        ({"image": ["a", "b"], "conversations": TALK}, "wrong_image_count", "1 <image> marks for 2"),
-        ({"image": ["a", "b"], "caption": "x"}, "wrong_image_count", "of 2"),
-        ({"image": "a", "conversations": [*DRAWN, *PLAIN]}, "unknown_format", "ends the"),
+        ({"conversations": TALK}, "wrong_image_count", "1 <image> tags for 0"),
+        ({"image": ["a", "b"], "conversations": TALK}, "wrong_image_count", "1 <image> tags for 2"),
+        ({"image": ["a", "b"], "caption": "x"}, "wrong_image_count", "not to 2"),
+        ({"image": "a", "conversations": [*ASSISTANT_IMAGE, *PLAIN]}, "unknown_format", r"conversations\[1\]"),
     ],
 )  # fmt: skip
-def test_bad_rows_are_named(files, row, kind, words) -> None:
+def test_invalid_examples_are_named(files, row, kind, words) -> None:
     manifest = Manifest(files.manifest("bad.jsonl", [ROWS[0], row]))
     with pytest.raises(InvalidExample, match=words) as raised:
         manifest[1]
@@ -117,5 +117,5 @@ def test_bad_rows_are_named(files, row, kind, words) -> None:
 def test_a_missing_or_empty_manifest_is_named(files) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         Manifest(files.root / "none.jsonl")
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl"):
         Manifest(files.manifest("empty.jsonl", []))

@@ -243,7 +243,7 @@ def test_chat_with_a_system_sentence_of_ones_own(full):
 
 
 def test_bad_chats_are_named(full):
-    with pytest.raises(ValueError, match="1 <image> but 0"):
+    with pytest.raises(ValueError, match="1 <image> tags, but 0"):
         full.chat([{"role": "user", "content": "<image>"}])
     with pytest.raises(ValueError, match="'robot'"):
         full.chat([{"role": "robot", "content": "beep"}])

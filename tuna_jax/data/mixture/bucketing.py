@@ -48,7 +48,7 @@ def named_sizes(text: str) -> tuple[Size, ...]:
         return FAMILIES[text]
     if not (height.isdigit() and width.isdigit()):
         raise ValueError(
-            f"{text!r} is not a size; give HEIGHTxWIDTH, for example 512x512, or {' or '.join(FAMILIES)} for TUNA's five"
+            f"{text!r} is not a size; give HEIGHTxWIDTH, such as 512x512, or {' or '.join(FAMILIES)} for TUNA's five"
         )
     return (Size(int(height), int(width)),)
 

@@ -86,7 +86,7 @@ class LatentExamples:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(files)} shards of latents are missing in {self.folder}, the first {missing[0]}; "
+                f"{len(missing)} of {len(files)} shards are missing in {self.folder}, the first {missing[0]}; "
                 "run the same command of encode_latents again; it continues where it stopped"
             )
         lines, counts, kinds = [], [], set()
