@@ -60,7 +60,7 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
     for row, other, item in zip(
         chosen, scored, datasets.read_lines(folder / "pictures.jsonl"), strict=True
     ):
-        asked = [Conversation.of(tuna.see(item.shown), item.question)] * 4
+        asked = [Conversation.of(tuna.see(item.media), item.question)] * 4
         found = likelihoods(tuna, asked, item.choices)
         np.testing.assert_allclose(row["log_probabilities"], found.log_probability, atol=2e-3)
         assert row["reply"] == item.choices[int(np.argmax(found.log_probability))]
@@ -101,7 +101,7 @@ def test_an_answer_may_be_a_place_or_several_texts(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
     items = datasets.read_lines(path, ["yes", "no"])
     assert [item.answers for item in items] == [("b",), ("a", "b"), ("no",)]
-    assert items[1].shown == (tmp_path / "x.png", tmp_path / "y.png")
+    assert items[1].media == (tmp_path / "x.png", tmp_path / "y.png")
     assert [item.choices for item in items] == [("a", "b"), ("yes", "no"), ("yes", "no")]
 
 

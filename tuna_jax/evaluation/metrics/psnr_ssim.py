@@ -47,7 +47,7 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    return metrics.structural_similarity(
+    score = metrics.structural_similarity(
         a,
         b,
         data_range=_RANGE,
@@ -56,3 +56,4 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> float:
         sigma=1.5,
         use_sample_covariance=False,
     )
+    return float(score)  # pyright: ignore[reportArgumentType]
