@@ -93,7 +93,7 @@ def test_a_benchmark_becomes_its_scorers_folder(tuna, prompts, tmp_path):
         tmp_path / "cell" / cell_store.FILES,
     )
     assert validate.check(whole, folder, [(32, 32)]) == []
-    assert cell.told() == {"files": str(folder)}
+    assert cell.files_entry() == {"files": str(folder)}
     assert {record["values"]["sound"] for record in cell.records().values()} == {1.0}
     beside = tmp_path / "beside"
     run.run(drawing(tuna), whole, beside, seed=5, batch_size=12, progress=False)

@@ -36,9 +36,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tuna_jax.data import loader
-from tuna_jax.data.media.video import write_video
 from tuna_jax.data.media.image import Size
-from tuna_jax.data.media.video import import_av
+from tuna_jax.data.media.video import import_av, write_video
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.mixture.tokenize_example import Task

@@ -189,13 +189,13 @@ def vae_of(path: Path) -> Path | None:
 def load(
     path: Path, mesh: Mesh, *, averaged: bool = True, vae: str = "", tokenizer: str = ""
 ) -> Model:
-    """The model of a checkpoint, its parameters laid over a mesh, and all it does split over it.
+    """The model of a checkpoint, with its parameters and computations sharded over a mesh.
 
     Args:
       path: a checkpoint's folder, `model.safetensors`, or a converted model.
       mesh: the devices.
-      averaged: take the averaged parameters if there are any.
-      vae, tokenizer: as `Tuna.load` takes them; empty: a run's own, or the VAE in the model and the full tokenizer.
+      averaged: load the averaged parameters, if the checkpoint has some.
+      vae, tokenizer: as for `Tuna.load`; empty uses a run's own, or the VAE in the model and the full tokenizer.
 
     Raises:
       FileNotFoundError, ValueError, RuntimeError: it does not exist, or is incomplete.
