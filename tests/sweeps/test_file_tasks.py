@@ -64,7 +64,7 @@ def test_questions_are_put_as_the_command_puts_them(tuna, folder, style):
         else:
             assert got.texts[place] == row["reply"]
             assert got.values["right"] == [float(rows[i]["right"]) for i in (2, 0, 2)]
-    assert np.array_equal(got.pictures[1], tuna.load_media(items[0].shown)[0][0])
+    assert np.array_equal(got.pictures[1], tuna.load_media(items[0].media)[0][0])
 
 
 def test_questions_are_known_by_what_is_in_them(folder, tmp_path):
@@ -72,13 +72,13 @@ def test_questions_are_known_by_what_is_in_them(folder, tmp_path):
     key = made("questions", file=str(folder / name)).options
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert made("questions", file=str(copy / name)).options == key, "wherever they lie"
-    shown = datasets.read_lines(copy / name)[0].shown[0]
-    Image.new("RGB", (32, 32), (9, 9, 9)).save(shown)
+    image = datasets.read_lines(copy / name)[0].media[0]
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(image)
     changed = made("questions", file=str(copy / name))
     assert changed.options != key
     assert made("questions", file=str(folder / name), style="multiple_choice").options != key
-    shown.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}:1: no file at .*{shown.name}"):
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}:1: no file at .*{image.name}"):
         made("questions", file=str(copy / name))
 
 
@@ -93,7 +93,7 @@ def test_a_benchmark_becomes_its_scorers_folder(tuna, prompts, tmp_path):
         tmp_path / "cell" / cell_store.FILES,
     )
     assert validate.check(whole, folder, [(32, 32)]) == []
-    assert cell.told() == {"files": str(folder)}
+    assert cell.files_entry() == {"files": str(folder)}
     assert {record["values"]["sound"] for record in cell.records().values()} == {1.0}
     beside = tmp_path / "beside"
     run.run(drawing(tuna), whole, beside, seed=5, batch_size=12, progress=False)

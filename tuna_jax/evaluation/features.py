@@ -1,4 +1,4 @@
-"""Features of pictures: a model's unified representation, what an extractor makes of them, and files of either."""
+"""Features of images: a model's unified representation, those of an external extractor, and files of either."""
 
 from __future__ import annotations
 
@@ -28,48 +28,46 @@ from tuna_jax.models import tuna
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEY = "features"
 
-# Upright RGB pictures of any size -> features [pictures, width].
+# Upright RGB images of any size -> features [images, width].
 Extractor = Callable[[list[Image.Image]], Any]
 
 
 def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
-    """The picture files of a folder and its folders, in the order of their paths; the first `count` of them.
+    """The image files of a folder and its subfolders, ordered by path; the first `count` of them.
 
     Raises:
-      FileNotFoundError: no such folder, or no picture in it.
+      FileNotFoundError: there is no such folder, or no image in it.
     """
     folder = Path(folder)
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
-    return found[:count]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    return paths[:count]
 
 
 def read_all(paths: Sequence[Path], size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """Pictures, scaled and cropped to (height, width)."""
+    """Images of files, scaled and cropped to (height, width)."""
     return np.stack([load_image(path, size) for path in paths])
 
 
-def reconstruct(
-    model: Tuna, pictures: UInt8[np.ndarray, "n h w 3"]
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """Pictures through the model's VAE and back, of the posterior's mean."""
+def reconstruct(model: Tuna, images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images reconstructed by the model's VAE, from the posterior's mean."""
 
-    def some(part: np.ndarray) -> np.ndarray:
+    def run(part: np.ndarray) -> np.ndarray:
         mean, _ = batching.encode(model.config, model.vae_params, part[:, None])
         return np.asarray(batching.decode(model.config, model.vae_params, mean))[:, 0]
 
-    return batching.in_chunks(some, pictures, _at_once(model, pictures))
+    return batching.in_chunks(run, images, _rows_per_chunk(model, images))
 
 
-def unified(model: Tuna, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n width"]:
-    """The unified visual representation z (model.md section 4) of clean pictures: its mean over tokens, float32."""
+def unified(model: Tuna, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n width"]:
+    """The unified visual representation z (model.md section 4) of clean images: its mean over tokens, float32."""
 
-    def some(part: np.ndarray) -> np.ndarray:
+    def run(part: np.ndarray) -> np.ndarray:
         latents, _ = batching.encode(model.config, model.vae_params, part[:, None])
         return np.asarray(_tokens(model.config, model.params, latents[:, None]), np.float32)
 
-    return batching.in_chunks(some, pictures, _at_once(model, pictures))
+    return batching.in_chunks(run, images, _rows_per_chunk(model, images))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -80,31 +78,32 @@ def _tokens(
     return tokens.astype("float32").mean((1, 2))
 
 
-def _at_once(model: Tuna, pictures: np.ndarray) -> int:
-    shape = model.config.vae.latent_shape(1, *pictures.shape[1:3])
+def _rows_per_chunk(model: Tuna, images: np.ndarray) -> int:
+    shape = model.config.vae.latent_shape(1, *images.shape[1:3])
     return batching.rows_per_chunk(int(np.prod(shape[:3])))
 
 
 def extracted(
     extractor: Extractor, paths: Sequence[Path], batch: int = 32
 ) -> Float[np.ndarray, "n width"]:
-    """What an extractor makes of picture files, `batch` at a time.
+    """An extractor's features of image files, computed `batch` files at a time.
 
     Raises:
-      ValueError: it returns something else than a row of numbers for each picture.
+      ValueError: it does not return one row of numbers per image.
     """
     parts = []
     for start in range(0, len(paths), batch):
-        some = []
+        images = []
         for path in paths[start : start + batch]:
             with Image.open(path) as opened:
-                some.append(to_rgb(opened))
-        made = np.asarray(extractor(some), np.float32)
-        if made.ndim != 2 or len(made) != len(some):
+                images.append(to_rgb(opened))
+        features = np.asarray(extractor(images), np.float32)
+        if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
-                f"the extractor made {list(made.shape)} of {len(some)} pictures; [pictures, width] is wanted"
+                f"the extractor returned shape {list(features.shape)} for {len(images)} images; it must be "
+                "[images, width]"
             )
-        parts.append(made)
+        parts.append(features)
     return np.concatenate(parts)
 
 
@@ -112,12 +111,12 @@ def load_extractor(named: str) -> Extractor:
     """A user's extractor: `module:function` or `file.py:function`.
 
     Raises:
-      ValueError: not of this form, or no such function in it.
-      FileNotFoundError, ImportError: no such file or module.
+      ValueError: it has another form, or there is no such function.
+      FileNotFoundError, ImportError: the file or module does not exist.
     """
     where, _, name = named.rpartition(":")
     if not where or not name:
-        raise ValueError(f"{named!r} is no extractor; give module:function or file.py:function")
+        raise ValueError(f"{named!r} is not an extractor; give module:function or file.py:function")
     if where.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(where).stem, where)
         if spec is None or spec.loader is None or not Path(where).is_file():
@@ -133,10 +132,10 @@ def load_extractor(named: str) -> Extractor:
 
 
 def write(path: str | Path, features: Float[np.ndarray, "n width"], names: Sequence[str]) -> Path:
-    """Writes features as `.npy`, or as `.safetensors` under KEY with the names of what they are of.
+    """Writes features as `.npy`, or as `.safetensors` under KEY with the names of the images.
 
     Raises:
-      ValueError: another ending.
+      ValueError: another suffix.
     """
     path = Path(path)
     if path.suffix not in (".npy", ".safetensors"):
@@ -153,7 +152,7 @@ def write(path: str | Path, features: Float[np.ndarray, "n width"], names: Seque
 
 
 def read(path: str | Path) -> tuple[Float[np.ndarray, "n width"], list[str] | None]:
-    """Features of a file, float32 [rows, width], and the names of what they are of, if the file has them.
+    """Features of a file, float32 [rows, width], and the names of the images, if the file has them.
 
     Features of tokens, [rows, tokens, width], are averaged over tokens.
 
@@ -161,8 +160,8 @@ def read(path: str | Path) -> tuple[Float[np.ndarray, "n width"], list[str] | No
       path: `.npy`, or `.safetensors` with one tensor or one called `features`; `FILE.safetensors:NAME` names another.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that cannot be read, or holds no features.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file cannot be read, or holds no features.
     """
     named, key = str(path), ""
     if ":" in named and not Path(named).exists():
@@ -179,15 +178,17 @@ def read(path: str | Path) -> tuple[Float[np.ndarray, "n width"], list[str] | No
     if array.ndim == 3:
         array = array.mean(1)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}; [rows, width] is wanted")
+        raise ValueError(
+            f"{path} holds {array.dtype} {list(array.shape)}; it must be floating point [rows, width]"
+        )
     return array.astype(np.float32), names
 
 
 def _tensor(file: Path, key: str) -> tuple[np.ndarray, list[str] | None]:
     with safe_open(file, "numpy") as opened:
-        there = list(opened.keys())
-        key = key or (there[0] if len(there) == 1 else KEY)
-        if key not in there:
-            raise ValueError(f"no tensor {key!r} in it; it has {', '.join(there)}")
+        keys = list(opened.keys())
+        key = key or (keys[0] if len(keys) == 1 else KEY)
+        if key not in keys:
+            raise ValueError(f"it has no tensor {key!r}, but {', '.join(keys)}")
         names = (opened.metadata() or {}).get("names")
         return opened.get_tensor(key), json.loads(names) if names else None

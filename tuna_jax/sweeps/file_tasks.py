@@ -179,9 +179,9 @@ _THUMBNAIL_SIDE = 128
 
 def _first_image(model: Tuna, item: Item, frames: int) -> np.ndarray:
     """The first image of a question, or the first frame of its video; white if it has neither."""
-    if not item.shown:
+    if not item.media:
         return np.full((*model.size, 3), 255, np.uint8)
-    return model.load_media(item.shown[:1], frames)[0][0]
+    return model.load_media(item.media[:1], frames)[0][0]
 
 
 def _thumbnails(folder: Path, paths: Sequence[str], clips: bool) -> np.ndarray:
@@ -207,7 +207,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 def _content(items: Sequence[Item]) -> Iterable[bytes]:
     for item in items:
         yield repr((item.question, item.answers, item.choices)).encode()
-        for medium in item.shown:
+        for medium in item.media:
             yield _bytes(medium, item.where)
 
 

@@ -1,4 +1,4 @@
-"""Where prepared data lives on disk, and how a file gets there whole or not at all."""
+"""The folder of prepared data, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def cache_directory(directory: str | os.PathLike[str] | None = None) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a scratch path beside `path`; on success it replaces `path` in one step, else it goes.
+    """Yields a scratch path next to `path`; on success it replaces `path` in one step, otherwise it is removed.
 
-    Processes that write the same file at once do not meet: the last one to finish wins.
+    Processes that write the same file at the same time do not conflict: the last one to finish wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not `tempfile`, whose files nobody else may read.
+    # Not `tempfile`: other users could not read its files.
     scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}")
     try:
         yield scratch

@@ -1,7 +1,7 @@
-"""Compiled programs are kept on disk, so that a command which ran once before starts in seconds.
+"""Stores compiled programs on disk, so that a command that ran before starts in seconds.
 
-JAX can do that and does not by itself; the commands switch it on. `JAX_COMPILATION_CACHE_DIR` says where; set and
-empty, it keeps nothing. Without it they lie in `$XDG_CACHE_HOME/tuna_jax` (`~/.cache/tuna_jax`).
+JAX has this cache, but it is off by default; the commands enable it. `JAX_COMPILATION_CACHE_DIR` names the folder; set
+to the empty string, it disables the cache. The default is `$XDG_CACHE_HOME/tuna_jax` (`~/.cache/tuna_jax`).
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from pathlib import Path
 import jax
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
-_LEAST = {  # JAX leaves out what compiles in under a second: most of what a first picture waits for
+_LEAST = {  # By default JAX skips programs that compile in under a second: most of the wait for a first image.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
 
 
 def enable(environment: Mapping[str, str] | None = None) -> Path | None:
-    """Switches the cache on; before anything is compiled.
+    """Enables the cache; call it before anything is compiled.
 
     Args:
-      environment: variables; None: this process's. What they say of JAX's cache is left as it is.
+      environment: the variables; None for this process's. Settings of JAX's cache among them are respected.
 
     Returns:
-      Where programs are kept; None: nowhere.
+      The folder; None if the cache is disabled.
     """
-    given = os.environ if environment is None else environment
-    folder = given.get(FOLDER)
+    variables = os.environ if environment is None else environment
+    folder = variables.get(FOLDER)
     if folder == "":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     if folder is None:
-        folder = str(default_folder(given))
+        folder = str(default_folder(variables))
     jax.config.update("jax_compilation_cache_dir", folder)
     for name, value in _LEAST.items():
-        if name not in given:
+        if name not in variables:
             jax.config.update(name.lower(), value)
     return Path(folder)
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
-    """A folder of this user's, one for each kind of processor: a program for another may hold instructions it lacks."""
+    """The user's folder for this kind of processor: a program for another may use instructions that it lacks."""
     home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "tuna_jax" / f"compiled-{platform.machine()}-{_processor()}"
 
 
 def _processor() -> str:
-    """A short name for what this machine's processor can do."""
+    """A short name for the features of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return hashlib.sha256((told or platform.processor()).encode()).hexdigest()[:8]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256((features or platform.processor()).encode()).hexdigest()[:8]

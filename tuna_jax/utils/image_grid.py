@@ -1,4 +1,4 @@
-"""Labelled contact sheets as pictures: for training's samples, for the report's files, for a README."""
+"""Labelled contact sheets of images, for samples during training and for reports."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def contact_sheet(
     columns: int = 8,
     scale: int = 2,
 ) -> Image.Image:
-    """Pictures in a grid, each with its label below, and framed green or red where it was judged.
+    """Images in a grid, each with its label below, and with a green or red frame where it was judged.
 
     Args:
-        images: the pictures, all of one size.
-        labels: a text for each.
-        right: the verdict on each, None for no verdict.
-        columns: pictures a row, at most.
-        scale: how many pixels of the sheet a pixel takes.
+        images: all of one size.
+        labels: one text per image.
+        right: one verdict per image; None for no verdict.
+        columns: the most images per row.
+        scale: sheet pixels per image pixel.
     """
     images = np.asarray(images)
     count = len(images)
     right = [None] * count if right is None else list(right)
     if not count == len(labels) == len(right):
         raise ValueError(
-            f"{count} images, {len(labels)} labels and {len(right)} verdicts; there must be as many of each"
+            f"{count} images, {len(labels)} labels and {len(right)} verdicts; the numbers must be equal"
         )
     if count and (images.dtype != np.uint8 or images.ndim != 4):
         raise ValueError(
@@ -67,9 +67,9 @@ def contact_sheet(
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * step_x + _MARGIN, rows * step_y + _MARGIN), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)
-    for i, (picture, label, verdict) in enumerate(zip(images, labels, right, strict=True)):
+    for i, (image, label, verdict) in enumerate(zip(images, labels, right, strict=True)):
         x, y = _MARGIN + i % columns * step_x, _MARGIN + i // columns * step_y
-        large = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+        large = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
         colour = PLAIN if verdict is None else RIGHT if verdict else WRONG
         if verdict is not None:
             pen.rectangle((x - 4, y - 4, x + width + 3, y + height + 3), fill=colour)

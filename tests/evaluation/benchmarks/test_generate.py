@@ -86,7 +86,7 @@ def test_seeds_of_samples_are_all_different(prompts):
 
 @pytest.mark.parametrize(
     ("change", "setting", "told"),
-    [({"seed": 1}, {}, "seed 0, and now 1"), ({}, {"guidance": 3.0}, "guidance 2.0, and now 3.0")],
+    [({"seed": 1}, {}, "seed=0.* has 1"), ({}, {"guidance": 3.0}, "guidance=2.0.* has 3.0")],
 )
 def test_other_settings_are_refused(prompts, tmp_path, change, setting, told):
     benchmark = registry.read("geneval", prompts)
@@ -111,7 +111,7 @@ def test_pictures_of_unknown_origin_are_refused(prompts, tmp_path):
     benchmark = registry.read("geneval", prompts)
     fill(benchmark, tmp_path / "g", given.noise, given.PLAN, progress=False)
     (tmp_path / "g.json").unlink()
-    with pytest.raises(ValueError, match="no g.json beside it says how they were drawn"):
+    with pytest.raises(ValueError, match=r"no g\.json"):
         fill(benchmark, tmp_path / "g", given.noise, given.PLAN, progress=False)
 
 

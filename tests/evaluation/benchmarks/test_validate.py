@@ -99,7 +99,7 @@ def test_another_size_is_named(copied):
     Image.effect_noise((48, 32), 50).convert("RGB").save(folder / "00000/samples/0001.png")
     (problem,) = validate.check(benchmark, folder)
     assert (problem.kind, problem.path) == ("size", "00000/samples/0001.png")
-    assert problem.reason == "its samples are 32x48, and 32x32 is wanted (height x width)"
+    assert problem.reason == "its samples are 32x48, expected 32x32 (height x width)"
     # And where all are of a size that is not the wanted one.
     assert len(validate.check(benchmark, folder, [(32, 48)])) == len(benchmark.pieces) - 1
 
@@ -109,7 +109,7 @@ def test_one_picture_is_no_grid(copied):
     Image.effect_noise((33, 32), 50).convert("RGB").save(folder / "7.png")
     (problem,) = validate.check(benchmark, folder)
     assert (problem.kind, problem.path) == ("unreadable", "7.png")
-    assert "no grid of 2x2 samples" in problem.reason
+    assert "not a grid of 2x2 samples" in problem.reason
     Image.effect_noise((32, 32), 50).convert("RGB").save(folder / "7.png")
     (problem,) = validate.check(benchmark, folder, [(32, 32)])
     assert problem.reason.startswith("its samples are 16x16")
@@ -131,7 +131,7 @@ def test_another_number_of_frames_is_named(copied):
     write_video(folder / path, clip)
     (problem,) = validate.check(benchmark, folder)
     assert (problem.kind, problem.path) == ("frames", path)
-    assert problem.reason == "it has 9 frames, and 5 are wanted"
+    assert problem.reason == "it has 9 frames, expected 5"
     assert len(validate.check(benchmark, folder, frames=9)) == len(benchmark.pieces) - 1
 
 
@@ -144,7 +144,7 @@ def test_another_number_of_frames_is_named(copied):
             '{"tag": "single_object", "include": [], "prompt": "a photo of a bench"}',
             "'include' is []",
         ),
-        ("[1]", "[1] where"),
+        ("[1]", "[1], expected"),
     ],
 )
 def test_metadata_of_another_prompt_is_named(copied, text, words):
@@ -174,7 +174,7 @@ def test_the_report_counts_kinds_and_stays_short(copied):
     assert told[10] == "... and 2 more like it (missing)"
     assert told[11] == f"{folder}/x.png: does not belong here"
     assert told[12].endswith("13 problems: 12 missing, 1 surplus")
-    assert validate.report([], folder).endswith("nothing is wrong")
+    assert validate.report([], folder).endswith("no problems")
 
 
 def test_no_folder_is_an_error(drawn, tmp_path):

@@ -74,7 +74,7 @@ def test_questions_and_answers_are_the_data_sets(prepared):
         (f"what is {i}?", (f"a {i}",)) for i in range(3)
     ]
     for item in items:
-        (content,) = item.shown
+        (content,) = item.media
         number = int(item.answers[0][-1])
         assert image_size(content, smallest=1) == Size(10, 20 + number)
         assert load_image(content, (10, 20 + number))[0, 0].tolist() == [40 * number, 0, 0]
@@ -89,5 +89,5 @@ def test_labels_answer_one_question(prepared):
     assert sorted(item.answers for item in items) == [("cat",), ("cat",), ("dog",)]
     assert {item.question for item in items} == {"what is it?"}
     assert {item.choices for item in items} == {("cat", "dog")}
-    with pytest.raises(ValueError, match="the fields name no question; give one for all"):
+    with pytest.raises(ValueError, match="--question"):
         datasets.read_tfds(prepared, "test", fields)

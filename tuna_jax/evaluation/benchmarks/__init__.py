@@ -1,5 +1,5 @@
-"""Published benchmarks of pictures, clips and edits: what to draw, and the folder that each official scorer reads.
+"""Published benchmarks of images, videos and edits: their prompts, and the folder that each official scorer reads.
 
-`table.read` turns a benchmark's own prompt files into a `Benchmark`: every file that its scorer wants. `drawing.fill`
-makes them, `checking.check` says what is wrong with a folder.
+`registry.read` turns a benchmark's own prompt files into a `Benchmark`: every file that its scorer needs.
+`generate.fill` generates them, and `validate.check` finds problems in a folder.
 """

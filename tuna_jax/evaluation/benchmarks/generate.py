@@ -1,7 +1,7 @@
-"""Draws a benchmark's files: each on its own, so that a run can be killed, resumed and shared out.
+"""Generates a benchmark's files one by one, so that a run can be killed, resumed and shared among processes.
 
-A sample depends on its prompt's place in the prompt file, on its number and on the seed: not on the batch, on the
-process, nor on what else is there already (up to rounding).
+A sample depends on its prompt's place in the prompt file, on its number and on the seed; it does not depend on the
+batch, the process, or existing files (up to rounding).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _THUMBNAIL, _MOST_ON_SHEET = 128, 48
 
 @runtime_checkable
 class Draw(Protocol):
-    """Draws samples, uint8 [n, height, width, 3], or [n, frames, height, width, 3] of clips.
+    """Generates samples, uint8 [n, height, width, 3], or [n, frames, height, width, 3] of videos.
 
-    `seeds` are pairs as `rows.keys` takes them; `sources` the pictures to change, uint8 [height, width, 3], or None.
+    `seeds` are pairs as for `batching.keys`; `sources` are the images to edit, uint8 [height, width, 3], or None.
     """
 
     def __call__(
@@ -48,15 +48,15 @@ class Draw(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How files are drawn.
+    """How files are generated.
 
     Attributes:
-      sizes: (height, width) of a sample; of several, an edit takes the one whose shape is nearest to its source's.
-      frames: of a clip; 1 of pictures.
-      fps: frames a second of a written clip.
+      sizes: (height, width) of a sample; of several, an edit uses the one nearest to its source's aspect ratio.
+      frames: per video; 1 for images.
+      fps: frames per second of a video file.
       seed: of all samples.
-      batch: most samples at once.
-      shard: this process's number and how many there are: it takes every so many-th prompt.
+      batch: most samples per call.
+      shard: this process's number i and the number n of processes: it generates every n-th prompt, from the i-th.
     """
 
     sizes: tuple[Size, ...]
@@ -76,24 +76,24 @@ def fill(
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[int, int]:
-    """Draws the files that are missing or broken; what is there and sound is kept.
+    """Generates the files that are missing or invalid; valid files are kept.
 
-    Beside `folder` it writes `folder.json`, how it was drawn, and `folder.png`, a contact sheet, when all is there:
-    scorers list folders, and would take what lies in them.
+    Next to `folder` it writes `folder.json` with the settings and, when all files exist, `folder.png`, a contact sheet.
+    They are not in the folder because scorers read every file in it.
 
     Args:
-      benchmark: what is wanted.
-      folder: what its scorer will read; made if absent.
-      draw: draws samples.
-      plan: how.
-      settings: what else decides how samples look, kept in `folder.json`.
+      benchmark: the files.
+      folder: the folder that its scorer will read; created if absent.
+      draw: generates samples.
+      plan: sizes, seed and batches.
+      settings: everything else that determines the samples, stored in `folder.json`.
       progress: whether to show a bar.
 
     Returns:
-      How many files were drawn, and how many kept.
+      The number of files generated, and of files kept.
 
     Raises:
-      ValueError: the folder was drawn with other settings, or a source cannot be read.
+      ValueError: the folder was generated with other settings, or a source cannot be read.
     """
     folder = Path(folder)
     claim(benchmark, folder, plan, settings or {})
@@ -112,45 +112,45 @@ def fill(
                 text = companion.text or ""
                 workshop(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
         own = [piece for piece in benchmark.pieces if piece.place % shards == number]
-        wanted = [piece for piece in own if not sound(benchmark, piece, folder, plan)]
-        kept, total = len(own) - len(wanted), len(wanted)
+        missing = [piece for piece in own if not sound(benchmark, piece, folder, plan)]
+        kept, total = len(own) - len(missing), len(missing)
         bar = tqdm(total=len(own), initial=kept, unit="file", disable=not progress)
         with bar:
-            for size, some in batches(wanted, folder, plan):
-                made = _samples(some, folder, draw, plan, size)
-                for piece, samples in zip(some, made, strict=True):
+            for size, part in batches(missing, folder, plan):
+                generated = _samples(part, folder, draw, plan, size)
+                for piece, samples in zip(part, generated, strict=True):
                     workshop(folder / piece.path, _writer(samples, benchmark.clips, plan.fps))
-                bar.update(len(some))
+                bar.update(len(part))
         if all((folder / piece.path).is_file() for piece in benchmark.pieces):
-            workshop(_beside(folder, ".png"), sheet(benchmark, folder).save)
+            workshop(_next_to(folder, ".png"), sheet(benchmark, folder).save)
     return total, kept
 
 
 def claim(
     benchmark: Benchmark, folder: Path, plan: Plan, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes how a folder is drawn beside it, or checks that it was drawn so.
+    """Writes a folder's settings next to it, or checks that they are the same.
 
     Raises:
-      ValueError: it was drawn otherwise, or nobody knows how.
+      ValueError: the settings differ, or the folder has files without settings.
     """
     decisive = {"sizes": [list(size) for size in plan.sizes], "seed": plan.seed}
     if benchmark.clips:
         decisive |= {"frames": plan.frames, "fps": plan.fps}
     decisive = {"benchmark": benchmark.name, **decisive, **settings}
-    path = _beside(folder, ".json")
+    path = _next_to(folder, ".json")
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         for key in (*decisive, *before):
             if before.get(key) != decisive.get(key):
                 raise ValueError(
-                    f"{folder} was drawn with {key} {before.get(key)!r}, and now {decisive.get(key)!r} is asked for "
+                    f"{folder} was generated with {key}={before.get(key)!r}, and this run has {decisive.get(key)!r} "
                     f"({path}); name another --output, or remove both"
                 )
         return decisive
     if any((folder / piece.path).exists() for piece in benchmark.pieces):
         raise ValueError(
-            f"{folder} has pictures, and no {path.name} beside it says how they were drawn; name another --output"
+            f"{folder} has images, but no {path.name} next to it with their settings; name another --output"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -160,44 +160,44 @@ def claim(
 
 
 def sound(benchmark: Benchmark, piece: Piece, folder: Path, plan: Plan) -> bool:
-    """Whether a file is there and as it should be."""
+    """Whether a file exists and is valid."""
     path = folder / piece.path
     if not path.is_file():
         return False
     try:
-        found = validate.examine(piece, path, benchmark.clips)
+        info = validate.examine(piece, path, benchmark.clips)
     except ValueError:
         return False
-    return found.size in plan.sizes and found.frames == plan.frames
+    return info.size in plan.sizes and info.frames == plan.frames
 
 
 def batches(
     pieces: Sequence[Piece], folder: Path, plan: Plan
 ) -> Iterator[tuple[Size, list[Piece]]]:
-    """Pieces of one size, at most `plan.batch` samples together.
+    """Pieces of one size, at most `plan.batch` samples per batch.
 
-    Prompts of like length come together: few programs are compiled, and little is padding.
+    Prompts of similar length share a batch: few programs are compiled, and there is little padding.
     """
     by_size: dict[Size, list[Piece]] = {}
     for piece in pieces:
         by_size.setdefault(_nearest(piece, folder, plan.sizes), []).append(piece)
-    for size, some in by_size.items():
-        some = sorted(some, key=lambda piece: len(piece.prompt))
-        step = max(1, plan.batch // len(some[0].samples))
-        for start in range(0, len(some), step):
-            yield size, some[start : start + step]
+    for size, of_size in by_size.items():
+        ordered = sorted(of_size, key=lambda piece: len(piece.prompt))
+        step = max(1, plan.batch // len(ordered[0].samples))
+        for start in range(0, len(ordered), step):
+            yield size, ordered[start : start + step]
 
 
 def sheet(benchmark: Benchmark, folder: Path) -> Image.Image:
-    """A contact sheet of files spread evenly over the benchmark; of clips, their middle frames."""
+    """A contact sheet of files spaced evenly over the benchmark; of videos, their middle frames."""
     step = -(-len(benchmark.pieces) // _MOST_ON_SHEET)
-    shown = benchmark.pieces[::step]
-    thumbnails = [_thumbnail(folder / piece.path, benchmark.clips) for piece in shown]
-    return contact_sheet(np.stack(thumbnails), [piece.prompt for piece in shown], scale=1)
+    sampled = benchmark.pieces[::step]
+    thumbnails = [_thumbnail(folder / piece.path, benchmark.clips) for piece in sampled]
+    return contact_sheet(np.stack(thumbnails), [piece.prompt for piece in sampled], scale=1)
 
 
 def _nearest(piece: Piece, folder: Path, sizes: Sequence[Size]) -> Size:
-    """The size whose shape is nearest to the source's."""
+    """The size nearest to the source's aspect ratio."""
     if piece.source is None or len(sizes) == 1:
         return sizes[0]
     with _open_source(piece, folder) as opened:
@@ -215,9 +215,9 @@ def _samples(
     sources = None
     if pieces[0].source is not None:
         sources = [_source(piece, folder, size) for piece in pieces for _ in piece.samples]
-    drawn = draw(prompts, seeds, sources, size)
+    samples = draw(prompts, seeds, sources, size)
     ends = np.cumsum([len(piece.samples) for piece in pieces])[:-1]
-    return np.split(drawn, ends)
+    return np.split(samples, ends)
 
 
 def _open_source(piece: Piece, folder: Path) -> Image.Image:
@@ -231,13 +231,13 @@ def _open_source(piece: Piece, folder: Path) -> Image.Image:
 
 
 def _source(piece: Piece, folder: Path, size: Size) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture to change, stretched to the size: scorers lay the edit over the whole source, so no crop."""
+    """The image to edit, stretched to the size: scorers compare the edit with the whole source, so no crop."""
     with _open_source(piece, folder) as opened:
         return image.stretch(image.to_rgb(opened), image.Size(*size))
 
 
 def _writer(samples: np.ndarray, clips: bool, fps: float) -> Callable[[Path], object]:
-    """What writes the samples as one file."""
+    """A function that writes the samples as one file."""
     if clips:
         return lambda path: write_video(path, samples[0], fps)
     grid = samples[0]
@@ -250,7 +250,7 @@ def _writer(samples: np.ndarray, clips: bool, fps: float) -> Callable[[Path], ob
 
 @contextlib.contextmanager
 def _workshop(folder: Path) -> Iterator[Callable[[Path, Callable[[Path], object]], None]]:
-    """Writes files beside the folder and moves them in whole: what is in it was never half written."""
+    """Writes files next to the folder and moves them in when they are complete."""
     workshop = folder.parent / f"{folder.name}.unfinished" / uuid.uuid4().hex
     workshop.mkdir(parents=True)
 
@@ -266,11 +266,11 @@ def _workshop(folder: Path) -> Iterator[Callable[[Path, Callable[[Path], object]
         for left in workshop.iterdir():
             left.unlink()
         workshop.rmdir()
-        with contextlib.suppress(OSError):  # another process is in it still
+        with contextlib.suppress(OSError):  # Another process still uses it.
             workshop.parent.rmdir()
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _next_to(folder: Path, suffix: str) -> Path:
     return folder.with_name(folder.name + suffix)
 
 

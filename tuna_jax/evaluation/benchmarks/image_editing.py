@@ -26,7 +26,7 @@ from tuna_jax.evaluation.benchmarks.spec import (
 )
 
 _GEDIT_TEXTS = ("key", "task_type", "instruction", "instruction_language")
-_GEDIT_TOLD = (
+_GEDIT_HINT = (
     "download the data set stepfun-ai/GEdit-Bench from Hugging Face: its parquet files, or what `save_to_disk` of the "
     "package datasets wrote"
 )
@@ -36,22 +36,22 @@ def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Ben
     """ImgEdit's basic test: `KEY.png` for each key of the prompt file.
 
     Args:
-      data: where `basic_edit.json` is (`singleturn.json` in the archive of pictures).
-      images: the folder that the originals' paths begin at; None: where the prompt file is.
+      data: where `basic_edit.json` is (`singleturn.json` in the archive of images).
+      images: the folder that the originals' paths are relative to; None for the prompt file's folder.
 
     Raises:
-      FileNotFoundError: no prompt file, or no such original.
-      ValueError: an entry that is not ImgEdit's, named by its key.
+      FileNotFoundError: the prompt file or an original does not exist.
+      ValueError: an invalid entry, named by its key.
     """
-    told = "it is Benchmark/Basic/basic_edit.json of github.com/PKU-YuanGroup/ImgEdit"
-    path = find(data, "imgedit", ["basic_edit.json", "singleturn.json"], told)
+    hint = "it is Benchmark/Basic/basic_edit.json of github.com/PKU-YuanGroup/ImgEdit"
+    path = find(data, "imgedit", ["basic_edit.json", "singleturn.json"], hint)
     root = Path(images) if images is not None else path.parent
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(entries, dict):
-        raise ValueError(f"{path}: an object of entries by key is wanted")
+        raise ValueError(f"{path}: it must be an object of entries by key")
     pieces = []
     for place, (key, entry) in enumerate(entries.items()):
         where = f"{path}, key {key!r}"
@@ -70,32 +70,32 @@ def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Ben
         published=737,
         scorer=f"python basic_bench.py --result_img_folder {{folder}} --edit_json {path} --origin_img_root {root} "
         f"--prompts_json prompts.json",
-        tolerated=("result.json",),  # where it writes its answers
+        tolerated=("result.json",),  # The scorer writes its answers there.
     )
 
 
 def gedit(data: str | Path | None, *, model: str = "tuna") -> Benchmark:
-    """GEdit-Bench: `MODEL/fullset/TASK/LANGUAGE/KEY.png`, and its source as `KEY_SRCIMG.png` beside it.
+    """GEdit-Bench: `MODEL/fullset/TASK/LANGUAGE/KEY.png`, and its source as `KEY_SRCIMG.png` next to it.
 
-    The scorer silently leaves out what has no source beside it.
+    The scorer silently skips files without a source next to them.
 
     Args:
-      data: the folder of the data set's `.parquet` or `.arrow` files; wants the package pyarrow.
-      model: the name of its folder; other models may lie beside it.
+      data: the folder of the data set's `.parquet` or `.arrow` files; requires the package pyarrow.
+      model: the name of its folder; folders of other models may exist next to it.
 
     Raises:
-      FileNotFoundError: no such files.
-      ValueError: a row that is not GEdit's, named by its number.
+      FileNotFoundError: there are no such files.
+      ValueError: an invalid row, named by its number.
     """
     folder, model = _data_set(data), file_name(model, "--name")
     pieces, companions = [], []
     for place, (row, picture) in enumerate(_rows(folder)):
         where = f"{folder}, row {place}"
         key, task, instruction, language = (text_of(row, name, where) for name in _GEDIT_TEXTS)
-        place_of = f"{model}/fullset/{file_name(task, where)}/{file_name(language, where)}"
-        source = f"{place_of}/{file_name(key, where)}_SRCIMG.png"
+        folder_name = f"{model}/fullset/{file_name(task, where)}/{file_name(language, where)}"
+        source = f"{folder_name}/{file_name(key, where)}_SRCIMG.png"
         companions.append(Companion(source, place, picture=picture))
-        pieces.append(Piece(f"{place_of}/{key}.png", instruction, place, source=Path(source)))
+        pieces.append(Piece(f"{folder_name}/{key}.png", instruction, place, source=Path(source)))
     return Benchmark(
         "gedit",
         distinct(pieces, str(folder)),
@@ -110,16 +110,16 @@ def gedit(data: str | Path | None, *, model: str = "tuna") -> Benchmark:
 def _data_set(data: str | Path | None) -> Path:
     """The folder with the files of the data set."""
     if data is None:
-        raise FileNotFoundError(f"gedit wants --prompts=FOLDER; {_GEDIT_TOLD}")
+        raise FileNotFoundError(f"gedit requires --prompts=FOLDER; {_GEDIT_HINT}")
     for part in ("", "data", "train", "gedit", "gedit/data", "gedit/train"):
         folder = Path(data) / part
         if any(folder.glob("*.parquet")) or any(folder.glob("*.arrow")):
             return folder
-    raise FileNotFoundError(f"{data} has no .parquet and no .arrow file; {_GEDIT_TOLD}")
+    raise FileNotFoundError(f"{data} has no .parquet and no .arrow file; {_GEDIT_HINT}")
 
 
 def _rows(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """The texts of each row, and what reads its picture, in the order of the files."""
+    """The texts of each row and a function that reads its image, in the order of the files."""
     import pyarrow.parquet
 
     columns = [*_GEDIT_TEXTS, "input_image"]
@@ -137,20 +137,20 @@ def _rows(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
             yield text, functools.partial(_arrow_picture, path, row)
 
 
-def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
-    missing = [name for name in wanted if name not in there]
+def _check_columns(path: Path, required: list[str], existing: list[str]) -> None:
+    missing = [name for name in required if name not in existing]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}")
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(existing)}")
 
 
-@functools.lru_cache(maxsize=1)  # pictures are read in order
+@functools.lru_cache(maxsize=1)  # Images are read in order.
 def _row_group(path: Path, group: int) -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=["input_image"])
 
 
-@functools.lru_cache(maxsize=8)  # memory maps
+@functools.lru_cache(maxsize=8)  # Memory maps.
 def _arrow_table(path: Path) -> Any:
     import pyarrow
 
@@ -166,7 +166,7 @@ def _arrow_picture(path: Path, row: int) -> Image.Image:
 
 
 def _opened(value: Any, where: str) -> Image.Image:
-    """A picture as the package datasets stores it: `{"bytes": ..., "path": ...}`."""
+    """An image as the package datasets stores it: `{"bytes": ..., "path": ...}`."""
     if not isinstance(value, dict) or not value.get("bytes"):
-        raise ValueError(f"{where}: the column input_image holds no picture")
+        raise ValueError(f"{where}: the column input_image holds no image")
     return Image.open(io.BytesIO(value["bytes"]))

@@ -26,15 +26,15 @@ def read(
 
     Args:
       name: one of NAMES.
-      prompts: its prompt file, the folder of it, or a folder with one for each benchmark.
-      model: what scorers that compare models call this one (oneig, gedit).
+      prompts: its prompt file, the folder of it, or a folder with a subfolder per benchmark.
+      model: the name of this model for scorers that compare models (oneig, gedit).
       language: 'en' or 'zh' (oneig).
       images: folder of the originals (imgedit).
       dimensions: of VBench; empty for all.
 
     Raises:
-      FileNotFoundError: files that are not there; says how to get them.
-      ValueError: an unknown benchmark, or a prompt file that is not its own, with the line.
+      FileNotFoundError: files do not exist; the message says how to get them.
+      ValueError: an unknown benchmark, or an invalid prompt file, with the line.
     """
     if name == "geneval":
         return geneval(prompts)

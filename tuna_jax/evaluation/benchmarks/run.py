@@ -1,4 +1,4 @@
-"""Published benchmarks drawn by a model: the model's side of `evaluation/benchmarks`."""
+"""Generates the files of published benchmarks with a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuna_jax.inference.generation_config import SamplingOptions
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.utils.param_tree import flatten
 
-_LOOKED_AT = 64  # numbers of each parameter that the fingerprint is made of
+_SAMPLED_VALUES = 64  # Values of each parameter that enter the fingerprint.
 
 
 def run(
@@ -37,30 +37,30 @@ def run(
     progress: bool = True,
     **sampling: Any,
 ) -> tuple[int, int]:
-    """Draws a benchmark's folder, or what is missing of it.
+    """Generates the files of a benchmark's folder that are missing.
 
     Args:
-      model: who draws.
-      benchmark: what, of `table.read`.
-      folder: what the scorer will read.
-      sizes: (height, width) of a sample; several for edits, each of which takes the nearest. Empty: the model's own.
-      seed: a sample depends on it, its prompt's place in the prompt file and its number.
-      frames: of a clip, 1 + 4k.
-      fps: frames a second of a clip's file.
-      batch_size: most samples at once; None takes what `batching.rows_per_chunk` allows.
-      shard: this process's number and how many there are.
-      first: only so many of the first prompts.
+      model: the model.
+      benchmark: from `registry.read`.
+      folder: the folder that the scorer will read.
+      sizes: (height, width) of a sample; several for edits, each of which uses the nearest. Empty uses the model's own.
+      seed: a sample depends on it, its prompt's place in the prompt file, and its number.
+      frames: per video, 1 + 4k.
+      fps: frames per second of a video file.
+      batch_size: most samples per call; None uses `batching.rows_per_chunk`.
+      shard: this process's number and the number of processes.
+      first: the number of prompts, from the first; None for all.
       progress: whether to show a bar.
-      **sampling: `guidance`, `guidance_interval`, `steps`, `shift`, `solver` and `negative` of `Sampling`.
+      **sampling: `guidance`, `guidance_interval`, `steps`, `shift`, `solver` and `negative` of `SamplingOptions`.
 
     Returns:
-      How many files were drawn, and how many were there already.
+      The number of files generated, and of files that existed.
 
     Raises:
-      ValueError: as `drawing.fill`, and options that do not fit.
+      ValueError: as `generate.fill`, and invalid options.
     """
     if len(sizes) > 1 and not benchmark.edits:
-        raise ValueError(f"{benchmark.name} is drawn at one size; {len(sizes)} are given")
+        raise ValueError(f"{benchmark.name} has one size; {len(sizes)} are given")
     chosen = tuple(sizes) or (model.size,)
     frames = frames if benchmark.clips else 1
     tokens = max(int(np.prod(model.config.vae.latent_shape(frames, *size)[:3])) for size in chosen)
@@ -76,7 +76,7 @@ def run(
 def drawer(
     model: Tuna, *, clips: bool, frames: int, batch_size: int, negative: str = "", **sampling: Any
 ) -> Draw:
-    """What draws samples with a model; see `drawing.Draw`."""
+    """A function that generates samples with a model; see `generate.Draw`."""
 
     def draw(
         prompts: list[str],
@@ -96,23 +96,23 @@ def drawer(
 
 
 def described(model: Tuna, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides how samples of a model look, beside sizes and seeds: plain values for a file."""
-    usual = model.samples
-    values = {name: getattr(usual, name) for name in ("guidance", "steps", "shift", "solver")} | {
-        "negative": ""
-    }
-    # Said only where it matters: folders that were begun before there were intervals go on.
-    if usual.guidance_interval != EVERYWHERE:
-        values["guidance_interval"] = list(usual.guidance_interval)
+    """Everything except sizes and seeds that determines a model's samples, as plain values."""
+    defaults = model.samples
+    values = {
+        name: getattr(defaults, name) for name in ("guidance", "steps", "shift", "solver")
+    } | {"negative": ""}
+    # Only if it is set: folders that were begun before intervals existed can continue.
+    if defaults.guidance_interval != EVERYWHERE:
+        values["guidance_interval"] = list(defaults.guidance_interval)
     values |= {name: value for name, value in sampling.items() if value is not None}
     return {"model": fingerprint(model.params), **values}
 
 
 def fingerprint(params: Any) -> str:
-    """A hash of names, shapes, types and some evenly spread numbers of all parameters: it tells checkpoints apart."""
-    found = hashlib.sha256()
+    """A hash of names, shapes, types and some evenly spaced values of all parameters, to distinguish checkpoints."""
+    digest = hashlib.sha256()
     for name, leaf in sorted(flatten(params).items()):
-        found.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
-        every = max(1, leaf.size // _LOOKED_AT)
-        found.update(np.asarray(jax.numpy.ravel(leaf)[::every]).tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
+        every = max(1, leaf.size // _SAMPLED_VALUES)
+        digest.update(np.asarray(jax.numpy.ravel(leaf)[::every]).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a benchmark's folder holds: a list of files, each with what is drawn in it."""
+"""The contents of a benchmark's folder: a list of files, each with its prompt."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from PIL import Image
 
-# So many samples of a prompt can have seeds of their own; VBench asks for 25.
+# The most samples per prompt that have distinct seeds; VBench requires 25.
 SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A file with something that is drawn.
+    """A file to generate.
 
     Attributes:
       path: of the file in the folder.
-      prompt: what is drawn, or how the source is changed.
-      place: the prompt's number in its file, from 0: with the sample's number it gives the seed.
-      samples: which of the prompt's samples it shows: one, or four in a grid of two columns, row by row.
-      source: the picture to change: an absolute path, or one in the folder (a `Companion`'s); None where there is none.
+      prompt: the prompt, or the instruction of an edit.
+      place: the prompt's number in its file, from 0; with the sample's number it determines the seed.
+      samples: the numbers of the prompt's samples in the file: one, or four in a grid of two columns, row by row.
+      source: the image to edit: an absolute path, or one in the folder (a `Companion`'s); None if it is not an edit.
     """
 
     path: str
@@ -39,19 +39,19 @@ class Piece:
         return (1, 1) if len(self.samples) == 1 else (len(self.samples) // 2, 2)
 
     def seeds(self, seed: int) -> list[tuple[int, int]]:
-        """A (seed, place) for each sample, see `rows.keys`: no other sample of the benchmark has the same."""
+        """A (seed, place) for each sample, see `batching.keys`; no other sample of the benchmark has the same."""
         return [(seed, self.place * SAMPLES + sample) for sample in self.samples]
 
 
 @dataclasses.dataclass(frozen=True)
 class Companion:
-    """A file that the scorer wants beside what is drawn: a line of JSON, or the picture that was edited.
+    """A file that the scorer needs next to the generated ones: a line of JSON, or the source image of an edit.
 
     Attributes:
       path: of the file in the folder.
       place: as `Piece.place`.
-      text: what is in it, or None.
-      picture: reads the picture that is in it, or None.
+      text: its content, or None.
+      picture: reads its image, or None.
     """
 
     path: str
@@ -65,15 +65,15 @@ class Benchmark:
     """A benchmark as the files that its scorer reads.
 
     Attributes:
-      name: what it is called in commands.
-      pieces: the files to draw.
-      companions: the files beside them.
-      prompts: how many prompts there are.
-      published: how many prompts the published benchmark has: with another number, scores cannot be compared.
-      scorer: what to run next, with `{folder}` and `{side}` (a sample's side in pixels) to be filled in.
-      clips: whether pieces are clips.
-      own: parts of the folder that belong to this benchmark and model alone; other parts are left alone.
-      tolerated: patterns of files that may lie there too: what the scorer itself writes, or reads if it is there.
+      name: its name in commands.
+      pieces: the files to generate.
+      companions: further files that the scorer needs.
+      prompts: the number of prompts.
+      published: the number of prompts of the published benchmark; with another number, scores are not comparable.
+      scorer: the command to run next, with the fields `{folder}` and `{side}` (a sample's side in pixels).
+      clips: whether pieces are videos.
+      own: parts of the folder that belong only to this benchmark and model; other parts are not touched.
+      tolerated: patterns of other files that are allowed: those that the scorer writes, or reads if they exist.
     """
 
     name: str
@@ -88,44 +88,44 @@ class Benchmark:
 
     @property
     def edits(self) -> bool:
-        """Whether pieces are changed pictures."""
+        """Whether pieces are edits of images."""
         return any(piece.source is not None for piece in self.pieces)
 
     def first(self, count: int) -> Benchmark:
-        """The first prompts alone, for a trial."""
+        """The benchmark with only the first prompts, for a trial."""
         pieces = tuple(piece for piece in self.pieces if piece.place < count)
-        companions = tuple(one for one in self.companions if one.place < count)
+        companions = tuple(file for file in self.companions if file.place < count)
         prompts = min(count, self.prompts)
         return dataclasses.replace(self, pieces=pieces, companions=companions, prompts=prompts)
 
     def some(self, numbers: Iterable[int]) -> Benchmark:
-        """These pieces alone, by their place among the pieces, each once, with what belongs beside them."""
+        """The benchmark with only these pieces, given by their indices, and their companions."""
         pieces = tuple(self.pieces[number] for number in sorted(set(numbers)))
         places = {piece.place for piece in pieces}
-        companions = tuple(one for one in self.companions if one.place in places)
+        companions = tuple(file for file in self.companions if file.place in places)
         return dataclasses.replace(self, pieces=pieces, companions=companions, prompts=len(places))
 
     def digest(self) -> str:
-        """A hash of what is to be drawn and where."""
+        """A hash of the files and their prompts."""
         entries = [[p.path, p.prompt, p.place, p.samples] for p in self.pieces]
         entries += [[c.path, c.place, c.text] for c in self.companions]
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
-def find(data: str | Path | None, benchmark: str, names: Sequence[str], told: str) -> Path:
+def find(data: str | Path | None, benchmark: str, names: Sequence[str], hint: str) -> Path:
     """A benchmark's prompt file, or folder of prompts.
 
     Args:
-      data: the file itself, a folder that has it, or a folder with a folder of the benchmark's name that does.
+      data: the file itself, a folder that has it, or a folder with a subfolder of the benchmark's name that has it.
       benchmark: its name.
-      names: what it may be called, the likeliest first.
-      told: how to get it, for the message.
+      names: possible names of the file, the most likely first.
+      hint: how to get it, for the message.
 
     Raises:
-      FileNotFoundError: it is not there.
+      FileNotFoundError: it does not exist.
     """
     if data is None:
-        raise FileNotFoundError(f"{benchmark} wants --prompts=FOLDER with {names[0]}; {told}")
+        raise FileNotFoundError(f"{benchmark} requires --prompts=FOLDER with {names[0]}; {hint}")
     data = Path(data)
     if data.is_file():
         return data
@@ -134,15 +134,15 @@ def find(data: str | Path | None, benchmark: str, names: Sequence[str], told: st
             if (folder / name).exists():
                 return folder / name
     raise FileNotFoundError(
-        f"{data} has no {' or '.join(names)}, and no {benchmark}/{names[0]}; {told}"
+        f"{data} has no {' or '.join(names)}, and no {benchmark}/{names[0]}; {hint}"
     )
 
 
 def text_of(values: Any, key: str, where: str) -> str:
-    """A text that a row must have.
+    """A required text of a row.
 
     Raises:
-      ValueError: it has none, named by `where`.
+      ValueError: it is missing; `where` names the row.
     """
     value = values.get(key) if isinstance(values, dict) else None
     if not isinstance(value, str) or not value.strip():
@@ -152,27 +152,27 @@ def text_of(values: Any, key: str, where: str) -> str:
 
 
 def file_name(name: str, where: str) -> str:
-    """The name, if a file can be called so.
+    """The name, if it is a valid file name.
 
     Raises:
-      ValueError: it cannot, named by `where`.
+      ValueError: it is not; `where` names the row.
     """
     if name != PurePosixPath(name).name or name in (".", "..") or len(name.encode()) > 255:
-        raise ValueError(f"{where}: no file can be called {name!r}")
+        raise ValueError(f"{where}: {name!r} is not a valid file name")
     return name
 
 
 def distinct(pieces: Iterable[Piece], where: str) -> tuple[Piece, ...]:
-    """The pieces, if each has a file of its own.
+    """The pieces, if each has its own file.
 
     Raises:
-      ValueError: there are none, or two want one file.
+      ValueError: there are none, or two have the same file.
     """
-    kept: dict[str, Piece] = {}
+    by_path: dict[str, Piece] = {}
     for piece in pieces:
-        if piece.path in kept:
-            raise ValueError(f"{where}: two prompts want the file {piece.path}")
-        kept[piece.path] = piece
-    if not kept:
+        if piece.path in by_path:
+            raise ValueError(f"{where}: two prompts have the same file {piece.path}")
+        by_path[piece.path] = piece
+    if not by_path:
         raise ValueError(f"{where} has no prompts")
-    return tuple(kept.values())
+    return tuple(by_path.values())

@@ -1,4 +1,4 @@
-"""Benchmarks of pictures from text: GenEval, DPG-Bench, OneIG-Bench.
+"""Benchmarks of text to image: GenEval, DPG-Bench, OneIG-Bench.
 
 Layouts are those that the scorers' own code reads: djghosh13/geneval at af4902f (evaluation/evaluate_images.py),
 TencentQQGYLab/ELLA at 3c228f1 (dpg_bench/compute_dpg_bench.py), OneIG-Bench/OneIG-Benchmark at 41b4983
@@ -31,7 +31,7 @@ _ONEIG_FOLDERS = {
     "Knowledge_Reasoning": "reasoning",
     "Multilingualism": "multilingualism",
 }
-# Of its tables: file, column of the prompt, how many prompts.
+# Its tables: file, column of the prompt, number of prompts.
 _ONEIG_TABLES = {
     "en": ("OneIG-Bench.csv", "prompt_en", 1120),
     "zh": ("OneIG-Bench-ZH.csv", "prompt_cn", 1320),
@@ -44,11 +44,11 @@ def geneval(data: str | Path | None) -> Benchmark:
     The scorer takes every folder of digits, and every file in `samples` whose name begins like a number's PNG.
 
     Raises:
-      FileNotFoundError: no `evaluation_metadata.jsonl`.
-      ValueError: a line that is not GenEval's, named by its number.
+      FileNotFoundError: there is no `evaluation_metadata.jsonl`.
+      ValueError: an invalid line, named by its number.
     """
-    told = "it is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
-    path = find(data, "geneval", ["evaluation_metadata.jsonl"], told)
+    hint = "it is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
+    path = find(data, "geneval", ["evaluation_metadata.jsonl"], hint)
     pieces, companions = [], []
     for number, line in enumerate(_lines(path)):
         where = f"{path}:{number + 1}"
@@ -59,7 +59,7 @@ def geneval(data: str | Path | None) -> Benchmark:
         prompt = text_of(row, "prompt", where)
         text_of(row, "tag", where)
         if not isinstance(row.get("include"), list):
-            raise ValueError(f"{where}: 'include' must be a list of what the picture has to show")
+            raise ValueError(f"{where}: 'include' must be a list of what the image must show")
         folder = f"{number:05d}"
         companions.append(Companion(f"{folder}/metadata.jsonl", number, text=line + "\n"))
         for sample in _FOUR:
@@ -80,23 +80,23 @@ def geneval(data: str | Path | None) -> Benchmark:
 def dpg_bench(data: str | Path | None) -> Benchmark:
     """DPG-Bench: `STEM.png` for each `STEM.txt`, four samples in a 2x2 grid.
 
-    The scorer tries to open every file in the folder, and cuts a grid by the side of a sample that it is told.
+    The scorer opens every file in the folder, and splits a grid by the side length of a sample that it is given.
 
     Raises:
-      FileNotFoundError: no folder of prompts.
-      ValueError: it has none, or an empty one.
+      FileNotFoundError: there is no folder of prompts.
+      ValueError: it has no prompts, or an empty one.
     """
-    told = "they are dpg_bench/prompts/*.txt of github.com/TencentQQGYLab/ELLA"
-    folder = find(data, "dpg_bench", ["prompts", "dpg_bench/prompts"], told)
+    hint = "they are dpg_bench/prompts/*.txt of github.com/TencentQQGYLab/ELLA"
+    folder = find(data, "dpg_bench", ["prompts", "dpg_bench/prompts"], hint)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; dpg_bench wants the folder of prompts: {told}")
+        raise ValueError(f"{folder} is a file; dpg_bench requires the folder of prompts: {hint}")
     pieces = []
     for place, path in enumerate(sorted(folder.glob("*.txt"), key=lambda file: file.name)):
         if "." in path.stem:
             raise ValueError(f"{path}: the scorer takes a name up to its first dot; rename it")
         prompt = _text(path).strip()
         if not prompt:
-            raise ValueError(f"{path}: no prompt is in it")
+            raise ValueError(f"{path}: it has no prompt")
         pieces.append(Piece(f"{path.stem}.png", prompt, place, samples=_FOUR))
     return Benchmark(
         "dpg_bench",
@@ -104,23 +104,23 @@ def dpg_bench(data: str | Path | None) -> Benchmark:
         prompts=len(pieces),
         published=1065,
         scorer="PIC_NUM=4 bash dpg_bench/dist_eval.sh {folder} {side}",
-        tolerated=("*.txt",),  # where it writes its results unless told otherwise
+        tolerated=("*.txt",),  # The scorer writes its results there by default.
     )
 
 
 def oneig(data: str | Path | None, *, model: str = "tuna", language: str = "en") -> Benchmark:
     """OneIG-Bench: `CATEGORY/MODEL/ID.webp`, four samples in a 2x2 grid.
 
-    The scorer wants exactly one file whose name begins with the id, and leaves out samples that are black throughout.
+    The scorer requires exactly one file whose name begins with the id, and skips samples that are completely black.
 
     Args:
       data: where `OneIG-Bench.csv` or `OneIG-Bench-ZH.csv` is.
-      model: the name of its folders; other models may lie beside it.
+      model: the name of its folders; folders of other models may exist next to them.
       language: 'en' or 'zh'.
 
     Raises:
-      FileNotFoundError: no such table.
-      ValueError: a row that is not OneIG's, named by its line.
+      FileNotFoundError: the table does not exist.
+      ValueError: an invalid row, named by its line.
     """
     if language not in _ONEIG_TABLES:
         raise ValueError(f"OneIG-Bench is in {' and '.join(_ONEIG_TABLES)}, not {language!r}")
@@ -134,7 +134,7 @@ def oneig(data: str | Path | None, *, model: str = "tuna", language: str = "en")
             where = f"{path}:{reader.line_num}"
             category, key = text_of(row, "category", where), text_of(row, "id", where)
             if category not in _ONEIG_FOLDERS:
-                raise ValueError(f"{where}: {category!r} is none of {', '.join(_ONEIG_FOLDERS)}")
+                raise ValueError(f"{where}: {category!r} is not one of {', '.join(_ONEIG_FOLDERS)}")
             folder = f"{_ONEIG_FOLDERS[category]}/{model}"
             folders.add(folder)
             target = f"{folder}/{file_name(key, where)}.webp"

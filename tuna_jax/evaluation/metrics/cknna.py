@@ -1,6 +1,6 @@
-"""CKNNA: how alike two representations are of who is near whom (centred kernel nearest-neighbour alignment).
+"""CKNNA, centred kernel nearest-neighbour alignment: how similar the neighbourhoods of two representations are.
 
-Huh et al., "The Platonic Representation Hypothesis", 2024; what it computes follows github.com/minyoungg/platonic-rep
+Huh et al., "The Platonic Representation Hypothesis", 2024. The computation follows github.com/minyoungg/platonic-rep
 at dcd76ba (metrics.py, unbiased; measure_alignment.py for how features are prepared).
 """
 
@@ -11,21 +11,21 @@ from jaxtyping import Bool, Float
 
 
 def prepare(x: Float[np.ndarray, "n d"], clip: float | None = 0.95) -> Float[np.ndarray, "n d"]:
-    """Features as they are compared, float64: outliers clipped, rows of length 1.
+    """Features for the comparison, float64: outliers clipped, rows of length 1.
 
     Args:
       x: features.
-      clip: magnitudes above this share of all are clipped to it (0.95 in the published code); None or 1 leaves them.
+      clip: magnitudes above this quantile are clipped to it (0.95 in the published code); None or 1 does not clip.
 
     Raises:
-      ValueError: a share out of (0, 1], or numbers that are not finite.
+      ValueError: a quantile outside (0, 1], or numbers that are not finite.
     """
     if not np.isfinite(x).all():
         raise ValueError("features have numbers that are not finite")
     x = x.astype(np.float64)
     if clip is not None and clip != 1:
         if not 0 < clip < 1:
-            raise ValueError(f"the share that is not clipped is {clip}; it lies between 0 and 1")
+            raise ValueError(f"the quantile is {clip}; it must lie between 0 and 1")
         limit = np.sort(np.abs(x), axis=None)[int(clip * x.size)]
         x = np.clip(x, -limit, limit)
     length = np.linalg.norm(x, axis=1, keepdims=True)
@@ -33,23 +33,25 @@ def prepare(x: Float[np.ndarray, "n d"], clip: float | None = 0.95) -> Float[np.
 
 
 def cknna(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"], neighbours: int = 10) -> float:
-    """CKNNA of two representations of the same things, row by row; 1 for equal ones, about 0 for unrelated ones.
+    """CKNNA of two representations of the same inputs, row by row; 1 if equal, about 0 if unrelated.
 
     Kernels are inner products. A pair counts if the second is among the first's `neighbours` nearest in both
     representations; with n - 1 neighbours it is the unbiased CKA. As published it is not quite symmetric.
 
     Args:
       a, b: features, see `prepare`; widths may differ.
-      neighbours: how many, from 2 to n - 1.
+      neighbours: their number, from 2 to n - 1.
 
     Raises:
-      ValueError: another number of rows, fewer than four, or `neighbours` out of its range.
+      ValueError: the numbers of rows differ or are below four, or `neighbours` is out of range.
     """
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} rows; both must have the same things in one order")
+        raise ValueError(
+            f"{len(a)} and {len(b)} rows; both must have the same inputs in the same order"
+        )
     if len(a) < 4 or not 2 <= neighbours < len(a):
         raise ValueError(
-            f"{neighbours} neighbours of {len(a)} rows; at least 4 rows and from 2 to rows - 1 neighbours are wanted"
+            f"{neighbours} neighbours of {len(a)} rows; at least 4 rows and 2 to rows - 1 neighbours are required"
         )
     kernel_a, kernel_b = a @ a.T, b @ b.T
     near_a, near_b = _nearest(kernel_a, neighbours), _nearest(kernel_b, neighbours)
@@ -60,12 +62,12 @@ def cknna(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"], neighbours: 
 
 
 def _nearest(kernel: Float[np.ndarray, "n n"], neighbours: int) -> Bool[np.ndarray, "n n"]:
-    """Which columns are among a row's nearest, itself left out."""
+    """Which columns are among a row's nearest, excluding the row itself."""
     others = kernel.copy()
     np.fill_diagonal(others, -np.inf)
-    found = np.argpartition(-others, neighbours - 1, axis=1)[:, :neighbours]
+    nearest = np.argpartition(-others, neighbours - 1, axis=1)[:, :neighbours]
     mask = np.zeros(kernel.shape, bool)
-    np.put_along_axis(mask, found, True, axis=1)
+    np.put_along_axis(mask, nearest, True, axis=1)
     return mask
 
 

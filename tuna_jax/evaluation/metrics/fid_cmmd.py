@@ -1,4 +1,4 @@
-"""How near two sets of pictures are as distributions of features: FID and CMMD. Any extractor's features will do."""
+"""Distances between two sets of images as distributions of features: FID and CMMD, for any extractor's features."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ _BLOCK = 2048  # rows of a kernel matrix at a time
 def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"]) -> float:
     """The Frechet distance of two normal distributions with the features' means and covariances (Heusel et al., 2017).
 
-    It is FID where features are Inception's pool3. With fewer rows than dimensions the covariances are singular: the
-    number stands, and is biased upward.
+    It is FID if features are Inception's pool3. With fewer rows than dimensions the covariances are singular; the
+    distance is defined, but biased upward.
 
     Args:
       a, b: features of the two sets, at least two rows each.
 
     Raises:
-      ValueError: fewer rows, other widths, or numbers that are not finite.
+      ValueError: fewer rows, different widths, or numbers that are not finite.
     """
     check(a, b)
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"a covariance wants two rows or more; there are {len(a)} and {len(b)}")
+        raise ValueError(
+            f"a covariance requires at least two rows; there are {len(a)} and {len(b)}"
+        )
     a, b = a.astype(np.float64), b.astype(np.float64)
     return frechet_distance_of(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
 
@@ -55,15 +57,15 @@ def cmmd(
     """1000 times the squared maximum mean discrepancy of a Gaussian kernel (Jayasumana et al., "Rethinking FID", 2024).
 
     The minimum-variance estimate, as published: pairs of a row with itself count. CMMD's features are CLIP's image
-    embeddings of length 1: normalise before, or let the extractor.
+    embeddings of length 1; they must be normalised before.
 
     Args:
       a, b: features of the two sets.
       sigma: of the kernel exp(-|x - y|^2 / (2 sigma^2)).
-      scale: what the number is multiplied with.
+      scale: factor of the result.
 
     Raises:
-      ValueError: no rows, other widths, or numbers that are not finite.
+      ValueError: no rows, different widths, or numbers that are not finite.
     """
     check(a, b)
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -75,12 +77,14 @@ def check(a: np.ndarray, b: np.ndarray) -> None:
     """Raises ValueError unless both are features [rows, width] of one width, finite, with rows."""
     for name, x in (("the first", a), ("the second", b)):
         if x.ndim != 2 or not len(x):
-            raise ValueError(f"{name} features have shape {list(x.shape)}; [rows, width] is wanted")
+            raise ValueError(
+                f"{name} features have shape {list(x.shape)}; it must be [rows, width]"
+            )
         if not np.isfinite(x).all():
             raise ValueError(f"{name} features have numbers that are not finite")
     if a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"features are {a.shape[1]} and {b.shape[1]} wide: they come from two extractors"
+            f"features are {a.shape[1]} and {b.shape[1]} wide; they must come from the same extractor"
         )
 
 

@@ -18,20 +18,20 @@ _KEYS = ("image", "video", "question", "answer", "choices", "kind")
 
 
 def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
-    """Questions of a JSONL file, a line each; pictures and videos lie beside it.
+    """Questions of a JSONL file, one per line; paths of images and videos are relative to its folder.
 
         {"image": "a.png", "question": "what is this?", "answer": "a cat", "choices": ["a dog", "a cat"]}
 
-    `image` may be a list, or `video` stand in its place, or neither; `answer` a list of right ones, or a number: the
-    place among the choices.
+    `image` may be a list, `video` may replace it, and both may be missing; `answer` may be a list of correct answers,
+    or the index of one of the choices.
 
     Args:
       path: the file.
-      choices: of lines without their own.
+      choices: for lines without their own.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a line that is no question, by its number; or nothing in it.
+      FileNotFoundError: the file does not exist.
+      ValueError: an invalid line, by its number; or an empty file.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,31 +52,35 @@ def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
 
 def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: a {type(values).__name__} where an object is wanted: {{...}}")
+        raise ValueError(f"{where}: the line is a {type(values).__name__}, not an object {{...}}")
     if unknown := [key for key in values if key not in _KEYS]:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; it may have {', '.join(_KEYS)}")
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(_KEYS)}")
     question, answer = values.get("question"), values.get("answer")
     if not isinstance(question, str) or not question:
         raise ValueError(f"{where}: 'question' must be a text")
     choices = _texts(values.get("choices", list(usual)), "choices", where)
     if isinstance(answer, int) and not isinstance(answer, bool):
         if not 0 <= answer < len(choices):
-            raise ValueError(f"{where}: 'answer' {answer} is no place among {len(choices)} choices")
+            raise ValueError(
+                f"{where}: 'answer' {answer} is not an index of {len(choices)} choices"
+            )
         answer = choices[answer]
     answers = _texts(answer, "answer", where)
     if not answers:
-        raise ValueError(f"{where}: 'answer' must be a text, several, or a place among the choices")
+        raise ValueError(
+            f"{where}: 'answer' must be a text, a list of texts, or the index of a choice"
+        )
     if "image" in values and "video" in values:
-        raise ValueError(f"{where}: 'image' and 'video' cannot be shown together")
+        raise ValueError(f"{where}: give 'image' or 'video', not both")
     files = _texts(values.get("image", values.get("video", [])), "image", where)
     return Item(question, answers, tuple(folder / file for file in files), choices, where)
 
 
 def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{where}: {key!r} is {value!r}; it is a text or a list of texts")
-    return tuple(found)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: {key!r} is {value!r}; it must be a text or a list of texts")
+    return tuple(texts)
 
 
 def read_tfds(
@@ -95,31 +99,33 @@ def read_tfds(
       dataset, split, data_dir: as `TfdsExamples`.
       fields: `image` or `video`, with `question` and `answer`; or with `caption`, whose text (a label's name) answers
         `question`.
-      question: what is asked of every picture that has a caption.
+      question: the question for every image that has a caption.
       choices: of all questions.
-      count: only the first so many.
+      count: the number of examples, from the first; None for all.
 
     Raises:
       FileNotFoundError: the data set is not prepared.
       ValueError: fields that do not exist, a caption without a question, or an example that cannot be read.
     """
-    rows = TfdsExamples(dataset, split, fields, data_dir=data_dir)
+    examples = TfdsExamples(dataset, split, fields, data_dir=data_dir)
     items = []
-    for index in range(min(len(rows), count or len(rows))):
+    for index in range(min(len(examples), count or len(examples))):
         try:
-            items.append(_of_row(rows[index], question, tuple(choices)))
+            items.append(_of_example(examples[index], question, tuple(choices)))
         except InvalidExample as error:
-            raise ValueError(f"{rows.name}, example {index + 1}: {error}") from error
+            raise ValueError(f"{examples.name}, example {index + 1}: {error}") from error
     return items
 
 
-def _of_row(row: Example, question: str, choices: tuple[str, ...]) -> Item:
-    where = f"{row.source}, example {row.line}"
-    if row.turns:
-        asked, answer = row.turns[0].text, row.turns[1].text
+def _of_example(example: Example, question: str, choices: tuple[str, ...]) -> Item:
+    where = f"{example.source}, example {example.line}"
+    if example.turns:
+        text, answer = example.turns[0].text, example.turns[1].text
     else:
-        asked, answer = question, row.text
-    asked = asked.replace(IMAGE_TAG, "").strip()
-    if not asked:
-        raise ValueError(f"{where}: the fields name no question; give one for all")
-    return Item(asked, (answer,), tuple(row.media), choices, where)
+        text, answer = question, example.text
+    text = text.replace(IMAGE_TAG, "").strip()
+    if not text:
+        raise ValueError(
+            f"{where}: the fields name no question; give --question, which is used for all"
+        )
+    return Item(text, (answer,), tuple(example.media), choices, where)

@@ -1,8 +1,8 @@
 """Questions with known answers: exact match, multiple choice by likelihood, likelihood of the answer.
 
-The model comes as two plain functions, so that a table of tasks can call any of them:
+The model is passed as two plain functions:
 
-    reply(items)             -> a text for each item
+    reply(items)             -> one text per item
     likelihood(items, texts) -> (log-probability, tokens) of a text after each item's question, arrays [n]
 """
 
@@ -23,19 +23,19 @@ _AROUND = " \t\n.,;:!?\"'`"
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A question.
+    """A question with its known answers.
 
     Attributes:
-      question: what is asked.
-      answers: texts that are right; of a multiple choice the first is among the choices.
-      shown: pictures, or one clip: whatever the model's side takes.
-      choices: texts to choose from; empty if it is no multiple choice.
+      question: the text of the question.
+      answers: correct texts; in a multiple choice the first is among the choices.
+      media: input images, or one video, as `inference.media_inputs` accepts them.
+      choices: texts to choose from; empty if it is not a multiple choice.
       where: the file and line, for messages.
     """
 
     question: str
     answers: tuple[str, ...]
-    shown: tuple[Any, ...] = ()
+    media: tuple[Any, ...] = ()
     choices: tuple[str, ...] = ()
     where: str = ""
 
@@ -45,30 +45,30 @@ Likelihood = Callable[[Sequence[Item], Sequence[str]], tuple[np.ndarray, np.ndar
 
 
 def normalised(text: str) -> str:
-    """Lower case, single spaces, no punctuation or quotes around it."""
+    """Lower case, single spaces, without surrounding punctuation and quotes."""
     return re.sub(r"\s+", " ", text).strip(_AROUND).lower()
 
 
 def exact_match(items: Sequence[Item], reply: Reply) -> tuple[Score, list[dict[str, Any]]]:
-    """How many replies are a right answer, `normalised`; chance is always giving the commonest answer.
+    """The share of replies that equal an answer after `normalised`; chance is the most common answer's share.
 
     Returns:
-      The score, whose `by` has the share that is right letter for letter; and a row an item.
+      The score, whose `by` has the share of replies that equal an answer exactly; and one row per item.
 
     Raises:
-      ValueError: no items, or another number of replies.
+      ValueError: there are no items, or the number of replies differs from theirs.
     """
     _check(items)
     replies = list(reply(items))
     if len(replies) != len(items):
         raise ValueError(f"{len(replies)} replies to {len(items)} questions")
-    wanted = [{normalised(answer) for answer in item.answers} for item in items]
-    right = [normalised(said) in known for said, known in zip(replies, wanted, strict=True)]
-    strict = [said in item.answers for said, item in zip(replies, items, strict=True)]
+    accepted = [{normalised(answer) for answer in item.answers} for item in items]
+    right = [normalised(text) in answers for text, answers in zip(replies, accepted, strict=True)]
+    strict = [text in item.answers for text, item in zip(replies, items, strict=True)]
     chance = commonest_share([normalised(item.answers[0]) for item in items])
     rows = [
-        {"question": item.question, "answer": item.answers[0], "reply": said, "right": verdict}
-        for item, said, verdict in zip(items, replies, right, strict=True)
+        {"question": item.question, "answer": item.answers[0], "reply": text, "right": verdict}
+        for item, text, verdict in zip(items, replies, right, strict=True)
     ]
     return Score.of(right, chance, {"letter for letter": strict}), rows
 
@@ -76,13 +76,13 @@ def exact_match(items: Sequence[Item], reply: Reply) -> tuple[Score, list[dict[s
 def multiple_choice(
     items: Sequence[Item], likelihood: Likelihood
 ) -> tuple[Score, list[dict[str, Any]]]:
-    """How often the likeliest choice is the answer; chance is one over the number of choices.
+    """The share of items whose most likely choice is the answer; chance is one over the number of choices.
 
     Returns:
-      The score, whose `by` has the share with log-probabilities per token; and a row an item.
+      The score, whose `by` has the share by log-probabilities per token; and one row per item.
 
     Raises:
-      ValueError: no items, or one without choices or without its answer among them.
+      ValueError: there are no items, or one lacks choices or has an answer that is not among them.
     """
     _check(items)
     for item in items:
@@ -90,14 +90,16 @@ def multiple_choice(
             raise ValueError(
                 f"{item.where}: {item.answers[0]!r} is not among the choices {list(item.choices)}"
             )
-    asked = [item for item in items for _ in item.choices]
+    repeated = [item for item in items for _ in item.choices]
     texts = [choice for item in items for choice in item.choices]
-    log_probability, tokens = likelihood(asked, texts)
+    log_probability, tokens = likelihood(repeated, texts)
     ends = np.cumsum([len(item.choices) for item in items])[:-1]
     whole, each = (np.split(values, ends) for values in (log_probability, log_probability / tokens))
-    places = [item.choices.index(item.answers[0]) for item in items]
-    right = [int(np.argmax(values)) == place for values, place in zip(whole, places, strict=True)]
-    shared = [int(np.argmax(values)) == place for values, place in zip(each, places, strict=True)]
+    indices = [item.choices.index(item.answers[0]) for item in items]
+    right = [int(np.argmax(values)) == index for values, index in zip(whole, indices, strict=True)]
+    by_token = [
+        int(np.argmax(values)) == index for values, index in zip(each, indices, strict=True)
+    ]
     chance = float(np.mean([1 / len(item.choices) for item in items]))
     rows = [
         {
@@ -109,20 +111,20 @@ def multiple_choice(
         }
         for item, values, verdict in zip(items, whole, right, strict=True)
     ]
-    return Score.of(right, chance, {"per token": shared}), rows
+    return Score.of(right, chance, {"per token": by_token}), rows
 
 
 def log_likelihood(
     items: Sequence[Item], likelihood: Likelihood
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """How likely the first answer of each item is.
+    """The log-likelihood of the first answer of each item.
 
     Returns:
-      `log_likelihood` (mean over items, natural logarithm), `per_token` (mean over all tokens) and its `perplexity`;
-      and a row an item.
+      `log_likelihood` (mean over items, in nats), `per_token` (mean over all tokens) and its `perplexity`; and one row
+      per item.
 
     Raises:
-      ValueError: no items.
+      ValueError: there are no items.
     """
     _check(items)
     answers = [item.answers[0] for item in items]

@@ -1,4 +1,4 @@
-"""Questions of files and of TFDS, put to a model: the model's side of `evaluation/vqa/metrics.py`."""
+"""Runs questions of files or TFDS on a model: provides the functions that `evaluation/vqa/metrics.py` needs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
 
 TASKS = ("exact_match", "multiple_choice", "log_likelihood")
-_AT_ONCE = 256  # conversations whose pictures are held in memory together
+_AT_ONCE = 256  # Conversations whose images are in memory at the same time.
 
 
 def run(
     model: Tuna, items: Sequence[Item], task: str, **options: Any
 ) -> tuple[Score | dict[str, float], list[dict[str, Any]]]:
-    """A task's score, and a row an item.
+    """A task's score, and one row per item.
 
     Args:
-      model: who is asked.
-      items: of `read_lines` or `read_tfds`.
+      model: the model.
+      items: of `datasets.read_lines` or `datasets.read_tfds`.
       task: one of TASKS.
       **options: `template`, `batch_size`, `frames` (of a video file), `max_new_tokens` (exact_match).
 
     Raises:
-      ValueError: an unknown task, items that do not fit it, or files that cannot be read.
-      FileNotFoundError: a picture or video that is not there.
+      ValueError: an unknown task, items that do not suit it, or files that cannot be read.
+      FileNotFoundError: an image or video does not exist.
     """
     if task == "exact_match":
         return metrics.exact_match(items, replier(model, **options))
@@ -44,36 +44,37 @@ def run(
 
 
 def replier(model: Tuna, *, frames: int = 17, max_new_tokens: int = 32, **options: Any) -> Reply:
-    """What answers items with a model, greedily."""
+    """A function that answers items with a model, greedily."""
 
     def reply(items: Sequence[Item]) -> list[str]:
-        said = []
+        texts = []
         for start in range(0, len(items), _AT_ONCE):
-            asked = [_conversation(model, one, frames) for one in items[start : start + _AT_ONCE]]
-            said += model.reply(asked, max_new_tokens=max_new_tokens, **options)
-        return said
+            part = items[start : start + _AT_ONCE]
+            conversations = [_conversation(model, item, frames) for item in part]
+            texts += model.reply(conversations, max_new_tokens=max_new_tokens, **options)
+        return texts
 
     return reply
 
 
 def judge(model: Tuna, *, frames: int = 17, **options: Any) -> Likelihood:
-    """What tells with a model how likely a whole answer is, its end included."""
+    """A function that computes the log-likelihood of whole answers with a model, including their end."""
 
     def likelihood(items: Sequence[Item], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        found = []
+        results = []
         for start in range(0, len(items), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            asked = [_conversation(model, one, frames) for one in items[some]]
-            found.append(likelihoods(model, asked, texts[some], **options))
-        parts = [[one.log_probability for one in found], [one.tokens for one in found]]
-        return np.concatenate(parts[0]), np.concatenate(parts[1])
+            part = slice(start, start + _AT_ONCE)
+            conversations = [_conversation(model, item, frames) for item in items[part]]
+            results.append(likelihoods(model, conversations, texts[part], **options))
+        log_probabilities = np.concatenate([result.log_probability for result in results])
+        return log_probabilities, np.concatenate([result.tokens for result in results])
 
     return likelihood
 
 
 def _conversation(model: Tuna, item: Item, frames: int) -> Conversation:
     try:
-        return Conversation.of(model.load_media(item.shown, frames), item.question)
+        return Conversation.of(model.load_media(item.media, frames), item.question)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{item.where}: {error}") from error
     except ValueError as error:
