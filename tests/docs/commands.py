@@ -74,12 +74,13 @@ def code_blocks(text: str) -> Iterator[tuple[str, int, list[str]]]:
 
 
 def inline_code(text: str) -> Iterator[tuple[int, str]]:
-    """(line number, code) of every code span that is a launcher's command."""
+    """(line number, code) of every code span that is a command of a launcher, or a module with arguments."""
+    pattern = re.compile(
+        r"(TUNA_JAX\S+ )?(\./launchers/local\.sh \w|python launchers/\S+ -|python -m \S+ \S)"
+    )
     for number, line in enumerate(text.splitlines(), 1):
         for code in re.findall(r"`([^`]+)`", line):
-            if re.match(
-                r"(TUNA_JAX\S+ )?(\./launchers/local\.sh |python (launchers|-m) ?)\S", code
-            ):
+            if pattern.match(code):
                 yield number, code
 
 
@@ -143,7 +144,7 @@ def check(words: Sequence[str]) -> None:
     """Parses a command as it would be parsed.
 
     Raises:
-      WrongCommandError: the command would end with an error of its flags, its configuration keys or its file names, or
+      WrongCommandError: the command would end with an error about its flags, its configuration keys or its files, or
         it uses an old name.
     """
     program, rest = Path(words[0]).name, list(words[1:])
@@ -189,9 +190,6 @@ def _check_tuna_jax(arguments: list[str]) -> None:
     _require(name in COMMANDS, f"there is no command {name!r}")
     module = importlib.import_module(f"tuna_jax.{name.replace('-', '_')}")
     with _parsing():
-        if name == "benchmark":
-            module._parser().parse_args(parsing.current_arguments("benchmark", rest))
-            return
         # The command parses and checks its flags, and calls `run` with the work.
         with mock.patch.object(parsing, "run", lambda work, verbosity=0: 0):
             module.main(rest)

@@ -203,6 +203,14 @@ def hashed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+def stored_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling options that an earlier version wrote to a file, with `points=n` as `steps=n-1`; silently."""
+    translated = dict(options)
+    if "points" in translated:
+        translated["steps"] = _points_to_steps(translated.pop("points"))
+    return translated
+
+
 def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword options of generation calls, with `points=n` as `steps=n-1`."""
     translated = dict(options)

@@ -25,6 +25,7 @@ from tuna_jax.data.media.video import write_video
 from tuna_jax.evaluation.benchmarks import validate
 from tuna_jax.evaluation.benchmarks.spec import Benchmark, Piece
 from tuna_jax.evaluation.benchmarks.validate import Size
+from tuna_jax.utils import old_names
 from tuna_jax.utils.image_grid import contact_sheet
 
 _THUMBNAIL, _MOST_ON_SHEET = 128, 48
@@ -140,7 +141,7 @@ def claim(
     decisive = {"benchmark": benchmark.name, **decisive, **settings}
     path = _next_to(folder, ".json")
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = old_names.stored_sampling(json.loads(path.read_text(encoding="utf-8")))
         for key in (*decisive, *before):
             if before.get(key) != decisive.get(key):
                 raise ValueError(
