@@ -110,7 +110,7 @@ def test_an_answer_may_be_a_place_or_several_texts(tmp_path):
     [
         (["--questions=nowhere.jsonl"], "no file of questions at nowhere.jsonl"),
         (["--questions=q.jsonl", "--task=guess"], "unknown task 'guess'"),
-        (["--questions=q.jsonl"], "q.jsonl:1: [Errno 2] No such file"),
+        (["--questions=q.jsonl"], "q.jsonl:1: no file at absent.png"),
     ],
 )
 def test_what_is_wrong_is_an_error(tmp_path, tiny_model, monkeypatch, capsys, arguments, words):
