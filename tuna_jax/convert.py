@@ -286,28 +286,32 @@ def _inspect(options: argparse.Namespace) -> int:
     against = (
         f"preset {options.preset}" if options.preset else options.config or "its own configuration"
     )
-    found = detect_format.summarize(state, _config(options) or carried, against)
+    summary = detect_format.summarize(state, _config(options) or carried, against)
     kind = (
-        detect_format.LAYOUTS[found.layout][0] if found.layout else "weights of an unknown layout"
+        detect_format.LAYOUTS[summary.layout][0]
+        if summary.layout
+        else "weights of an unknown layout"
     )
-    print(f"{options.source}: {kind}, in {len(found.files)} file{'s' * (len(found.files) != 1)}\n")
+    print(
+        f"{options.source}: {kind}, in {len(summary.files)} file{'s' * (len(summary.files) != 1)}\n"
+    )
     lines: list[tuple[Any, ...]] = [("component", "tensors", "parameters", "size", "dtypes")]
-    for part in found.components:
+    for part in summary.components:
         size = f"{part.nbytes / 1e6:,.1f} MB"
         lines.append(
             (part.name, part.tensors, f"{part.parameters:,}", size, ", ".join(part.dtypes))
         )
-    total = sum(part.parameters for part in found.components)
-    size = f"{sum(part.nbytes for part in found.components) / 1e6:,.1f} MB"
-    lines.append(("all", sum(part.tensors for part in found.components), f"{total:,}", size, ""))
+    total = sum(part.parameters for part in summary.components)
+    size = f"{sum(part.nbytes for part in summary.components) / 1e6:,.1f} MB"
+    lines.append(("all", sum(part.tensors for part in summary.components), f"{total:,}", size, ""))
     for name, tensors, parameters, size, dtypes in lines:
         print(f"{name:24}{tensors:>9}{parameters:>18}{size:>16}  {dtypes}".rstrip())
-    if not found.compared_with:
-        return 0 if found.layout else 1
-    if found.differences:
-        print(f"\nCompared with {found.compared_with}: {found.differences}")
+    if not summary.compared_with:
+        return 0 if summary.layout else 1
+    if summary.differences:
+        print(f"\nCompared with {summary.compared_with}: {summary.differences}")
         return 1
-    print(f"\nCompared with {found.compared_with}: no tensor is missing, none is unknown.")
+    print(f"\nCompared with {summary.compared_with}: no tensor is missing, none is unknown.")
     return 0
 
 

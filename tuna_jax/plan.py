@@ -143,8 +143,8 @@ def _plan(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
     target_devices = planner.TargetDevices(topology=name, slices=options.slices, devices=devices)
     if options.search:
         (stream,) = options.stream if len(options.stream) == 1 else [None]
-        found = planner.run_search(read, target_devices, stream, options.tries, _log)
-        results, notes = found.results, found.notes
+        search = planner.run_search(read, target_devices, stream, options.tries, _log)
+        results, notes = search.results, search.notes
         _write(options, {"kind": "plan", "results": results, "search": notes})
     else:
         results, notes = [], []

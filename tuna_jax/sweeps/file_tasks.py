@@ -24,7 +24,7 @@ from tuna_jax.evaluation.vqa import datasets
 from tuna_jax.evaluation.vqa import run as vqa
 from tuna_jax.evaluation.vqa.metrics import Item, normalised
 from tuna_jax.inference.pipeline import Tuna
-from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task
+from tuna_jax.sweeps.task import GENERATION_SETTINGS, UNDERSTANDING_SETTINGS, Outcome, Task
 
 
 def questions(
@@ -94,7 +94,9 @@ def questions(
     task_options = {"style": style, "content": _digest(_content(items)), "template": template}
     task_options |= {"frames": frames, "max_new_tokens": max_new_tokens}
     verdict = "" if style == "log_likelihood" else "right"
-    return Task("questions", 2, len(items), task_options, SHOWING, run, chance, verdict)
+    return Task(
+        "questions", 2, len(items), task_options, UNDERSTANDING_SETTINGS, run, chance, verdict
+    )
 
 
 def benchmark(
@@ -171,7 +173,7 @@ def benchmark(
         "negative": negative,
     }
     task_options |= {"sizes": [list(size) for size in fixed], "frames": frames, "fps": fps}
-    return Task("benchmark", 2, len(whole.pieces), task_options, DRAWING, run)
+    return Task("benchmark", 2, len(whole.pieces), task_options, GENERATION_SETTINGS, run)
 
 
 _THUMBNAIL_SIDE = 128

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-DRAWING = ("guidance", "guidance_interval", "steps", "solver", "shift", "size")
+GENERATION_SETTINGS = ("guidance", "guidance_interval", "steps", "solver", "shift", "size")
 """Settings that affect generated images and videos."""
-SHOWING = ("size",)
+UNDERSTANDING_SETTINGS = ("size",)
 """Settings that affect answers about images."""
 
 

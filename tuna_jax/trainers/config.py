@@ -33,7 +33,7 @@ class SampleGridSettings:
     solver: str = "euler"
 
     @property
-    def drawing(self) -> SamplingSettings:
+    def sampling(self) -> SamplingSettings:
         """The sampling settings."""
         return SamplingSettings(
             steps=self.steps,

@@ -116,7 +116,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     def model(params: Any) -> Tuna:
         size = picture_size(settings.samples.size, "config.samples.size")
         shape = (size.height, size.width)
-        return Tuna(config, params, vae_params, tokenizer, shape, settings.samples.drawing)
+        return Tuna(config, params, vae_params, tokenizer, shape, settings.samples.sampling)
 
     def sample(step: int, params: Any) -> None:
         prompts = settings.samples.prompts
@@ -142,7 +142,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         vae=settings.vae,
         tokenizer=settings.data.vocabulary,
         size=(size.height, size.width),
-        sampling=settings.samples.drawing,
+        sampling=settings.samples.sampling,
     )
     record = {
         **values,

@@ -39,7 +39,7 @@ from tuna_jax.evaluation.metrics.accuracy import commonest_share
 from tuna_jax.evaluation.metrics.psnr_ssim import capped_psnr
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.pipeline import Tuna
-from tuna_jax.sweeps.task import DRAWING, SHOWING, Outcome, Task, seeds
+from tuna_jax.sweeps.task import GENERATION_SETTINGS, UNDERSTANDING_SETTINGS, Outcome, Task, seeds
 
 # The `kind` of a task is hashed into the keys of stored results. It therefore keeps the string of the first version
 # ("draw_single" for `generate_single`), so that results stored before the tasks were renamed stay valid.
@@ -65,7 +65,9 @@ def generate_single(count: int = 64) -> Task:
         return _outcome({"object": right, "ground": ground, "place": place}, generated)
 
     chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "place": 1 / len(PLACES)}
-    return Task("draw_single", 1, count, {}, DRAWING, run, chance, "object", ATTRIBUTION)
+    return Task(
+        "draw_single", 1, count, {}, GENERATION_SETTINGS, run, chance, "object", ATTRIBUTION
+    )
 
 
 def generate_pairs(count: int = 64) -> Task:
@@ -76,7 +78,9 @@ def generate_pairs(count: int = 64) -> Task:
         return _outcome({"position": images.pair_scores(generated, _judge())[1]}, generated)
 
     chance = {"position": 1 / (len(NAMES) * (len(NAMES) - 1) * len(RELATIONS))}
-    return Task("draw_pairs", 1, count, {}, DRAWING, run, chance, "position", ATTRIBUTION)
+    return Task(
+        "draw_pairs", 1, count, {}, GENERATION_SETTINGS, run, chance, "position", ATTRIBUTION
+    )
 
 
 def generate_counts(count: int = 64) -> Task:
@@ -87,7 +91,9 @@ def generate_counts(count: int = 64) -> Task:
         return _outcome({"counted": images.count_scores(generated, _judge())[1]}, generated)
 
     chance = {"counted": 1 / (len(NAMES) * len(COUNT_CELLS))}
-    return Task("draw_counts", 1, count, {}, DRAWING, run, chance, "counted", ATTRIBUTION)
+    return Task(
+        "draw_counts", 1, count, {}, GENERATION_SETTINGS, run, chance, "counted", ATTRIBUTION
+    )
 
 
 def _generate(model: Tuna, split: str, items: Sequence[int], seed: int) -> images.GeneratedScenes:
@@ -134,7 +140,17 @@ def answer(question: str = "name", count: int = 64) -> Task:
     if chance is None:
         chance = commonest_share([item(i, 64)[1].answer for i in range(count)])
     options = {"question": question}
-    return Task("answer", 1, count, options, SHOWING, run, {"exact": chance}, "exact", ATTRIBUTION)
+    return Task(
+        "answer",
+        1,
+        count,
+        options,
+        UNDERSTANDING_SETTINGS,
+        run,
+        {"exact": chance},
+        "exact",
+        ATTRIBUTION,
+    )
 
 
 def answer_clips(question: str = "motion", count: int = 64, frames: int = 4) -> Task:
@@ -173,7 +189,15 @@ def answer_clips(question: str = "motion", count: int = 64, frames: int = 4) -> 
     chance = chances.get(question, commonest_share([item.answer for _, item in chosen]))
     options = {"question": question, "frames": frames}
     return Task(
-        "answer_clips", 1, count, options, SHOWING, run, {"exact": chance}, "exact", ATTRIBUTION
+        "answer_clips",
+        1,
+        count,
+        options,
+        UNDERSTANDING_SETTINGS,
+        run,
+        {"exact": chance},
+        "exact",
+        ATTRIBUTION,
     )
 
 
@@ -244,7 +268,7 @@ def converse(count: int = 48) -> Task:
             np.stack([render(scene) for scene in scenes]),
         )
 
-    return Task("converse", 1, count, {}, SHOWING, run, {}, "dialogue", ATTRIBUTION)
+    return Task("converse", 1, count, {}, UNDERSTANDING_SETTINGS, run, {}, "dialogue", ATTRIBUTION)
 
 
 def edit(count: int = 64) -> Task:
@@ -272,7 +296,9 @@ def edit(count: int = 64) -> Task:
             values[kind] = np.where(of_kind, right, np.nan).tolist()
         return Outcome(values, instructions, pictures=edited.strips)
 
-    return Task("edit", 1, count, {}, DRAWING, run, dict(edits.CHANCE), "right", ATTRIBUTION)
+    return Task(
+        "edit", 1, count, {}, GENERATION_SETTINGS, run, dict(edits.CHANCE), "right", ATTRIBUTION
+    )
 
 
 def generate_clips(count: int = 32, frames: int = 4) -> Task:
@@ -294,7 +320,15 @@ def generate_clips(count: int = 32, frames: int = 4) -> Task:
 
     chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "motion": 1 / len(MOTIONS)}
     return Task(
-        "draw_clips", 1, count, {"frames": frames}, DRAWING, run, chance, "clip", ATTRIBUTION
+        "draw_clips",
+        1,
+        count,
+        {"frames": frames},
+        GENERATION_SETTINGS,
+        run,
+        chance,
+        "clip",
+        ATTRIBUTION,
     )
 
 
