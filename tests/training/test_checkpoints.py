@@ -74,6 +74,17 @@ def test_damaged_newest_falls_back_loudly_to_the_older_with_its_data_position(tm
     assert "CHECKPOINT DAMAGED" in caplog.text and "00000030" in caplog.text
 
 
+def test_the_checkpoint_that_a_run_fell_back_to_stays_until_a_newer_one_is_written(tmp_path):
+    """A damaged checkpoint does not count as one of those that are kept."""
+    saved_run(tmp_path)
+    damage(tmp_path, 30)
+    with Checkpoints(tmp_path, keep=2) as saved:
+        restored = saved.restore(tree(0.0), iterator=iterator())
+        assert restored is not None and restored.step == 20
+        saved.save(25, tree(25.0), config={})
+    assert 20 in saved.steps() and 25 in saved.steps()
+
+
 def test_missing_part_counts_as_damage(tmp_path):
     saved_run(tmp_path)
     for file in (tmp_path / "00000030" / "data").iterdir():

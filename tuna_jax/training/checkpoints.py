@@ -72,6 +72,7 @@ class Checkpoints:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._asynchronous = asynchronous
+        self._damaged: set[int] = set()  # They do not count as kept.
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 state=ocp.StandardCheckpointHandler(),
@@ -100,10 +101,12 @@ class Checkpoints:
         }
         if iterator is not None:
             items["data"] = ocp.args.JsonSave(iterator.get_state())  # pyright: ignore[reportCallIssue]
-        # The save in flight is not on the list yet: it takes the place of the one that goes now,
-        # but only if that leaves a finished one behind.
-        for old in self.steps()[: -max(self._keep - 1, 1)]:
+        # The save in flight is not on the list yet: it takes the place of the one that is removed now, but only if
+        # that leaves one behind that can be read.
+        readable = [old for old in self.steps() if old not in self._damaged]
+        for old in readable[: -max(self._keep - 1, 1)]:
             self._remove(old)
+        self._damaged.discard(step)
         self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
         if not self._asynchronous:
             self.wait()
@@ -141,6 +144,7 @@ class Checkpoints:
                 )
             if distributed.all_agree(found is not None):
                 return found
+            self._damaged.add(step)
         if steps:
             raise DamagedCheckpointError(
                 f"none of the checkpoints {steps} in {self._directory} can be read. To start this "
