@@ -24,8 +24,8 @@ Each command sets up .venv on the first call and reuses it afterwards. Python 3.
         also PyTorch, transformers, diffusers and a small pretrained language model, without which the tests that
         compare with them are skipped; with `plan` the TPU compiler (libtpu), which `run tuna_jax.plan` and its tests
         require.
-  run MODULE [ARGUMENT ...]
-        Runs python -m MODULE in this environment, for example: run tuna_jax.train --help
+  run COMMAND|MODULE [ARGUMENT ...]
+        Runs a command of tuna-jax, or python -m MODULE, in this environment, for example: run train --help
 
 environment:
   PYTHON                     interpreter for .venv (default: the newest of python3.13, 3.12, 3.11, python3)
@@ -82,7 +82,7 @@ set_up() {
   if [[ "$kind" == dev ]]; then
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[dev]"
   else
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT"
   fi
   printf '%s\n' "$requirements" >"$VENV/.ready-$kind"
 }
@@ -186,10 +186,14 @@ main() {
       esac
       ;;
     run)
-      (($#)) || die "run requires a module, such as tuna_jax.train"
+      (($#)) || die "run requires a command, such as train, or a module, such as tuna_jax.planning.golden_shardings"
       set_up run
       caches
-      "$VENV/bin/python" -m "$@"
+      if [[ "$1" == *.* ]]; then
+        "$VENV/bin/python" -m "$@"
+      else
+        "$VENV/bin/python" -m tuna_jax "$@"
+      fi
       ;;
     -h | --help | help) usage ;;
     "")

@@ -248,7 +248,7 @@ def _check_local_sh(arguments: list[str]) -> None:
             ["train", "--config=experiments/emoji/demo.py", "--workdir=runs/demo", *rest]
         )
     elif command == "run":
-        _check_module(rest[0], rest[1:])
+        (_check_module(rest[0], rest[1:]) if "." in rest[0] else _check_tuna_jax(rest))
     elif command == "test":
         _check_paths(rest)
     elif command == "setup":
