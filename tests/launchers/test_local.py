@@ -133,6 +133,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 def test_run_takes_commands_and_modules(tmp_path):
     venv, log = tmp_path / "venv", tmp_path / "log"
+    (venv / "bin").mkdir(parents=True)
     interpreter(venv / "bin" / "python", f'echo "$@" >> {log}')
     for command in (("train", "--help"), ("tuna_jax.planning.golden_shardings",)):
         assert call("run", *command, TUNA_JAX_VENV=str(venv)).returncode == 0
