@@ -54,7 +54,7 @@ class PerfectModel(Tuna):
 
     def reply(self, conversations, *, max_new_tokens, batch_size, template=None):
         prompts = [item.messages[-1]["content"].removeprefix("<image>\n") for item in conversations]
-        media = [item.shown[0].tobytes() for item in conversations]
+        media = [item.media[0].tobytes() for item in conversations]
         return [f" {self._answers.get(pair, '?')}" for pair in zip(media, prompts, strict=True)]
 
 
