@@ -9,7 +9,7 @@ _CACHE = Path(__file__).parents[1] / ".cache"
 # Before JAX is imported: it reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-# Tests compile more than they compute: without fusion emitters, which optimise whatever the level, three times as fast.
+# Tests compile more than they compute: they are three times as fast without fusion emitters, which ignore the level.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
@@ -22,7 +22,7 @@ os.environ.setdefault("TUNA_JAX_DATA", str(_CACHE / "data"))
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-# Every function of these is called with its jaxtyping shapes checked against each other.
+# The jaxtyping shapes of every function in these modules are checked at each call.
 install_import_hook(
     [
         "tuna_jax.config",
@@ -43,11 +43,11 @@ install_import_hook(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_this_file_only():
-    """Compiled programs go with the file that wanted them.
+def _clear_programs():
+    """Clears the compiled programs of a test file at its end.
 
-    Processes that had gathered those of half of all files, 4.5 GB in 15,000 mappings of memory, have died in jaxlib
-    while they read one more from the compile cache, or wrote one.
+    Processes that kept the programs of half of all files, 4.5 GB in 15,000 memory mappings, have crashed in jaxlib
+    while reading or writing the compile cache.
     """
     yield
     import gc
@@ -60,7 +60,7 @@ def _programs_of_this_file_only():
 
 @pytest.fixture(scope="session")
 def tuna(tiny_model: Path):
-    """`tiny_model`, read, with the emoji world's words."""
+    """`tiny_model`, loaded with the emoji vocabulary."""
     import tuna_jax
 
     return tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
@@ -68,7 +68,7 @@ def tuna(tiny_model: Path):
 
 @pytest.fixture
 def any_words():
-    """Lets the emoji world's vocabulary take words that it has not, without a warning for each."""
+    """Suppresses the warnings about words outside the emoji vocabulary."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -93,14 +93,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
 
     def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        # AdaLN-Zero and other zeros would hide what depends on what.
-        drawn = random.normal(size=shape).astype(np.float32)
+        # The zeros of AdaLN-Zero and others would hide dependencies.
+        values = random.normal(size=shape).astype(np.float32)
         if name.endswith(("scale", "gamma")):
-            return 1 + 0.1 * drawn
+            return 1 + 0.1 * values
         if not name.endswith("kernel"):
-            return 0.1 * drawn
+            return 0.1 * values
         inputs = shape[1 if ".layers." in name else 0 : -1]
-        return drawn / np.sqrt(np.prod(inputs), dtype=np.float32)
+        return values / np.sqrt(np.prod(inputs), dtype=np.float32)
 
     shapes = flatten(convert_checkpoint.parameter_shapes(config))
     params = unflatten({name: numbers(name, leaf.shape) for name, leaf in shapes.items()})

@@ -1,4 +1,4 @@
-"""The benchmark's table and file have the right shape; how fast anything is, is no test's business."""
+"""The benchmark's table and file have the right form; speeds are not tested."""
 
 import json
 import sys
@@ -19,10 +19,12 @@ def tiny(monkeypatch):
     settings = {"pictures": (Size(40, 48),), "size": Size(32, 32), "clip": Size(32, 48), "clip_frames": 6,
                 "frames": 5}  # fmt: skip
     whole = input_pipeline.Settings
-    monkeypatch.setattr(input_pipeline, "Settings", lambda **given: whole(**{**settings, **given}))
+    monkeypatch.setattr(
+        input_pipeline, "Settings", lambda **changes: whole(**{**settings, **changes})
+    )
 
 
-def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) -> None:
+def test_every_source_is_compared_with_its_plain_loop(tiny, tmp_path, capsys) -> None:
     pytest.importorskip("av")
     file = tmp_path / "data.json"
     flags = ["--rounds=2", "--seconds=0.05", "--rows=2", "--count=3", f"--json={file}"]
@@ -30,19 +32,19 @@ def test_every_source_is_measured_beside_its_plain_loop(tiny, tmp_path, capsys) 
     assert benchmark.main(["data", *flags]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert " ".join(head.split()) == "source made by rows/s per core plain loop ratio goal"
-    told = json.loads(file.read_text())
+    report = json.loads(file.read_text())
     names = [f"{kind}, pictures 40x48" for kind in ("JSONL", "TFDS", "latents")]
     names.append("JSONL, clips 32x48")
-    assert [one["source"] for one in told["rates"]] == names
-    assert [one["goal"] for one in told["rates"]] == [0.9, 0.9, 20.0, 0.9]
-    for one, line in zip(told["rates"], lines, strict=True):
-        assert line.startswith(one["source"])
-        assert one["makers"] == ("2 threads" if "latents" in one["source"] else "1 process")
-        assert len(one["rounds"]) == 2
-        ratios = [rate / plain for rate, plain in one["rounds"]]
-        assert one["ratio"] == pytest.approx(np.mean(ratios))
-        assert ("short" in line) == (one["ratio"] < one["goal"])
-    assert told["settings"]["rows"] == 2 and told["machine"]["cores"] >= 1
+    assert [rate["source"] for rate in report["rates"]] == names
+    assert [rate["goal"] for rate in report["rates"]] == [0.9, 0.9, 20.0, 0.9]
+    for rate, line in zip(report["rates"], lines, strict=True):
+        assert line.startswith(rate["source"])
+        assert rate["makers"] == ("2 threads" if "latents" in rate["source"] else "1 process")
+        assert len(rate["rounds"]) == 2
+        ratios = [loader / plain for loader, plain in rate["rounds"]]
+        assert rate["ratio"] == pytest.approx(np.mean(ratios))
+        assert ("short" in line) == (rate["ratio"] < rate["goal"])
+    assert report["settings"]["rows"] == 2 and report["machine"]["cores"] >= 1
 
 
 def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
@@ -53,21 +55,21 @@ def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
     sizes = {"pictures": (Size(48, 64),), "clip": Size(48, 64)}
     settings = input_pipeline.Settings(**sizes, count=1, clip_frames=20, frames=5)
     files = (settings.pictures, settings.count, settings.clip, settings.clip_frames)
-    made, size = input_files.make_materials(tmp_path, *files), Size(32, 32)
-    (path,) = made.pictures[Size(48, 64)]
+    materials, size = input_files.make_materials(tmp_path, *files), Size(32, 32)
+    (path,) = materials.pictures[Size(48, 64)]
     np.testing.assert_array_equal(input_pipeline.plain_picture(path, size), read_image(path, size))
     np.testing.assert_array_equal(
-        input_pipeline.plain_clip(made.clip, size, 5), read_video(made.clip, size, 5)
+        input_pipeline.plain_clip(materials.clip, size, 5), read_video(materials.clip, size, 5)
     )
 
 
-def test_what_checkpoints_cost(tmp_path, capsys) -> None:
+def test_the_costs_of_checkpoints_are_measured(tmp_path, capsys) -> None:
     file = tmp_path / "checkpoints.json"
     flags = ["--preset=tiny", "--steps=2", "--every=1", "--rounds=1", f"--json={file}"]
     assert benchmark.main(["checkpoints", *flags]) == 0
-    shown, told = capsys.readouterr().out, json.loads(file.read_text())
-    assert told["settings"]["preset"] == "tiny"
-    costs = told["costs"]
+    printed, report = capsys.readouterr().out, json.loads(file.read_text())
+    assert report["settings"]["preset"] == "tiny"
+    costs = report["costs"]
     config = preset("tiny")
     params = jax.eval_shape(lambda: tuna.init(config, jax.random.key(0)))
     # Parameters, their average and Adam's two moments, and little more.
@@ -75,7 +77,7 @@ def test_what_checkpoints_cost(tmp_path, capsys) -> None:
     assert whole < costs["bytes"] < 1.01 * whole
     assert all(value > 0 for value in costs.values())
     assert costs["blocked"] <= costs["whole"]
-    assert f"{costs['asynchronous']:.3f} of that without saves" in shown
+    assert f"{costs['asynchronous']:.3f} of that without saves" in printed
 
 
 _FAKE = """
@@ -85,9 +87,9 @@ from safetensors.numpy import load_file
 
 LOG = pathlib.Path(__file__).with_suffix(".log")
 
-def log(*what):
+def log(*values):
     with LOG.open("a") as file:
-        file.write(json.dumps(what) + chr(10))
+        file.write(json.dumps(values) + chr(10))
 
 def build(config, weights):
     state = load_file(weights)
@@ -109,15 +111,15 @@ def decode(model, request):
 
 
 @pytest.fixture
-def peer(tmp_path):
+def baseline_file(tmp_path):
     file = tmp_path / "fake.py"
     file.write_text(_FAKE)
     return file
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    """The machine's own rate after one product, of small matrices."""
+def quick_matmul_rate(monkeypatch):
+    """Measures the machine's own rate with one product of small matrices."""
     monkeypatch.setattr(harness, "WINDOW", 0.0)
     monkeypatch.setattr(harness, "MATRIX", 256)
 
@@ -126,25 +128,25 @@ def _measured(kind, flags, tmp_path, capsys):
     """The table that a kind prints, and the groups of its JSON, checked against each other."""
     file = tmp_path / f"{kind}.json"
     assert benchmark.main([kind, *flags, "--rounds=3", f"--json={file}"]) == 0
-    shown, told = capsys.readouterr().out, json.loads(file.read_text())
-    for group in told["groups"]:
-        assert group["name"] in shown and group["matmul"] == np.median(group["rates"]) > 0
+    printed, report = capsys.readouterr().out, json.loads(file.read_text())
+    for group in report["groups"]:
+        assert group["name"] in printed and group["matmul"] == np.median(group["rates"]) > 0
         first = group["variants"][0]
-        for side in group["variants"]:
-            assert side["name"] in shown
-            assert len(side["rounds"]) == 3
-            assert side["seconds"] == np.median(side["rounds"])
-            ratios = np.divide(side["rounds"], first["rounds"])
-            assert side["ratio"] == pytest.approx(np.median(ratios))
-            assert side["memory"] > 0 and side["processor"] > 0
-            shares = side["flops"] / np.multiply(side["rounds"], group["rates"])
-            assert side["share"] == pytest.approx(np.median(shares))
+        for variant in group["variants"]:
+            assert variant["name"] in printed
+            assert len(variant["rounds"]) == 3
+            assert variant["seconds"] == np.median(variant["rounds"])
+            ratios = np.divide(variant["rounds"], first["rounds"])
+            assert variant["ratio"] == pytest.approx(np.median(ratios))
+            assert variant["memory"] > 0 and variant["processor"] > 0
+            shares = variant["flops"] / np.multiply(variant["rounds"], group["rates"])
+            assert variant["share"] == pytest.approx(np.median(shares))
         assert first["ratio"] == 1.0 and first["flops"] > 0
-    return told, told["groups"]
+    return report, report["groups"]
 
 
-def _calls(peer):
-    lines = peer.with_suffix(".log").read_text().splitlines()
+def _calls(baseline_file):
+    lines = baseline_file.with_suffix(".log").read_text().splitlines()
     return [tuple(json.loads(line)) for line in lines]
 
 
@@ -152,62 +154,76 @@ _SMALL = ["--preset=tiny", "--prompt=5", "--negative=2", "--side=2", "--steps=2"
 
 
 @pytest.mark.slow
-def test_drawing_is_measured_beside_no_cache_and_a_peer(peer, tmp_path, capsys) -> None:
-    flags = [*_SMALL, "--lengths=0,40,64", "--longest=40", "--whole=50", f"--baseline={peer}"]
-    told, (group,) = _measured("sample", flags, tmp_path, capsys)
-    sides = {side["name"]: side for side in group["variants"]}
-    assert list(sides) == ["tuna_jax"] + [
+def test_generation_is_compared_with_no_cache_and_a_baseline(
+    baseline_file, tmp_path, capsys
+) -> None:
+    flags = [
+        *_SMALL,
+        "--lengths=0,40,64",
+        "--longest=40",
+        "--whole=50",
+        f"--baseline={baseline_file}",
+    ]
+    report, (group,) = _measured("sample", flags, tmp_path, capsys)
+    variants = {variant["name"]: variant for variant in group["variants"]}
+    assert list(variants) == ["tuna_jax"] + [
         *(f"without the cache, {length} tokens" for length in (14, 40)),
         *(f"fake, {length} tokens" for length in (14, 40, 64)),
     ]
-    assert told["settings"]["lengths"] == "0,40,64"
-    # Two steps of one picture with both sides of guidance: without the cache, the longer the dearer.
-    ours, tight, padded = (side["flops"] for side in group["variants"][:3])
+    assert report["settings"]["lengths"] == "0,40,64"
+    # Two steps of one image with both branches of guidance: without the cache, a longer sequence costs more.
+    ours, tight, padded = (variant["flops"] for variant in group["variants"][:3])
     assert ours < tight < padded and padded / tight == pytest.approx(40 / 14, rel=0.3)
-    assert [sides[f"fake, {n} tokens"]["part"] for n in (14, 40, 64)] == [1.0, 1.0, 0.5]
-    assert sides["fake, 64 tokens"]["flops"] == 0
-    # The fake draws nothing, so it differs; the length of which it took one step is not compared.
-    found = group["notes"]["difference from the baseline"]
-    assert set(found) == {"14", "40"} and min(found.values()) > 0.01
-    calls = _calls(peer)
+    assert [variants[f"fake, {n} tokens"]["part"] for n in (14, 40, 64)] == [1.0, 1.0, 0.5]
+    assert variants["fake, 64 tokens"]["flops"] == 0
+    # The fake returns its noise, so it differs; the length with only one step is not compared.
+    differences = group["notes"]["difference from the baseline"]
+    assert set(differences) == {"14", "40"} and min(differences.values()) > 0.01
+    calls = _calls(baseline_file)
     assert calls[0][:3] == ("build", 64, [512, 64])
     assert set(calls[1:]) == {("sample", n, s, 1, False) for n, s in ((14, 2), (40, 2), (64, 1))}
-    # One to warm up, one to see its memory, three rounds.
+    # One to warm up, one to measure its memory, three rounds.
     assert calls.count(("sample", 64, 1, 1, False)) == 5
 
 
 @pytest.mark.slow
-def test_edits_and_clips_are_measured(peer, tmp_path, capsys) -> None:
-    flags = [*_SMALL, "--lengths=0", f"--baseline={peer}"]
+def test_edits_and_clips_are_measured(baseline_file, tmp_path, capsys) -> None:
+    flags = [*_SMALL, "--lengths=0", f"--baseline={baseline_file}"]
     _, (group,) = _measured("edit", flags, tmp_path, capsys)
     # <bos> <boi> span <eoi> words <boi> span <eoi> <eos>
-    assert [side["name"] for side in group["variants"]][1:] == [
+    assert [variant["name"] for variant in group["variants"]][1:] == [
         "without the cache, 21 tokens",
         "fake, 21 tokens",
     ]
-    assert ("sample", 21, 2, 1, True) in _calls(peer)
+    assert ("sample", 21, 2, 1, True) in _calls(baseline_file)
     _, (group,) = _measured("video", [*_SMALL, "--batch=2"], tmp_path, capsys)
     assert group["variants"][1]["name"] == "without the cache, 22 tokens"
     assert group["variants"][0]["rate"] == pytest.approx(2 / group["variants"][0]["seconds"])
 
 
-def test_decoding_is_measured_at_every_batch_size(peer, tmp_path, capsys) -> None:
-    flags = ["--preset=tiny", "--batches=1,3", "--prompt=6", "--new=4", f"--baseline={peer}"]
+def test_decoding_is_measured_at_every_batch_size(baseline_file, tmp_path, capsys) -> None:
+    flags = [
+        "--preset=tiny",
+        "--batches=1,3",
+        "--prompt=6",
+        "--new=4",
+        f"--baseline={baseline_file}",
+    ]
     _, groups = _measured("decode", flags, tmp_path, capsys)
     for rows, group in zip((1, 3), groups, strict=True):
         ours, whole, theirs = group["variants"]
         assert theirs["name"] == "fake"
         assert ours["rate"] == pytest.approx(4 * rows / ours["seconds"])
-        # Four rounds of one token a row, and six tokens before, against four rounds of ten.
+        # Four rounds of one token per row after six prompt tokens, against four rounds of ten tokens.
         assert 3 < whole["flops"] / ours["flops"] < 5
         assert group["notes"]["share of tokens equal to the baseline's"] < 1
-    one, three = (group["variants"][0]["flops"] for group in groups)
-    assert three == 3 * one
-    assert ("decode", 3, 4) in _calls(peer)
+    single, three = (group["variants"][0]["flops"] for group in groups)
+    assert three == 3 * single
+    assert ("decode", 3, 4) in _calls(baseline_file)
 
 
-def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
-    flags = ["--preset=tiny", "--words=4", "--side=2", "--tokens=16", f"--baseline={peer}"]
+def test_a_training_step_is_measured(baseline_file, tmp_path, capsys) -> None:
+    flags = ["--preset=tiny", "--words=4", "--side=2", "--tokens=16", f"--baseline={baseline_file}"]
     _, (group,) = _measured("train", [*flags, "--steps=2"], tmp_path, capsys)
     ours, theirs = group["variants"]
     assert theirs["name"] == "fake" and theirs["flops"] == 0
@@ -220,8 +236,8 @@ def test_a_training_step_is_measured(peer, tmp_path, capsys) -> None:
     # Forward and twice as much backward, of 2 steps of 2 rows of 16 tokens, and a little more than these layers.
     floor = 3 * 2 * (kernels - modulation) * 2 * 2 * 16
     assert floor < ours["flops"] < 2 * floor
-    assert ("train_step", [2, 16], 8) in _calls(peer)
-    assert "tuna_jax_baseline_fake" not in sys.modules, "the peer has a process of its own"
+    assert ("train_step", [2, 16], 8) in _calls(baseline_file)
+    assert "tuna_jax_baseline_fake" not in sys.modules, "the baseline runs in its own process"
 
 
 @pytest.mark.slow
@@ -238,33 +254,42 @@ def test_the_vae_is_measured(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_a_new_process_draws_its_first_picture(tmp_path, capsys) -> None:
+def test_a_new_process_generates_its_first_image(tmp_path, capsys) -> None:
     file = tmp_path / "startup.json"
     assert benchmark.main(["startup", "--rounds=1", f"--json={file}"]) == 0
-    shown, told = capsys.readouterr().out, json.loads(file.read_text())
-    cold, warm = told["started"]
-    for one in (cold, warm):
-        assert f"{one['total']:.2f} s" in shown
-        stages = [one["stages"][stage] for stage in startup.STAGES]
+    printed, report = capsys.readouterr().out, json.loads(file.read_text())
+    cold, warm = report["started"]
+    for startup_report in (cold, warm):
+        assert f"{startup_report['total']:.2f} s" in printed
+        stages = [startup_report["stages"][stage] for stage in startup.STAGES]
         assert min(stages) > 0
-        assert one["total"] == pytest.approx(sum(stages[:-1]))
+        assert startup_report["total"] == pytest.approx(sum(stages[:-1]))
     assert (cold["cache"], warm["cache"]) == ("cold", "warm")
 
 
-def test_a_peer_without_build_is_refused(tmp_path, capsys) -> None:
+def test_a_baseline_without_build_is_refused(tmp_path, capsys) -> None:
     file = tmp_path / "empty.py"
     file.write_text("def sample(model, request): pass")
     assert benchmark.main(["sample", *_SMALL, "--lengths=0", f"--baseline={file}"]) == 1
-    assert "has no function build(config, weights)" in capsys.readouterr().err
+    assert "build(config, weights)" in capsys.readouterr().err
 
 
 def test_help_and_wrong_numbers(capsys) -> None:
-    shown = {"data": "--threads", "checkpoints": "--every", "sample": "train_step(model, batch"}
-    shown |= {"edit": "--lengths", "video": "--frames", "decode": "--new", "train": "--remat"}
-    shown |= {"vae": "--size", "startup": "--model"}
+    flag_in_help = {
+        "data": "--threads",
+        "checkpoints": "--every",
+        "sample": "train_step(model, batch",
+    }
+    flag_in_help |= {
+        "edit": "--lengths",
+        "video": "--frames",
+        "decode": "--new",
+        "train": "--remat",
+    }
+    flag_in_help |= {"vae": "--size", "startup": "--model"}
     for flags, words in (
         (["--help"], "data"),
-        *(([kind, "--help"], flag) for kind, flag in shown.items()),
+        *(([kind, "--help"], flag) for kind, flag in flag_in_help.items()),
     ):
         with pytest.raises(SystemExit):
             benchmark.main(flags)
@@ -276,9 +301,9 @@ def test_help_and_wrong_numbers(capsys) -> None:
         "325 tokens": ["sample", "--lengths=300"],
         "lengths is 'many'": ["sample", "--lengths=many"],
         "batches is '0'": ["decode", "--batches=0"],
-        "tokens is 10; it is at least 325": ["train", "--tokens=10"],
+        "tokens is 10": ["train", "--tokens=10"],
         "nobody.py": ["train", "--preset=tiny", "--baseline=nobody.py"],
-        "image height 70 is not divisible by 16": ["vae", "--size=70"],
+        "height 70": ["vae", "--size=70"],
         "nowhere": ["startup", "--model=nowhere"],
     }
     for words, flags in wrong.items():

@@ -1,4 +1,4 @@
-"""The command: draws a folder, goes on after SIGKILL, checks it, and tells what is wrong."""
+"""The command generates a folder, resumes after SIGKILL, checks the folder and reports what is wrong."""
 
 import json
 import signal
@@ -32,13 +32,18 @@ def _arguments(prompts, *more):
     ]
 
 
-def _drawing(prompts, model):
+def _generating(prompts, model):
     flags = (f"--model={model}", "--tokenizer=emoji", "--size=32", "--steps=2", "--batch_size=1")
     return _arguments(prompts, *flags)
 
 
-def test_a_killed_run_goes_on_and_its_folder_is_checked(prompts, tiny_model, capsys):
-    command = [sys.executable, "-m", "tuna_jax.evaluate_benchmarks", *_drawing(prompts, tiny_model)]
+def test_a_killed_run_resumes_and_its_folder_is_checked(prompts, tiny_model, capsys):
+    command = [
+        sys.executable,
+        "-m",
+        "tuna_jax.evaluate_benchmarks",
+        *_generating(prompts, tiny_model),
+    ]
     samples = prompts / "out/geneval"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
@@ -48,10 +53,10 @@ def test_a_killed_run_goes_on_and_its_folder_is_checked(prompts, tiny_model, cap
     process.wait()
     first = {path: path.read_bytes() for path in samples.rglob("*.png")}
     assert first
-    assert evaluate_benchmarks.main(_drawing(prompts, tiny_model)) == 0
-    told = capsys.readouterr().out
-    assert f"{8 - len(first)} files drawn, {len(first)} kept" in told
-    assert f"evaluate_images.py {samples} --outfile" in told
+    assert evaluate_benchmarks.main(_generating(prompts, tiny_model)) == 0
+    printed = capsys.readouterr().out
+    assert f"{8 - len(first)} files generated, {len(first)} kept" in printed
+    assert f"evaluate_images.py {samples} --outfile" in printed
     assert {path: path.read_bytes() for path in first} == first
     assert evaluate_benchmarks.main(_arguments(prompts, "--check", "--size=32")) == 0
     assert "8 files of 2 prompts" in capsys.readouterr().out
@@ -60,7 +65,7 @@ def test_a_killed_run_goes_on_and_its_folder_is_checked(prompts, tiny_model, cap
     assert f"{samples}/00001/samples/0003.png: cannot be read" in capsys.readouterr().out
 
 
-def test_a_prompt_file_of_another_length_is_told(prompts, capsys):
+def test_a_prompt_file_of_another_length_is_reported(prompts, capsys):
     (prompts / "out/geneval").mkdir(parents=True)
     assert evaluate_benchmarks.main(_arguments(prompts, "--check")) == 1
     assert "note: 2 prompts; the published geneval has 553" in capsys.readouterr().err
@@ -75,11 +80,11 @@ def test_a_wrong_prompt_file_is_an_error_before_the_model_is_read(prompts, capsy
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "give --model=PATH to draw, or --check"),
-        (["--check", "--model=m"], "--check looks at files alone"),
+        ([], "give --model=PATH"),
+        (["--check", "--model=m"], "drop --model"),
         (["--check", "--frames=5"], "--frames has no effect with --benchmark=geneval"),
-        (["--model=m", "--shard=2/2"], "is no shard; of two they are 0/2 and 1/2"),
-        (["--model=m", "--size=a"], "is no size; give HEIGHTxWIDTH"),
+        (["--model=m", "--shard=2/2"], "'2/2'"),
+        (["--model=m", "--size=a"], "'a'"),
     ],
 )
 def test_wrong_flags_are_named(prompts, capsys, more, words):

@@ -28,10 +28,10 @@ def wrong(pictures):
 
 @pytest.fixture
 def run(tiny_model, tmp_path, monkeypatch, capsys):
-    """Runs the command in a folder with pictures; gives the values that it prints."""
+    """Runs the command in a folder with images; returns the values that it prints."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
-    for folder, count in (("photos", 6), ("drawn/deeper", 5)):
+    for folder, count in (("photos", 6), ("generated/deeper", 5)):
         (tmp_path / folder).mkdir(parents=True)
         for i in range(count):
             pixels = random.integers(0, 255 - 20 * i, (32, 32, 3), np.uint8)
@@ -40,10 +40,10 @@ def run(tiny_model, tmp_path, monkeypatch, capsys):
     model = (f"--model={tiny_model}", "--tokenizer=emoji", "--size=32")
 
     def call(command, *arguments, with_model=False, status=0):
-        given = [command, *(model if with_model else ()), *arguments]
-        assert evaluate_images.main(given) == status
-        told = capsys.readouterr()
-        return told.err if status else json.loads(told.out.splitlines()[-1])
+        flags = [command, *(model if with_model else ()), *arguments]
+        assert evaluate_images.main(flags) == status
+        captured = capsys.readouterr()
+        return captured.err if status else json.loads(captured.out.splitlines()[-1])
 
     return call
 
@@ -53,42 +53,42 @@ def _photos(tmp_path, folder="photos"):
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
-def test_reconstruction_is_of_the_models_vae(run, tmp_path, tiny_model):
-    found = run("reconstruction", "--pictures=photos", with_model=True)
+def test_reconstruction_uses_the_models_vae(run, tmp_path, tiny_model):
+    scores = run("reconstruction", "--images=photos", with_model=True)
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
     photos = _photos(tmp_path)
     mean = vae.posterior(model.config.vae, model.vae_params, photos[:, None])[0]
     again = vae.decode(model.config.vae, model.vae_params, mean)[:, 0]
     again = np.asarray(jnp.round(jnp.clip(again, -1, 1) * 127.5 + 127.5), np.uint8)
-    np.testing.assert_allclose(found["psnr_db"], psnr_ssim.psnr(photos, again).mean(), atol=0.05)
-    np.testing.assert_allclose(found["ssim"], psnr_ssim.ssim(photos, again).mean(), atol=0.01)
-    assert (found["pictures"], found["size"]) == (6, [32, 32])
+    np.testing.assert_allclose(scores["psnr_db"], psnr_ssim.psnr(photos, again).mean(), atol=0.05)
+    np.testing.assert_allclose(scores["ssim"], psnr_ssim.ssim(photos, again).mean(), atol=0.01)
+    assert (scores["pictures"], scores["size"]) == (6, [32, 32])
 
 
 def test_distributions_by_an_extractor_and_by_files(run, tmp_path):
-    found = run(
-        *("distribution", "--pictures=drawn", "--reference=photos", "--extractor=mine.py:colours")
+    scores = run(
+        *("distribution", "--images=generated", "--reference=photos", "--extractor=mine.py:colours")
     )
-    ours, theirs = (_photos(tmp_path, name).mean((1, 2)) for name in ("drawn", "photos"))
-    wanted = fid_cmmd.frechet_distance(ours, theirs)
-    np.testing.assert_allclose(found["frechet_distance"], wanted, rtol=1e-4)
-    np.testing.assert_allclose(found["cmmd"], fid_cmmd.cmmd(ours, theirs), rtol=1e-4)
-    assert (found["rows"], found["width"]) == ([5, 6], 3)
+    ours, theirs = (_photos(tmp_path, name).mean((1, 2)) for name in ("generated", "photos"))
+    expected = fid_cmmd.frechet_distance(ours, theirs)
+    np.testing.assert_allclose(scores["frechet_distance"], expected, rtol=1e-4)
+    np.testing.assert_allclose(scores["cmmd"], fid_cmmd.cmmd(ours, theirs), rtol=1e-4)
+    assert (scores["rows"], scores["width"]) == ([5, 6], 3)
     np.save("ours.npy", ours.astype(np.float32))
     save_file({"clip": theirs.astype(np.float32), "x": np.zeros(1)}, "theirs.safetensors")
     again = run("distribution", "--features=ours.npy", "--reference=theirs.safetensors:clip")
-    np.testing.assert_allclose(again["frechet_distance"], found["frechet_distance"], rtol=1e-4)
+    np.testing.assert_allclose(again["frechet_distance"], scores["frechet_distance"], rtol=1e-4)
 
 
 def test_features_are_the_mean_of_the_unified_tokens(run, tmp_path, tiny_model):
-    run("features", "--pictures=photos", "--output=out/ours.safetensors", with_model=True)
+    run("features", "--images=photos", "--output=out/ours.safetensors", with_model=True)
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
     latents = vae.posterior(model.config.vae, model.vae_params, _photos(tmp_path)[:, None])[0]
     tokens = tuna.bind(model.config, model.params).visual_tokens(latents[:, None])
     assert tokens.shape == (6, 1, 4, model.config.language.width)
-    wanted = np.asarray(tokens, np.float32).mean((1, 2))
+    expected = np.asarray(tokens, np.float32).mean((1, 2))
     np.testing.assert_allclose(
-        load_file("out/ours.safetensors")["features"], wanted, rtol=1e-4, atol=1e-4
+        load_file("out/ours.safetensors")["features"], expected, rtol=1e-4, atol=1e-4
     )
     assert features.read("out/ours.safetensors")[1] == [f"{i}.png" for i in range(6)]
 
@@ -96,12 +96,14 @@ def test_features_are_the_mean_of_the_unified_tokens(run, tmp_path, tiny_model):
 def test_alignment_of_a_model_with_a_file(run, tmp_path):
     other = np.random.default_rng(1).normal(size=(6, 4, 5)).astype(np.float32)  # tokens too
     np.save("other.npy", other)
-    run("features", "--pictures=photos", "--output=ours.npy", with_model=True)
-    asked = ("--reference=other.npy", "--neighbours=3")
-    found = run("alignment", "--pictures=photos", *asked, with_model=True)
+    run("features", "--images=photos", "--output=ours.npy", with_model=True)
+    flags = ("--reference=other.npy", "--neighbours=3")
+    scores = run("alignment", "--images=photos", *flags, with_model=True)
     prepared = [cknna.prepare(x) for x in (np.load("ours.npy"), other.mean(1))]
-    np.testing.assert_allclose(found["cknna"], cknna.cknna(*prepared, 3), atol=1e-4)
-    assert run("alignment", "--features=ours.npy", *asked)["cknna"] == pytest.approx(found["cknna"])
+    np.testing.assert_allclose(scores["cknna"], cknna.cknna(*prepared, 3), atol=1e-4)
+    assert run("alignment", "--features=ours.npy", *flags)["cknna"] == pytest.approx(
+        scores["cknna"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,31 +111,31 @@ def test_alignment_of_a_model_with_a_file(run, tmp_path):
     [
         (["alignment", "--features=a.safetensors", "--reference=b.safetensors"], "row 1 is 1.png"),
         (["alignment", "--features=nothing.npy", "--reference=b.safetensors"], "no file of feat"),
-        (["alignment", "--reference=b.safetensors"], "give either --features=FILE or --pictures="),
-        (["distribution", "--pictures=photos", "--reference=photos"], "want --extractor=FILE.py"),
+        (["alignment", "--reference=b.safetensors"], "give either --features=FILE or --images="),
+        (["distribution", "--images=photos", "--reference=photos"], "--extractor=FILE.py"),
         (
             ["distribution", "--features=mine.py", "--reference=photos"],
             "cannot be read as features",
         ),
         (
-            ["features", "--pictures=photos", "--output=a.npy", "--extractor=mine.py:wrong"],
+            ["features", "--images=photos", "--output=a.npy", "--extractor=mine.py:wrong"],
             "shape [3] for 6 images",
         ),
         (
-            ["features", "--pictures=photos", "--output=a.npy", "--extractor=mine.py:nothing"],
+            ["features", "--images=photos", "--output=a.npy", "--extractor=mine.py:nothing"],
             "mine.py has no function 'nothing'",
         ),
         (
-            ["features", "--pictures=photos", "--output=a.txt", "--extractor=mine.py:colours"],
+            ["features", "--images=photos", "--output=a.txt", "--extractor=mine.py:colours"],
             "written as .npy or .safetensors",
         ),
         (
-            ["features", "--pictures=nowhere", "--output=a.npy", "--extractor=mine.py:colours"],
+            ["features", "--images=nowhere", "--output=a.npy", "--extractor=mine.py:colours"],
             "nowhere has no",
         ),
     ],
 )
-def test_what_is_wrong_is_named(run, arguments, words):
+def test_errors_are_named(run, arguments, words):
     rows = np.eye(5, dtype=np.float32)
     names = [f"{i}.png" for i in range(5)]
     features.write("a.safetensors", rows, names)

@@ -1,4 +1,4 @@
-"""The command on files and on a TFDS data set: what the model is asked, and what is refused."""
+"""The command on files and on a TFDS data set: which questions the model gets, and what is refused."""
 
 import json
 
@@ -22,12 +22,12 @@ def folder(tmp_path_factory):
 
 
 def _run(tiny_model, output, *arguments):
-    given = [f"--model={tiny_model}", "--tokenizer=emoji", f"--output={output}", *arguments]
-    assert evaluate_vqa.main(given) == 0
+    flags = [f"--model={tiny_model}", "--tokenizer=emoji", f"--output={output}", *arguments]
+    assert evaluate_vqa.main(flags) == 0
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def test_files_of_the_emoji_world_are_the_same_again_and_have_their_answers(folder, tmp_path):
+def test_files_of_the_emoji_world_are_reproducible_and_have_their_answers(folder, tmp_path):
     write_questions.write(tmp_path, 4)
     for name in ("pictures.jsonl", "clips.jsonl", "media/picture_0001.png"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -45,8 +45,8 @@ def test_replies_are_the_models_answers(folder, tmp_path, tiny_model, tuna, name
     assert len(rows) == 2
     lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     for row, line in zip(rows, lines, strict=False):
-        said = tuna.answer(folder / line[key], line["question"], max_new_tokens=32)
-        assert row == {**row, "question": line["question"], "reply": said, "right": False}
+        reply = tuna.answer(folder / line[key], line["question"], max_new_tokens=32)
+        assert row == {**row, "question": line["question"], "reply": reply, "right": False}
 
 
 def test_choices_and_answers_are_judged_by_their_likelihood(
@@ -60,12 +60,12 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
     for row, other, item in zip(
         chosen, scored, datasets.read_lines(folder / "pictures.jsonl"), strict=True
     ):
-        asked = [Conversation.of(tuna.load_media(item.media), item.question)] * 4
-        found = likelihoods(tuna, asked, item.choices)
-        np.testing.assert_allclose(row["log_probabilities"], found.log_probability, atol=2e-3)
-        assert row["reply"] == item.choices[int(np.argmax(found.log_probability))]
-        place = item.choices.index(item.answers[0])
-        assert other["log_likelihood"] == pytest.approx(found.log_probability[place], abs=2e-3)
+        conversations = [Conversation.of(tuna.load_media(item.media), item.question)] * 4
+        scores = likelihoods(tuna, conversations, item.choices)
+        np.testing.assert_allclose(row["log_probabilities"], scores.log_probability, atol=2e-3)
+        assert row["reply"] == item.choices[int(np.argmax(scores.log_probability))]
+        index = item.choices.index(item.answers[0])
+        assert other["log_likelihood"] == pytest.approx(scores.log_probability[index], abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
         ("", "has no questions"),
     ],
 )
-def test_a_line_that_is_no_question_is_named(tmp_path, line, words):
+def test_an_invalid_line_is_named(tmp_path, line, words):
     path = tmp_path / "q.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=words):
         datasets.read_lines(path)
 
 
-def test_an_answer_may_be_a_place_or_several_texts(tmp_path):
+def test_an_answer_may_be_an_index_or_several_texts(tmp_path):
     path = tmp_path / "q.jsonl"
     lines = [
         {"question": "q", "answer": 1, "choices": ["a", "b"]},
@@ -117,6 +117,6 @@ def test_what_is_wrong_is_an_error(tmp_path, tiny_model, monkeypatch, capsys, ar
     monkeypatch.chdir(tmp_path)
     line = {"question": "q", "answer": "a", "image": "absent.png"}
     (tmp_path / "q.jsonl").write_text(json.dumps(line))
-    given = [f"--model={tiny_model}", "--tokenizer=emoji", *arguments]
-    assert evaluate_vqa.main(given) == 1
+    flags = [f"--model={tiny_model}", "--tokenizer=emoji", *arguments]
+    assert evaluate_vqa.main(flags) == 1
     assert words in capsys.readouterr().err

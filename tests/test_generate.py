@@ -25,7 +25,7 @@ def _words_outside_the_compact_vocabulary():
 
 @pytest.fixture
 def run(tiny_model, tmp_path, monkeypatch):
-    """Runs the command in an empty folder, with two pictures in it."""
+    """Runs the command in an empty folder, with two images in it."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
@@ -41,18 +41,18 @@ def _read(path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
+def test_prompts_become_images_and_a_contact_sheet(run, tmp_path, capsys, tiny_model):
     (tmp_path / "more.txt").write_text(f"{CAT}\n\n")
     assert run(f"--prompt={DOG}", "--prompts=more.txt", "--seed=3", *QUICK) == 0
-    drawn = [_read(f"pictures/prompt_{i}.png") for i in range(2)]
-    wanted = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji").generate_image(
+    images = [_read(f"pictures/prompt_{i}.png") for i in range(2)]
+    expected = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji").generate_image(
         [DOG, CAT], seed=3, steps=2, size=(32, 32)
     )
-    np.testing.assert_array_equal(drawn, wanted)
+    np.testing.assert_array_equal(images, expected)
     assert (tmp_path / "pictures/sheet.png").exists()
     assert f"prompt_1.png: {CAT}" in capsys.readouterr().out
     assert run(f"--prompt={DOG}", "--output=other", f"--negative={CAT}", "--seed=3", *QUICK) == 0
-    assert (_read("other/prompt_0.png") != drawn[0]).any(), "the negative prompt changes it"
+    assert (_read("other/prompt_0.png") != images[0]).any(), "the negative prompt changes it"
     flags = [f"--prompt={DOG}", "--guidance=5", "--guidance_interval=0.2,1", "--output=late"]
     assert run(*flags, *QUICK) == 0
     late = {"guidance": 5.0, "guidance_interval": (0.2, 1.0), "steps": 2, "size": (32, 32)}
@@ -60,7 +60,7 @@ def test_prompts_become_pictures_and_a_sheet(run, tmp_path, capsys, tiny_model):
     np.testing.assert_array_equal(_read("late/prompt_0.png"), model.generate_image(DOG, **late)[0])
 
 
-def test_large_pictures_go_in_tiles(run, monkeypatch):
+def test_large_images_are_decoded_in_tiles(run, monkeypatch):
     seen = []
     decode = batching.decode
     monkeypatch.setattr(batching, "decode", lambda *args: seen.append(args[4]) or decode(*args))
@@ -81,22 +81,22 @@ def test_lines_of_json_have_their_own_seed_and_negative(run, tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert run("--prompts=p.jsonl", *QUICK) == 0
     first, second, third = (_read(f"pictures/prompt_{i}.png").astype(int) for i in range(3))
-    assert run(f"--prompt={DOG}", "--seed=7", "--output=alone", *QUICK) == 0
-    assert np.abs(_read("alone/prompt_0.png") - second).max() <= 1
+    assert run(f"--prompt={DOG}", "--seed=7", "--output=single", *QUICK) == 0
+    assert np.abs(_read("single/prompt_0.png") - second).max() <= 1
     assert np.abs(first - second).max() > 1
     assert np.abs(third - second).max() > 1
 
 
-def test_edits_start_from_their_pictures(run, tmp_path):
+def test_edits_start_from_their_images(run, tmp_path):
     lines = [{"prompt": DOG, "image": name, "seed": 1} for name in ("a.png", "b.png")]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert run("--task=edit", "--prompts=e.jsonl", *QUICK) == 0
     first, second = (_read(f"pictures/edit_{i}.png").astype(int) for i in range(2))
     assert first.shape == (32, 32, 3)
     assert np.abs(first - second).max() > 1
-    # Guessed from its flags, a single one.
-    assert run("--image=b.png", f"--prompt={DOG}", "--seed=1", "--output=one", *QUICK) == 0
-    assert np.abs(_read("one/edit_0.png") - second).max() <= 1
+    # A single edit, whose task follows from its flags.
+    assert run("--image=b.png", f"--prompt={DOG}", "--seed=1", "--output=single", *QUICK) == 0
+    assert np.abs(_read("single/edit_0.png") - second).max() <= 1
 
 
 @pytest.mark.slow
@@ -112,19 +112,19 @@ def test_text_becomes_video_and_video_becomes_text(run, tmp_path, capsys):
     assert json.loads(line)["answer"] == capsys.readouterr().out.removesuffix("\n")
 
 
-def test_questions_about_several_pictures(run, tmp_path, capsys, tiny_model):
+def test_questions_about_several_images(run, tmp_path, capsys, tiny_model):
     flags = ["--image=a.png", "--image=b.png", "--question=what is this?", "--question=why?"]
     assert run(*flags, "--max_new_tokens=4", "--output=out") == 0
-    said = [json.loads(x) for x in (tmp_path / "out/answers.jsonl").read_text().splitlines()]
+    answers = [json.loads(x) for x in (tmp_path / "out/answers.jsonl").read_text().splitlines()]
     model = tuna_jax.Tuna.load(tiny_model, tokenizer="emoji")
-    for line, question in zip(said, ["what is this?", "why?"], strict=True):
+    for line, question in zip(answers, ["what is this?", "why?"], strict=True):
         assert line["media"] == ["a.png", "b.png"]
-        wanted = model.answer(["a.png", "b.png"], question, max_new_tokens=4)
-        assert line["answer"] == wanted
-    assert capsys.readouterr().out == "".join(f"{line['answer']}\n" for line in said)
+        expected = model.answer(["a.png", "b.png"], question, max_new_tokens=4)
+        assert line["answer"] == expected
+    assert capsys.readouterr().out == "".join(f"{line['answer']}\n" for line in answers)
 
 
-def test_a_chat_goes_on(run, tmp_path, tiny_model):
+def test_a_chat_continues(run, tmp_path, tiny_model):
     few = "--max_new_tokens=3"
     flags = ["--image=a.png", "--question=what is this?", "--question=why?"]
     assert run("--task=chat", *flags, few) == 0
@@ -157,10 +157,10 @@ def test_streamed_answers_are_the_answers(run, tmp_path, capsys, monkeypatch):
         written.clear()
         assert run(f"--task={task}", *flags, "--output=whole") == 0
         assert not written, "no terminal"
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         assert run(f"--task={task}", *flags, "--stream", "--output=parts") == 0
         assert not capsys.readouterr().out
-        assert len(written) > 4 and "".join(written) == said
+        assert len(written) > 4 and "".join(written) == printed
         whole, parts = ((tmp_path / folder / name).read_text() for folder in ("whole", "parts"))
         assert parts == whole
 
@@ -178,10 +178,10 @@ def test_a_terminal_gets_words_as_they_come(run, monkeypatch, flags, streams):
     written.clear()
     both = ["--question=what is this?", "--question=why?"]
     assert run("--image=a.png", *both, "--max_new_tokens=2") == 0
-    assert not written, "answers that can be made at once are"
+    assert not written, "several questions are answered as one batch"
 
 
-def test_text_alone_is_a_chat(run, tmp_path):
+def test_text_only_is_a_chat(run, tmp_path):
     assert run("--question=hello", "--max_new_tokens=2", "--temperature=0.8", "--top_k=5") == 0
     assert json.loads((tmp_path / "answers/conversation.json").read_text())["media"] == []
 
@@ -190,21 +190,21 @@ def test_text_alone_is_a_chat(run, tmp_path):
     ("arguments", "words"),
     [
         (["--task=draw", "--prompt=a"], "invalid choice: 'draw'"),
-        ([], "give --prompt= or --prompts=FILE to draw"),
+        ([], "give --prompt= or --prompts=FILE"),
         (["--image=a.png"], "--image and --question go together"),
-        (["--prompt=a", "--question=b"], "say which with --task="),
+        (["--prompt=a", "--question=b"], "choose with --task="),
         (["--task=edit", "--prompt=a"], "give it with --image=FILE"),
-        (["--task=edit", "--image=a.png"], "--task=edit wants --prompt="),
-        (["--task=understand", "--question=a"], "--task=understand wants --image=FILE"),
+        (["--task=edit", "--image=a.png"], "--task=edit requires --prompt="),
+        (["--task=understand", "--question=a"], "--task=understand requires --image=FILE"),
         (["--task=t2i", "--prompt=a", "--frames=5"], "--frames has no effect with --task=t2i"),
         (["--question=a", "--size=32"], "--size has no effect with --task=chat"),
-        (["--prompt=a", "--size=32by4"], "give HEIGHTxWIDTH"),
-        (["--prompt=a", "--guidance_interval=early"], "'early' is no interval; give LOW,HIGH"),
-        (["--prompt=a", "--guidance_interval=0.5"], "'0.5' is no interval"),
+        (["--prompt=a", "--size=32by4"], "'32by4'"),
+        (["--prompt=a", "--guidance_interval=early"], "'early'"),
+        (["--prompt=a", "--guidance_interval=0.5"], "'0.5'"),
         (["--question=a", "--guidance_interval=0,1"], "has no effect with --task=chat"),
         (["--prompt=a", "--stream"], "--stream has no effect with --task=t2i"),
         (["--prompt=a", "--batch_size=0"], "at least 1"),
-        (["--image=a.png", "--video=b.mp4", "--question=a"], "cannot be shown together"),
+        (["--image=a.png", "--video=b.mp4", "--question=a"], "--image and --video"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
@@ -217,7 +217,7 @@ def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompt=a", "--size=40x32"], "image height 40 is not divisible by 16"),
+        (["--prompt=a", "--size=40x32"], "height 40"),
         (["--prompt=a", "--guidance_interval=0.9,0.5"], "guidance_interval is (0.9, 0.5)"),
         (["--task=t2v", "--prompt=a", "--frames=4"], "4 frames is not 1 + 4k"),
         (["--prompts=none.txt"], "no file of requests at none.txt"),
@@ -229,7 +229,7 @@ def test_flags_that_do_not_fit_are_named(run, capsys, arguments, words):
         (["--task=understand", "--prompts=ask.jsonl", "--video=c.mp4"], "c.mp4"),
     ],
 )
-def test_what_cannot_be_done_is_named(run, tmp_path, capsys, arguments, words):
+def test_requests_that_fail_are_named(run, tmp_path, capsys, arguments, words):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     (tmp_path / "edit.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "ask.jsonl").write_text('{"question": "a"}\n')

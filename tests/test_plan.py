@@ -1,4 +1,4 @@
-"""The command from end to end: a real step through the TPU compiler, for a slice that is not there."""
+"""The command from end to end: a real step through the TPU compiler, for a slice that this machine does not have."""
 
 import json
 import os
@@ -14,7 +14,7 @@ TINY = "--config=tests/planning/tiny_stage.py"
 
 def plan(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # The tests' own are for programs on CPU.
+    # The tests' settings are for programs on CPU.
     for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "tuna_jax.plan", *arguments]
@@ -23,10 +23,10 @@ def plan(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_help_teaches():
-    done = plan("--help")
-    for words in ("Examples", "--topology=v5e:8x8", "--rows_a_device", "pip install libtpu"):
-        assert words in done.stdout
+def test_help_has_examples_and_flags():
+    process = plan("--help")
+    for words in ("Examples", "--topology=v5e:8x8", "--rows_per_device", "pip install libtpu"):
+        assert words in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -38,23 +38,23 @@ def test_help_teaches():
 )
 def test_a_wrong_argument_is_named(arguments, words):
     pytest.importorskip("libtpu")
-    done = plan(*arguments)
-    assert done.returncode != 0
-    assert words in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    process = plan(*arguments)
+    assert process.returncode != 0
+    assert words in process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.slow
 def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
     pytest.importorskip("libtpu")
     file = tmp_path / "plans" / "tiny.json"
-    where = (TINY, "--topology=v5e:2x4", "--stream=draw", "--rows_a_device=4")
-    done = plan(*where, "--profile", f"--json={file}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "train draw: fits" in done.stderr
-    assert "tiny_stage on v5e:2x4 (8 chips), mesh data 2 x fsdp 4, remat none" in done.stdout
-    assert "Nothing here was measured on a TPU" in done.stdout
-    assert "train draw: the compiler's estimates of a core's cycles" in done.stdout
+    where = (TINY, "--topology=v5e:2x4", "--stream=draw", "--rows_per_device=4")
+    process = plan(*where, "--profile", f"--json={file}")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "train draw: fits" in process.stderr
+    assert "tiny_stage on v5e:2x4 (8 chips), mesh data 2 x fsdp 4, remat none" in process.stdout
+    assert "Nothing here was measured on a TPU" in process.stdout
+    assert "train draw: the compiler's estimates of a core's cycles" in process.stdout
     saved = json.loads(file.read_text())
     assert "--topology=v5e:2x4" in saved["command"]
     (result,) = saved["results"]
@@ -77,15 +77,15 @@ def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
 
 
 @pytest.mark.slow
-def test_between_slices_gradients_alone_travel(tmp_path):
-    """Two slices hold the same parameters, each split over its own four chips and no other's."""
+def test_only_gradients_travel_between_slices(tmp_path):
+    """Two slices hold the same parameters, each sharded over its own four chips only."""
     pytest.importorskip("libtpu")
     file = tmp_path / "slices.json"
-    done = plan(
-        TINY, "--topology=v5e:2x2", "--slices=2", "--stream=draw", "--rows_a_device=4",
+    process = plan(
+        TINY, "--topology=v5e:2x2", "--slices=2", "--stream=draw", "--rows_per_device=4",
         "--config.mesh.data=1", "--config.mesh.fsdp=4", f"--json={file}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     (result,) = json.loads(file.read_text())["results"]
     assert (result["chips"], result["mesh"]["slices"], result["mesh"]["fsdp"]) == (8, 2, 4)
     within = sum(result["network"]["bytes"].values())

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and that they are."""
+"""The compile cache: its folder, and that programs are stored in it."""
 
 import subprocess
 import sys
@@ -25,13 +25,13 @@ def restored():
         jax.config.update(key, value)
 
 
-def test_a_named_folder_is_taken_and_small_programs_are_kept(tmp_path) -> None:
+def test_a_named_folder_is_used_and_small_programs_are_kept(tmp_path) -> None:
     assert compile_cache.enable({compile_cache.FOLDER: str(tmp_path)}) == tmp_path
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
 
 
-def test_what_the_environment_says_stands(tmp_path) -> None:
+def test_environment_variables_take_precedence(tmp_path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 7.0)
     least = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     compile_cache.enable({compile_cache.FOLDER: str(tmp_path), least: "7"})
@@ -40,15 +40,15 @@ def test_what_the_environment_says_stands(tmp_path) -> None:
     assert not jax.config.jax_enable_compilation_cache
 
 
-def test_without_a_name_it_is_the_users_own(tmp_path) -> None:
-    found = compile_cache.enable({"XDG_CACHE_HOME": str(tmp_path)})
-    assert found is not None and found.parent == tmp_path / "tuna_jax"
-    assert found == compile_cache.default_folder({"XDG_CACHE_HOME": str(tmp_path)})
+def test_the_default_folder_belongs_to_the_user(tmp_path) -> None:
+    folder = compile_cache.enable({"XDG_CACHE_HOME": str(tmp_path)})
+    assert folder is not None and folder.parent == tmp_path / "tuna_jax"
+    assert folder == compile_cache.default_folder({"XDG_CACHE_HOME": str(tmp_path)})
     home = compile_cache.default_folder({})
     assert home.is_relative_to(Path.home() / ".cache" / "tuna_jax")
 
 
-def test_a_new_process_fills_it(tmp_path) -> None:
+def test_a_new_process_fills_the_cache(tmp_path) -> None:
     code = """
 import jax
 from tuna_jax.utils import compile_cache

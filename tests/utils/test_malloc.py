@@ -19,12 +19,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it tells glibc, which Linux has")
-def test_what_was_freed_is_used_again_and_not_asked_of_the_system() -> None:
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="it configures glibc, which only Linux has"
+)
+def test_freed_memory_is_reused_and_not_requested_again() -> None:
     def faults(how: str) -> int:
         call = [sys.executable, "-c", _FAULTS, how]
-        done = subprocess.run(call, capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        process = subprocess.run(call, capture_output=True, text=True, check=True)
+        return int(process.stdout)
 
-    pages = 5 * (1 << 25) * 8 // (2 << 20)  # the least: 2 MiB each
+    pages = 5 * (1 << 25) * 8 // (2 << 20)  # at least: pages may be as large as 2 MiB
     assert faults("keep") < pages <= faults("leave")

@@ -1,4 +1,4 @@
-"""Old names that users may have are read as today's, in one place and with one line of warning."""
+"""Old names that users may have are read as today's, with one line of warning."""
 
 import subprocess
 import sys
@@ -36,13 +36,13 @@ def test_every_old_key_becomes_the_new_one(renamed):
     before = str(values)
     with pytest.warns(FutureWarning, match=renamed.old.replace(".", r"\.")):
         translated = old_names.experiment(values)
-    assert str(values) == before, "the user's mapping is left as it is"
+    assert str(values) == before, "the user's mapping is not changed"
     for name in renamed.new.split("."):
         translated = translated[name]
     assert translated == (15 if "points" in renamed.old else 16)
 
 
-def test_points_become_one_step_less_wherever_they_stand():
+def test_points_become_one_step_less_everywhere():
     values = {
         "kind": "emoji",
         "samples": {"points": 16},
@@ -106,10 +106,10 @@ def test_old_command_lines_are_read(command, old, new):
 @pytest.mark.parametrize("old", sorted(old_names.COMMANDS))
 def test_old_modules_of_commands_still_run(old):
     call = [sys.executable, "-m", old, "--help"]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
-    assert old in done.stderr and old_names.COMMANDS[old] in done.stderr
+    process = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "usage:" in process.stdout
+    assert old in process.stderr and old_names.COMMANDS[old] in process.stderr
 
 
 def test_every_old_experiment_file_has_a_successor():

@@ -4,13 +4,13 @@ A checkpoint is a folder named after its step that holds, saved together and res
 
     state      arrays: parameters, EMA, optimizer, random key, counters
     config     JSON: the settings that the run was started with
-    data       JSON: the position of the data iterator, if the run has one; the same on all hosts, so that a run may go
-               on with another number of them
+    data       JSON: the position of the data iterator, if the run has one; the same on all hosts, so that a run may
+               continue with another number of hosts
 
-A save is atomic (Orbax writes beside and renames; on object stores it writes a commit file last),
-so a folder with a checkpoint's name is whole unless something damaged it later. Restoring tries the
-newest first; one that cannot be read is reported loudly and the next older one is tried. If none
-can be read it is an error: a run never starts afresh by accident.
+A save is atomic (Orbax writes to a temporary folder and renames it; on object stores it writes a
+commit file last), so a folder with a checkpoint's name is complete unless it was damaged later.
+Restoring tries the newest first; one that cannot be read is reported as an error and the next older
+one is tried. If none can be read, that is an error: a run never starts from scratch by accident.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from etils import epath
 from tuna_jax.parallel import distributed
 
 _STEP_FOLDER = re.compile(r"\d{8,}")
-# A save that Orbax has not renamed yet, or a removal of ours that was cut short.
+# A save that Orbax has not renamed yet, or a removal of ours that was interrupted.
 _REMAINS = re.compile(r"\d{8,}\..+|removed-\d{8,}")
 
 
 class DamagedCheckpointError(RuntimeError):
-    """No checkpoint of a run that has some can be read."""
+    """A run has checkpoints, and none of them can be read."""
 
 
 class MismatchedCheckpointError(ValueError):
-    """A checkpoint is whole, but it belongs to another model or optimizer."""
+    """A checkpoint is complete, but it belongs to another model or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What came back: the step that was saved, the state as a tree like the template, and the saved
-    settings."""
+    """A restored checkpoint: the step that was saved, the state as a tree like the template, and the
+    saved settings."""
 
     step: int
     state: Any
@@ -56,11 +56,11 @@ class Checkpoints:
     """The checkpoints of one run, under `directory`.
 
     Args:
-      directory: folder of the checkpoints, made if absent. Local, or a bucket (`gs://...`).
-      keep: how many of the newest are kept; at least 1.
+      directory: folder of the checkpoints, created if absent. Local, or a bucket (`gs://...`).
+      keep: how many of the newest checkpoints are kept; at least 1.
       asynchronous: write in the background. `save` then blocks only for the copy to host memory.
 
-    As a context it is closed at the end, also after an error: a checkpoint that was being written is then whole.
+    As a context manager it closes on exit, also after an error, and so finishes a checkpoint that is being written.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = True) -> None:
@@ -92,7 +92,7 @@ class Checkpoints:
         """Saves `state` (a tree of arrays), `config` (JSON) and the position of the data
         `iterator` (its `get_state`, JSON) as one checkpoint.
 
-        Waits for the previous save first, so that at most one is in flight and the oldest can go.
+        Waits for the previous save first, so that at most one is in progress and the oldest can be removed.
         """
         self.wait()
         items: dict[str, Any] = {
@@ -114,12 +114,12 @@ class Checkpoints:
     def restore(self, template: Any, *, iterator: Any | None = None) -> Restored | None:
         """The newest checkpoint that can be read, or None if the run has none.
 
-        What a killed process left of a save is removed: whoever restores a run is the only one to save in it.
+        Removes what a killed process left of a save: only the process that restores a run saves in it.
 
         Args:
-          template: tree of `jax.ShapeDtypeStruct` (with shardings, if the arrays shall come back
-            sharded) or of arrays.
-          iterator: whose position is set to the saved one (`set_state`).
+          template: tree of `jax.ShapeDtypeStruct` (with shardings, if the arrays are to be
+            restored sharded) or of arrays.
+          iterator: the data iterator, whose position is set to the saved one (`set_state`).
 
         Raises:
           MismatchedCheckpointError: the saved tree or a shape in it differs from the template; the
@@ -130,9 +130,9 @@ class Checkpoints:
         self._tidy()
         steps = distributed.from_first(self.steps())
         for step in reversed(steps):
-            found = None
+            restored = None
             try:
-                found = self._restore(step, template, iterator)
+                restored = self._restore(step, template, iterator)
             except MismatchedCheckpointError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
@@ -142,8 +142,8 @@ class Checkpoints:
                     type(error).__name__,
                     str(error)[:500],
                 )
-            if distributed.all_agree(found is not None):
-                return found
+            if distributed.all_agree(restored is not None):
+                return restored
             self._damaged.add(step)
         if steps:
             raise DamagedCheckpointError(
@@ -177,7 +177,7 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         folder = self._folder(step)
-        if jax.process_index() != 0:  # All hosts see one folder; one of them clears it.
+        if jax.process_index() != 0:  # All hosts share one folder; one of them removes from it.
             return
         if "://" in str(folder):
             folder.rmtree()
@@ -189,7 +189,7 @@ class Checkpoints:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _tidy(self) -> None:
-        """Removes unfinished saves; on object stores they have a checkpoint's name, and lack what marks them whole."""
+        """Removes unfinished saves; on object stores they have a checkpoint's name but lack its commit file."""
         if jax.process_index() != 0:
             return
         for path in self._directory.iterdir():
@@ -209,10 +209,10 @@ class Checkpoints:
         }
         if iterator is not None:
             items["data"] = ocp.args.JsonRestore()
-        found = self._checkpointer.restore(self._folder(step), ocp.args.Composite(**items))
+        loaded = self._checkpointer.restore(self._folder(step), ocp.args.Composite(**items))
         if iterator is not None:
-            iterator.set_state(found.data)
-        return Restored(step, found.state, found.config)
+            iterator.set_state(loaded.data)
+        return Restored(step, loaded.state, loaded.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +220,7 @@ class SavedArrays:
     """The arrays of one finished checkpoint, read one at a time.
 
     Attributes:
-      folder: the checkpoint's.
+      folder: the checkpoint's folder.
       leaves: dotted path -> shape and dtype.
       config: the saved settings.
     """
@@ -232,19 +232,19 @@ class SavedArrays:
     def read(self, path: str) -> np.ndarray:
         """The array of a dotted path, on the host."""
         leaf: Any = self.leaves[path]
-        how: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        spec: Any = ocp.RestoreArgs(restore_type=np.ndarray)
         for key in reversed(path.split(".")):
-            leaf, how = {key: leaf}, {key: how}
-        arguments = ocp.args.PyTreeRestore(item=leaf, restore_args=how, partial_restore=True)  # pyright: ignore[reportCallIssue]
+            leaf, spec = {key: leaf}, {key: spec}
+        arguments = ocp.args.PyTreeRestore(item=leaf, restore_args=spec, partial_restore=True)  # pyright: ignore[reportCallIssue]
         with ocp.PyTreeCheckpointer() as reader:
-            found = reader.restore(self.folder / "state", args=arguments)
+            array = reader.restore(self.folder / "state", args=arguments)
         for key in path.split("."):
-            found = found[key]
-        return found
+            array = array[key]
+        return array
 
 
 def finished_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints of a workdir, or of a folder of checkpoints, that were written to their end; oldest first."""
+    """The checkpoints of a workdir, or of a folder of checkpoints, that were written completely; oldest first."""
     folder = Path(folder)
     inside = (folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
     steps = sorted(path for path in inside.iterdir() if _STEP_FOLDER.fullmatch(path.name))
@@ -252,10 +252,10 @@ def finished_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def open_arrays(folder: str | Path) -> SavedArrays | None:
-    """The arrays of a checkpoint, without reading them; None: there is no checkpoint.
+    """The arrays of a checkpoint, without reading them; None if there is no checkpoint.
 
     Args:
-      folder: a checkpoint's own folder, the folder of a run's checkpoints (the newest is taken), or a workdir.
+      folder: a checkpoint's own folder, the folder of a run's checkpoints (the newest is used), or a workdir.
 
     Raises:
       DamagedCheckpointError: a checkpoint whose list of arrays or settings cannot be read.
@@ -274,17 +274,17 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             config = reader.restore(step / "config")
         tree = metadata.item_metadata.tree
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        known = {
+        named_leaves = jax.tree_util.tree_leaves_with_path(tree)
+        leaves = {
             ".".join(_name(key) for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            for path, leaf in leaves
+            for path, leaf in named_leaves
             if hasattr(leaf, "dtype")
         }
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
         raise DamagedCheckpointError(
             f"the checkpoint {step} cannot be read ({type(error).__name__}: {str(error)[:300]})"
         ) from error
-    return SavedArrays(step, known, config)
+    return SavedArrays(step, leaves, config)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -309,11 +309,11 @@ def _check_same(metadata: Any, template: Any, step: int) -> None:
         # containers.
         return {".".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
-    have, want = shapes(saved), shapes(template)
+    saved_shapes, expected_shapes = shapes(saved), shapes(template)
     differ = [
-        f"{name}: checkpoint {have.get(name, 'has none')}, this run {want.get(name, 'has none')}"
-        for name in sorted(have.keys() | want.keys())
-        if have.get(name) != want.get(name)
+        f"{name}: checkpoint {saved_shapes.get(name, 'has none')}, this run {expected_shapes.get(name, 'has none')}"
+        for name in sorted(saved_shapes.keys() | expected_shapes.keys())
+        if saved_shapes.get(name) != expected_shapes.get(name)
     ]
     if differ:
         raise MismatchedCheckpointError(
