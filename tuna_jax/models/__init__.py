@@ -1,1 +1,1 @@
-"""The network, one file a part."""
+"""The network, a file per part."""
