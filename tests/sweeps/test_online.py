@@ -16,7 +16,10 @@ from tuna_jax.training import metrics
 from tuna_jax.training.config import EvaluationSettings
 from tuna_jax.utils.config_parsing import parse
 
-TASKS = {"draw_single": {"count": 3}, "name": {"kind": "answer", "question": "name", "count": 4}}
+TASKS = {
+    "generate_single": {"count": 3},
+    "name": {"kind": "answer", "question": "name", "count": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_a_run_has_the_results_of_a_sweep_over_its_checkpoints(values, tmp_path)
     assert [line["step"] for line in evaluations] == [2, 4]
     assert (
         "evaluate/name/exact" in evaluations[0]
-        and "evaluate/draw_single/ground, guidance 2.0" in evaluations[0]
+        and "evaluate/generate_single/ground, guidance 2.0" in evaluations[0]
     )
     last = next(row for row in rows if row["step"] == 4 and row["task"] == "name")
     assert evaluations[1]["evaluate/name/exact"] == last["scores"]["exact"]["value"]

@@ -10,7 +10,7 @@ from tuna_jax.sweeps import checkpoints, results, runner
 from tuna_jax.utils.config_parsing import parse
 
 TASKS = {
-    "draw_single": {"count": 5},
+    "generate_single": {"count": 5},
     "name": {"kind": "answer", "question": "name", "count": 6},
 }
 
@@ -77,7 +77,7 @@ def test_the_batch_changes_nothing(measured, run, tmp_path):
 
 def test_parameters_averaged_or_not_and_other_settings_are_other_models(run, tmp_path):
     choices = {"ema": (False, True), "steps": (2, 3)}
-    tasks = {"draw_single": {"count": 2}}
+    tasks = {"generate_single": {"count": 2}}
     rows = runner.Sweep(settings(tasks=tasks, settings=choices, checkpoints=(20,)), tmp_path).run(
         [run]
     )
@@ -99,9 +99,9 @@ def test_failing_cells_have_a_reason_and_the_others_finish(run, tmp_path, capsys
         "no_prompts": {**benchmark, "prompts": str(tmp_path / "nowhere")},
         "no_questions": {"kind": "questions", "file": str(tmp_path / "none.jsonl")},
         "prompts": {"kind": "answer", "question": "colour"},
-        "empty": {"kind": "draw_pairs", "count": 0},
+        "empty": {"kind": "generate_pairs", "count": 0},
         "unknown": {},
-        "misspelt": {"kind": "draw_pairs", "counts": 3},
+        "misspelt": {"kind": "generate_pairs", "counts": 3},
     }
     load = checkpoints.load
 
@@ -119,7 +119,7 @@ def test_failing_cells_have_a_reason_and_the_others_finish(run, tmp_path, capsys
     for step in (10, 15):
         for task in TASKS:
             assert "does not exist (any more)" in reasons[step, task]
-    assert reasons[20, "draw_single"] is None and reasons[20, "name"] is None
+    assert reasons[20, "generate_single"] is None and reasons[20, "name"] is None
     assert f"{wrong}:2: 'prompt' must be a text" in reasons[20, "wrong_prompts"]
     assert f"{tmp_path / 'nowhere'} has no evaluation_metadata.jsonl" in reasons[20, "no_prompts"]
     assert f"no file of questions at {tmp_path / 'none.jsonl'}" == reasons[20, "no_questions"]
@@ -158,7 +158,7 @@ def test_two_runs_are_compared(measured, run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"tasks": {}}, "no tasks are named.*draw_single"),
+        ({"tasks": {}}, "no tasks are named.*generate_single"),
         (
             {"settings": {"speed": (3,)}},
             "'speed'",

@@ -42,7 +42,7 @@ def test_the_nearest_size_goes_by_the_logarithm_of_the_ratio() -> None:
     for h, w, at in zip(height, width, chosen, strict=True):
         away = [abs(math.log(h / w) - math.log(s.height / s.width)) for s in SIZES_512]
         assert away[at] == pytest.approx(min(away))
-    # A ratio and its inverse are equally far from square, only with the logarithm.
+    # A ratio and its inverse are equally far from square only on a logarithmic scale.
     pair = [Size(100, 100), Size(100, 200)]
     assert nearest(np.array([100, 100]), np.array([141, 142]), pair).tolist() == [0, 1]
 

@@ -166,9 +166,8 @@ def test_text_belongs_to_the_pixels(dataset, tokenizer) -> None:
                 )
             elif name == "film":
                 shades = batch["pixels"][row, 0].mean((1, 2, 3)) / 6
-                np.testing.assert_allclose(
-                    np.diff(shades), 2, atol=0.3
-                )  # 5 of 10 frames per second
+                # 5 of 10 frames per second
+                np.testing.assert_allclose(np.diff(shades), 2, atol=0.3)
             seen[name] += 1
     assert len(seen) == 5
 
@@ -248,7 +247,7 @@ def test_weights_may_change_at_a_resume(dataset, tokenizer) -> None:
 
 
 def write_invalid_examples(files, tokenizer):
-    """Manifests of 400 captions and of 100 clips with invalid examples of every kind; kinds by manifest and line."""
+    """Writes manifests with invalid examples of every kind; returns the kinds by manifest and line."""
     good = [
         {"image": f"{i % 30}{'.jpg' if i % 2 else '.png'}", "caption": f"number {i % 30}"}
         for i in range(400)
