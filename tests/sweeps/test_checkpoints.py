@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tuna_jax.inference import loading
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.sweeps import checkpoints
 from tuna_jax.sweeps.checkpoints import Hashes
@@ -38,8 +39,8 @@ def test_checkpoints_are_listed_or_chosen_by_step(run, tmp_path):
 def test_a_model_without_checkpoints_counts_as_one(tiny_model):
     (checkpoint,) = checkpoints.listed(tiny_model)
     assert checkpoint.step == 0
-    model = checkpoints.load(
-        checkpoint.path, make_mesh(MeshSettings(), jax.devices()[:1]), tokenizer="emoji"
+    model = loading.load(
+        checkpoint.path, mesh=make_mesh(MeshSettings(), jax.devices()[:1]), tokenizer="emoji"
     )
     assert model.generate_image(["a cat"], steps=1, size=(32, 32)).shape == (1, 32, 32, 3)
 
@@ -112,9 +113,9 @@ def test_averaged_parameters_or_not(run, tiny_run):
     path = workdir / "checkpoints" / "00000010"
     mesh = make_mesh(MeshSettings(), jax.devices()[:1])
     for averaged, seed in ((True, 11), (False, 10)):
-        model = checkpoints.load(path, mesh, averaged=averaged)
+        model = loading.load(path, mesh=mesh, averaged=averaged)
         expected = jax.tree.leaves(tiny_run.parameters(values, seed))
         for a, b in zip(jax.tree.leaves(model.params), expected, strict=True):
             np.testing.assert_array_equal(a, b)
     assert model.template == "plain" and model.samples.steps == 2
-    assert str(checkpoints.vae_of(path)) == values["vae"]
+    assert str(loading.vae_file(path)) == values["vae"]

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from tuna_jax.sweeps import checkpoints, results, runner
+from tuna_jax.inference import loading
+from tuna_jax.sweeps import results, runner
 from tuna_jax.utils.config_parsing import parse
 
 TASKS = {
@@ -52,7 +53,7 @@ def test_every_cell_has_its_row(measured):
 
 def test_a_repeated_sweep_reads_no_checkpoint(measured, run, monkeypatch):
     output, rows = measured
-    monkeypatch.setattr(checkpoints, "load", lambda *args, **more: 1 / 0)
+    monkeypatch.setattr(loading, "load", lambda *args, **more: 1 / 0)
     assert runner.Sweep(settings(), output).run([run]) == rows
     followed = runner.Sweep(settings(follow=True, until=20), output).run([run])
     assert followed == rows, "there is no wait for a run that has ended"
@@ -103,14 +104,14 @@ def test_failing_cells_have_a_reason_and_the_others_finish(run, tmp_path, capsys
         "unknown": {},
         "misspelt": {"kind": "generate_pairs", "counts": 3},
     }
-    load = checkpoints.load
+    load = loading.load
 
     def vanishing(path, *args, **more):
         if path.name == "00000010":
             shutil.rmtree(path)
         return load(path, *args, **more)
 
-    monkeypatch.setattr(checkpoints, "load", vanishing)
+    monkeypatch.setattr(loading, "load", vanishing)
     values = {"name": "try", "tasks": tasks, "batch": 8, "mesh": {"data": 1}}
     values["checkpoints"] = (10, 15, 20)
     assert runner.command(values, [workdir], tmp_path / "out") > 0
