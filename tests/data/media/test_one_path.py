@@ -97,7 +97,7 @@ def questioned(path, model, folder):
     row = {"image": str(path), "question": "what?", "answer": "this"}
     questions.write_text(json.dumps(row) + "\n")
     (item,) = datasets.read_lines(questions)
-    return model.see(item.media)[0][0]
+    return model.load_media(item.media)[0][0]
 
 
 @pytest.mark.parametrize("name", NAMES)
