@@ -16,7 +16,7 @@ from tuna_jax.data.invalid_examples import (
 )
 
 
-def row(line: int, kind: str = "missing_file") -> InvalidExample:
+def invalid(line: int, kind: str = "missing_file") -> InvalidExample:
     return InvalidExample(kind, "m.jsonl", line, "é.jpg does not exist")
 
 
@@ -27,9 +27,9 @@ def entries(path):
 def test_each_example_is_listed_once_and_counted_by_kind(tmp_path) -> None:
     path = tmp_path / "run" / "invalid_examples.jsonl"
     log = InvalidExamples(path)
-    for example in (row(3), row(4, "tiny_image"), row(3), row(5)):
+    for example in (invalid(3), invalid(4, "tiny_image"), invalid(3), invalid(5)):
         log.add(example)
-    log.add_scanned("m.jsonl", 100, [row(5), row(9, "empty_text")])
+    log.add_scanned("m.jsonl", 100, [invalid(5), invalid(9, "empty_text")])
     assert log.counts() == {"empty_text": 1, "missing_file": 2, "tiny_image": 1}
     assert [entry["line"] for entry in entries(path)] == [3, 4, 5, 9]
     assert entries(path)[0] == {
@@ -39,12 +39,12 @@ def test_each_example_is_listed_once_and_counted_by_kind(tmp_path) -> None:
 
 def test_a_list_is_continued(tmp_path) -> None:
     path = tmp_path / "invalid_examples.jsonl"
-    InvalidExamples(path).add(row(3))
+    InvalidExamples(path).add(invalid(3))
     with path.open("a") as file:
         file.write('{"source": "m.jsonl", "li')  # Killed while writing.
     log = InvalidExamples(path)
-    log.add(row(3))
-    log.add(row(4))
+    log.add(invalid(3))
+    log.add(invalid(4))
     assert [entry["line"] for entry in entries(path)] == [3, 4]
     assert log.counts() == {"missing_file": 2}
     path.write_text("{}\n")
@@ -55,16 +55,16 @@ def test_a_list_is_continued(tmp_path) -> None:
 def test_too_many_stop_the_run_but_not_too_early(tmp_path) -> None:
     log = InvalidExamples(tmp_path / "bad.jsonl", limit=0.1, least=20)
     for line in range(10):
-        log.add(row(line))  # Ten of ten, but only ten were read.
+        log.add(invalid(line))  # Ten of ten, but only ten were read.
     for _ in range(100):
         log.count_valid()
     with pytest.raises(
         TooManyInvalidExamples, match=r"(?s)12 of 112 examples.*10\.0%.*bad\.jsonl.*m\.jsonl"
     ):
         for line in range(20):
-            log.add(row(line))
+            log.add(invalid(line))
     with pytest.raises(TooManyInvalidExamples, match=r"30 of 100 .*m\.jsonl"):
-        InvalidExamples(limit=0.1, least=20).add_scanned("m.jsonl", 100, map(row, range(30)))
+        InvalidExamples(limit=0.1, least=20).add_scanned("m.jsonl", 100, map(invalid, range(30)))
 
 
 def test_several_threads_may_write(tmp_path) -> None:
@@ -72,7 +72,7 @@ def test_several_threads_may_write(tmp_path) -> None:
 
     def work() -> None:
         for line in range(200):
-            log.add(row(line))
+            log.add(invalid(line))
             log.count_valid()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -102,8 +102,8 @@ def test_a_list_of_an_earlier_version_is_continued(tmp_path) -> None:
     old = {"source": "m.jsonl", "line": 3, "kind": "drawn_picture", "reason": "an image"}
     (tmp_path / "bad_rows.1.jsonl").write_text(json.dumps(old) + "\n")
     log = InvalidExamples(tmp_path / "invalid_examples.1.jsonl")
-    log.add(row(3))
-    log.add(row(4))
+    log.add(invalid(3))
+    log.add(invalid(4))
     assert [entry["line"] for entry in entries(tmp_path / "invalid_examples.1.jsonl")] == [3, 4]
     assert log.counts() == {"missing_file": 1, "assistant_image": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["invalid_examples.1.jsonl"]

@@ -1,4 +1,4 @@
-"""Arrays in shared memory: who owns them, and that none stays behind."""
+"""Arrays in shared memory: who owns them, and that none is left."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ SHARED = Path("/dev/shm")
 # Worker processes cannot import this file by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="Linux shows its shared memory")
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="only Linux lists its shared memory")
 
 
 @pytest.fixture
@@ -31,17 +31,17 @@ def worker(monkeypatch):
     monkeypatch.setitem(shared_memory._process, "worker", True)
 
 
-def test_the_run_itself_and_small_arrays_need_no_shared_memory(monkeypatch) -> None:
+def test_the_main_process_and_small_arrays_need_no_shared_memory(monkeypatch) -> None:
     large = (shared_memory.SHARED_BYTES,)
     assert type(shared_memory.zeros(large, np.uint8)) is np.ndarray
     monkeypatch.setitem(shared_memory._process, "worker", True)
     assert type(shared_memory.zeros((100,), np.float32)) is np.ndarray
-    made = shared_memory.zeros(large, np.uint8)
-    assert isinstance(made, SharedMemoryArray) and not made.any()
+    array = shared_memory.zeros(large, np.uint8)
+    assert isinstance(array, SharedMemoryArray) and not array.any()
 
 
 def soon(condition):
-    """Whether it comes true: Grain frees memory in a thread, once anything in this process read from workers."""
+    """Whether `condition` becomes true: Grain frees memory in a thread once this process has read from workers."""
     for _ in range(100):
         if condition():
             return True
@@ -49,7 +49,7 @@ def soon(condition):
     return False
 
 
-def test_memory_goes_with_the_array_until_it_is_handed_over(worker) -> None:
+def test_memory_is_freed_with_the_array_unless_it_was_handed_over(worker) -> None:
     kept = shared_memory.zeros((2, shared_memory.SHARED_BYTES), np.uint8)
     lost = shared_memory.zeros((2, shared_memory.SHARED_BYTES), np.uint8)
     kept[1] = 7
@@ -90,7 +90,7 @@ def test_batches_of_a_worker_are_made_there_and_nothing_is_left(files) -> None:
         batch = next(running)
         assert isinstance(batch["pixels"], SharedMemoryArray)
         np.testing.assert_array_equal(batch["pixels"], mixed[n]["pixels"])
-    assert ours()  # those that are ready, and this one
+    assert ours()  # of batches that are ready, and of this one
     running.close()
     del batch
     gc.collect()

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tuna_jax.inference import loading
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.sweeps import checkpoints
 from tuna_jax.sweeps.checkpoints import Hashes
@@ -13,7 +14,7 @@ from tuna_jax.sweeps.checkpoints import Hashes
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_run):
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("run")
     values = tiny_run.experiment(folder)
     values["steps"] = 30
     tiny_run.save(folder / "run", values, (10, 20))
@@ -22,24 +23,24 @@ def run(tmp_path_factory, tiny_run):
 
 def test_checkpoints_are_listed_or_chosen_by_step(run, tmp_path):
     workdir, _ = run
-    found = checkpoints.listed(workdir)
-    assert [(one.run, one.step, one.path.name) for one in found] == [
+    listed = checkpoints.listed(workdir)
+    assert [(checkpoint.run, checkpoint.step, checkpoint.path.name) for checkpoint in listed] == [
         ("run", 10, "00000010"),
         ("run", 20, "00000020"),
     ]
-    assert checkpoints.chosen(workdir, ()) == found
-    assert checkpoints.chosen(workdir, (20,)) == found[1:]
+    assert checkpoints.chosen(workdir, ()) == listed
+    assert checkpoints.chosen(workdir, (20,)) == listed[1:]
     gone = checkpoints.chosen(workdir, (15,))[0]
     assert gone.step == 15 and not gone.path.exists()
-    with pytest.raises(FileNotFoundError, match="no run at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         checkpoints.listed(tmp_path / "nowhere")
 
 
-def test_a_model_without_checkpoints_is_one(tiny_model):
-    (found,) = checkpoints.listed(tiny_model)
-    assert found.step == 0
-    model = checkpoints.load(
-        found.path, make_mesh(MeshSettings(), jax.devices()[:1]), tokenizer="emoji"
+def test_a_model_without_checkpoints_counts_as_one(tiny_model):
+    (checkpoint,) = checkpoints.listed(tiny_model)
+    assert checkpoint.step == 0
+    model = loading.load(
+        checkpoint.path, mesh=make_mesh(MeshSettings(), jax.devices()[:1]), tokenizer="emoji"
     )
     assert model.generate_image(["a cat"], steps=1, size=(32, 32)).shape == (1, 32, 32, 3)
 
@@ -48,34 +49,34 @@ def test_a_model_without_checkpoints_is_one(tiny_model):
 def test_a_run_is_followed_until_its_last_step(run, tmp_path, until):
     source, values = run
     saved = tmp_path / "run" / "checkpoints"
-    looks = []
+    waits = []
 
     def wait(seconds):
-        """Training goes on meanwhile: the folder comes, then a checkpoint at a look, then its removal."""
-        looks.append(seconds)
-        if len(looks) == 2:
+        """Training continues meanwhile: a checkpoint appears, then another replaces it, then the last one appears."""
+        waits.append(seconds)
+        if len(waits) == 2:
             shutil.copytree(source / "checkpoints" / "00000010", saved / "00000010")
-        if len(looks) == 4:
+        if len(waits) == 4:
             shutil.copytree(source / "checkpoints" / "00000020", saved / "00000020")
             shutil.rmtree(saved / "00000010")
-        if len(looks) == 6:
+        if len(waits) == 6:
             shutil.copytree(source / "checkpoints" / "00000020", saved / "00000030")
 
     followed = checkpoints.followed(
         tmp_path / "run", until=until, patience=60.0, wait=wait, interval=5.0
     )
-    assert [one.step for one in followed] == ([10, 20] if until else [10, 20, 30])
-    assert len(looks) == (4 if until else 6)
+    assert [checkpoint.step for checkpoint in followed] == ([10, 20] if until else [10, 20, 30])
+    assert len(waits) == (4 if until else 6)
 
 
-def test_a_run_that_has_stopped_is_not_waited_for_for_ever(run):
-    looks = []
-    followed = checkpoints.followed(run[0], until=0, patience=12.0, wait=looks.append, interval=5.0)
-    assert [one.step for one in followed] == [10, 20]
-    assert len(looks) == 3
+def test_the_wait_for_a_stopped_run_ends(run):
+    waits = []
+    followed = checkpoints.followed(run[0], until=0, patience=12.0, wait=waits.append, interval=5.0)
+    assert [checkpoint.step for checkpoint in followed] == [10, 20]
+    assert len(waits) == 3
 
 
-def test_a_hash_is_of_the_content_and_outlives_it(tmp_path, monkeypatch):
+def test_a_hash_depends_on_the_content_and_outlives_it(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoint"
     (folder / "state").mkdir(parents=True)
     (folder / "state" / "numbers").write_bytes(b"12345")
@@ -99,12 +100,12 @@ def test_a_hash_is_of_the_content_and_outlives_it(tmp_path, monkeypatch):
         hashes(tmp_path / "nowhere")
 
 
-def test_a_fact_is_found_once(tmp_path):
-    asked = []
+def test_a_value_is_computed_once(tmp_path):
+    calls = []
     for _ in range(2):
         hashes = Hashes(tmp_path / "hashes.json")
-        assert hashes.once("the VAE of x", lambda: asked.append(1) or "vae.file") == "vae.file"
-    assert len(asked) == 1
+        assert hashes.once("the VAE of x", lambda: calls.append(1) or "vae.file") == "vae.file"
+    assert len(calls) == 1
 
 
 def test_averaged_parameters_or_not(run, tiny_run):
@@ -112,9 +113,9 @@ def test_averaged_parameters_or_not(run, tiny_run):
     path = workdir / "checkpoints" / "00000010"
     mesh = make_mesh(MeshSettings(), jax.devices()[:1])
     for averaged, seed in ((True, 11), (False, 10)):
-        model = checkpoints.load(path, mesh, averaged=averaged)
-        want = jax.tree.leaves(tiny_run.parameters(values, seed))
-        for a, b in zip(jax.tree.leaves(model.params), want, strict=True):
+        model = loading.load(path, mesh=mesh, averaged=averaged)
+        expected = jax.tree.leaves(tiny_run.parameters(values, seed))
+        for a, b in zip(jax.tree.leaves(model.params), expected, strict=True):
             np.testing.assert_array_equal(a, b)
     assert model.template == "plain" and model.samples.steps == 2
-    assert str(checkpoints.vae_of(path)) == values["vae"]
+    assert str(loading.vae_file(path)) == values["vae"]

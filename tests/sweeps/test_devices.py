@@ -39,7 +39,7 @@ def start(folder, output, devices, *more):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-def known(output):
+def item_count(output):
     return sum(len(path.read_text().splitlines()) for path in output.glob("cells/*/items.jsonl"))
 
 
@@ -48,26 +48,28 @@ def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny
     (tmp_path / "sweep.py").write_text(FILE.replace("QUESTIONS", str(tmp_path / "pictures.jsonl")))
     write_questions.write(tmp_path, 12)
     tiny_run.save(tmp_path / "run", tiny_run.experiment(tmp_path), (10,))
-    eight, one = tmp_path / "eight", tmp_path / "one"
+    eight, single = tmp_path / "eight", tmp_path / "single"
     for items in (8, 30):
         process = start(tmp_path, eight, 8)
         end = time.monotonic() + 300
-        while known(eight) < items:
+        while item_count(eight) < items:
             assert process.poll() is None, (tmp_path / "eight.log").read_text()[-3000:]
-            assert time.monotonic() < end, "it does not get on"
+            assert time.monotonic() < end, "no progress"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert known(eight) < ITEMS, "it was killed too late"
-    before = known(eight)
+        assert item_count(eight) < ITEMS, "it was killed too late"
+    before = item_count(eight)
     assert start(tmp_path, eight, 8).wait(timeout=300) == 0
-    assert start(tmp_path, one, 1, "--sweep.batch=5", *WHOLE).wait(timeout=300) == 0
-    assert before >= 30 and known(eight) == known(one) == ITEMS, "nothing was asked twice"
-    tables = [results.read(folder / results.FILE) for folder in (eight, one)]
+    assert start(tmp_path, single, 1, "--sweep.batch=5", *WHOLE).wait(timeout=300) == 0
+    assert before >= 30 and item_count(eight) == item_count(single) == ITEMS, (
+        "no item was run twice"
+    )
+    tables = [results.read(folder / results.FILE) for folder in (eight, single)]
     assert len(tables[0]) == len(tables[1]) == 6
     for a, b in zip(*tables, strict=True):
         assert results.identity(a) == results.identity(b) and a["key"] == b["key"]
-        left, right = (Cell(folder / "cells" / a["key"]) for folder in (eight, one))
+        left, right = (Cell(folder / "cells" / a["key"]) for folder in (eight, single))
         if a["task"] in ("name", "choose"):
             assert a["scores"] == b["scores"] and left.records() == right.records()
             continue
@@ -75,5 +77,5 @@ def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny
             scale = 100 if metric.endswith("_db") else 1
             assert abs(score["value"] - b["scores"][metric]["value"]) <= 1e-4 * scale, metric
         for item, picture in left.pictures().items():
-            off = np.abs(picture.astype(int) - right.pictures()[item])
-            assert off.max() <= 1 and off.mean() / 255 <= 1e-4, "uint8 rounds"
+            difference = np.abs(picture.astype(int) - right.pictures()[item])
+            assert difference.max() <= 1 and difference.mean() / 255 <= 1e-4, "uint8 rounds"

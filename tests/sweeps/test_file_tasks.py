@@ -1,4 +1,4 @@
-"""Questions of files and published benchmarks as tasks of sweeps: what they ask and draw, and what they depend on."""
+"""Questions of files and published benchmarks as tasks of sweeps: what they ask, generate and depend on."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from tuna_jax.emoji.evaluation import write_questions
 from tuna_jax.evaluation.benchmarks import registry as published_registry
 from tuna_jax.evaluation.benchmarks import run, validate
 from tuna_jax.evaluation.vqa import datasets
-from tuna_jax.evaluation.vqa import run as asking
+from tuna_jax.evaluation.vqa import run as vqa_run
 from tuna_jax.sweeps import cell_store, registry
 from tuna_jax.sweeps.cell_store import Cell
 
@@ -38,56 +38,58 @@ def prompts(tmp_path_factory):
     return data
 
 
-def made(name, **options):
+def make(name, **options):
     return registry.make_task(name, options)
 
 
-def drawing(tuna):
-    chosen = registry.configured(tuna, {"steps": 2, "size": 32, "guidance": 2.0})
-    assert chosen.size == (32, 32)
-    return chosen
+def configured(tuna):
+    model = registry.configured(tuna, {"steps": 2, "size": 32, "guidance": 2.0})
+    assert model.size == (32, 32)
+    return model
 
 
-@pytest.mark.parametrize("style", asking.TASKS)
-def test_questions_are_put_as_the_command_puts_them(tuna, folder, style):
+@pytest.mark.parametrize("style", vqa_run.TASKS)
+def test_questions_are_asked_as_the_command_asks_them(tuna, folder, style):
     file = folder / "pictures.jsonl"
-    task = made("questions", file=str(file), style=style)
+    task = make("questions", file=str(file), style=style)
     items = datasets.read_lines(file)
     assert task.count == len(items) > 3
-    rows = asking.run(tuna, items, style)[1]
-    got = task.run(tuna, [2, 0, 2], 7)
-    got.check(3)
-    for place, row in zip((0, 1, 2), (rows[2], rows[0], rows[2]), strict=True):
-        assert got.prompts[place] == row["question"] and got.expected[place] == row["answer"]
+    rows = vqa_run.run(tuna, items, style)[1]
+    outcome = task.run(tuna, [2, 0, 2], 7)
+    outcome.check(3)
+    for index, row in zip((0, 1, 2), (rows[2], rows[0], rows[2]), strict=True):
+        assert (
+            outcome.prompts[index] == row["question"] and outcome.expected[index] == row["answer"]
+        )
         if style == "log_likelihood":
-            assert abs(got.values["log_likelihood"][place] - row["log_likelihood"]) < 2e-3
+            assert abs(outcome.values["log_likelihood"][index] - row["log_likelihood"]) < 2e-3
         else:
-            assert got.texts[place] == row["reply"]
-            assert got.values["right"] == [float(rows[i]["right"]) for i in (2, 0, 2)]
-    assert np.array_equal(got.pictures[1], tuna.load_media(items[0].media)[0][0])
+            assert outcome.texts[index] == row["reply"]
+            assert outcome.values["right"] == [float(rows[i]["right"]) for i in (2, 0, 2)]
+    assert np.array_equal(outcome.pictures[1], tuna.load_media(items[0].media)[0][0])
 
 
-def test_questions_are_known_by_what_is_in_them(folder, tmp_path):
+def test_questions_are_identified_by_their_content(folder, tmp_path):
     name = "pictures.jsonl"
-    key = made("questions", file=str(folder / name)).options
+    key = make("questions", file=str(folder / name)).options
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert made("questions", file=str(copy / name)).options == key, "wherever they lie"
+    assert make("questions", file=str(copy / name)).options == key, "in any folder"
     image = datasets.read_lines(copy / name)[0].media[0]
     Image.new("RGB", (32, 32), (9, 9, 9)).save(image)
-    changed = made("questions", file=str(copy / name))
+    changed = make("questions", file=str(copy / name))
     assert changed.options != key
-    assert made("questions", file=str(folder / name), style="multiple_choice").options != key
+    assert make("questions", file=str(folder / name), style="multiple_choice").options != key
     image.unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name}:1: no file at .*{image.name}"):
-        made("questions", file=str(copy / name))
+        make("questions", file=str(copy / name))
 
 
 def test_a_benchmark_becomes_its_scorers_folder(tuna, prompts, tmp_path):
-    task = made("benchmark", benchmark="geneval", prompts=str(prompts))
+    task = make("benchmark", benchmark="geneval", prompts=str(prompts))
     assert task.count == 12
     cell = Cell(tmp_path / "cell")
-    # Rows of a call that do not divide the pieces of a prompt.
-    cell_store.run_missing(task, cell, drawing(tuna), {}, seed=5, batch=5, saved_items=2)
+    # The rows of a call do not divide the samples of a prompt.
+    cell_store.run_missing(task, cell, configured(tuna), {}, seed=5, batch=5, saved_items=2)
     whole, folder = (
         published_registry.read("geneval", prompts),
         tmp_path / "cell" / cell_store.FILES,
@@ -95,39 +97,39 @@ def test_a_benchmark_becomes_its_scorers_folder(tuna, prompts, tmp_path):
     assert validate.check(whole, folder, [(32, 32)]) == []
     assert cell.files_entry() == {"files": str(folder)}
     assert {record["values"]["sound"] for record in cell.records().values()} == {1.0}
-    beside = tmp_path / "beside"
-    run.run(drawing(tuna), whole, beside, seed=5, batch_size=12, progress=False)
+    reference = tmp_path / "reference"
+    run.run(configured(tuna), whole, reference, seed=5, batch_size=12, progress=False)
     for piece in whole.pieces:
-        pixels = [np.asarray(Image.open(at / piece.path)).astype(int) for at in (folder, beside)]
-        assert np.abs(pixels[0] - pixels[1]).max() <= 1, "rounding of other batches, and no more"
+        pixels = [np.asarray(Image.open(at / piece.path)).astype(int) for at in (folder, reference)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1, "other batches differ only by rounding"
     assert len(cell.pictures()) == 2
 
 
-def test_faulty_files_are_no_sound_ones(tuna, prompts, monkeypatch):
+def test_faulty_files_are_not_sound(tuna, prompts, monkeypatch):
     grey = np.full((1, 32, 32, 3), 128, np.uint8)
     monkeypatch.setattr(
         type(tuna), "generate_image", lambda self, p, **more: grey.repeat(len(p), 0)
     )
-    drawn = made("benchmark", benchmark="geneval", prompts=str(prompts)).run(
-        drawing(tuna), [0, 1], 0
+    outcome = make("benchmark", benchmark="geneval", prompts=str(prompts)).run(
+        configured(tuna), [0, 1], 0
     )
-    assert drawn.values["sound"] == [0.0, 0.0]
+    assert outcome.values["sound"] == [0.0, 0.0]
 
 
-def test_edits_are_known_by_their_sources(tuna, prompts, tmp_path):
-    task = made("benchmark", benchmark="imgedit", prompts=str(prompts), sizes=[(32, 48)])
+def test_edits_are_identified_by_their_sources(tuna, prompts, tmp_path):
+    task = make("benchmark", benchmark="imgedit", prompts=str(prompts), sizes=[(32, 48)])
     assert task.options["sizes"] == [[32, 48]]
-    drawn = task.run(drawing(tuna), [0, 0], 0)
-    drawn.check(2)
-    assert list(drawn.files[0]) == ["7.png"] and drawn.values["sound"] == [1.0, 1.0]
+    outcome = task.run(configured(tuna), [0, 0], 0)
+    outcome.check(2)
+    assert list(outcome.files[0]) == ["7.png"] and outcome.values["sound"] == [1.0, 1.0]
     copy = shutil.copytree(prompts, tmp_path / "copy")
     Image.new("RGB", (32, 32), (9, 9, 9)).save(copy / "a.png")
-    other = made("benchmark", benchmark="imgedit", prompts=str(copy), sizes=[(32, 48)])
+    other = make("benchmark", benchmark="imgedit", prompts=str(copy), sizes=[(32, 48)])
     assert other.options["content"] != task.options["content"]
 
 
 def test_a_trial_has_the_first_prompts(prompts):
-    assert made("benchmark", benchmark="geneval", prompts=str(prompts), count=2).count == 8
+    assert make("benchmark", benchmark="geneval", prompts=str(prompts), count=2).count == 8
 
 
 @pytest.mark.parametrize(
@@ -140,4 +142,4 @@ def test_a_trial_has_the_first_prompts(prompts):
 )
 def test_options_that_do_not_fit_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        made("questions", **options)
+        make("questions", **options)

@@ -1,4 +1,4 @@
-"""A run that evaluates itself: on its parameters as they lie, with the results that a sweep of its checkpoints has."""
+"""A run that evaluates itself, on its sharded parameters, with the results of a sweep over its checkpoints."""
 
 import dataclasses
 
@@ -16,7 +16,10 @@ from tuna_jax.training import metrics
 from tuna_jax.training.config import EvaluationSettings
 from tuna_jax.utils.config_parsing import parse
 
-TASKS = {"draw_single": {"count": 3}, "name": {"kind": "answer", "question": "name", "count": 4}}
+TASKS = {
+    "generate_single": {"count": 3},
+    "name": {"kind": "answer", "question": "name", "count": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +46,28 @@ def test_a_run_has_the_results_of_a_sweep_over_its_checkpoints(values, tmp_path)
             "mesh": {"data": 1},
         },
     )
-    wanted = {
+    expected = {
         results.identity(row): row for row in runner.Sweep(swept, tmp_path / "s").run([workdir])
     }
     for row in rows:
-        assert row["scores"] == wanted[results.identity(row)]["scores"]
-        assert row["applied"] == wanted[results.identity(row)]["applied"]
+        assert row["scores"] == expected[results.identity(row)]["scores"]
+        assert row["applied"] == expected[results.identity(row)]["applied"]
     lines = metrics.read(workdir / metrics.METRICS_FILE)
     assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
-    told = [line for line in lines if any(name.startswith("evaluate/") for name in line)]
-    assert [line["step"] for line in told] == [2, 4]
+    evaluations = [line for line in lines if any(name.startswith("evaluate/") for name in line)]
+    assert [line["step"] for line in evaluations] == [2, 4]
     assert (
-        "evaluate/name/exact" in told[0] and "evaluate/draw_single/ground, guidance 2.0" in told[0]
+        "evaluate/name/exact" in evaluations[0]
+        and "evaluate/generate_single/ground, guidance 2.0" in evaluations[0]
     )
     last = next(row for row in rows if row["step"] == 4 and row["task"] == "name")
-    assert told[1]["evaluate/name/exact"] == last["scores"]["exact"]["value"]
+    assert evaluations[1]["evaluate/name/exact"] == last["scores"]["exact"]["value"]
     assert "Evaluation in training" in (workdir / "evaluation" / "report.html").read_text()
 
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A task that keeps the models that it was asked about, and tells their embedding's mean."""
+    """A task that records the models that it gets, and returns the mean of their embeddings."""
     seen = []
 
     def run(model, items, seed):
@@ -85,9 +89,9 @@ def evaluator(values, workdir, **changes):
 
 
 def on_mesh(values, tiny_run, seed):
-    made = tiny_run.parameters(values, seed)
+    params = tiny_run.parameters(values, seed)
     return jax.device_put(
-        made, param_sharding.shardings(made, make_mesh(MeshSettings(), jax.devices()[:1]))
+        params, param_sharding.shardings(params, make_mesh(MeshSettings(), jax.devices()[:1]))
     )
 
 
@@ -110,11 +114,11 @@ def test_results_of_steps_that_are_taken_again_are_measured_again(
         (2, 2),
         (3, 3),
         (2, 9),
-    ):  # A resumed run went on otherwise from step 1.
+    ):  # A resumed run took another course from step 1.
         params = on_mesh(values, tiny_run, seed)
-        told = evaluate(step, params)
+        evaluation = evaluate(step, params)
         mean = float(np.mean(params["language"]["embedding"]))
-        assert told == {"evaluate/watched/mean": pytest.approx(mean)}
+        assert evaluation == {"evaluate/watched/mean": pytest.approx(mean)}
     rows = results.read(tmp_path / online.FOLDER / results.FILE)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[1]["scores"]["mean"]["value"] == pytest.approx(mean)
@@ -122,16 +126,16 @@ def test_results_of_steps_that_are_taken_again_are_measured_again(
 
 def test_invalid_settings_are_reported_before_training(values, tmp_path, monkeypatch):
     run = parse(EmojiExperiment, values)
-    world = model_bundle.load_bundle(run)
+    bundle = model_bundle.load_bundle(run)
 
-    def made(**changes):
+    def make(**changes):
         settings = dataclasses.replace(EvaluationSettings(every=1, tasks=TASKS), **changes)
         whole = dataclasses.replace(run, evaluate=settings)
-        return online.evaluator(whole, world.model, tmp_path)
+        return online.evaluator(whole, bundle.model, tmp_path)
 
     def refused(words, **changes):
         with pytest.raises(ValueError, match=words):
-            made(**changes)
+            make(**changes)
 
     refused("config.tasks.nothing: 'nothing'", tasks={"nothing": {}})
     refused("no tasks are named", tasks={})
@@ -140,4 +144,4 @@ def test_invalid_settings_are_reported_before_training(values, tmp_path, monkeyp
     refused("a batch of 3 does not divide by 2", batch=3)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     refused("within one process.*--sweep.follow=True")
-    assert made(every=0) is None
+    assert make(every=0) is None

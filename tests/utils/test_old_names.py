@@ -103,6 +103,12 @@ def test_old_command_lines_are_read(command, old, new):
     assert quiet(old_names.arguments, command, old) == new
 
 
+@pytest.mark.parametrize("old", sorted(old_names.SWEEP_TASKS))
+def test_old_sweep_tasks_have_todays_names(old):
+    with pytest.warns(FutureWarning, match=old):
+        assert old_names.sweep_task(old) == old_names.SWEEP_TASKS[old]
+
+
 @pytest.mark.parametrize("old", sorted(old_names.COMMANDS))
 def test_old_modules_of_commands_still_run(old):
     call = [sys.executable, "-m", old, "--help"]

@@ -49,7 +49,7 @@ def tokenizer():
 
 
 def trained(path):
-    """What a batch of training holds."""
+    """The pixels in a training batch."""
     manifest = path.with_suffix(".jsonl")
     manifest.write_text(json.dumps({"image": path.name, "caption": "an image"}) + "\n")
     stream = ExampleStream(
@@ -69,7 +69,7 @@ def trained(path):
 
 
 def encoded(path, folder):
-    """What `encode_latents` gives to the VAE."""
+    """The pixels that `encode_latents` gives to the VAE."""
     seen = []
 
     def encode(clips):
@@ -77,7 +77,7 @@ def encoded(path, folder):
         mean = np.zeros((len(clips), 1, 4, 4, 2), np.float32)
         return mean, mean
 
-    manifest = folder / "one.jsonl"
+    manifest = folder / "single.jsonl"
     manifest.write_text(json.dumps({"image": str(path), "caption": "an image"}) + "\n")
     settings = Encoding(vae_fingerprint="none", sizes=(SIZE,))
     encode_manifest(Manifest(manifest), folder / "latents", encode, settings, progress=False)
@@ -92,12 +92,12 @@ def model(tmp_path_factory, tiny_run):
 
 
 def questioned(path, model, folder):
-    """What the model sees of a question in a file."""
+    """The pixels that the model gets with a question in a file."""
     questions = folder / "questions.jsonl"
     row = {"image": str(path), "question": "what?", "answer": "this"}
     questions.write_text(json.dumps(row) + "\n")
     (item,) = datasets.read_lines(questions)
-    return model.see(item.media)[0][0]
+    return model.load_media(item.media)[0][0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,7 +116,7 @@ def test_every_path_sees_the_same_pixels(folder, tmp_path, model, name):
         questioned(path, model, tmp_path),
     ):
         np.testing.assert_array_equal(pixels, expected)
-    options = {"seed": 0, "points": 3, "size": (SIDE, SIDE)}
+    options = {"seed": 0, "steps": 2, "size": (SIDE, SIDE)}
     edited = model.edit_image(path, "remove the dog", **options)
     np.testing.assert_array_equal(edited, model.edit_image(expected, "remove the dog", **options))
     flipped = expected[:, ::-1].copy()

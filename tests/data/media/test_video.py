@@ -24,7 +24,7 @@ def kind_of(read) -> str:
     return raised.value.kind
 
 
-TIMES = [i / 10 for i in range(41)]  # four seconds at 10 frames a second
+TIMES = [i / 10 for i in range(41)]  # four seconds at 10 frames per second
 
 
 @pytest.mark.parametrize(

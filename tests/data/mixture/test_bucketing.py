@@ -42,12 +42,12 @@ def test_the_nearest_size_goes_by_the_logarithm_of_the_ratio() -> None:
     for h, w, at in zip(height, width, chosen, strict=True):
         away = [abs(math.log(h / w) - math.log(s.height / s.width)) for s in SIZES_512]
         assert away[at] == pytest.approx(min(away))
-    # A ratio and its inverse are as far from square: not so without the logarithm.
+    # A ratio and its inverse are equally far from square only on a logarithmic scale.
     pair = [Size(100, 100), Size(100, 200)]
     assert nearest(np.array([100, 100]), np.array([141, 142]), pair).tolist() == [0, 1]
 
 
-def test_of_like_sizes_the_largest_that_needs_no_enlarging() -> None:
+def test_of_similar_sizes_the_largest_that_needs_no_upscaling() -> None:
     sizes = (*SIZES_512, *SIZES_1024)
     shape = np.array([[2000, 2000], [1024, 1024], [1000, 1023], [512, 512], [40, 40], [768, 1344]])
     chosen = [str(sizes[at]) for at in nearest(shape[:, 0], shape[:, 1], sizes)]
@@ -58,7 +58,7 @@ def manifest(files) -> Manifest:
     files.image("wide.png", 40, 80)
     files.image("square.jpg", 64, 64)
     files.image("five.png", 5, 5)
-    (files.root / "note.png").write_text("not a picture")
+    (files.root / "note.png").write_text("not an image")
     talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
     rows = [
         {"image": "wide.png", "caption": "A dog."},
@@ -92,13 +92,13 @@ def test_examples_are_sorted_and_invalid_ones_reported(files, tokenizer) -> None
     assert metadata.height[[0, 2, 4]].tolist() == [40, 64, 40]
     assert metadata.width[[0, 2, 4]].tolist() == [80, 64, 80]
     assert metadata.media[[0, 2, 4, 5]].tolist() == [1, 1, 2, 4]
-    found, members, bad = sort(rows, metadata)
-    assert dict(zip(found, map(list, members), strict=True)) == {
+    buckets, members, invalid = sort(rows, metadata)
+    assert dict(zip(buckets, map(list, members), strict=True)) == {
         Bucket(SIZES[1], 1, 48): [0],
         Bucket(SIZES[0], 1, 128): [2],
         Bucket(SIZES[1], 2, 64): [4],
     }
-    assert sorted((row.line, row.kind) for row in bad) == [
+    assert sorted((row.line, row.kind) for row in invalid) == [
         (2, "missing_file"),
         (4, "tiny_image"),
         (6, "wrong_image_count"),
@@ -108,25 +108,27 @@ def test_examples_are_sorted_and_invalid_ones_reported(files, tokenizer) -> None
         (10, "empty_text"),
         (11, "unknown_format"),
     ]
-    assert bad[0].kind == "missing_file" and "none.png" in bad[0].reason
+    assert invalid[0].kind == "missing_file" and "none.png" in invalid[0].reason
 
 
-def test_a_caption_that_will_be_cut_is_not_too_long(files, tokenizer) -> None:
+def test_a_caption_that_will_be_truncated_is_not_too_long(files, tokenizer) -> None:
     rows = manifest(files)
-    found, members, bad = sort(rows, scan(rows, "t2i", tokenizer, directory=files.root), "t2i")
-    assert {row.kind for row in bad} & {"too_long"} == set()
-    assert [int(index) for one in members for index in one].count(8) == 1
-    assert found[[8 in one for one in members].index(True)].length == 128
+    buckets, members, invalid = sort(
+        rows, scan(rows, "t2i", tokenizer, directory=files.root), "t2i"
+    )
+    assert {row.kind for row in invalid} & {"too_long"} == set()
+    assert [int(index) for group in members for index in group].count(8) == 1
+    assert buckets[[8 in group for group in members].index(True)].length == 128
 
 
-def test_metadata_are_looked_up_once(files, tokenizer, monkeypatch) -> None:
+def test_metadata_are_scanned_once(files, tokenizer, monkeypatch) -> None:
     rows, cache = manifest(files), files.root / "cache"
     first = scan(rows, "understand", tokenizer, directory=cache)
     with monkeypatch.context() as broken:
         broken.setattr(bucketing, "image_size", None)
         again = scan(rows, "understand", tokenizer, directory=cache)
-    for one, other in zip(sort(rows, first), sort(rows, again), strict=True):
-        assert repr(one) == repr(other)
+    for before, after in zip(sort(rows, first), sort(rows, again), strict=True):
+        assert repr(before) == repr(after)
     # A file that appears later changes nothing, except in a rescan.
     files.image("none.png", 64, 64)
     assert 1 in scan(rows, "understand", tokenizer, directory=cache).invalid
@@ -161,7 +163,7 @@ def test_the_smallest_length_that_holds_spans_and_text(files) -> None:
     # A span of 32x32 has 1 + 4 tokens.
     media, text = np.array([1, 1, 2, 2, 0, 2]), np.array([43, 44, 38, 39, 48, 119])
     side = np.full(6, 32)
-    found, members, bad = sort(rows, ExampleMetadata(side, side, media, text, {}))
-    lengths = {int(i): b.length for b, one in zip(found, members, strict=True) for i in one}
+    buckets, members, invalid = sort(rows, ExampleMetadata(side, side, media, text, {}))
+    lengths = {int(i): b.length for b, group in zip(buckets, members, strict=True) for i in group}
     assert lengths == {0: 48, 1: 64, 2: 48, 3: 64, 4: 48}
-    assert "129 tokens (10 of them visual) exceed the longest length, 128" in str(bad[0])
+    assert "129 tokens (10 of them visual) exceed the longest length, 128" in str(invalid[0])

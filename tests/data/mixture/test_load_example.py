@@ -47,14 +47,16 @@ def load(tokenizer, task, source, index=0, *, slots=1, length=64, seed=0, dtype=
     frames = stream.get("frames", 1)
     settings = {"weight": 1.0, "rows": 1, "lengths": (length,), "sizes": (SIZE,), **stream}
     settings.setdefault("slots", (slots,))
-    made = ExampleStream(name="s", task=task, source=source, **settings)
+    example_stream = ExampleStream(name="s", task=task, source=source, **settings)
     grid = Grid(1 + (frames - 1) // 4, 2, 3)
     sampler = BucketSampler(0, Bucket(SIZE, slots, length), grid, np.arange(1), (0,))
     space = np.zeros((slots, frames, SIZE.height, SIZE.width, 3), dtype)
     if dtype != np.uint8:
         space = np.zeros((slots, 2, 1, 2, 3, 4), dtype)
     random = np.random.default_rng(seed)
-    sequence = load_example(made, sampler, index, random, tokenizer, space, encode=tokenizer.encode)
+    sequence = load_example(
+        example_stream, sampler, index, random, tokenizer, space, encode=tokenizer.encode
+    )
     return sequence, space
 
 

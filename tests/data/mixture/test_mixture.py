@@ -1,4 +1,4 @@
-"""The mixture: five formats in one run, one shape a batch, and the same batches whatever the workers."""
+"""The mixture: five formats in one run, one shape per batch, and the same batches with any number of workers."""
 
 import collections
 import json
@@ -24,9 +24,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def world(module_files):
-    """A folder with manifests of all formats; picture i has red 3 i, and its caption says 'number i'."""
-    return build_world(module_files)
+def dataset(module_files):
+    """A folder with manifests of all formats; image i has red 3 i and the caption 'number i'."""
+    return write_dataset(module_files)
 
 
 def talk(*texts):
@@ -35,7 +35,7 @@ def talk(*texts):
     ]
 
 
-def build_world(files):
+def write_dataset(files):
     shapes = [(40, 40), (40, 60), (60, 40), (64, 64), (32, 48)]
     names = []
     for i in range(30):
@@ -68,11 +68,11 @@ def build_world(files):
     return files
 
 
-def streams(world, **changes):
+def streams(dataset, **changes):
     def source(name):
-        return Manifest(world.root / f"{name}.jsonl")
+        return Manifest(dataset.root / f"{name}.jsonl")
 
-    made = {
+    settings_of = {
         "draw": {"task": "t2i", "source": source("captions"), "weight": 4.0, "rows": 8, "lengths": (24, 48)},
         "look": {"task": "understand", "source": source("chats"), "weight": 3.0, "rows": 4,
                  "lengths": (64, 96), "slots": (1, 2)},
@@ -82,32 +82,34 @@ def streams(world, **changes):
         "film": {"task": "t2v", "source": source("clips"), "weight": 1.0, "rows": 2, "lengths": (48,),
                  "frames": 5, "fps": 5.0},
     }  # fmt: skip
-    for name, settings in made.items():
+    for name, settings in settings_of.items():
         if settings["task"] != "chat":
             settings["sizes"] = SIZES
         settings.update(changes.get(name, {}))
-    return [ExampleStream(name=name, **settings) for name, settings in made.items()]
+    return [ExampleStream(name=name, **settings) for name, settings in settings_of.items()]
 
 
-def mixture(world, tokenizer, seed=1, changes=None, **options):
-    options = {"directory": world.root / "cache", **options}
-    return Mixture(streams(world, **(changes or {})), tokenizer, seed=seed, **options)
+def mixture(dataset, tokenizer, seed=1, changes=None, **options):
+    options = {"directory": dataset.root / "cache", **options}
+    return Mixture(streams(dataset, **(changes or {})), tokenizer, seed=seed, **options)
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[key], second[key]) for key in first
+    )
 
 
 def number_of(pixels) -> int:
-    """Which picture of the world fills a slot."""
+    """The number of the image that fills a slot."""
     return round(float(np.median(pixels[..., 0])) / 3)
 
 
-def test_every_batch_has_one_of_the_stated_shapes(world, tokenizer) -> None:
-    mixed = mixture(world, tokenizer)
+def test_every_batch_has_one_of_the_stated_shapes(dataset, tokenizer) -> None:
+    mixed = mixture(dataset, tokenizer)
     stated = mixed.shapes()
     # draw: 3 sizes short, 1 long; look: 3 sizes of 1 slot, 3 of 2 slots; talk 1; edit 3; film 2.
-    # Together 16, of which talk's is one of look's: a program serves both.
+    # Together 16; talk's shape equals one of look's, so one program serves both.
     assert len(stated) == 15
     assert len(mixed.summary().splitlines()) == 16 + 1
     assert mixed.summary().endswith("15 distinct batch shapes")
@@ -123,16 +125,16 @@ def test_every_batch_has_one_of_the_stated_shapes(world, tokenizer) -> None:
     assert len(seen) >= 13
 
 
-def test_weights_are_shares_of_batches(world, tokenizer) -> None:
-    mixed = mixture(world, tokenizer)
+def test_weights_are_shares_of_batches(dataset, tokenizer) -> None:
+    mixed = mixture(dataset, tokenizer)
     counts = collections.Counter(mixed.stream_of(n) for n in range(1280))
     shares = {"draw": 4, "look": 3, "talk": 1, "edit": 2, "film": 1}
     for name, share in shares.items():
         assert abs(counts[name] - 1280 * share / 11) <= 3
 
 
-def test_text_belongs_to_the_pixels(world, tokenizer) -> None:
-    mixed, special = mixture(world, tokenizer), tokenizer.special
+def test_text_belongs_to_the_pixels(dataset, tokenizer) -> None:
+    mixed, special = mixture(dataset, tokenizer), tokenizer.special
     seen = collections.Counter()
     for n in range(100):
         batch, name = mixed[n], mixed.stream_of(n)
@@ -164,35 +166,36 @@ def test_text_belongs_to_the_pixels(world, tokenizer) -> None:
                 )
             elif name == "film":
                 shades = batch["pixels"][row, 0].mean((1, 2, 3)) / 6
-                np.testing.assert_allclose(np.diff(shades), 2, atol=0.3)  # 5 of 10 frames a second
+                # 5 of 10 frames per second
+                np.testing.assert_allclose(np.diff(shades), 2, atol=0.3)
             seen[name] += 1
     assert len(seen) == 5
 
 
-def test_an_epoch_shows_every_row_once(world, tokenizer) -> None:
+def test_an_epoch_has_every_example_once(dataset, tokenizer) -> None:
     changes = {"draw": {"sizes": SIZES[:1], "lengths": (64,), "rows": 5, "text_dropout": 0.0}}
-    mixed = mixture(world, tokenizer, changes=changes)
-    shown = []
+    mixed = mixture(dataset, tokenizer, changes=changes)
+    numbers = []
     for n in range(80):
         if mixed.stream_of(n) == "draw":
-            shown += [number_of(clip[0]) for clip in mixed[n]["pixels"]]
-    epochs = [shown[at : at + 30] for at in range(0, 90, 30)]
+            numbers += [number_of(clip[0]) for clip in mixed[n]["pixels"]]
+    epochs = [numbers[at : at + 30] for at in range(0, 90, 30)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(30))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_iteration_equals_random_access_with_any_number_of_threads(world, tokenizer) -> None:
-    expected = [mixture(world, tokenizer)[n] for n in range(50)]
+def test_iteration_equals_random_access_with_any_number_of_threads(dataset, tokenizer) -> None:
+    expected = [mixture(dataset, tokenizer)[n] for n in range(50)]
     for threads in (1, 4):
-        iterator = loader.iterate(batches(mixture(world, tokenizer)), threads=threads)
+        iterator = loader.iterate(batches(mixture(dataset, tokenizer)), threads=threads)
         assert all(same(next(iterator), batch) for batch in expected)
         iterator.close()
-    assert not same(mixture(world, tokenizer, seed=2)[3], expected[3])
+    assert not same(mixture(dataset, tokenizer, seed=2)[3], expected[3])
 
 
-def test_hosts_together_have_the_batch(world, tokenizer) -> None:
-    whole = mixture(world, tokenizer)
-    hosts = [mixture(world, tokenizer, process_index=i, process_count=2) for i in range(2)]
+def test_hosts_together_have_the_batch(dataset, tokenizer) -> None:
+    whole = mixture(dataset, tokenizer)
+    hosts = [mixture(dataset, tokenizer, process_index=i, process_count=2) for i in range(2)]
     assert {host.fingerprint for host in hosts} == {whole.fingerprint}
     for n in range(40):
         parts, batch = [host[n] for host in hosts], whole[n]
@@ -202,20 +205,20 @@ def test_hosts_together_have_the_batch(world, tokenizer) -> None:
             np.testing.assert_array_equal(array, np.concatenate([part[key] for part in parts]))
 
 
-def test_a_run_resumes_on_other_threads_and_hosts(world, tokenizer) -> None:
+def test_a_run_resumes_on_other_threads_and_hosts(dataset, tokenizer) -> None:
     step = int(np.random.default_rng().integers(1, 60))
-    iterator = loader.iterate(batches(mixture(world, tokenizer)), threads=1)
+    iterator = loader.iterate(batches(mixture(dataset, tokenizer)), threads=1)
     for _ in range(step):
         next(iterator)
     state = iterator.get_state()
-    going_on = [next(iterator) for _ in range(50)]
+    continued = [next(iterator) for _ in range(50)]
     iterator.close()
     resumed = []
     for host in range(2):
-        part = mixture(world, tokenizer, process_index=host, process_count=2)
+        part = mixture(dataset, tokenizer, process_index=host, process_count=2)
         resumed.append(loader.iterate(batches(part), threads=3, ahead=2))
         resumed[-1].set_state(state)
-    for batch in going_on:
+    for batch in continued:
         for host, part in enumerate(resumed):
             local = {key: np.split(array, 2)[host] for key, array in batch.items()}
             assert same(next(part), local), f"resumed at step {step}"
@@ -223,35 +226,35 @@ def test_a_run_resumes_on_other_threads_and_hosts(world, tokenizer) -> None:
         part.close()
 
 
-def test_weights_may_change_at_a_resume(world, tokenizer) -> None:
+def test_weights_may_change_at_a_resume(dataset, tokenizer) -> None:
     own = {"draw": 4.0, "look": 3.0, "talk": 1.0, "edit": 2.0, "film": 1.0}
     only = {"draw": 1.0}
-    old = mixture(world, tokenizer)
-    changed = mixture(world, tokenizer, history=[(0, own), (40, only)])
+    old = mixture(dataset, tokenizer)
+    changed = mixture(dataset, tokenizer, history=[(0, own), (40, only)])
     assert old.fingerprint == changed.fingerprint
     assert all(same(old[n], changed[n]) for n in (0, 17, 39))
     assert {changed.stream_of(n) for n in range(40, 100)} == {"draw"}
-    # A stream goes on in its data: across the change no picture comes again within an epoch.
+    # A stream continues in its data: across the change no image repeats within an epoch.
     changes = {"draw": {"sizes": SIZES[:1], "lengths": (64,), "rows": 5}}
-    mixed = mixture(world, tokenizer, changes=changes, history=[(0, own), (7, only)])
-    shown = []
+    mixed = mixture(dataset, tokenizer, changes=changes, history=[(0, own), (7, only)])
+    numbers = []
     for n in range(60):
         if mixed.stream_of(n) == "draw":
-            shown += [number_of(clip[0]) for clip in mixed[n]["pixels"]]
-    assert sorted(shown[:30]) == sorted(shown[30:60]) == list(range(30))
-    with pytest.raises(ValueError, match="weights name .'paint'"):
-        mixture(world, tokenizer, history=[(0, {"paint": 1.0})])
+            numbers += [number_of(clip[0]) for clip in mixed[n]["pixels"]]
+    assert sorted(numbers[:30]) == sorted(numbers[30:60]) == list(range(30))
+    with pytest.raises(ValueError, match="'paint'"):
+        mixture(dataset, tokenizer, history=[(0, {"paint": 1.0})])
 
 
-def break_rows(files, tokenizer):
-    """A caption manifest of 400 rows, and one of clips, with a row of every kind of badness: the lines of each kind."""
+def write_invalid_examples(files, tokenizer):
+    """Writes manifests with invalid examples of every kind; returns the kinds by manifest and line."""
     good = [
         {"image": f"{i % 30}{'.jpg' if i % 2 else '.png'}", "caption": f"number {i % 30}"}
         for i in range(400)
     ]
     whole = (files.root / "1.jpg").read_bytes()
     (files.root / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
-    (files.root / "note.png").write_text("not a picture")
+    (files.root / "note.png").write_text("not an image")
     files.image("five.png", 5, 5)
     bad = {
         17: ('{"image": "1.jpg", "capt', "malformed_json"),
@@ -288,72 +291,75 @@ def broken_mixture(files, tokenizer, log, **options):
 
 
 def test_invalid_examples_of_every_kind_are_skipped_counted_and_listed(
-    world, tokenizer, tmp_path
+    dataset, tokenizer, tmp_path
 ) -> None:
-    expected = break_rows(world, tokenizer)
+    expected = write_invalid_examples(dataset, tokenizer)
     log = InvalidExamples(tmp_path / "invalid_examples.jsonl", limit=0.05, least=20)
-    mixed = broken_mixture(world, tokenizer, log)
+    mixed = broken_mixture(dataset, tokenizer, log)
     iterator = loader.iterate(batches(mixed), threads=2)
-    made = [next(iterator) for _ in range(50)]
+    produced = [next(iterator) for _ in range(50)]
     iterator.close()
     listed = [
         json.loads(line) for line in (tmp_path / "invalid_examples.jsonl").read_text().splitlines()
     ]
     assert {(entry["source"], entry["line"]): entry["kind"] for entry in listed} == expected
-    assert len(listed) == len(expected), "each row once"
+    assert len(listed) == len(expected), "each example once"
     assert log.counts() == dict(collections.Counter(expected.values()))
     # The same batches on one host without threads, and shared by two.
-    again = broken_mixture(world, tokenizer, InvalidExamples())
+    again = broken_mixture(dataset, tokenizer, InvalidExamples())
     hosts = [
-        broken_mixture(world, tokenizer, InvalidExamples(), process_index=i, process_count=2)
+        broken_mixture(dataset, tokenizer, InvalidExamples(), process_index=i, process_count=2)
         for i in range(2)
     ]
-    for n, batch in enumerate(made):
+    for n, batch in enumerate(produced):
         assert same(again[n], batch)
         for i, host in enumerate(hosts):
             assert same(host[n], {key: np.split(array, 2)[i] for key, array in batch.items()})
-    # A row that only decoding finds out leaves no hole: captions tell the pixels.
-    for n, batch in enumerate(made):
+    # An example that fails only in decoding leaves no gap: captions still match the pixels.
+    for n, batch in enumerate(produced):
         if mixed.stream_of(n) == "draw":
             for tokens, clip in zip(batch["tokens"], batch["pixels"], strict=True):
                 text = tokenizer.decode(tokens)
                 assert text in ("", f"number {number_of(clip[0])}")
 
 
-def test_too_many_invalid_examples_stop_the_run(world, tokenizer) -> None:
-    break_rows(world, tokenizer)
+def test_too_many_invalid_examples_stop_the_run(dataset, tokenizer) -> None:
+    write_invalid_examples(dataset, tokenizer)
     with pytest.raises(TooManyInvalidExamples, match=r"7 of 400 .*broken\.jsonl"):
-        broken_mixture(world, tokenizer, InvalidExamples(limit=0.01, least=20))
-    # Found only by decoding: the headers were whole when the source was scanned.
-    names = [world.image(f"late{i}.jpg", 40, 40) for i in range(20)]
-    world.manifest("late.jsonl", [{"image": name, "caption": "x"} for name in names])
-    stream = ExampleStream(name="late", task="t2i", source=Manifest(world.root / "late.jsonl"), weight=1.0,
+        broken_mixture(dataset, tokenizer, InvalidExamples(limit=0.01, least=20))
+    # Detected only by decoding: the headers were whole when the source was scanned.
+    names = [dataset.image(f"late{i}.jpg", 40, 40) for i in range(20)]
+    dataset.manifest("late.jsonl", [{"image": name, "caption": "x"} for name in names])
+    stream = ExampleStream(name="late", task="t2i", source=Manifest(dataset.root / "late.jsonl"), weight=1.0,
                        rows=4, lengths=(32,), sizes=SIZES[:1])  # fmt: skip
     mixed = Mixture(
         [stream],
         tokenizer,
         invalid_examples=InvalidExamples(limit=0.3, least=10),
-        directory=world.root,
+        directory=dataset.root,
     )
     for name in names[:10]:
-        (world.root / name).unlink()
+        (dataset.root / name).unlink()
     iterator = loader.iterate(batches(mixed))
     with pytest.raises(TooManyInvalidExamples, match="examples read.*missing_file"):
         for _ in range(20):
             next(iterator)
     for name in names:
-        (world.root / name).unlink(missing_ok=True)
+        (dataset.root / name).unlink(missing_ok=True)
     with pytest.raises(TooManyInvalidExamples, match="'late': none of the 20"):
         Mixture([stream], tokenizer, invalid_examples=InvalidExamples(least=1000))[0]
     with pytest.raises(TooManyInvalidExamples, match="'late'.*bucket 32x32"):
         Mixture(
-            [stream], tokenizer, invalid_examples=InvalidExamples(least=1000), directory=world.root
+            [stream],
+            tokenizer,
+            invalid_examples=InvalidExamples(least=1000),
+            directory=dataset.root,
         )[0]
 
 
-def test_invalid_settings_are_named(world, tokenizer) -> None:
+def test_invalid_settings_are_named(dataset, tokenizer) -> None:
     with pytest.raises(ValueError, match="'draw' has 8 rows.*3 hosts"):
-        mixture(world, tokenizer, process_count=3)
-    one = streams(world)[0]
+        mixture(dataset, tokenizer, process_count=3)
+    stream = streams(dataset)[0]
     with pytest.raises(ValueError, match="streams are named"):
-        Mixture([one, one], tokenizer)
+        Mixture([stream, stream], tokenizer)

@@ -1,4 +1,4 @@
-"""Streams: defaults, shapes, and settings that cannot be."""
+"""Streams: defaults, shapes, and invalid settings."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from tuna_jax.sequence import Grid
 
 def stream(files, **settings):
     path = files.manifest("m.jsonl", [{"image": "a", "caption": "b"}])
-    given = {"name": "s", "task": "t2i", "weight": 1.0, "rows": 4, "lengths": (64, 2048)}
-    return ExampleStream(source=Manifest(path), **{**given, **settings})
+    defaults = {"name": "s", "task": "t2i", "weight": 1.0, "rows": 4, "lengths": (64, 2048)}
+    return ExampleStream(source=Manifest(path), **{**defaults, **settings})
 
 
 def test_defaults(files) -> None:

@@ -1,4 +1,4 @@
-"""What tasks make of rows, against the released formatters where they are right (model.md sections 5 and 11)."""
+"""The sequences of all tasks, against the released formatters where those are correct (model.md sections 5 and 11)."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def tokenizer():
     return Tokenizer()
 
 
-def row(**entry):
+def example(**entry):
     return parse(json.dumps(entry), Path("/images"), "m.jsonl", 1)
 
 
@@ -41,24 +41,24 @@ def talk(*texts):
     ]
 
 
-def laid(row, task, tokenizer, grid=GRID, seed=0, longest=512, **options):
+def tokenize(example, task, tokenizer, grid=GRID, seed=0, longest=512, **options):
     random = np.random.default_rng(seed)
-    return tokenize_example(row, task, tokenizer, grid, random, longest=longest, **options)
+    return tokenize_example(example, task, tokenizer, grid, random, longest=longest, **options)
 
 
-def written(made, tokenizer) -> str:
+def written(result, tokenizer) -> str:
     """A sequence as text, with a span's tokens as one mark."""
-    text = tokenizer.decode(made.sequence.tokens, skip_special=False)
-    for _, length in made.sequence.spans:
+    text = tokenizer.decode(result.sequence.tokens, skip_special=False)
+    for _, length in result.sequence.spans:
         text = text.replace("<|image_pad|>" * length, "[span]", 1)
     return text.replace("<|im_start|>", "<").replace("<|im_end|>", ">")
 
 
-def learned(made, tokenizer) -> str:
-    labels = made.sequence.labels
+def learned(result, tokenizer) -> str:
+    labels = result.sequence.labels
     text = tokenizer.decode(labels[labels != IGNORE], skip_special=False)
     at = np.flatnonzero(labels != IGNORE)
-    np.testing.assert_array_equal(labels[at], made.sequence.tokens[at])
+    np.testing.assert_array_equal(labels[at], result.sequence.tokens[at])
     return text.replace("<|im_end|>", ">")
 
 
@@ -75,7 +75,7 @@ def turns_of(case):
     grid = Grid(1, 1, kwargs["num_image_tokens"] - 1)  # theirs counts the time token
     segments = []
     for place, piece in enumerate(pieces):
-        # An assistant's piece without <eos> at the end is what follows its turn, or a turn cut off.
+        # An assistant's piece without <eos> at the end is what follows its turn, or a truncated turn.
         learn = place > 0 and place % 2 == 0 and piece[-1:] == [kwargs["eos_id"]]
         before, mark, after = piece, [], []
         if IMAGE_MARK in piece:
@@ -89,7 +89,7 @@ def turns_of(case):
 
 
 @pytest.mark.parametrize("function", ["format_conversation_und", "format_conversation_und_text"])
-def test_conversations_are_the_released_formatters_but_for_the_tail(function) -> None:
+def test_conversations_match_the_released_formatter_except_for_the_tail(function) -> None:
     cases = [case for case in GOLDENS if case["function"] == function and "output" in case]
     assert len(cases) == 4
     for case in cases:
@@ -98,7 +98,7 @@ def test_conversations_are_the_released_formatters_but_for_the_tail(function) ->
         assert batch["tokens"][0].tolist() == case["output"]["text_tokens"]
         assert batch["spans"][0].tolist() == case["output"]["modality_positions"]
         theirs, ours = np.array(case["output"]["text_labels"]), batch["labels"][0]
-        # Theirs goes on after the last <eos> of an assistant: tokens that no turn holds.
+        # Theirs continues after the last <eos> of an assistant, with tokens that belong to no turn.
         last = int(np.flatnonzero(batch["tokens"][0] == IDS.eos)[-1])
         assert ours[: last + 1].tolist() == theirs[: last + 1].tolist()
         assert (ours[last + 1 :] == IGNORE).all()
@@ -117,7 +117,7 @@ def released_labels(tokens, eos):
     return labels
 
 
-def test_the_released_rule_is_what_the_goldens_say() -> None:
+def test_the_released_rule_matches_the_goldens() -> None:
     for case in GOLDENS:
         if case["function"].startswith("format_conversation_und") and "output" in case:
             tokens = np.array(case["output"]["text_tokens"])
@@ -126,14 +126,14 @@ def test_the_released_rule_is_what_the_goldens_say() -> None:
             assert released_labels(tokens, IDS.eos).tolist() == expected
 
 
-def test_a_real_conversation_differs_in_the_header_of_the_turn_alone(tokenizer) -> None:
+def test_a_real_conversation_differs_only_in_the_header_of_the_turn(tokenizer) -> None:
     """Theirs also learns the line end before an assistant's turn, its opening, and the last line end."""
-    made = laid(
-        row(image="a.jpg", conversations=talk("<image>\nWhat?", "A dog.", "Big?", "Yes.")),
+    result = tokenize(
+        example(image="a.jpg", conversations=talk("<image>\nWhat?", "A dog.", "Big?", "Yes.")),
         "understand",
         tokenizer,
     )
-    tokens, ours = made.sequence.tokens, made.sequence.labels
+    tokens, ours = result.sequence.tokens, result.sequence.labels
     theirs = released_labels(tokens, tokenizer.special.eos)
     only_theirs = tokens[(theirs != IGNORE) & (ours == IGNORE)]
     opening = [tokenizer.special.bos, *tokenizer.encode("assistant\n")]
@@ -142,7 +142,9 @@ def test_a_real_conversation_differs_in_the_header_of_the_turn_alone(tokenizer) 
     assert not ((ours != IGNORE) & (theirs == IGNORE)).any()
 
 
-def test_a_drawing_assistant_is_the_released_formatter_but_for_what_closes(tokenizer) -> None:
+def test_an_image_by_the_assistant_matches_the_released_formatter_except_at_the_end(
+    tokenizer,
+) -> None:
     cases = [case for case in GOLDENS if case["function"] == "format_conversation_gen"]
     for case in cases:
         kwargs, theirs = case["kwargs"], case["output"]
@@ -175,58 +177,64 @@ def test_text_to_image_and_to_video(tokenizer) -> None:
         ("t2i", {"image": "a.jpg"}, GRID),
         ("t2v", {"video": "a.mp4"}, Grid(4, 2, 3)),
     ):
-        made = laid(row(**entry, caption="A dog."), task, tokenizer, grid, text_dropout=0.0)
-        assert written(made, tokenizer) == "<A dog.<|vision_start|>[span]<|vision_end|>>"
-        assert learned(made, tokenizer) == ""
-        assert made.sequence.spans[0, 1] == 1 + grid.tokens
-        assert made.sequence.is_target.tolist() == [True]
-        assert [path.name for path in made.media] == list(entry.values())
+        result = tokenize(
+            example(**entry, caption="A dog."), task, tokenizer, grid, text_dropout=0.0
+        )
+        assert written(result, tokenizer) == "<A dog.<|vision_start|>[span]<|vision_end|>>"
+        assert learned(result, tokenizer) == ""
+        assert result.sequence.spans[0, 1] == 1 + grid.tokens
+        assert result.sequence.is_target.tolist() == [True]
+        assert [path.name for path in result.media] == list(entry.values())
 
 
 def test_captioning_asks_with_one_of_our_prompts(tokenizer) -> None:
     for task, entry in (("understand", {"image": "a"}), ("video_understand", {"video": "a"})):
         seen = set()
         for seed in range(60):
-            made = laid(row(**entry, caption="A dog."), task, tokenizer, seed=seed)
-            text = written(made, tokenizer)
+            result = tokenize(example(**entry, caption="A dog."), task, tokenizer, seed=seed)
+            text = written(result, tokenizer)
             assert text.startswith("<<|vision_start|>[span]<|vision_end|>")
             assert text.endswith("A dog.>")
             seen.add(text.removesuffix("A dog.>").split("<|vision_end|>")[1])
-            assert learned(made, tokenizer) == "A dog.>"
-            assert made.sequence.is_target.tolist() == [False]
+            assert learned(result, tokenizer) == "A dog.>"
+            assert result.sequence.is_target.tolist() == [False]
         assert seen == set(caption_prompts(task))
     assert all("video" in prompt for prompt in caption_prompts("video_understand"))
 
 
-def test_conversations_with_several_pictures_and_turns(tokenizer) -> None:
+def test_conversations_with_several_images_and_turns(tokenizer) -> None:
     texts = ("Is <image> like <image>\n?", "No.", "<image>\nAnd this?", "Yes, a bit.")
-    made = laid(row(image=["a", "b", "c"], conversations=talk(*texts)), "understand", tokenizer)
+    result = tokenize(
+        example(image=["a", "b", "c"], conversations=talk(*texts)), "understand", tokenizer
+    )
     span = "<|vision_start|>[span]<|vision_end|>"
-    assert written(made, tokenizer).split("assistant.>\n")[1] == (
+    assert written(result, tokenizer).split("assistant.>\n")[1] == (
         f"<user\nIs {span} like {span}?>\n<assistant\nNo.>\n"
         f"<user\n{span}And this?>\n<assistant\nYes, a bit.>\n"
     )
-    assert learned(made, tokenizer) == "No.>Yes, a bit.>"
-    assert [path.name for path in made.media] == ["a", "b", "c"]
-    assert made.sequence.is_target.tolist() == [False] * 3
+    assert learned(result, tokenizer) == "No.>Yes, a bit.>"
+    assert [path.name for path in result.media] == ["a", "b", "c"]
+    assert result.sequence.is_target.tolist() == [False] * 3
 
 
-def test_text_alone_and_clips_in_conversations(tokenizer) -> None:
-    made = laid(row(conversations=talk("Hi.", "Hello.")), "chat", tokenizer)
-    assert made.sequence.spans.shape == (0, 2)
-    assert learned(made, tokenizer) == "Hello.>"
-    asked = row(video="a.mp4", conversations=talk("<video>\nWhat?", "A dog runs."))
-    made = laid(asked, "video_understand", tokenizer, Grid(2, 2, 2))
-    assert "<user\n<|vision_start|>[span]<|vision_end|>What?>" in written(made, tokenizer)
-    assert made.sequence.spans[0, 1] == 9
+def test_text_only_and_clips_in_conversations(tokenizer) -> None:
+    result = tokenize(example(conversations=talk("Hi.", "Hello.")), "chat", tokenizer)
+    assert result.sequence.spans.shape == (0, 2)
+    assert learned(result, tokenizer) == "Hello.>"
+    conversation = example(video="a.mp4", conversations=talk("<video>\nWhat?", "A dog runs."))
+    result = tokenize(conversation, "video_understand", tokenizer, Grid(2, 2, 2))
+    assert "<user\n<|vision_start|>[span]<|vision_end|>What?>" in written(result, tokenizer)
+    assert result.sequence.spans[0, 1] == 9
 
 
-def test_an_assistant_may_draw_at_the_end(tokenizer) -> None:
+def test_an_assistant_may_generate_an_image_at_the_end(tokenizer) -> None:
     texts = ("<image>\nMake it red.", "Here it is: <image>")
-    made = laid(row(image=["a", "b"], conversations=talk(*texts)), "understand", tokenizer)
-    assert made.sequence.is_target.tolist() == [False, True]
-    assert learned(made, tokenizer) == "Here it is: <|vision_start|>>"
-    assert written(made, tokenizer).endswith(
+    result = tokenize(
+        example(image=["a", "b"], conversations=talk(*texts)), "understand", tokenizer
+    )
+    assert result.sequence.is_target.tolist() == [False, True]
+    assert learned(result, tokenizer) == "Here it is: <|vision_start|>>"
+    assert written(result, tokenizer).endswith(
         "<assistant\nHere it is: <|vision_start|>[span]<|vision_end|>>\n"
     )
     with pytest.raises(ValueError, match="not the end"):
@@ -240,11 +248,11 @@ EDIT = {"raw_image": "a.jpg", "out_image": "b.jpg", "instruction": "Make it red.
 
 
 def test_editing(tokenizer) -> None:
-    made = laid(row(**EDIT), "edit", tokenizer, text_dropout=0.0)
+    result = tokenize(example(**EDIT), "edit", tokenizer, text_dropout=0.0)
     span = "<|vision_start|>[span]<|vision_end|>"
-    assert written(made, tokenizer) == f"<{span}Make it red.{span}>"
-    assert made.sequence.is_target.tolist() == [False, True]
-    assert [path.name for path in made.media] == ["a.jpg", "b.jpg"]
+    assert written(result, tokenizer) == f"<{span}Make it red.{span}>"
+    assert result.sequence.is_target.tolist() == [False, True]
+    assert [path.name for path in result.media] == ["a.jpg", "b.jpg"]
 
 
 def test_dropout_of_text_and_source(tokenizer) -> None:
@@ -252,8 +260,8 @@ def test_dropout_of_text_and_source(tokenizer) -> None:
     seen: dict[tuple[str, str], int] = {}
     for seed in range(400):
         options = {"text_dropout": 0.3, "source_dropout": 0.2}
-        made = laid(row(**EDIT), "edit", tokenizer, seed=seed, **options)
-        key = (written(made, tokenizer), ",".join(path.name for path in made.media))
+        result = tokenize(example(**EDIT), "edit", tokenizer, seed=seed, **options)
+        key = (written(result, tokenizer), ",".join(path.name for path in result.media))
         seen[key] = seen.get(key, 0) + 1
     assert set(seen) == {
         (f"<{span}Make it red.{span}>", "a.jpg,b.jpg"),
@@ -264,48 +272,53 @@ def test_dropout_of_text_and_source(tokenizer) -> None:
     no_text = seen[f"<{span}{span}>", "a.jpg,b.jpg"] + seen[f"<{span}>", "b.jpg"]
     assert 90 <= no_text <= 150
     empty = sum(
-        written(laid(row(image="a", caption="A dog."), "t2i", tokenizer, seed=seed), tokenizer)
+        written(
+            tokenize(example(image="a", caption="A dog."), "t2i", tokenizer, seed=seed), tokenizer
+        )
         == f"<{span}>"
         for seed in range(400)
     )
-    assert 25 <= empty <= 60, "caption dropout is 0.1 unless told"
+    assert 25 <= empty <= 60, "the default caption dropout is 0.1"
 
 
-def test_a_caption_that_conditions_is_cut_and_nothing_else(tokenizer) -> None:
+def test_only_a_caption_that_conditions_is_truncated(tokenizer) -> None:
     words = "one two three four five six seven eight nine ten"
-    made = laid(row(image="a", caption=words), "t2i", tokenizer, longest=16, text_dropout=0.0)
-    assert len(made.sequence.tokens) == 16
+    result = tokenize(
+        example(image="a", caption=words), "t2i", tokenizer, longest=16, text_dropout=0.0
+    )
+    assert len(result.sequence.tokens) == 16
     assert (
-        written(made, tokenizer) == "<one two three four five<|vision_start|>[span]<|vision_end|>>"
+        written(result, tokenizer)
+        == "<one two three four five<|vision_start|>[span]<|vision_end|>>"
     )
     for task, entry in (
         ("understand", {"image": "a", "caption": words}),
         ("edit", {**EDIT, "instruction": words}),
         ("chat", {"conversations": talk(words, words)}),
     ):
-        with pytest.raises(Fault, match="exceed the longest length, 20") as raised:
-            laid(row(**entry), task, tokenizer, longest=20, text_dropout=0.0)
+        with pytest.raises(Fault, match="length, 20") as raised:
+            tokenize(example(**entry), task, tokenizer, longest=20, text_dropout=0.0)
         assert raised.value.kind == "too_long"
 
 
-def test_tokens_are_counted_without_laying_out(tokenizer) -> None:
-    rows = {
-        "t2i": row(image="a", caption="A dog, 12 cats."),
-        "understand": row(image="a", conversations=talk("<image>\nWhat is it?", "A dog.")),
-        "chat": row(conversations=talk("Hi.", "Hello.", "And?", "So.")),
-        "edit": row(**EDIT),
-        "video_understand": row(video="a", caption="A dog runs."),
-        "t2v": row(video="a", caption="A dog runs."),
+def test_tokens_are_counted_without_a_sequence(tokenizer) -> None:
+    examples = {
+        "t2i": example(image="a", caption="A dog, 12 cats."),
+        "understand": example(image="a", conversations=talk("<image>\nWhat is it?", "A dog.")),
+        "chat": example(conversations=talk("Hi.", "Hello.", "And?", "So.")),
+        "edit": example(**EDIT),
+        "video_understand": example(video="a", caption="A dog runs."),
+        "t2v": example(video="a", caption="A dog runs."),
     }
-    assert set(rows) == set(ACCEPTS)
-    for task, one in rows.items():
+    assert set(examples) == set(ACCEPTS)
+    for task, source in examples.items():
         lengths = set()
         for seed in range(40):
-            made = laid(one, task, tokenizer, seed=seed, text_dropout=0.0).sequence
-            lengths.add(len(made.tokens) - int(made.spans[:, 1].sum()))
-        assert max(lengths) == text_tokens(one, task, tokenizer)
+            result = tokenize(source, task, tokenizer, seed=seed, text_dropout=0.0).sequence
+            lengths.add(len(result.tokens) - int(result.spans[:, 1].sum()))
+        assert max(lengths) == text_tokens(source, task, tokenizer)
 
 
 def test_an_example_of_another_task_is_named(tokenizer) -> None:
-    with pytest.raises(Fault, match="task 't2i' accepts image_caption"):
-        text_tokens(row(**EDIT), "t2i", tokenizer)
+    with pytest.raises(Fault, match="task 't2i'"):
+        text_tokens(example(**EDIT), "t2i", tokenizer)

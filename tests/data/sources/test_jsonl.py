@@ -1,4 +1,4 @@
-"""Manifests: the formats, random access by byte offsets, and rows that are none."""
+"""Manifests: the formats, random access by byte offsets, and invalid examples."""
 
 import pickle
 
@@ -21,23 +21,23 @@ ROWS = [
 KINDS = ["image_caption", "image_chat", "chat", "edit", "video_caption", "video_chat"]
 
 
-def test_the_formats_are_told_by_their_keys(files) -> None:
-    rows = list(Manifest(files.manifest("all.jsonl", ROWS), files.root / "images"))
-    assert [row.kind for row in rows] == KINDS
-    assert rows[0].media == (files.root / "images" / "a.jpg",)
-    assert rows[0].text == "a dog"
-    assert rows[1].turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "a dog"))
-    assert rows[2].media == ()
-    assert [str(path) for path in rows[3].media] == [str(files.root / "images/a.jpg"), "/b.jpg"]
-    assert rows[3].text == "make it red"
-    assert [row.line for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {row.source for row in rows} == {str(files.root / "all.jsonl")}
+def test_the_formats_are_recognised_by_their_keys(files) -> None:
+    examples = list(Manifest(files.manifest("all.jsonl", ROWS), files.root / "images"))
+    assert [row.kind for row in examples] == KINDS
+    assert examples[0].media == (files.root / "images" / "a.jpg",)
+    assert examples[0].text == "a dog"
+    assert examples[1].turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "a dog"))
+    assert examples[2].media == ()
+    assert [str(path) for path in examples[3].media] == [str(files.root / "images/a.jpg"), "/b.jpg"]
+    assert examples[3].text == "make it red"
+    assert [row.line for row in examples] == [1, 2, 3, 4, 5, 6]
+    assert {row.source for row in examples} == {str(files.root / "all.jsonl")}
 
 
-def test_any_row_is_read_at_once_and_empty_lines_are_none(files) -> None:
+def test_any_example_is_read_directly_and_empty_lines_are_skipped(files) -> None:
     path = files.root / "odd.jsonl"
     lines = [f'{{"image": "{i}.jpg", "caption": "é {i}"}}' for i in range(300)]
-    path.write_bytes("\r\n\n".join(lines).encode())  # other line ends, no last one
+    path.write_bytes("\r\n\n".join(lines).encode())  # CRLF line ends, none after the last line
     manifest = Manifest(path)
     assert len(manifest) == 300
     for index in (299, 0, 150):
@@ -56,7 +56,7 @@ def test_lines_are_found_across_chunks(files, monkeypatch) -> None:
     assert [row.kind for row in manifest] == KINDS
 
 
-def test_the_identity_tells_content_and_root_apart(files) -> None:
+def test_the_identity_depends_on_content_and_root(files) -> None:
     first = Manifest(files.manifest("a.jsonl", ROWS))
     assert Manifest(files.manifest("b.jsonl", ROWS)).identity == first.identity
     assert Manifest(files.manifest("c.jsonl", ROWS[:2])).identity != first.identity
@@ -72,10 +72,13 @@ def test_several_images_replace_their_tags(files) -> None:
     assert len(Manifest(path)[0].media) == 2
 
 
-def test_images_without_tags_come_first_and_video_tags_are_known(files) -> None:
+def test_images_without_tags_come_first_and_video_tags_are_recognised(files) -> None:
     clip = [{"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
-    rows = [{"image": "a.png", "conversations": PLAIN}, {"video": "a.mp4", "conversations": clip}]
-    manifest = Manifest(files.manifest("m.jsonl", rows))
+    examples = [
+        {"image": "a.png", "conversations": PLAIN},
+        {"video": "a.mp4", "conversations": clip},
+    ]
+    manifest = Manifest(files.manifest("m.jsonl", examples))
     assert manifest[0].turns[0].text == "<image>\nhi"
     assert manifest[1].turns[0].text == "<image>\nwhat?"
 

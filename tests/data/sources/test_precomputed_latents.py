@@ -1,4 +1,4 @@
-"""Latents in advance: the batches of the pixels, resumed shards to the byte, hosts that share, and what is refused."""
+"""Precomputed latents: the batches of pixels, shards that resume byte for byte, hosts that share, what is refused."""
 
 import json
 import pickle
@@ -54,7 +54,7 @@ def encoding(**changes):
 
 
 @pytest.fixture(scope="module")
-def world(module_files):
+def dataset(module_files):
     """Manifests of four formats, each with an invalid example in the middle."""
     files = module_files
     names = [files.image(f"{i}.png", 40, 40 + 20 * (i % 2), shade=8 * i) for i in range(14)]
@@ -72,8 +72,8 @@ def world(module_files):
     return files
 
 
-def encoded(world, name, folder, spread=0.0, **options):
-    manifest = Manifest(world.root / f"{name}.jsonl")
+def encoded(dataset, name, folder, spread=0.0, **options):
+    manifest = Manifest(dataset.root / f"{name}.jsonl")
     settings = options.pop("encoding", encoding())
     encode = options.pop("encode", encode_with(spread))
     encode_manifest(manifest, folder, encode, settings, progress=False, **options)
@@ -88,43 +88,49 @@ SETTINGS = {
 }
 
 
-def mixture(world, tokenizer, source_of, **options):
-    """All four streams, of whatever source."""
+def mixture(dataset, tokenizer, source_of, **options):
+    """All four streams, with the sources that `source_of` returns."""
     streams = [
         ExampleStream(
             name=name, source=source_of(name), weight=1.0, rows=2, sizes=SIZES, **settings
         )
         for name, settings in SETTINGS.items()
     ]
-    return Mixture(streams, tokenizer, directory=world.root / "cache", seed=3, **options)
+    return Mixture(streams, tokenizer, directory=dataset.root / "cache", seed=3, **options)
 
 
-def test_a_stream_of_latents_is_the_stream_of_pixels(world, tokenizer, tmp_path) -> None:
-    pixels = mixture(world, tokenizer, lambda name: Manifest(world.root / f"{name}.jsonl"))
-    exact = mixture(world, tokenizer, lambda name: encoded(world, name, tmp_path / name),
+def test_a_stream_of_latents_is_the_stream_of_pixels(dataset, tokenizer, tmp_path) -> None:
+    pixels = mixture(dataset, tokenizer, lambda name: Manifest(dataset.root / f"{name}.jsonl"))
+    exact = mixture(dataset, tokenizer, lambda name: encoded(dataset, name, tmp_path / name),
                     vae_fingerprint="ours")  # fmt: skip
-    drawn = mixture(
-        world, tokenizer, lambda name: encoded(world, name, tmp_path / f"{name}_drawn", 0.25)
+    noisy = mixture(
+        dataset, tokenizer, lambda name: encoded(dataset, name, tmp_path / f"{name}_noisy", 0.25)
     )
     assert len(exact.shapes()) == len(pixels.shapes())
     seen = set()
     for n in range(40):
-        one, other, noisy = pixels[n], exact[n], drawn[n]
-        assert {key: (a.shape, a.dtype) for key, a in other.items()} == exact.shape_of(n).arrays()
+        pixel_batch, latent_batch, noisy_batch = pixels[n], exact[n], noisy[n]
+        assert {key: (a.shape, a.dtype) for key, a in latent_batch.items()} == exact.shape_of(
+            n
+        ).arrays()
         for key in ("tokens", "labels", "spans", "is_target", "stream"):
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
-            np.testing.assert_array_equal(one[key], noisy[key], err_msg=key)
+            np.testing.assert_array_equal(pixel_batch[key], latent_batch[key], err_msg=key)
+            np.testing.assert_array_equal(pixel_batch[key], noisy_batch[key], err_msg=key)
         name = pixels.stream_of(n)
         seen.add(name)
-        used = one["spans"][..., 0] >= 0
-        assert "pixels" not in other
-        assert (other["moments"][~used] == 0).all() and (noisy["moments"][~used] == 0).all()
-        if name != "clips":  # whose frames begin where they were encoded
-            wanted = squares(one["pixels"][used]).astype(ml_dtypes.bfloat16)
-            np.testing.assert_array_equal(other["moments"][used][:, 0], wanted)
-        np.testing.assert_array_equal(noisy["moments"][:, :, 0], other["moments"][:, :, 0])
-        assert (other["moments"][:, :, 1] == 0).all(), "encoded without any spread"
-        assert (noisy["moments"][used][:, 1] == 0.25).all()
+        used = pixel_batch["spans"][..., 0] >= 0
+        assert "pixels" not in latent_batch
+        assert (latent_batch["moments"][~used] == 0).all() and (
+            noisy_batch["moments"][~used] == 0
+        ).all()
+        if name != "clips":  # The frames of clips begin where they were encoded.
+            expected = squares(pixel_batch["pixels"][used]).astype(ml_dtypes.bfloat16)
+            np.testing.assert_array_equal(latent_batch["moments"][used][:, 0], expected)
+        np.testing.assert_array_equal(
+            noisy_batch["moments"][:, :, 0], latent_batch["moments"][:, :, 0]
+        )
+        assert (latent_batch["moments"][:, :, 1] == 0).all(), "encoded without any spread"
+        assert (noisy_batch["moments"][used][:, 1] == 0.25).all()
     assert seen == set(SETTINGS)
 
 
@@ -132,8 +138,8 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path) -> None:
-    encoded(world, "captions", tmp_path / "whole", 0.1)
+def test_a_killed_run_resumes_to_the_same_bytes(dataset, tmp_path) -> None:
+    encoded(dataset, "captions", tmp_path / "whole", 0.1)
     calls = []
 
     def dies(clips):
@@ -144,8 +150,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path) -> None:
 
     broken = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
-        encoded(world, "captions", broken, encode=dies)
-    assert set(calls) == {(3, 1, 32, 32, 3), (3, 1, 32, 48, 3)}, "one program a shape"
+        encoded(dataset, "captions", broken, encode=dies)
+    assert set(calls) == {(3, 1, 32, 32, 3), (3, 1, 32, 48, 3)}, "one program per shape"
     with pytest.raises(FileNotFoundError, match=r"of 4 shards"):
         LatentExamples(broken)
     done = len(list(broken.glob("0*.json")))
@@ -153,50 +159,53 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path) -> None:
     # Killed between a shard's two files, and while it wrote another.
     (broken / "00003-of-00004.array_record").write_bytes(b"half")
     (broken / ".00003-of-00004.array_record-0123").write_bytes(b"scratch")
-    encoded(world, "captions", broken, 0.1)
+    encoded(dataset, "captions", broken, 0.1)
     assert files_of(broken) == files_of(tmp_path / "whole")
 
 
-def test_hosts_share_the_shards(world, tmp_path) -> None:
-    encoded(world, "captions", tmp_path / "one", 0.1)
-    manifest, counts = Manifest(world.root / "captions.jsonl"), []
+def test_hosts_share_the_shards(dataset, tmp_path) -> None:
+    encoded(dataset, "captions", tmp_path / "single", 0.1)
+    manifest, counts = Manifest(dataset.root / "captions.jsonl"), []
     for host in range(2):
-        counts.append(encode_manifest(manifest, tmp_path / "two", encode_with(0.1), encoding(), process_index=host,
+        counts.append(encode_manifest(manifest, tmp_path / "shared", encode_with(0.1), encoding(), process_index=host,
                                       process_count=2, progress=False))  # fmt: skip
-        written = {path.name[:5] for path in (tmp_path / "two").glob("0*.json")}
+        written = {path.name[:5] for path in (tmp_path / "shared").glob("0*.json")}
         assert written == (
             {"00000", "00002"} if host == 0 else {"00000", "00001", "00002", "00003"}
         )
-    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+    assert files_of(tmp_path / "shared") == files_of(tmp_path / "single")
     assert counts == [{"rows": 7, "missing_file": 1}, {"rows": 7}]
 
 
-def test_examples_and_invalid_examples_are_counted(world, tmp_path) -> None:
-    rows = encoded(world, "edits", tmp_path / "edits")
+def test_examples_and_invalid_examples_are_counted(dataset, tmp_path) -> None:
+    rows = encoded(dataset, "edits", tmp_path / "edits")
     assert len(rows) == 8
     assert [rows.line(i) for i in range(8)] == [1, 2, 4, 5, 6, 7, 8, 9]
     assert rows[2].kind == "edit" and rows[2].text == "edit 2" and rows[2].line == 4
     listed = json.loads((tmp_path / "edits" / "00000-of-00003.json").read_text())
     ((line, kind, reason),) = listed["bad"]
-    assert (line, kind) == (3, "missing_file") and f"{world.root}/none.png" in reason
+    assert (line, kind) == (3, "missing_file") and f"{dataset.root}/none.png" in reason
     again = pickle.loads(pickle.dumps(rows))
     np.testing.assert_array_equal(again[7].media[1].read()[0], rows[7].media[1].read()[0])
     assert again.identity == rows.identity
-    assert encoded(world, "captions", tmp_path / "b").identity != rows.identity
+    assert encoded(dataset, "captions", tmp_path / "b").identity != rows.identity
     text = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
-    world.manifest("text.jsonl", text)
-    with pytest.raises(ValueError, match="none of the examples.*could be encoded"):
-        encoded(world, "text", tmp_path / "text")
-    world.manifest("gone.jsonl", [{"image": f"gone{i}.png", "caption": "x"} for i in range(30)])
+    dataset.manifest("text.jsonl", text)
+    with pytest.raises(ValueError, match="none of the examples"):
+        encoded(dataset, "text", tmp_path / "text")
+    dataset.manifest("gone.jsonl", [{"image": f"gone{i}.png", "caption": "x"} for i in range(30)])
     with pytest.raises(TooManyInvalidExamples, match="missing_file"):
         encoded(
-            world, "gone", tmp_path / "gone", invalid_examples=InvalidExamples(limit=0.5, least=20)
+            dataset,
+            "gone",
+            tmp_path / "gone",
+            invalid_examples=InvalidExamples(limit=0.5, least=20),
         )
 
 
-def test_latents_that_do_not_match_are_refused(world, tokenizer, tmp_path) -> None:
-    captions = encoded(world, "captions", tmp_path / "captions")
-    clips = encoded(world, "clips", tmp_path / "clips")
+def test_latents_that_do_not_match_are_refused(dataset, tokenizer, tmp_path) -> None:
+    captions = encoded(dataset, "captions", tmp_path / "captions")
+    clips = encoded(dataset, "clips", tmp_path / "clips")
 
     def mix(source, vae="ours", factor=16, **changes):
         settings = {
@@ -209,7 +218,7 @@ def test_latents_that_do_not_match_are_refused(world, tokenizer, tmp_path) -> No
         }
         stream = ExampleStream(source=source, **{**settings, **changes})  # fmt: skip
         return Mixture([stream], tokenizer, vae_fingerprint=vae, spatial_factor=factor,
-                       directory=tmp_path / "facts")  # fmt: skip
+                       directory=tmp_path / "cache")  # fmt: skip
 
     with pytest.raises(ValueError, match=r"'s'.*fingerprint ours; this model's is t"):
         mix(captions, vae="theirs")
@@ -220,17 +229,20 @@ def test_latents_that_do_not_match_are_refused(world, tokenizer, tmp_path) -> No
     with pytest.raises(ValueError, match=r"Grid\(frames=1, height=2, width=2\) at 32x32"):
         mix(captions, factor=8)
     with pytest.raises(ValueError, match="vae_fingerprint: 'ours' there, 'new' now"):
-        encoded(world, "captions", tmp_path / "captions", encoding=encoding(vae_fingerprint="new"))
+        encoded(
+            dataset, "captions", tmp_path / "captions", encoding=encoding(vae_fingerprint="new")
+        )
     with pytest.raises(FileNotFoundError, match=r"latents\.json"):
         LatentExamples(tmp_path)
     with pytest.raises(ValueError, match="not finite"):
-        encoded(world, "captions", tmp_path / "nan", np.nan)
+        encoded(dataset, "captions", tmp_path / "nan", np.nan)
 
 
-def test_the_command_encodes_with_a_vae(world, tmp_path, capsys) -> None:
-    flags = ["--manifest", str(world.root / "captions.jsonl"), "--output", str(tmp_path / "out")]
+def test_the_command_encodes_with_a_vae(dataset, tmp_path, capsys) -> None:
+    flags = ["--manifest", str(dataset.root / "captions.jsonl"), "--output", str(tmp_path / "out")]
     assert encode_latents.main([*flags, "--sizes=32x32", "--shard_rows=8", "--batch_size=4"]) == 0
-    assert "14 rows encoded now; bad rows: 1 missing_file" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "14 examples" in printed and "1 missing_file" in printed
     rows = LatentExamples(tmp_path / "out")
     assert rows.vae_fingerprint == vae_fingerprint(*load_image_vae())
     mean, std = rows[5].media[0].read()

@@ -19,7 +19,7 @@ TEXTS = (
     "  spaces\n\n and\ttabs  ",
     "I'm you'RE 12345 x2 naïve Ünïcödé",
     "漢字とかな, emoji 🍎👩‍🚀, हिन्दी",
-    "ﬁne ① Ⅳ x² ｆｕｌｌ",  # stay apart under NFC
+    "ﬁne ① Ⅳ x² ｆｕｌｌ",  # stay distinct under NFC
     "def f(x):\r\n    return x**2  # done",
 )
 
@@ -98,7 +98,7 @@ def test_decode_leaves_special_tokens_out(full):
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("text", TEXTS)
 def test_parts_of_a_text_are_never_broken_characters(full, compact, text, size):
-    """The compact vocabulary spells most of these in bytes, several tokens a character."""
+    """The compact vocabulary spells most of these in bytes, several tokens per character."""
     for tokenizer in (full, compact):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -110,7 +110,7 @@ def test_parts_of_a_text_are_never_broken_characters(full, compact, text, size):
         assert len(pieces) > 1 or len(ids) <= size * 4
 
 
-def test_broken_characters_come_when_it_is_known_that_they_are(compact):
+def test_broken_characters_come_once_they_are_certain(compact):
     """Half an apple, then a word; and half an apple at the end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -156,7 +156,7 @@ def test_the_world_needs_no_fallback(compact):
                     assert len(compact.encode(text)) == len(full.encode(text))
 
 
-def test_compact_ids_are_places_in_the_list(compact):
+def test_compact_ids_are_positions_in_the_list(compact):
     kept = read_subset("emoji")
     full = Tokenizer()
     text = "an owl below three red apples"
@@ -188,7 +188,7 @@ def test_a_subset_from_ids_or_file(tmp_path, compact):
     )
 
 
-def test_bad_subsets_are_named(tmp_path):
+def test_invalid_subsets_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"klingon.*emoji"):
         Tokenizer("klingon")
     with pytest.raises(ValueError, match="twice"):
@@ -233,7 +233,7 @@ def test_chat_template(full):
     assert sequence.tokens[offset + length] == full.special.eoi
 
 
-def test_chat_with_a_system_sentence_of_ones_own(full):
+def test_chat_with_a_custom_system_message(full):
     segments = full.chat(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
     )
@@ -242,8 +242,8 @@ def test_chat_with_a_system_sentence_of_ones_own(full):
     assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
 
 
-def test_bad_chats_are_named(full):
-    with pytest.raises(ValueError, match="1 <image> tags, but 0"):
+def test_invalid_chats_are_named(full):
+    with pytest.raises(ValueError, match="1 <image>"):
         full.chat([{"role": "user", "content": "<image>"}])
     with pytest.raises(ValueError, match="'robot'"):
         full.chat([{"role": "robot", "content": "beep"}])

@@ -1,4 +1,4 @@
-"""Prompt files of every benchmark in the published formats, and its folder drawn with noise."""
+"""Prompt files of every benchmark in the published formats, and its folder filled with noise."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 from tuna_jax.evaluation.benchmarks import registry
 from tuna_jax.evaluation.benchmarks.generate import fill
 
-given = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
+published = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
 
 
 def _encoded(image: Image.Image) -> bytes:
@@ -31,7 +31,7 @@ def prompts(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("benchmarks")
     for name in registry.NAMES:
         (data / name).mkdir()
-    lines = [json.dumps(row) for row in given.GENEVAL]
+    lines = [json.dumps(row) for row in published.GENEVAL]
     (data / "geneval/evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
     (data / "dpg_bench/prompts").mkdir()
     for stem in ("7", "partiprompts12"):
@@ -40,22 +40,22 @@ def prompts(tmp_path_factory) -> Path:
         with (data / "oneig" / name).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["category", "id", column, "class"])
-            writer.writerows([*row, ""] for row in given.ONEIG)
-    (data / "vbench/VBench_full_info.json").write_text(json.dumps(given.VBENCH))
-    (data / "imgedit/basic_edit.json").write_text(json.dumps(given.IMGEDIT))
-    for place, entry in enumerate(given.IMGEDIT.values()):
+            writer.writerows([*row, ""] for row in published.ONEIG)
+    (data / "vbench/VBench_full_info.json").write_text(json.dumps(published.VBENCH))
+    (data / "imgedit/basic_edit.json").write_text(json.dumps(published.IMGEDIT))
+    for place, entry in enumerate(published.IMGEDIT.values()):
         original = data / "imgedit" / entry["id"]
         original.parent.mkdir()
-        given.picture(place, (80, 60)).save(original)
+        published.picture(place, (80, 60)).save(original)
     rows = [
         {
             "key": key,
             "task_type": task,
             "instruction": f"do {key}",
             "instruction_language": language,
-            "input_image": {"bytes": _encoded(given.picture(place, size)), "path": None},
+            "input_image": {"bytes": _encoded(published.picture(place, size)), "path": None},
         }
-        for place, (key, task, language, size) in enumerate(given.GEDIT)
+        for place, (key, task, language, size) in enumerate(published.GEDIT)
     ]
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(rows),
@@ -66,19 +66,19 @@ def prompts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawn(prompts, tmp_path_factory):
-    """Each benchmark and its folder, drawn whole."""
-    made = {}
+def generated(prompts, tmp_path_factory):
+    """Each benchmark and its complete folder."""
+    folders = {}
     for name in registry.NAMES:
-        folder = tmp_path_factory.mktemp("drawn") / name
+        folder = tmp_path_factory.mktemp("generated") / name
         benchmark = registry.read(name, prompts)
         clips = benchmark.clips
         fill(
             benchmark,
             folder,
-            given.noise_clips if clips else given.noise,
-            given.CLIPS if clips else given.PLAN,
+            published.noise_clips if clips else published.noise,
+            published.CLIPS if clips else published.PLAN,
             progress=False,
         )
-        made[name] = (benchmark, folder)
-    return made
+        folders[name] = (benchmark, folder)
+    return folders

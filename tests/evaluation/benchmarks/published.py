@@ -1,4 +1,4 @@
-"""Prompts of every benchmark in the published formats, and what draws noise of a seed. Read with runpy."""
+"""Prompts of every benchmark in the published formats, and noise that depends on a seed. Read with runpy."""
 
 import numpy as np
 from PIL import Image
@@ -53,13 +53,13 @@ def picture(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:
 
 
 def noise(prompts, seeds, sources, size):
-    """Samples that depend on the prompt, the seed and the source alone; noise, so that no two are alike."""
-    made = []
+    """Samples that depend only on the prompt, the seed and the source; noise, so that no two are equal."""
+    samples = []
     for index, (prompt, pair) in enumerate(zip(prompts, seeds, strict=True)):
         random = np.random.default_rng([*pair, *prompt.encode()])
         sample = random.integers(0, 256, (*size, 3), np.uint8)
-        made.append(sample if sources is None else sample // 2 + sources[index] // 2)
-    return np.stack(made)
+        samples.append(sample if sources is None else sample // 2 + sources[index] // 2)
+    return np.stack(samples)
 
 
 def noise_clips(prompts, seeds, sources, size):

@@ -1,6 +1,6 @@
-"""What the official scorers read of a folder, described in our own words from their code, which is named at each.
+"""What the official scorers read from a folder, reimplemented from their code, which each function names.
 
-Each returns what the scorer would go on to judge, and raises where the scorer would fail or leave something out.
+Each returns what the scorer would judge, and raises where the scorer would fail or leave something out.
 (test_official.py runs the scorers' own functions.)
 """
 
@@ -55,13 +55,13 @@ def oneig(folder: Path, category: str, model: str, key: str) -> list[Image.Image
 def vbench(folder: Path, prompts: list[str]) -> dict[str, list[str]]:
     """vbench 0.1.5, VBench.build_full_info_json in mode vbench_standard: five clips by prompt."""
     names = os.listdir(folder)
-    suffix = Path(names[0]).suffix  # of whatever file comes first
+    suffix = Path(names[0]).suffix  # of the first file
     judged = {}
     for prompt in prompts:
-        wanted = [f"{prompt}-{index}{suffix}" for index in range(5)]
-        if missing := [name for name in wanted if name not in names]:
-            raise LookupError(f"{missing[0]}: the scorer warns and goes on without")
-        judged[prompt] = wanted
+        expected = [f"{prompt}-{index}{suffix}" for index in range(5)]
+        if missing := [name for name in expected if name not in names]:
+            raise LookupError(f"{missing[0]}: the scorer warns and continues without")
+        judged[prompt] = expected
     return judged
 
 

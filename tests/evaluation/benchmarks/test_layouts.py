@@ -1,4 +1,4 @@
-"""Every benchmark's folder is what its scorer reads, and nothing else; wrong prompt files are named."""
+"""Every benchmark's folder has exactly what its scorer reads; invalid prompt files are named."""
 
 import json
 import runpy
@@ -15,64 +15,68 @@ def _read(name: str) -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name(name))))
 
 
-given, scorers = _read("published.py"), _read("scorers.py")
+published, scorers = _read("published.py"), _read("scorers.py")
 SHARED = Path(__file__).parents[3].parent / "shared/benchmarks"
 
 
 @pytest.mark.parametrize("name", registry.NAMES)
-def test_what_is_drawn_passes_the_checker(drawn, name):
-    benchmark, folder = drawn[name]
-    assert validate.check(benchmark, folder, [(given.SIDE, given.SIDE)]) == []
+def test_generated_folders_pass_the_checker(generated, name):
+    benchmark, folder = generated[name]
+    assert validate.check(benchmark, folder, [(published.SIDE, published.SIDE)]) == []
     assert {path.name for path in folder.parent.iterdir()} == {name, f"{name}.json", f"{name}.png"}
 
 
-def test_geneval_is_read_by_its_scorer(drawn):
-    judged = scorers.geneval(drawn["geneval"][1])
+def test_geneval_is_read_by_its_scorer(generated):
+    judged = scorers.geneval(generated["geneval"][1])
     assert len(judged) == 8
     for name, metadata in judged:
-        assert metadata == given.GENEVAL[int(name.split("/")[0])]
+        assert metadata == published.GENEVAL[int(name.split("/")[0])]
     assert {name.split("/")[-1] for name, _ in judged} == {f"{i:04d}.png" for i in range(4)}
 
 
-def test_dpg_bench_is_cut_into_its_four_samples(drawn):
-    judged = scorers.dpg_bench(drawn["dpg_bench"][1], given.SIDE)
+def test_dpg_bench_is_cut_into_its_four_samples(generated):
+    judged = scorers.dpg_bench(generated["dpg_bench"][1], published.SIDE)
     assert set(judged) == {"7", "partiprompts12"}
     for place, stem in enumerate(("7", "partiprompts12")):
         prompts, seeds = [f"A long story of {stem}."] * 4, [(0, place * 64 + i) for i in range(4)]
         for crop, sample in zip(
-            judged[stem], given.noise(prompts, seeds, None, (given.SIDE, given.SIDE)), strict=True
+            judged[stem],
+            published.noise(prompts, seeds, None, (published.SIDE, published.SIDE)),
+            strict=True,
         ):
             np.testing.assert_array_equal(np.asarray(crop), sample)
 
 
-def test_oneig_has_one_file_of_four_samples_a_prompt(drawn):
+def test_oneig_has_one_file_of_four_samples_per_prompt(generated):
     folders = {"Portrait": "human", "Text_Rendering": "text"}
-    for category, key, _ in given.ONEIG:
-        tiles = scorers.oneig(drawn["oneig"][1], folders[category], "tuna", key)
-        assert [tile.size for tile in tiles] == [(given.SIDE, given.SIDE)] * 4
+    for category, key, _ in published.ONEIG:
+        tiles = scorers.oneig(generated["oneig"][1], folders[category], "tuna", key)
+        assert [tile.size for tile in tiles] == [(published.SIDE, published.SIDE)] * 4
 
 
-def test_vbench_finds_every_clip(drawn):
-    folder = drawn["vbench"][1]
-    judged = scorers.vbench(folder, [row["prompt_en"] for row in given.VBENCH])
+def test_vbench_finds_every_clip(generated):
+    folder = generated["vbench"][1]
+    judged = scorers.vbench(folder, [row["prompt_en"] for row in published.VBENCH])
     assert len(judged) == 2
     assert (
         len(list(folder.iterdir())) == 25 + 5
-    )  # 25 of temporal flickering; one prompt stands twice
+    )  # 25 of temporal flickering; one prompt occurs twice
 
 
-def test_imgedit_finds_original_and_result(drawn, prompts):
-    judged = scorers.imgedit(drawn["imgedit"][1], given.IMGEDIT, prompts / "imgedit")
-    assert set(judged) == set(given.IMGEDIT)
+def test_imgedit_finds_original_and_result(generated, prompts):
+    judged = scorers.imgedit(generated["imgedit"][1], published.IMGEDIT, prompts / "imgedit")
+    assert set(judged) == set(published.IMGEDIT)
 
 
-def test_gedit_finds_source_and_result(drawn):
-    judged = scorers.gedit(drawn["gedit"][1], "tuna", given.GEDIT)
-    assert len(judged) == len(given.GEDIT)
-    for place, (key, task, language, size) in enumerate(given.GEDIT):
+def test_gedit_finds_source_and_result(generated):
+    judged = scorers.gedit(generated["gedit"][1], "tuna", published.GEDIT)
+    assert len(judged) == len(published.GEDIT)
+    for place, (key, task, language, size) in enumerate(published.GEDIT):
         source, result = judged[key, task, language]
         assert source.size == result.size == size
-        np.testing.assert_array_equal(np.asarray(source), np.asarray(given.picture(place, size)))
+        np.testing.assert_array_equal(
+            np.asarray(source), np.asarray(published.picture(place, size))
+        )
 
 
 def test_gedit_is_read_from_what_datasets_saves_too(prompts, tmp_path):
@@ -94,15 +98,15 @@ def test_gedit_is_read_from_what_datasets_saves_too(prompts, tmp_path):
 def test_vbench_may_come_from_its_package(tmp_path, monkeypatch):
     package = tmp_path / "vbench"
     package.mkdir()
-    (package / "__init__.py").write_text("raise ImportError('it wants much, and is not imported')")
-    (package / "VBench_full_info.json").write_text(json.dumps(given.VBENCH))
+    (package / "__init__.py").write_text("raise ImportError('it must not be imported')")
+    (package / "VBench_full_info.json").write_text(json.dumps(published.VBENCH))
     assert text_to_video.packaged() is None or "vbench" in str(text_to_video.packaged())
     monkeypatch.syspath_prepend(str(tmp_path))
     benchmark = registry.read("vbench", dimensions=["temporal_style"])
     assert [piece.path for piece in benchmark.pieces] == [
         f"a cat, oil painting-{i}.mp4" for i in range(5)
     ]
-    with pytest.raises(ValueError, match="no dimension 'beauty'; it has appearance_style"):
+    with pytest.raises(ValueError, match="no dimension 'beauty'"):
         registry.read("vbench", dimensions=["beauty"])
 
 
@@ -182,12 +186,12 @@ def test_columns_of_another_data_set_are_named(tmp_path):
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.table({"key": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no column 'task_type'; it has key"):
+    with pytest.raises(ValueError, match="no column 'task_type'"):
         registry.read("gedit", tmp_path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published prompts are not in {SHARED}")
-def test_the_published_prompt_files_are_read_whole():
+def test_the_published_prompt_files_are_read_completely():
     geneval, dpg = registry.read("geneval", SHARED), registry.read("dpg_bench", SHARED)
     assert (geneval.prompts, len(geneval.pieces)) == (553, 2212)
     assert geneval.pieces[-1].path == "00552/samples/0003.png"

@@ -11,11 +11,11 @@ from tuna_jax.evaluation.benchmarks import validate
 
 
 @pytest.fixture
-def copied(drawn, tmp_path):
-    """A copy of a folder that may be spoilt."""
+def copied(generated, tmp_path):
+    """A copy of a folder that the test may damage."""
 
     def copy(name):
-        benchmark, folder = drawn[name]
+        benchmark, folder = generated[name]
         return benchmark, shutil.copytree(folder, tmp_path / name)
 
     return copy
@@ -39,7 +39,7 @@ def test_what_is_missing_is_named(copied):
     ("name", "surplus"),
     [
         ("geneval", "00000/samples/0004.png"),
-        ("geneval", "00000/samples/0000.png.part"),  # the scorer takes it for a picture
+        ("geneval", "00000/samples/0000.png.part"),  # the scorer takes it for an image
         ("geneval", "00002/metadata.jsonl"),
         ("dpg_bench", "sheet.png"),
         ("oneig", "human/tuna/000.webp.old"),
@@ -66,7 +66,7 @@ def test_what_does_not_belong_is_named(copied, name, surplus):
         ("gedit", "tuna/gpt4o/eval_results_new/a.csv"),
     ],
 )
-def test_what_scorers_write_and_other_models_are_left_alone(copied, name, other):
+def test_what_scorers_write_and_other_models_are_ignored(copied, name, other):
     benchmark, folder = copied(name)
     (folder / other).parent.mkdir(parents=True, exist_ok=True)
     (folder / other).write_bytes(b"x")
@@ -100,11 +100,11 @@ def test_another_size_is_named(copied):
     (problem,) = validate.check(benchmark, folder)
     assert (problem.kind, problem.path) == ("size", "00000/samples/0001.png")
     assert problem.reason == "its samples are 32x48, expected 32x32 (height x width)"
-    # And where all are of a size that is not the wanted one.
+    # Also where all have a size that differs from the expected one.
     assert len(validate.check(benchmark, folder, [(32, 48)])) == len(benchmark.pieces) - 1
 
 
-def test_one_picture_is_no_grid(copied):
+def test_one_image_is_not_a_grid(copied):
     benchmark, folder = copied("dpg_bench")
     Image.effect_noise((33, 32), 50).convert("RGB").save(folder / "7.png")
     (problem,) = validate.check(benchmark, folder)
@@ -116,7 +116,7 @@ def test_one_picture_is_no_grid(copied):
 
 
 def test_a_black_sample_is_named(copied):
-    """OneIG's scorer leaves it out without a word."""
+    """OneIG's scorer skips it silently."""
     benchmark, folder = copied("dpg_bench")
     pixels = np.asarray(Image.open(folder / "7.png")).copy()
     pixels[32:, :32] = 0
@@ -169,14 +169,14 @@ def test_the_report_counts_kinds_and_stays_short(copied):
     for path in list(folder.glob("In a still*"))[:12]:
         path.unlink()
     (folder / "x.png").write_bytes(b"")
-    told = validate.report(validate.check(benchmark, folder), folder).splitlines()
-    assert len(told) == 13
-    assert told[10] == "... and 2 more like it (missing)"
-    assert told[11] == f"{folder}/x.png: does not belong here"
-    assert told[12].endswith("13 problems: 12 missing, 1 surplus")
+    lines = validate.report(validate.check(benchmark, folder), folder).splitlines()
+    assert len(lines) == 13
+    assert lines[10] == "... and 2 more like it (missing)"
+    assert lines[11] == f"{folder}/x.png: does not belong here"
+    assert lines[12].endswith("13 problems: 12 missing, 1 surplus")
     assert validate.report([], folder).endswith("no problems")
 
 
-def test_no_folder_is_an_error(drawn, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder at"):
-        validate.check(drawn["geneval"][0], tmp_path / "nothing")
+def test_no_folder_is_an_error(generated, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        validate.check(generated["geneval"][0], tmp_path / "nothing")

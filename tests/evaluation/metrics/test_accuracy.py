@@ -17,7 +17,7 @@ def test_wilson(successes, count, low, high):
 
 @pytest.mark.parametrize("count", [2, 12, 60])
 def test_bootstrap_resamples_as_reports_before_scipy_did(count):
-    """The intervals of earlier reports, which NumPy alone computed from the same seed."""
+    """The intervals of earlier reports, which only NumPy computed, from the same seed."""
     values = np.random.default_rng(count).normal(size=count)
     random = np.random.default_rng(0)
     means = [values[random.integers(count, size=count)].mean() for _ in range(2000)]

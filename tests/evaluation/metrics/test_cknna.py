@@ -7,14 +7,14 @@ from tuna_jax.evaluation.metrics.cknna import cknna, prepare
 
 
 def _vectors():
-    """Two representations of 40 things, the second partly a function of the first."""
+    """Two representations of 40 items, the second partly a function of the first."""
     i = np.arange(40)[:, None]
     a = np.sin(0.7 * i * (1 + np.arange(6))) + 0.3 * np.cos(i**2 * (1 + np.arange(6)))
     mixed = np.tanh(a @ np.cos(np.arange(30).reshape(6, 5)))
     return a, mixed + 0.5 * np.sin(3.1 * i * (1 + np.arange(5)))
 
 
-# What metrics.py of minyoungg/platonic-rep at dcd76ba gives for `_vectors` in float64: as they are, and clipped
+# What metrics.py of minyoungg/platonic-rep at dcd76ba gives for `_vectors` in float64: unchanged, and clipped
 # (remove_outliers, q=0.95, exact=True) and normalised as in measure_alignment.py.
 PUBLISHED = {
     2: (0.4518174726935064, 0.07889905935463255),
@@ -25,7 +25,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("neighbours", PUBLISHED)
-def test_it_is_what_the_published_code_gives(neighbours):
+def test_it_matches_the_published_code(neighbours):
     a, b = _vectors()
     plain, prepared = PUBLISHED[neighbours]
     np.testing.assert_allclose(cknna(a, b, neighbours), plain, rtol=1e-9)
@@ -42,13 +42,13 @@ def test_with_all_neighbours_it_is_the_unbiased_cka():
         total = 0.0
         for i, j in pairs:
             others = [x for x in range(n) if x not in (i, j)]
-            apart = sum(m[q, r] for q in others for r in others if q != r)
-            beside = sum(m[i, q] for q in others)
-            total += k[i, j] * (m[i, j] + apart / ((n - 2) * (n - 3)) - 2 * beside / (n - 2))
+            pair_sum = sum(m[q, r] for q in others for r in others if q != r)
+            row_sum = sum(m[i, q] for q in others)
+            total += k[i, j] * (m[i, j] + pair_sum / ((n - 2) * (n - 3)) - 2 * row_sum / (n - 2))
         return total / (n * (n - 1))
 
-    wanted = hsic(k, m) / (np.sqrt(hsic(k, k) * hsic(m, m)) + 1e-6)
-    np.testing.assert_allclose(cknna(a, b, 6), wanted, rtol=1e-9)
+    expected = hsic(k, m) / (np.sqrt(hsic(k, k) * hsic(m, m)) + 1e-6)
+    np.testing.assert_allclose(cknna(a, b, 6), expected, rtol=1e-9)
 
 
 def test_equal_representations_are_aligned_and_rotation_changes_nothing():
@@ -61,8 +61,8 @@ def test_equal_representations_are_aligned_and_rotation_changes_nothing():
 
 def test_unrelated_representations_are_not_aligned():
     random = np.random.default_rng(0)
-    one, other = (prepare(random.normal(size=(300, 16))) for _ in range(2))
-    assert abs(cknna(one, other, 10)) < 0.05
+    first, second = (prepare(random.normal(size=(300, 16))) for _ in range(2))
+    assert abs(cknna(first, second, 10)) < 0.05
 
 
 def test_rows_have_length_one_and_outliers_are_clipped():
@@ -70,8 +70,8 @@ def test_rows_have_length_one_and_outliers_are_clipped():
     np.testing.assert_allclose(prepare(x, None), [[0.6, 0.8], [-0.99995, 0.0099995]], atol=1e-6)
     # Of four magnitudes, the one at three quarters is 100, at half 4.
     clipped = np.array([[3.0, 4.0], [-4.0, 1.0]])
-    wanted = clipped / np.linalg.norm(clipped, axis=1, keepdims=True)
-    np.testing.assert_allclose(prepare(x, 0.5), wanted)
+    expected = clipped / np.linalg.norm(clipped, axis=1, keepdims=True)
+    np.testing.assert_allclose(prepare(x, 0.5), expected)
 
 
 @pytest.mark.parametrize(

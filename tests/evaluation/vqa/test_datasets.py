@@ -1,4 +1,4 @@
-"""Questions of a TFDS data set, made here: with questions of its own, and with labels."""
+"""Questions of a TFDS data set, built here: with its own questions, and with labels."""
 
 import importlib
 import sys
@@ -19,7 +19,7 @@ ROOT = Path({root!r})
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Pictures and what is asked about them."""
+    """Images and questions about them."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -28,8 +28,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             features=features.FeaturesDict({{
                 "photo": features.Image(shape=(None, None, 3), encoding_format="png"),
-                "asked": features.Text(),
-                "said": features.Text(),
+                "query": features.Text(),
+                "reply": features.Text(),
                 "label": features.ClassLabel(names=["cat", "dog"]),
             }})
         )
@@ -40,7 +40,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i in range(3):
             photo = io.BytesIO((ROOT / f"{{i}}.png").read_bytes())
-            yield i, {{"photo": photo, "asked": f"what is {{i}}?", "said": f"a {{i}}", "label": i % 2}}
+            yield i, {{"photo": photo, "query": f"what is {{i}}?", "reply": f"a {{i}}", "label": i % 2}}
 '''
 
 
@@ -68,7 +68,7 @@ def prepared(tmp_path_factory):
 
 
 def test_questions_and_answers_are_the_data_sets(prepared):
-    fields = {"image": "photo", "question": "asked", "answer": "said"}
+    fields = {"image": "photo", "question": "query", "answer": "reply"}
     items = datasets.read_tfds(prepared, "test", fields)
     assert sorted((item.question, item.answers) for item in items) == [
         (f"what is {i}?", (f"a {i}",)) for i in range(3)

@@ -1,4 +1,4 @@
-"""Scores of questions, on replies and likelihoods made by hand."""
+"""Scores of questions, on handwritten replies and likelihoods."""
 
 import numpy as np
 import pytest
@@ -14,36 +14,36 @@ ITEMS = [
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [(" A  Cat.\n", "a cat"), ('"Two!"', "two"), ("3.5", "3.5"), ("don't", "don't")],
 )
-def test_texts_are_normalised(text, wanted):
-    assert metrics.normalised(text) == wanted
+def test_texts_are_normalised(text, expected):
+    assert metrics.normalised(text) == expected
 
 
-def test_exact_match_takes_any_right_answer_and_tells_how_strictly():
-    said = {"what is it?": "Cat.", "which colour?": "blue", "how many?": "two"}
-    score, rows = metrics.exact_match(ITEMS, lambda items: [said[i.question] for i in items])
+def test_exact_match_accepts_any_right_answer_and_reports_literal_matches():
+    replies = {"what is it?": "Cat.", "which colour?": "blue", "how many?": "two"}
+    score, rows = metrics.exact_match(ITEMS, lambda items: [replies[i.question] for i in items])
     assert (score.value, score.count) == (pytest.approx(2 / 3), 3)
     assert score.by == {"letter for letter": pytest.approx(1 / 3)}
-    assert score.chance == pytest.approx(2 / 3)  # always saying blue
+    assert score.chance == pytest.approx(2 / 3)  # always answering blue
     assert [row["right"] for row in rows] == [True, True, False]
-    with pytest.raises(ValueError, match="2 replies to 3 questions"):
+    with pytest.raises(ValueError, match="2 replies"):
         metrics.exact_match(ITEMS, lambda items: ["a", "b"])
 
 
 def test_multiple_choice_takes_the_likeliest():
-    asked = []
+    calls = []
 
     def likelihood(items, texts):
-        asked.extend((item.question, text) for item, text in zip(items, texts, strict=True))
+        calls.extend((item.question, text) for item, text in zip(items, texts, strict=True))
         values = {"a cat": -1.0, "a dog": -2.0, "a bird": -9.0, "red": -0.1, "blue": -3.0}
         return np.array([values.get(text, -4.0) for text in texts]), np.array(
             [len(text.split()) for text in texts]
         )
 
     score, rows = metrics.multiple_choice(ITEMS, likelihood)
-    assert asked[:4] == [
+    assert calls[:4] == [
         ("what is it?", "a dog"),
         ("what is it?", "a cat"),
         ("what is it?", "a bird"),
@@ -68,7 +68,7 @@ def test_log_likelihood_is_of_the_answers():
 
 
 def test_items_that_do_not_fit_are_named():
-    never = lambda items, texts=None: pytest.fail("the model is asked")  # noqa: ARG005
+    never = lambda items, texts=None: pytest.fail("the model was called")  # noqa: ARG005
     with pytest.raises(ValueError, match="there are no questions"):
         metrics.exact_match([], never)
     with pytest.raises(ValueError, match=r"f:9: 'x' is not among the choices \['a', 'b'\]"):
