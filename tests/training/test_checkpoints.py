@@ -152,7 +152,7 @@ def test_saving_in_the_background_is_safe_with_donated_arrays(tmp_path):
 
 
 def test_a_save_in_flight_is_finished_when_the_run_fails(tmp_path):
-    """Whoever catches the error and goes on at once must find the checkpoint whole, and nobody writing to it."""
+    """Code that catches the error and continues at once finds a whole checkpoint, and nobody writing to it."""
     with pytest.raises(OSError, match="the disk is gone"), Checkpoints(tmp_path) as saved:
         saved.save(10, {"w": jnp.ones((1 << 22,))}, config={})
         raise OSError("the disk is gone")
