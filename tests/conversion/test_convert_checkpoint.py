@@ -214,7 +214,7 @@ def test_inspect_describes_a_checkpoint(tmp_path, capsys):
     assert convert.main(["inspect", f"{tmp_path}/theirs.safetensors"]) == 0
     output = capsys.readouterr().out
     assert "an official TUNA state dict, in 1 file" in output
-    assert "tiny: nothing is missing" in output
+    assert "tiny: no tensor is missing" in output
     lines = {line.split("  ")[0]: line.split() for line in output.splitlines() if line}
     size = sum(v.size for k, v in state.items() if k.startswith("vae.model."))
     assert lines["VAE"][2] == f"{size:,}" and lines["VAE"][-1] == "bfloat16"
@@ -235,7 +235,7 @@ def test_inspect_describes_our_files_and_unknown_layouts(tmp_path, capsys):
     assert convert.main(["inspect", f"{tmp_path}/ours"]) == 0
     output = capsys.readouterr().out
     assert "parameters of tuna_jax" in output
-    assert "its own config: nothing is missing" in output
+    assert "its own configuration: no tensor is missing" in output
     save_file({"weight": np.zeros(3)}, tmp_path / "x.safetensors")
     assert convert.main(["inspect", f"{tmp_path}/x.safetensors"]) == 1
     output = capsys.readouterr().out

@@ -38,14 +38,14 @@ def write(folder, tensors, name="weights.safetensors"):
 
 
 @pytest.mark.parametrize("layout", list(detect_format.LAYOUTS))
-def test_each_layout_is_recognised_by_its_keys(tmp_path, layout):
+def test_each_layout_is_detected_by_its_keys(tmp_path, layout):
     state = open_files(write(tmp_path, signature(layout)))
-    assert detect_format.recognise(state) == layout
+    assert detect_format.detect_layout(state) == layout
 
 
 @pytest.mark.parametrize(("layout", "tensors"), [("tuna", official), ("tuna_jax", ours)])
-def test_whole_models_are_recognised(tmp_path, layout, tensors):
-    assert detect_format.recognise(open_files(write(tmp_path, tensors()))) == layout
+def test_whole_models_are_detected(tmp_path, layout, tensors):
+    assert detect_format.detect_layout(open_files(write(tmp_path, tensors()))) == layout
 
 
 @pytest.mark.parametrize("layout", ["wan", "diffusers", "qwen", "siglip", "tuna_jax"])
@@ -53,7 +53,7 @@ def test_a_missing_key_is_another_layout(tmp_path, layout):
     tensors = signature(layout)
     del tensors[detect_format.LAYOUTS[layout][1][-1]]
     tensors["something.else"] = np.zeros(2, np.float32)
-    assert detect_format.recognise(open_files(write(tmp_path, tensors))) == ""
+    assert detect_format.detect_layout(open_files(write(tmp_path, tensors))) == ""
 
 
 def test_a_bare_siglip_gets_its_prefix(tmp_path):
@@ -61,14 +61,14 @@ def test_a_bare_siglip_gets_its_prefix(tmp_path):
     bare = [key.removeprefix("vision_model.") for key in keys]
     bare += ["embeddings.patch_embedding.weight"]
     state = detect_format.open_weights(write(tmp_path, zeros(dict.fromkeys(bare, (2, 2)))))
-    assert detect_format.recognise(state) == "siglip"
+    assert detect_format.detect_layout(state) == "siglip"
     assert all(key.startswith("vision_model.") for key in state.entries)
 
 
 def test_summaries_list_components_with_sizes(tmp_path):
     state = open_files(write(tmp_path, official()))
     summary = detect_format.summarize(state)
-    assert (summary.layout, summary.against, summary.differences) == ("tuna", "tiny", "")
+    assert (summary.layout, summary.compared_with, summary.differences) == ("tuna", "tiny", "")
     names = {component.name for component in summary.components}
     assert {"language transformer", "representation encoder", "flow head", "VAE"} <= names
     assert "other" not in names
@@ -83,7 +83,7 @@ def test_summaries_name_what_differs(tmp_path):
     tensors[key] = np.zeros((3, 3), np.float32)
     tensors["stray.weight"] = np.zeros(2, np.float32)
     summary = detect_format.summarize(open_files(write(tmp_path, tensors)), TINY, "a config")
-    assert summary.against == "a config"
+    assert summary.compared_with == "a config"
     assert key in summary.differences and "stray.weight" in summary.differences
     assert [part.tensors for part in summary.components if part.name == "other"] == [1]
 
@@ -106,7 +106,7 @@ def test_an_official_model_and_its_vae_become_one(tmp_path):
 def test_backbones_are_returned_with_their_layouts(tmp_path):
     paths = [
         write(tmp_path, signature(name), f"{name}.safetensors")
-        for name in detect_format.PARENTS[:3]
+        for name in detect_format.BACKBONES[:3]
     ]
     parents = detect_format.open_official(paths)
     assert [parent.layout for parent in parents] == ["qwen", "siglip", "wan"]
