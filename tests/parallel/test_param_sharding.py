@@ -84,9 +84,7 @@ def test_first_rule_wins():
 
 
 def test_collision_names_parameter_axes_and_mesh_axis():
-    with pytest.raises(
-        ValueError, match="w: logical axes 'width' and 'mlp' both lie on mesh axis 'fsdp'"
-    ):
+    with pytest.raises(ValueError, match="w: .*'width' and 'mlp'.*'fsdp'"):
         param_sharding.shardings(
             shapes(w=(4, 4)),
             mesh(fsdp=2),
