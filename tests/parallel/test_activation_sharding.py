@@ -40,12 +40,12 @@ def test_an_axis_that_does_not_divide_is_whole_only_where_the_table_says_so():
         partition((6, 24, 4), ("batch", "sequence", "width"), MESH)
 
 
-def test_a_name_that_the_table_lacks_is_named():
-    with pytest.raises(ValueError, match="'seqence'.*there are batch, .*sequence"):
+def test_a_name_that_the_table_lacks_is_an_error():
+    with pytest.raises(ValueError, match="'seqence'.*batch, .*sequence"):
         partition((8, 24), ("batch", "seqence"), MESH)
 
 
-def test_a_wrong_number_of_names_is_told():
+def test_a_wrong_number_of_names_is_an_error():
     with pytest.raises(ValueError, match=r"shape \(8, 24\) has 3 axis names"):
         partition((8, 24), ("batch", "sequence", "width"), MESH)
 
