@@ -212,7 +212,7 @@ class OnGpu(OnTpu):
     platform = "gpu"
 
 
-def test_auto_takes_cudnn_on_gpus_for_halves_alone():
+def test_auto_takes_cudnn_on_gpus_only_for_half_precision():
     def chosen(tokens, dtype, keys=None, masked=True):
         query, key = (jnp.zeros((1, n, 2, 64), dtype) for n in (tokens, keys or tokens))
         return _fastest(query, key, masked=masked)
@@ -228,7 +228,7 @@ def test_auto_takes_cudnn_on_gpus_for_halves_alone():
             jax.eval_shape(functools.partial(attention, backend="cudnn"), *whole, shapes(512)[3])
 
 
-def test_what_a_backend_cannot_do_is_told():
+def test_what_a_backend_cannot_do_is_an_error():
     run = lambda backend, *arguments: jax.eval_shape(
         functools.partial(attention, backend=backend), *arguments
     )
