@@ -65,7 +65,7 @@ def test_inspect_describes_it(ours, capsys):
     output = capsys.readouterr().out
     assert "parameters of tuna_jax" in output
     assert "bfloat16" in output
-    assert "its own config: nothing is missing" in output
+    assert "its own configuration: no tensor is missing" in output
 
 
 def test_averaged_parameters_of_a_run_are_read(tmp_path):
