@@ -61,7 +61,7 @@ Encode = Callable[[Any, Array, jax.Array], Float[Array, "b n t h w c"]]
 SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
 
 
-# Reduces copies of the donated state (docs/performance.md).
+# Reduces copies of the donated state (docs/dev/log.md).
 _ON_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
