@@ -73,7 +73,8 @@ def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item
     if "image" in values and "video" in values:
         raise ValueError(f"{where}: give 'image' or 'video', not both")
     files = _texts(values.get("image", values.get("video", [])), "image", where)
-    return Item(question, answers, tuple(folder / file for file in files), choices, where)
+    kind = "image" if "image" in values else "video" if "video" in values else ""
+    return Item(question, answers, tuple(folder / file for file in files), choices, where, kind)
 
 
 def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
