@@ -17,6 +17,7 @@ from tuna_jax.inference.generation_config import DecodingOptions, SamplingOption
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import json_line, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -152,7 +153,7 @@ def write_answers(
     with path.open("w", encoding="utf-8") as file:
         for request, conversation, answer in zip(requests, conversations, answers, strict=True):
             line = {"media": request.media, "messages": conversation.messages, "answer": answer}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json_line(line))
             if write is None:
                 log(answer)
     return path
@@ -218,10 +219,10 @@ def read_history(path: str | Path) -> Request:
       ValueError: the file is not a conversation.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         media = values["shown" if "shown" in values else "media"]  # Earlier versions wrote "shown".
         return Request(media=tuple(media), messages=tuple(values["messages"]))
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a conversation that --task=chat wrote: {error!r}"
         ) from error
