@@ -44,10 +44,16 @@ def main() -> int:
     for name in SEPARATELY_INSTALLED:
         closure(name, set(), seen)
     names = sorted({name for name, _ in seen} - {"tuna-jax", "pip", "setuptools"})
-    print("# Versions that the tests ran with together, on Python", platform.python_version(), sys.platform)
+    print(
+        "# Versions that the tests ran with together, on Python",
+        platform.python_version(),
+        sys.platform,
+    )
     print(f"# Written by `{command}`; use: pip install -c THIS_FILE ...")
     for name in names:
-        print(f"{name}=={re.sub('[+].*', '', metadata.version(name))}")  # Without a local version such as +cpu.
+        print(
+            f"{name}=={re.sub('[+].*', '', metadata.version(name))}"
+        )  # Without a local version such as +cpu.
     return 0
 
 

@@ -23,11 +23,14 @@ from tqdm import tqdm
 from tuna_jax.data.invalid_examples import Fault, InvalidExample, InvalidExamples, report_as_invalid
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
-from tuna_jax.data.mixture.bucketing import nearest, picture_size
+from tuna_jax.data.mixture.bucketing import nearest
+from tuna_jax.data.mixture.scan import picture_size
 from tuna_jax.data.sources.base import VIDEO_KINDS
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, shard_name
 from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.regular_files import with_retries
+from tuna_jax.utils.text_files import json_line, read_json
 
 # Clips -> the posterior's normalised mean and standard deviation; every call of a shape has the same number of clips.
 EncodeClips = Callable[
@@ -167,7 +170,7 @@ def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) ->
         with atomic_file(path) as scratch:  # Several hosts may write the same file.
             scratch.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_json(path)
     differ = [
         f"{key}: {stored.get(key)!r} there, {value!r} now"
         for key, value in settings.items()
@@ -240,6 +243,10 @@ def _ahead(
 
 def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | InvalidExample:
     """An example's images or video at the size of its bucket."""
+    return with_retries(lambda: _decode_once(manifest, number, encoding))
+
+
+def _decode_once(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | InvalidExample:
     try:
         example, line = manifest[number], manifest.line(number)
         with report_as_invalid(manifest.name, line):
@@ -306,4 +313,4 @@ def write_shard(
         "bad": [[row.line, row.kind, row.reason] for row in bad],
     }
     with atomic_file(folder / f"{name}.json") as scratch:
-        scratch.write_text(json.dumps(listed, ensure_ascii=False), encoding="utf-8")
+        scratch.write_text(json_line(listed), encoding="utf-8")

@@ -35,11 +35,18 @@ Extractor = Callable[[list[Image.Image]], Any]
 def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
     """The image files of a folder and its subfolders, ordered by path; the first `count` of them.
 
+    Hidden files and folders, such as macOS's `._x.jpg`, are left out.
+
     Raises:
       FileNotFoundError: there is no such folder, or no image in it.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     if not paths:
         raise FileNotFoundError(f"{folder} has no images ({', '.join(SUFFIXES)})")
     return paths[:count]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tuna_jax.data.media.image import Size, fit, load_image, standard_errors, to_rgb
 from tuna_jax.data.media.video import is_clip, load_video
+from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class VideoFile(os.PathLike[str]):
 
 MediaInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """An image or a video: a file (`ImageFile` and `VideoFile` say which; of others the content decides), a folder of
-frames, the bytes of a file, a Pillow image, or uint8 [height, width, 3] or [frames, height, width, 3]."""
+frames, a data URI, the bytes of a file, a Pillow image, or uint8 [height, width, 3] or [frames, height, width, 3]."""
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 
@@ -73,6 +74,8 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
       ModuleNotFoundError: `item` is a video file and `av` is not installed.
       ValueError: the file cannot be read, or the array is neither an image nor a clip.
     """
+    if isinstance(item, (str, os.PathLike)) and is_data_uri(os.fspath(item)):
+        item = decode_data_uri(os.fspath(item))
     if isinstance(item, Image.Image):
         with standard_errors(b""):
             return fit(to_rgb(item), Size(*size))[None]

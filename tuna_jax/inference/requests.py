@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tuna_jax.utils.data_uri import is_data_uri
+from tuna_jax.utils.text_files import check_text, check_texts, numbered_lines, read_json_lines
 
 TASKS = ("t2i", "edit", "t2v", "understand", "chat")
 GENERATION_TASKS = ("t2i", "edit", "t2v")
@@ -34,6 +36,9 @@ class Request:
       media: image files, or one video file.
       kind: 'image' or 'video', which the media are read as; '': their content decides.
       messages: for a chat, the whole conversation instead of `text`.
+
+    Raises:
+      ValueError: a text that is not UTF-8, as of a command line in another encoding.
     """
 
     text: str = ""
@@ -42,6 +47,10 @@ class Request:
     media: tuple[str, ...] = ()
     kind: str = ""
     messages: tuple[Mapping[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_text(self.text, f"the prompt or question {self.text[:60]!r}")
+        check_text(self.negative or "", f"the negative prompt {(self.negative or '')[:60]!r}")
 
 
 def read_requests(path: str | Path, task: str) -> list[Request]:
@@ -61,35 +70,27 @@ def read_requests(path: str | Path, task: str) -> list[Request]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of requests at {path}")
     requests = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
-        where = f"{path}:{number}"
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 text: {error.reason}") from error
-        if line:
-            is_json = path.suffix == ".jsonl"
-            requests.append(
-                _parse(line, task, where, path.parent) if is_json else Request(text=line)
-            )
+    if path.suffix == ".jsonl":
+        for where, values in read_json_lines(path):
+            requests.append(_request(values, task, where, path.parent))
+    else:
+        requests = [Request(text=line.strip()) for _, line in numbered_lines(path)]
     if not requests:
         raise ValueError(f"{path} has no request")
     return requests
 
 
-def _parse(line: str, task: str, where: str, folder: Path) -> Request:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+def _request(values: Any, task: str, where: str, folder: Path) -> Request:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object {{...}}, not a {type(values).__name__}")
+    values = {key: value for key, value in values.items() if value is not None}
     keys = KEYS[task]
     unknown = [key for key in values if key not in keys]
     if unknown:
         raise ValueError(
             f"{where}: unknown key {unknown[0]!r}; the keys of {task} are {', '.join(keys)}"
         )
+    check_texts(values, where)
     text = _value(values, keys[0], str, where)
     messages = _messages(values.get("messages"), where)
     if (text is None) == (messages is None):
@@ -104,11 +105,16 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
         text=text or "",
         negative=_value(values, "negative", str, where),
         seed=_value(values, "seed", int, where),
-        media=tuple(str(folder / file) for file in [*files, *([video] if video else [])]),
+        media=tuple(_file(folder, file) for file in [*files, *([video] if video else [])]),
         # Both together are an error of the conversation, which mixes images and clips.
         kind="" if files and video else "video" if video else "image" if files else "",
         messages=messages or (),
     )
+
+
+def _file(folder: Path, name: str) -> str:
+    """A file named in a file of that folder; a data URI stays as it is."""
+    return name if is_data_uri(name) else str(folder / name)
 
 
 def _value(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

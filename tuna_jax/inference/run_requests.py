@@ -18,6 +18,7 @@ from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import json_line, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -153,7 +154,7 @@ def write_answers(
     with path.open("w", encoding="utf-8") as file:
         for request, conversation, answer in zip(requests, conversations, answers, strict=True):
             line = {"media": request.media, "messages": conversation.messages, "answer": answer}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json_line(line))
             if write is None:
                 log(answer)
     return path
@@ -221,11 +222,11 @@ def read_history(path: str | Path) -> Request:
       ValueError: the file is not a conversation.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         media = values["shown" if "shown" in values else "media"]  # Earlier versions wrote "shown".
         kind, messages = values.get("kind", ""), tuple(values["messages"])
         return Request(media=tuple(media), kind=kind, messages=messages)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a conversation that --task=chat wrote: {error!r}"
         ) from error

