@@ -1,6 +1,6 @@
 """Feeds damaged media to everything that decodes files: `python tests/fuzz_media.py --seed=0 --minutes=20`.
 
-Each case takes a small sound file, damages it (bytes flipped, cut, zeroed, inserted, repeated), and reads it as a
+Each case takes a small whole file, damages it (bytes flipped, cut, zeroed, inserted, repeated), and reads it as a
 picture and as a clip. A decoder must return pixels or raise `Fault` with one line. Cases run in a worker process, so
 that a crash and a hang are seen, counted, and do not end the run; memory is compared between the first and the last
 cases. The last line is a summary as JSON; the exit status is 1 if anything but pixels and faults was seen.
@@ -22,12 +22,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 HANG = 30.0  # Seconds.
-WARM = 500  # Cases before memory is first measured.
+WARM = 2000  # Cases before memory is first measured.
 FRAMES, SIDE = 6, 48
 
 
@@ -43,7 +44,7 @@ def _pictures() -> dict[str, bytes]:
     images = [Image.fromarray(frame) for frame in _frames()]
     first, files = images[0], {}
 
-    def add(name: str, format: str, image: Image.Image = first, **options: object) -> None:
+    def add(name: str, format: str, image: Image.Image = first, **options: Any) -> None:
         file = io.BytesIO()
         image.save(file, format, **options)
         files[name] = file.getvalue()
@@ -53,7 +54,7 @@ def _pictures() -> dict[str, bytes]:
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    rest: dict[str, object] = {"save_all": True, "append_images": images[1:], "duration": 120}
+    rest: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": 120}
     add("a.jpg", "JPEG", exif=exif, icc_profile=profile)
     add("progressive.jpg", "JPEG", progressive=True)
     add("cmyk.jpg", "JPEG", first.convert("CMYK"))
@@ -102,7 +103,7 @@ def _videos() -> dict[str, bytes]:
             path = Path(folder) / name
             try:
                 with av.open(str(path), "w") as container:
-                    stream = container.add_stream(codec, rate=25)
+                    stream: Any = container.add_stream(codec, rate=25)
                     stream.width, stream.height, stream.pix_fmt = SIDE + 16, SIDE, pixels
                     stream.options = {"g": "3", "x265-params": "log-level=none"}
                     for frame in _frames():
@@ -183,7 +184,7 @@ def work(seed: int, folder: Path) -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    files = sorted(Path(folder, "sound").iterdir())
+    files = sorted(Path(folder, "whole").iterdir())
     for line in sys.stdin:
         number = int(line)
         chance = random.Random(f"{seed} {number}")
@@ -198,8 +199,13 @@ class Worker:
 
     def __init__(self, seed: int, folder: Path):
         command = [sys.executable, __file__, "--worker", str(folder), f"--seed={seed}"]
+        # With one arena, memory that grows is memory that leaks.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         )
 
     def case(self, number: int) -> dict | str:
@@ -222,7 +228,9 @@ class Worker:
 
 def main() -> int:
     """Runs the cases; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Feeds damaged media to everything that decodes files."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--case", type=int, help="run one case again, and keep its file here")
@@ -233,13 +241,13 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "sound").mkdir()
+        (folder / "whole").mkdir()
         files = _pictures() | _videos()
         for name, content in files.items():
-            (folder / "sound" / name).write_bytes(content)
-            for outcome in read(folder / "sound" / name):
+            (folder / "whole" / name).write_bytes(content)
+            for outcome in read(folder / "whole" / name):
                 if outcome.startswith("unexpected"):
-                    print(f"{name}, sound: {outcome}", file=sys.stderr)
+                    print(f"{name}, whole: {outcome}", file=sys.stderr)
         if options.case is not None:
             name = sorted(files)[options.case % len(files)]
             chance = random.Random(f"{options.seed} {options.case}")

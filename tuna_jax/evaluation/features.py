@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.data.media.image import load_image, to_rgb
+from tuna_jax.data.media.formats import is_hidden
+from tuna_jax.data.media.image import load_image, load_rgb
 from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
@@ -39,7 +40,8 @@ def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
       FileNotFoundError: there is no such folder, or no image in it.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    listed = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in listed if not is_hidden(path))
     if not paths:
         raise FileNotFoundError(f"{folder} has no images ({', '.join(SUFFIXES)})")
     return paths[:count]
@@ -95,8 +97,7 @@ def extracted(
     for start in range(0, len(paths), batch):
         images = []
         for path in paths[start : start + batch]:
-            with Image.open(path) as opened:
-                images.append(to_rgb(opened))
+            images.append(load_rgb(path))
         features = np.asarray(extractor(images), np.float32)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(

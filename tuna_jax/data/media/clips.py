@@ -423,7 +423,9 @@ class _ContainerClip:
             raise Fault("no_frames", f"{self._where} has {what}")
         codec = stream.codec_context
         if codec is None:
-            raise Fault("corrupt_video", f"{self._where}: FFmpeg knows no decoder for its video stream")
+            raise Fault(
+                "corrupt_video", f"{self._where}: FFmpeg knows no decoder for its video stream"
+            )
         check_pixels(codec.width or 0, codec.height or 0, self._where)
         return container, stream
 

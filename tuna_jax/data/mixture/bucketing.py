@@ -37,7 +37,7 @@ from tuna_jax.utils.atomic_io import atomic_file, cache_directory
 SIZES_512 = (Size(512, 512), Size(448, 576), Size(576, 448), Size(384, 672), Size(672, 384))
 SIZES_1024 = tuple(Size(2 * size.height, 2 * size.width) for size in SIZES_512)
 FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
-_VERSION = 1  # Of the stored metadata; raise it when `text_tokens` or the metadata change.
+_VERSION = 2  # Of the stored metadata; raise it when `text_tokens` or the metadata change.
 _CHUNK = 256
 
 
