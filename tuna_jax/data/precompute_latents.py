@@ -21,6 +21,7 @@ from jaxtyping import BFloat16, Float, UInt8
 from tqdm import tqdm
 
 from tuna_jax.data.invalid_examples import Fault, InvalidExample, InvalidExamples, report_as_invalid
+from tuna_jax.data.media.color import Hdr, check_hdr
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
 from tuna_jax.data.mixture.bucketing import nearest
@@ -53,6 +54,7 @@ class Encoding:
         frames: per video, 1 + 4k.
         fps: frames per second taken from a video; None spreads them over the whole video.
         smallest: the shortest side, in pixels, of a usable image or video.
+        hdr: 'tone_map' images and videos in high dynamic range, or 'refuse' them as invalid examples.
         batch_size: images or videos per call of the VAE.
         shard_rows: examples of the manifest per shard.
     """
@@ -62,11 +64,13 @@ class Encoding:
     frames: int = 1
     fps: float | None = None
     smallest: int = SMALLEST_SIDE
+    hdr: Hdr = "tone_map"
     batch_size: int = 8
     shard_rows: int = 256
 
     def __post_init__(self) -> None:
         check_frames(self.frames)
+        check_hdr(self.hdr)
         if not self.sizes or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes is {self.sizes}; give each image size once")
         for key in ("batch_size", "shard_rows"):
@@ -165,6 +169,8 @@ def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) ->
         "manifest": manifest.identity,
         "shards": shards,
     }
+    if encoding.hdr == "tone_map":  # As in folders of earlier versions.
+        del settings["hdr"]
     path = folder / SETTINGS_FILE
     if not path.is_file():
         with atomic_file(path) as scratch:  # Several hosts may write the same file.
@@ -265,10 +271,12 @@ def _decode_once(manifest: Manifest, number: int, encoding: Encoding) -> _Decode
                         "fps": encoding.fps,
                         "position": _POSITION,
                         "smallest": encoding.smallest,
+                        "hdr": encoding.hdr,
                     }
                     clips.append(read_video(medium, size, encoding.frames, **options))
                 else:
-                    clips.append(read_image(medium, size, smallest=encoding.smallest)[None])
+                    stills = {"smallest": encoding.smallest, "hdr": encoding.hdr}
+                    clips.append(read_image(medium, size, **stills)[None])
             content = manifest.content(number).decode()
             return _Decoded(line, content, size, len(clips[0]), clips)
     except InvalidExample as bad:

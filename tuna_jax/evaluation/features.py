@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.data.media.image import load_image, to_rgb
+from tuna_jax.data.media.image import load_image, load_rgb
 from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
@@ -102,8 +102,7 @@ def extracted(
     for start in range(0, len(paths), batch):
         images = []
         for path in paths[start : start + batch]:
-            with Image.open(path) as opened:
-                images.append(to_rgb(opened))
+            images.append(load_rgb(path))
         features = np.asarray(extractor(images), np.float32)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(

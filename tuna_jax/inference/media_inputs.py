@@ -17,32 +17,20 @@ from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFile(os.PathLike[str]):
-    """A file that is read as a picture, as a manifest's `image` is: of an animation its first frame."""
+class ImageFile:
+    """A file, or its bytes, that is read as a picture, as a manifest's `image` is: of an animation its first frame."""
 
-    path: str
-
-    def __fspath__(self) -> str:
-        return self.path
-
-    def __str__(self) -> str:
-        return self.path
+    medium: str | os.PathLike[str] | bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoFile(os.PathLike[str]):
-    """A file or folder that is read as a video, as a manifest's `video` is: of a picture one frame."""
+class VideoFile:
+    """A file, its bytes, or a folder that is read as a video, as a manifest's `video` is: of a picture one frame."""
 
-    path: str
-
-    def __fspath__(self) -> str:
-        return self.path
-
-    def __str__(self) -> str:
-        return self.path
+    medium: str | os.PathLike[str] | bytes
 
 
-MediaInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+MediaInput = str | os.PathLike[str] | bytes | ImageFile | VideoFile | Image.Image | np.ndarray
 """An image or a video: a file (`ImageFile` and `VideoFile` say which; of others the content decides), a folder of
 frames, a data URI, the bytes of a file, a Pillow image, or uint8 [height, width, 3] or [frames, height, width, 3]."""
 Clip = UInt8[np.ndarray, "frames height width 3"]
@@ -80,7 +68,8 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
         with standard_errors(b""):
             return fit(to_rgb(item), Size(*size))[None]
     if not isinstance(item, np.ndarray):
-        medium = item if isinstance(item, bytes) else Path(item)
+        medium = item.medium if isinstance(item, (ImageFile, VideoFile)) else item
+        medium = medium if isinstance(medium, bytes) else Path(medium)
         if is_video(item):
             return load_video(medium, size, frames, step)
         return load_image(medium, size)[None]
@@ -100,9 +89,7 @@ def as_picture(item: MediaInput, size: tuple[int, int]) -> Clip:
 
     An array with a frame axis keeps its frames; other arguments and errors are those of `as_clip`.
     """
-    if isinstance(item, (str, os.PathLike)):
-        return as_clip(ImageFile(os.fspath(item)), size)
-    return load_image(item, size)[None] if isinstance(item, bytes) else as_clip(item, size)
+    return as_clip(of_kind([item], "image")[0], size)
 
 
 def of_kind(media: Sequence[MediaInput], kind: str) -> list[MediaInput]:
@@ -111,7 +98,7 @@ def of_kind(media: Sequence[MediaInput], kind: str) -> list[MediaInput]:
     if wrapper is None:
         return list(media)
     return [
-        wrapper(os.fspath(item)) if isinstance(item, (str, os.PathLike)) else item for item in media
+        wrapper(item) if isinstance(item, (str, os.PathLike, bytes)) else item for item in media
     ]
 
 
@@ -119,6 +106,6 @@ def as_list(items: MediaInput | Sequence[MediaInput] | None) -> list[MediaInput]
     """A list of None, one or several media inputs. An array is one image or one clip, whatever its number of axes."""
     if items is None:
         return []
-    if isinstance(items, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+    if isinstance(items, (str, os.PathLike, bytes, ImageFile, VideoFile, Image.Image, np.ndarray)):
         return [items]
     return list(items)

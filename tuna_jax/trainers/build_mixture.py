@@ -73,6 +73,7 @@ def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
         text_dropout=settings.text_dropout,
         source_dropout=settings.source_dropout,
         smallest=settings.smallest,
+        hdr=settings.hdr,  # pyright: ignore[reportArgumentType]  ExampleStream checks it
         draws=settings.draws,
     )
 

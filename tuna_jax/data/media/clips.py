@@ -163,8 +163,9 @@ def open_clip(
     with contextlib.ExitStack() as opened:
         try:
             yield _ContainerClip(medium, opened, hdr, least)
-        except (Fault, MemoryError, ModuleNotFoundError):
+        except Fault:
             raise
+        # FFmpeg's own MemoryError too: a damaged header asks for more than it ever allocates.
         except (av.FFmpegError, ValueError, TypeError, OverflowError, EOFError) as error:
             reason = " ".join(str(error).split())
             raise Fault("corrupt_video", f"{describe(medium)}: {reason}") from error
@@ -421,6 +422,10 @@ class _ContainerClip:
             what = "only sound and a cover" if container.streams.video else "no video stream"
             raise Fault("no_frames", f"{self._where} has {what}")
         codec = stream.codec_context
+        if codec is None:
+            raise Fault(
+                "corrupt_video", f"{self._where}: FFmpeg knows no decoder for its video stream"
+            )
         check_pixels(codec.width or 0, codec.height or 0, self._where)
         return container, stream
 

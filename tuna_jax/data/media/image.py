@@ -366,3 +366,10 @@ def load_rgb(medium: str | Path | bytes) -> Image.Image:
     medium = Path(medium) if isinstance(medium, str) else medium
     with standard_errors(medium):
         return _read_rgb(medium, None, 1, "tone_map")
+
+
+def file_size(medium: str | Path | bytes) -> Size:
+    """`image_size` for callers outside a data set; images of any size are accepted. Errors are those of `load_rgb`."""
+    medium = Path(medium) if isinstance(medium, str) else medium
+    with standard_errors(medium):
+        return image_size(medium, smallest=1)

@@ -86,8 +86,9 @@ def _load_once(
             if isinstance(medium, Encoded):
                 slot[:] = medium.read()
             elif stream.task not in VIDEO_TASKS:
-                slot[0] = read_image(medium, size, smallest=stream.smallest)
+                slot[0] = read_image(medium, size, smallest=stream.smallest, hdr=stream.hdr)
             else:
                 options = {"fps": stream.fps, "position": position, "smallest": stream.smallest}
+                options["hdr"] = stream.hdr
                 slot[:] = read_video(medium, size, stream.frames, **options)
         return tokenized.sequence

@@ -202,8 +202,8 @@ def _nearest(piece: Piece, folder: Path, sizes: Sequence[Size]) -> Size:
     """The size nearest to the source's aspect ratio."""
     if piece.source is None or len(sizes) == 1:
         return sizes[0]
-    with _open_source(piece, folder) as opened:
-        source = image.upright_size(opened)
+    with _source_errors(piece):
+        source = image.file_size(folder / piece.source)
     ratio = source.width / source.height
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * ratio)))
 
@@ -222,20 +222,19 @@ def _samples(
     return np.split(samples, ends)
 
 
-def _open_source(piece: Piece, folder: Path) -> Image.Image:
-    assert piece.source is not None
+@contextlib.contextmanager
+def _source_errors(piece: Piece) -> Iterator[None]:
     try:
-        return Image.open(folder / piece.source)
-    except OSError as error:
-        raise ValueError(
-            f"the source of {piece.path} cannot be read: {folder / piece.source}: {error}"
-        ) from error
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the source of {piece.path} cannot be read: {error}") from error
 
 
 def _source(piece: Piece, folder: Path, size: Size) -> UInt8[np.ndarray, "height width 3"]:
     """The image to edit, stretched to the size: scorers compare the edit with the whole source, so no crop."""
-    with _open_source(piece, folder) as opened:
-        return image.stretch(image.to_rgb(opened), image.Size(*size))
+    assert piece.source is not None
+    with _source_errors(piece):
+        return image.stretch(image.load_rgb(folder / piece.source), image.Size(*size))
 
 
 def _writer(samples: np.ndarray, clips: bool, fps: float) -> Callable[[Path], object]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from tuna_jax.data.media import image
 from tuna_jax.data.media.video import import_av
@@ -193,9 +192,8 @@ def _size_text(size: Size) -> str:
 
 def _picture(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as opened:
-            return np.asarray(image.to_rgb(opened))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return np.asarray(image.load_rgb(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read as an image: {error}") from error
 
 

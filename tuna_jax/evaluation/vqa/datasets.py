@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuna_jax.data.invalid_examples import InvalidExample
-from tuna_jax.data.sources.base import Example
+from tuna_jax.data.sources.base import VIDEO_KINDS, Example
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.evaluation.vqa.metrics import Item
@@ -137,4 +137,5 @@ def _of_example(example: Example, question: str, choices: tuple[str, ...]) -> It
         raise ValueError(
             f"{where}: the fields name no question; give --question, which is used for all"
         )
-    return Item(text, (answer,), tuple(example.media), choices, where)
+    kind = "video" if example.kind in VIDEO_KINDS else "image"
+    return Item(text, (answer,), tuple(example.media), choices, where, kind)
