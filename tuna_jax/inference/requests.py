@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tuna_jax.data.text.messages import MEDIA_TYPES, media_key
+from tuna_jax.inference import option_checks
+from tuna_jax.inference.conversation import check_messages
+from tuna_jax.utils import seeds
 
 TASKS = ("t2i", "edit", "t2v", "understand", "chat")
 GENERATION_TASKS = ("t2i", "edit", "t2v")
@@ -33,13 +38,15 @@ class Request:
       seed: the request's own seed; None: derived from the command's seed and the request's index.
       media: image files, or one video file.
       messages: for a chat, the whole conversation instead of `text`.
+      where: the file and line that it comes from; '' if it is not from a file.
     """
 
     text: str = ""
     negative: str | None = None
     seed: int | None = None
     media: tuple[str, ...] = ()
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    where: str = dataclasses.field(default="", compare=False)
 
 
 def read_requests(path: str | Path, task: str) -> list[Request]:
@@ -68,7 +75,9 @@ def read_requests(path: str | Path, task: str) -> list[Request]:
         if line:
             is_json = path.suffix == ".jsonl"
             requests.append(
-                _parse(line, task, where, path.parent) if is_json else Request(text=line)
+                _parse(line, task, where, path.parent)
+                if is_json
+                else Request(text=line, where=where)
             )
     if not requests:
         raise ValueError(f"{path} has no request")
@@ -78,7 +87,7 @@ def read_requests(path: str | Path, task: str) -> list[Request]:
 def _parse(line: str, task: str, where: str, folder: Path) -> Request:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object {{...}}, not a {type(values).__name__}")
@@ -88,8 +97,9 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
         raise ValueError(
             f"{where}: unknown key {unknown[0]!r}; the keys of {task} are {', '.join(keys)}"
         )
-    text = _value(values, keys[0], str, where)
-    messages = _messages(values.get("messages"), where)
+    values = {key: value for key, value in values.items() if value is not None}  # null is absent
+    text = _text(values, keys[0], where)
+    messages = _messages(values.get("messages"), where, folder)
     if (text is None) == (messages is None):
         required = f"{keys[0]!r}" + (" or 'messages'" if "messages" in keys else "")
         raise ValueError(f"{where}: give {required}" + (", not both" if messages else ""))
@@ -97,35 +107,42 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{where}: 'image' is {files!r}; it must be a file name or a list of them")
-    video = _value(values, "video", str, where)
+    files = [option_checks.text(f"{where}: 'image'", file) for file in files]
+    video = _text(values, "video", where)
     return Request(
         text=text or "",
-        negative=_value(values, "negative", str, where),
-        seed=_value(values, "seed", int, where),
+        negative=_text(values, "negative", where),
+        seed=None if "seed" not in values else seeds.check(values["seed"], f"{where}: 'seed'"),
         media=tuple(str(folder / file) for file in [*files, *([video] if video else [])]),
         messages=messages or (),
+        where=where,
     )
 
 
-def _value(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     value = values.get(key)
-    # bool is a subclass of int.
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        names = {str: "a string", int: "an integer"}
-        raise ValueError(f"{where}: {key!r} is {value!r}; it must be {names[kind]}")
-    return value
+    return value if value is None else option_checks.text(f"{where}: {key!r}", value)
 
 
-def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...] | None:
+def _messages(value: Any, where: str, folder: Path) -> tuple[Mapping[str, Any], ...] | None:
+    """A conversation, with the paths of its parts' files, which are relative to `folder`."""
     if value is None:
         return None
-    valid = isinstance(value, Sequence) and all(
-        isinstance(message, dict)
-        and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in value
-    )
-    if not valid or not value:
-        raise ValueError(
-            f"{where}: 'messages' must be a list of objects with the strings 'role' and 'content'"
-        )
-    return tuple(value)
+    try:
+        check_messages(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: 'messages': {error}") from error
+    if not value:
+        raise ValueError(f"{where}: 'messages' must be a list of objects with 'role' and 'content'")
+    return tuple(_with_paths(message, folder) for message in value)
+
+
+def _with_paths(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return dict(message)
+    parts = []
+    for part in content:
+        key = media_key(part) if part["type"] in MEDIA_TYPES else None
+        parts.append(part if key is None else {**part, key: str(folder / part[key])})
+    return {**message, "content": parts}
