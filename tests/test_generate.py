@@ -62,8 +62,10 @@ def test_prompts_become_images_and_a_contact_sheet(run, tmp_path, capsys, tiny_m
 
 def test_large_images_are_decoded_in_tiles(run, monkeypatch):
     seen = []
-    decode = batching.decode
-    monkeypatch.setattr(batching, "decode", lambda *args: seen.append(args[4]) or decode(*args))
+    decode = batching.decode_checked
+    monkeypatch.setattr(
+        batching, "decode_checked", lambda *args: seen.append(args[4]) or decode(*args)
+    )
     flags = [f"--prompt={DOG}", "--steps=1", "--size=32x736"]
     assert run(*flags) == 0
     assert run(*flags, "--tile_above=20000", "--output=tiles") == 0

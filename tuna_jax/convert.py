@@ -25,7 +25,7 @@ Examples:
     # A training run for PyTorch, from its newest checkpoint:
     tuna-jax convert to_torch runs/demo/ demo.safetensors
 
-    # What is this file? Only headers are read:
+    # What is this file, and are its numbers finite? With --no-check_weights only headers are read:
     tuna-jax convert inspect model.safetensors
 
     # Parity: runs every case of a golden set (arrays that the released PyTorch code computed) and prints a table; the
@@ -102,10 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     inward.add_argument(
         "--seed",
-        type=int,
+        type=parsing.seed,
         default=0,
         help="seed of the parameters that no backbone has (default 0)",
     )
+
+    _add_check(inward)
 
     outward = add(
         "to_torch",
@@ -126,14 +128,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "vae (Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json too",
     )
 
+    _add_check(outward)
+
     look = add(
         "inspect",
         help="what a checkpoint is, without loading it",
-        description="Prints layout, components, sizes and dtypes, and which tensors are missing or unknown. The exit "
-        "status is 1 if there are any.",
+        description="Prints layout, components, sizes and dtypes, and which tensors are missing, unknown, or have NaN "
+        "or infinity. The exit status is 1 if there are any.",
     )
     look.add_argument("source", metavar="PATH", help="any file or folder with weights")
     _add_config(look, required=False)
+    _add_check(look)
 
     verify = add(
         "verify",
@@ -181,10 +186,19 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--shard_gb",
-        type=float,
+        type=parsing.positive,
         default=5.0,
         metavar="GB",
         help="largest shard in gigabytes, if OUT is a folder (default 5)",
+    )
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--check_weights",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look for NaN and infinity in every tensor, one at a time (default: yes)",
     )
 
 
@@ -231,8 +245,17 @@ def _from_torch(options: argparse.Namespace) -> int:
 
     state = detect_format.open_official(options.source)
     if not isinstance(state, list):
-        count = convert_checkpoint.to_ours(config, state, sink, dtype=options.dtype, progress=True)
+        count = convert_checkpoint.to_ours(
+            config,
+            state,
+            sink,
+            dtype=options.dtype,
+            progress=True,
+            check_weights=options.check_weights,
+        )
         print(f"{options.output}: {count} tensors of {', '.join(options.source)}")
+        for what, names in convert_checkpoint.left_out(config, state).items():
+            print(f"{what}:" + "".join(f"\n  {name}" for name in names or ["none"]))
         return 0
     notes = pretrained_backbones.to_ours(
         config,
@@ -242,6 +265,7 @@ def _from_torch(options: argparse.Namespace) -> int:
         seed=options.seed,
         dtype=options.dtype,
         progress=True,
+        check_weights=options.check_weights,
     )
     print(f"{options.output}: a fresh TUNA from {', '.join(options.source)}")
     for what, names in notes.items():
@@ -271,6 +295,7 @@ def _to_torch(options: argparse.Namespace) -> int:
         )
 
     how: Any = {"dtype": options.dtype, "progress": True}
+    how["check_weights"] = options.check_weights
     if options.part:
         count = pretrained_backbones.to_backbone(config, params, _PARTS[options.part], sink, **how)
     else:
@@ -306,13 +331,18 @@ def _inspect(options: argparse.Namespace) -> int:
     lines.append(("all", sum(part.tensors for part in summary.components), f"{total:,}", size, ""))
     for name, tensors, parameters, size, dtypes in lines:
         print(f"{name:24}{tensors:>9}{parameters:>18}{size:>16}  {dtypes}".rstrip())
+    bad = detect_format.not_finite(state) if options.check_weights else []
+    if bad:
+        from tuna_jax.utils import nonfinite_values
+
+        print(f"\nNaN or infinity in {len(bad)} tensors: {nonfinite_values.describe(bad)}")
     if not summary.compared_with:
-        return 0 if summary.layout else 1
+        return 0 if summary.layout and not bad else 1
     if summary.differences:
         print(f"\nCompared with {summary.compared_with}: {summary.differences}")
         return 1
     print(f"\nCompared with {summary.compared_with}: no tensor is missing, none is unknown.")
-    return 0
+    return 1 if bad else 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -110,10 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     generation = parser.add_argument_group("generation")
     shared_flags.add_model(generation, required=False)
     add = generation.add_argument
-    add("--seed", type=int, default=0, help="seed of all samples (default 0)")
-    add("--negative", metavar="PROMPT", help="negative prompt")
+    add("--seed", type=parsing.seed, default=0, help="seed of all samples (default 0)")
+    add("--negative", metavar="PROMPT", type=parsing.text, help="negative prompt")
     shared_flags.add_sampling(generation)
-    add("--fps", type=float, default=8.0, help="frames per second of a clip's file (default 8)")
+    add(
+        "--fps",
+        type=parsing.positive,
+        default=8.0,
+        help="frames per second of a clip's file (default 8)",
+    )
     add("--batch_size", type=parsing.positive_int, metavar="N", help="largest batch")
     add("--shard", type=parsing.shard, metavar="I/N", help="the I-th of N processes, from 0")
     return parser
@@ -174,11 +179,12 @@ def _generate(options: argparse.Namespace) -> int:
 
     distributed.initialize()
     shard = options.shard or (jax.process_index(), jax.process_count())
-    model = shared_flags.load_model(options)
     sampling: dict[str, Any] = shared_flags.sampling_options(options)
+    model = shared_flags.load_model(options)
     if options.negative is not None:
         sampling["negative"] = options.negative
-    sizes = options.size or (model.size,)
+    sizes = options.size or run.default_sizes(model, benchmark)
+    failures: list[str] = []
     frames = options.frames or 17
     generated, kept = run.run(
         model,
@@ -191,17 +197,22 @@ def _generate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         shard=shard,
         first=options.limit,
+        on_failure=lambda path, error: failures.append(f"{path}: {' '.join(str(error).split())}"),
         **sampling,
     )
     print(f"{options.output}: {generated} files generated, {kept} kept")
+    for failure in failures[:10]:
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures:
+        print(f"error: {len(failures)} files failed", file=sys.stderr)
     whole = benchmark if options.limit is None else benchmark.first(options.limit)
     if shard[1] > 1:
         print(f"when all {shard[1]} shards are done, check the folder with --check")
-        return 0
+        return 1 if failures else 0
     problems = validate.check(whole, options.output, sizes, frames if whole.clips else None)
     print(validate.report(problems, options.output))
     print("next:", benchmark.scorer.format(folder=options.output, side=sizes[0][0]))
-    return 1 if problems else 0
+    return 1 if problems or failures else 0
 
 
 if __name__ == "__main__":

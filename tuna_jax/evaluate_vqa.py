@@ -16,19 +16,23 @@ Examples:
 
 A line of a file is {"image": "a.png", "question": "what is this?", "answer": "a cat", "choices": ["a dog", "a cat"]}.
 `image` may be a list, or be replaced by `video`, or be absent; `answer` may be a list of right answers, or the position
-of the right choice. Paths are relative to the file.
+of the right choice. Paths are relative to the file. In a question `\\<image>` is the text `<image>`.
+
+A question whose image or video cannot be read fails alone: its line in the answers has the reason, the score is that of
+the other questions, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tuna_jax.cli import parsing, shared_flags
+from tuna_jax.utils.text_files import json_line, json_text
 
 TASKS = ("exact_match", "multiple_choice", "log_likelihood")
 
@@ -102,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     from tuna_jax.evaluation.metrics.accuracy import Score
     from tuna_jax.evaluation.vqa import datasets, run
 
@@ -124,8 +128,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     score, rows = run.run(model, items, options.task, **decoding)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = (json_line(row) for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
+    failed = run.report_failures(rows, functools.partial(print, file=sys.stderr))
+    if score is None:
+        return 1
     if isinstance(score, Score):
         low, high = score.ci95
         print(
@@ -135,7 +142,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         print("  ".join(f"{name} {value:.4f}" for name, value in score.items()))
     print(path)
-    print(json.dumps(score.as_json() if isinstance(score, Score) else score))
+    values = score.as_json() if isinstance(score, Score) else score
+    print(json_text({**values, "failed": failed} if failed else values))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

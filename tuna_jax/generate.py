@@ -12,7 +12,8 @@ Examples:
     # Guidance only in the middle of the trajectory, which is faster:
     tuna-jax generate --model=runs/demo --prompt="a dog" --guidance=3 --guidance_interval=0.1,0.9
 
-    # Text about an image (of any size; it is scaled to the model's), about several, about a video:
+    # Text about an image (of any size; it is scaled to the nearest of the shapes that the model was trained on, and
+    # cropped by what is left over), about several, about a video:
     tuna-jax generate --model=runs/demo --image=photo.png --question="what is this?"
     tuna-jax generate --model=model/ --image=a.png --image=b.png --question="what differs?"
     tuna-jax generate --model=model/ --video=clip.mp4 --question="what happens?"
@@ -28,12 +29,22 @@ Examples:
     # Words as they are decoded, even if the output is not a terminal:
     tuna-jax generate --model=model/ --image=a.png --question="what is this?" --stream
 
+    # A question about the text <image> itself, which would mark the place of an image:
+    tuna-jax generate --model=model/ --image=page.png --question="what does the \\<image> tag mean?"
+
     # Many requests in one file, with JSON lines such as {"prompt": "a dog", "negative": "a cat", "seed": 7},
     # {"prompt": "make it blue", "image": "a.png"} or {"question": "what is this?", "image": ["a.png"]}:
     tuna-jax generate --model=model/ --task=edit --prompts=edits.jsonl
 
+    # A conversation as JSON, whose content may be parts, where nothing needs a backslash:
+    # {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "hi"}]}]}
+    tuna-jax generate --model=model/ --task=chat --prompts=chats.jsonl
+
     # A converted model whose VAE and tokenizer are stored separately:
     tuna-jax generate --model=model/ --vae=Wan2.2_VAE.safetensors --tokenizer=Qwen2.5-1.5B-Instruct/ --prompt="a cat"
+
+A request of a file whose image cannot be read, or whose result is not finite, fails alone: the others are written, and
+the exit status is 1.
 """
 
 from __future__ import annotations
@@ -60,7 +71,7 @@ _READS = {
     "chat": (*_TEXT, "history"),
 }
 _COMMON = {"model", "vae", "tokenizer", "mesh", "task", "output", "seed", "batch_size"}
-_COMMON |= {"tile_above", "programs", "verbosity"}
+_COMMON |= {"tile_above", "programs", "verbosity", "check_weights"}
 _OUTPUTS = {"t2i": "pictures", "edit": "pictures", "t2v": "videos"}
 
 
@@ -88,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="output folder (default: pictures, videos or answers, by the task)",
     )
-    add("--seed", type=int, default=0, help="result i depends on (seed, i) (default 0)")
+    add(
+        "--seed",
+        type=parsing.seed,
+        default=0,
+        help="whole number from 0 to 2**64 - 1; result i depends on (seed, i) (default 0)",
+    )
     add("--batch_size", type=parsing.positive_int, metavar="N", help="largest batch")
     add(
         "--programs",
@@ -112,9 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--prompt",
         action="append",
+        type=parsing.text,
         help="what to generate, or how to edit; may be given several times",
     )
-    add("--negative", metavar="PROMPT", help="negative prompt")
+    add("--negative", metavar="PROMPT", type=parsing.text, help="negative prompt")
     add(
         "--size",
         type=parsing.image_size,
@@ -123,11 +140,16 @@ def _parser() -> argparse.ArgumentParser:
         "(default: the model's)",
     )
     shared_flags.add_sampling(generation)
-    add("--fps", type=float, help="frames per second of a written video (default 8)")
+    add("--fps", type=parsing.positive, help="frames per second of a written video (default 8)")
 
     text = parser.add_argument_group("understand, chat")
     add = text.add_argument
-    add("--question", action="append", help="question; may be given several times")
+    add(
+        "--question",
+        action="append",
+        type=parsing.text,
+        help="question; may be given several times; \\<image> in it is the text <image>",
+    )
     add(
         "--image",
         action="append",
@@ -152,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="longest answer in tokens (default 128)",
     )
-    add("--temperature", type=float, help="sampling temperature; 0 is greedy (default 0)")
+    add("--temperature", type=parsing.finite, help="sampling temperature; 0 is greedy (default 0)")
     add(
         "--top_k",
         type=int,
@@ -161,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--top_p",
-        type=float,
+        type=parsing.finite,
         metavar="P",
         help="sample within this cumulative probability (default 1)",
     )
@@ -219,8 +241,9 @@ def _check(options: argparse.Namespace, task: str, parser: argparse.ArgumentPars
         parser.error("--history continues one conversation with --question; drop --prompts")
 
 
-def _generate(options: argparse.Namespace, task: str) -> None:
+def _generate(options: argparse.Namespace, task: str) -> int:
     requests = _requests(options, task)
+    settings = _settings(options, task)
 
     from tuna_jax.inference import run_requests
 
@@ -228,14 +251,10 @@ def _generate(options: argparse.Namespace, task: str) -> None:
     model = shared_flags.load_model(options, programs=options.programs)
     if options.tile_above:
         model = dataclasses.replace(model, tile_above=options.tile_above)
-    settings: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in (*_READS[task], "batch_size")
-        if name not in ("prompt", "prompts", "question", "image", "video", "history", "stream")
-        and getattr(options, name) is not None
-    }
     common = (model, requests, options.output or _OUTPUTS.get(task, "answers"))
-    settings["seed"] = options.seed
+    failures: list[str] = []
+    if task != "chat" or options.prompts:
+        settings["on_failure"] = lambda index, error: failures.append(str(error))
     if task in ("t2i", "edit"):
         run_requests.generate_images(*common, edit=task == "edit", **settings)
     elif task == "t2v":
@@ -250,6 +269,37 @@ def _generate(options: argparse.Namespace, task: str) -> None:
             run_requests.converse(*common, history=history, **settings)
         else:
             run_requests.write_answers(*common, **settings)
+    for failure in failures[:10]:
+        print(f"error: {failure}", file=sys.stderr)
+    if len(failures) > 1:
+        print(f"error: {len(failures)} of {len(requests)} requests failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+_NOT_SETTINGS = ("prompt", "prompts", "question", "image", "video", "history", "stream")
+
+
+def _settings(options: argparse.Namespace, task: str) -> dict[str, Any]:
+    """The options of the task's calls, checked before a model is loaded.
+
+    Raises:
+      ValueError: a value that means nothing, named.
+    """
+    from tuna_jax.inference import option_checks
+
+    names = [name for name in (*_READS[task], "batch_size") if name not in _NOT_SETTINGS]
+    settings = {name: getattr(options, name) for name in names}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings["seed"] = options.seed
+    checks = option_checks.SAMPLING if task in GENERATION_TASKS else option_checks.DECODING
+    frames_and_fps = {"frames": option_checks.frames, "fps": option_checks.fps}
+    for name, check in frames_and_fps.items():
+        if name in settings:
+            check(settings[name])
+    option_checks.check(
+        {name: value for name, value in settings.items() if name not in frames_and_fps}, checks
+    )
+    return settings
 
 
 def _print_part(text: str) -> None:

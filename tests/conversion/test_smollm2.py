@@ -73,7 +73,7 @@ def test_the_tokenizer_of_the_file(file):
     tokenizer = gguf.tokenizer(file)
     line = "In 1969, it's 15°C — naïve <|im_end|>"
     ids = tokenizer.encode(line).ids
-    assert ids[-1] == 2 and tokenizer.decode(ids, skip_special_tokens=False) == line
+    assert 2 not in ids and tokenizer.decode(ids, skip_special_tokens=False) == line
     assert [tokenizer.id_to_token(i) for i in tokenizer.encode("1969").ids] == list("1969")
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from tuna_jax.utils import old_names
+from tuna_jax.utils import old_names, seeds
 
 
 def make_parser(command: str, doc: str | None) -> argparse.ArgumentParser:
@@ -76,6 +77,18 @@ def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        # JAX's error of memory is a RuntimeError; others are faults of this program, whose traceback is needed.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        if verbosity:
+            traceback.print_exc()
+        first = str(error).strip().split("\n", 1)[0][:300]
+        print(
+            f"error: out of memory ({first or 'of the host'}); take a smaller size, fewer frames or a smaller batch",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -105,9 +118,49 @@ def one_line_warnings() -> Iterator[None]:
 
 def positive_int(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def finite(text: str) -> float:
+    """A number; not NaN and not infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed: a whole number from 0 to 2**64 - 1."""
+    try:
+        return seeds.check(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a seed; give a whole number from 0 to 2**64 - 1"
+        ) from None
+
+
+def text(given: str) -> str:
+    """Text in UTF-8; an argument in another encoding reaches Python with halves of surrogate pairs."""
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{ascii(given)} is not text in UTF-8; write the argument in UTF-8"
+        ) from None
+    return given
 
 
 def positive_ints(text: str) -> list[int]:
@@ -118,7 +171,7 @@ def positive_ints(text: str) -> list[int]:
 def image_size(text: str) -> tuple[int, int]:
     """'320x512' or '512' -> (height, width) in pixels."""
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) < 7 for side in sides):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a size; give HEIGHTxWIDTH in pixels, such as 320x512, or one side"
         )
@@ -133,8 +186,8 @@ def image_sizes(text: str) -> tuple[tuple[int, int], ...]:
 def interval(text: str) -> tuple[float, float]:
     """'0.1,0.9' -> (0.1, 0.9)."""
     try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
+        low, high = (finite(part) for part in text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an interval; give LOW,HIGH, such as 0.1,0.9"
         ) from None

@@ -33,6 +33,13 @@ def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
         help="folder of a Hugging Face tokenizer, or name or file of a compact vocabulary "
         "(default: the run's own, otherwise Qwen2.5's)",
     )
+    add(
+        "--check_weights",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="refuse weights with NaN or infinity when the model is loaded; it takes a second per few gigabytes "
+        "(default: yes)",
+    )
     if not mesh:
         return
     add(
@@ -64,6 +71,7 @@ def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
         vae=options.vae,
         tokenizer=options.tokenizer,
         mesh=make_mesh(getattr(options, "mesh", None)),
+        check_weights=options.check_weights,
         **more,
     )
 
@@ -100,7 +108,7 @@ def add_sampling(parser: Any, names: Sequence[str] = SAMPLING) -> None:
     """Adds the flags of SAMPLING that `names` lists."""
     flags: dict[str, dict[str, Any]] = {
         "guidance": {
-            "type": float,
+            "type": parsing.finite,
             "metavar": "SCALE",
             "help": "guidance scale; 1 samples without guidance (default: the model's own)",
         },
@@ -115,7 +123,7 @@ def add_sampling(parser: Any, names: Sequence[str] = SAMPLING) -> None:
             "help": "solver steps (default: the model's own); the older --points=N means --steps=N-1",
         },
         "shift": {
-            "type": float,
+            "type": parsing.positive,
             "help": "shift of the time grid toward noise (default: the model's own)",
         },
         "solver": {
@@ -128,6 +136,12 @@ def add_sampling(parser: Any, names: Sequence[str] = SAMPLING) -> None:
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Those of SAMPLING that were given, by name."""
+    """Those of SAMPLING that were given, by name, checked before a model is loaded.
+
+    Raises:
+      ValueError: a value that means nothing, named.
+    """
+    from tuna_jax.inference import option_checks
+
     given = {name: getattr(options, name, None) for name in SAMPLING}
-    return {name: value for name, value in given.items() if value is not None}
+    return option_checks.check(given, option_checks.SAMPLING)

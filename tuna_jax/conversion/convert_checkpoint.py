@@ -6,7 +6,7 @@ Only the current tensor is in memory. A tensor keeps its dtype and its bits unle
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.readers import SourceError, StateDict, open_files
 from tuna_jax.conversion.safetensors_writer import Writer
 from tuna_jax.models import tuna, vae
+from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten
 
 CONFIG_KEY = "tuna_config"
@@ -56,6 +57,15 @@ def without_buffers(state: StateDict) -> StateDict:
     return StateDict(entries, state.reader, state.metadata)
 
 
+def left_out(config: TunaConfig, state: StateDict) -> dict[str, list[str]]:
+    """What `to_ours` does not store of an official state dict: 'left out' -> keys with reasons."""
+    ties = weight_map.aliases(config)
+    lines = [f"{key}: equal to {ties[key]}, as checked" for key in state.entries if key in ties]
+    for key in state.entries:
+        lines += [f"{key}: {what}" for name, what in BUFFERS.items() if key.endswith(name)]
+    return {"left out": lines}
+
+
 def to_ours(
     config: TunaConfig,
     state: StateDict,
@@ -63,6 +73,7 @@ def to_ours(
     *,
     dtype: str = "",
     progress: bool = False,
+    check_weights: bool = True,
 ) -> int:
     """An official state dict -> our parameters, stacked over layers, by dotted name.
 
@@ -72,13 +83,14 @@ def to_ours(
       open_sink: called once with the shape and dtype of every parameter; returns a context manager of a `Sink`.
       dtype: cast to this dtype, one of DTYPES; empty keeps each tensor's dtype.
       progress: show a progress bar.
+      check_weights: whether to check that every tensor is finite.
 
     Returns:
       The number of converted PyTorch tensors.
 
     Raises:
-      ConversionError: a missing, unexpected or wrongly shaped tensor, an alias that differs, or layers of one family in
-        several dtypes. The message lists all tensors of a kind, and nothing is written.
+      ConversionError: a missing, unexpected or wrongly shaped tensor, an alias that differs, layers of one family
+        in several dtypes, or a tensor that is not finite. The message lists all tensors of a kind, and nothing is written.
     """
     state = without_buffers(state)
     shapes = parameter_shapes(config)
@@ -93,20 +105,37 @@ def to_ours(
     for row in rows:
         dtypes = {state.entries[key].dtype for key in row.names()}
         if len(dtypes) > 1 and not dtype:
-            names = ", ".join(sorted(map(str, dtypes)))
-            mixed.append(f"{row.torch} ({names})")
+            mixed.append((row.torch, dtypes))
         specs[row.path] = flat[row.path].shape, DTYPES[dtype] if dtype else next(iter(dtypes))
-    if mixed:
-        raise weight_map.ConversionError(
-            f"{len(mixed)} families have layers of several dtypes, which cannot be stacked; cast them "
-            f"with --dtype:\n  " + "\n  ".join(mixed)
-        )
+    check_dtypes(mixed)
     pieces = [(row, index, key) for row in rows for index, key in enumerate(row.names())]
     with open_sink(specs) as sink:
         for row, index, key in _with_progress(pieces, progress):
-            tensor = _transformed(state.read(key), row.transform.to_ours, dtype)
+            stored = state.read(key)
+            if check_weights:
+                check_finite(key, stored)
+            tensor = _transformed(stored, row.transform.to_ours, dtype)
             sink.write(row.path, tensor, None if row.layers is None else index)
     return len(pieces)
+
+
+def check_dtypes(families: Sequence[tuple[str, Iterable[np.dtype[Any]]]]) -> None:
+    """Raises ConversionError for families, by their key, whose layers have several dtypes; all are listed."""
+    if families:
+        lines = [f"{key} ({', '.join(sorted({*map(str, dtypes)}))})" for key, dtypes in families]
+        raise weight_map.ConversionError(
+            f"{len(families)} families have layers of several dtypes, which cannot be stacked; cast them "
+            f"with --dtype:\n  " + "\n  ".join(lines)
+        )
+
+
+def check_finite(key: str, tensor: np.ndarray) -> None:
+    """Raises ConversionError if a tensor has NaN or infinity."""
+    if bad := nonfinite_values.count(tensor):
+        raise weight_map.ConversionError(
+            f"{nonfinite_values.describe([(key, bad, tensor.size)])}: weights that are NaN or infinite. Download the "
+            f"file again, or take an earlier checkpoint; --no-check_weights converts it as it is"
+        )
 
 
 def to_torch(
@@ -116,6 +145,7 @@ def to_torch(
     *,
     dtype: str = "",
     progress: bool = False,
+    check_weights: bool = True,
 ) -> int:
     """Our parameters by dotted name -> an official state dict with aliases; the inverse of `to_ours`.
 
@@ -128,7 +158,13 @@ def to_torch(
         rows = [row for row in rows if not row.path.startswith("vae.")]
     weight_map.compare(expected, params.shapes, ())
     return write_rows(
-        rows, weight_map.aliases(config), params, open_sink, dtype=dtype, progress=progress
+        rows,
+        weight_map.aliases(config),
+        params,
+        open_sink,
+        dtype=dtype,
+        progress=progress,
+        check_weights=check_weights,
     )
 
 
@@ -140,13 +176,14 @@ def write_rows(
     *,
     dtype: str = "",
     progress: bool = False,
+    check_weights: bool = True,
 ) -> int:
     """Writes the tensors of these rows of the weight map in PyTorch's layout; returns their number.
 
     Args:
       rows: the tensor families.
       aliases: PyTorch key -> key of the same tensor.
-      params, open_sink, dtype, progress: as in `to_torch`.
+      params, open_sink, dtype, progress, check_weights: as in `to_torch`.
 
     Raises:
       ConversionError: parameters of the rows are missing; the message lists all of them.
@@ -169,6 +206,8 @@ def write_rows(
     with open_sink(specs) as sink:
         for row, index, key in _with_progress(pieces, progress):
             stored = params.read(row.path, None if row.layers is None else index)
+            if check_weights:
+                check_finite(key, stored)
             tensor = _transformed(stored, row.transform.to_torch, dtype)
             for name in (key, *repeated.get(key, ())):
                 sink.write(name, tensor)

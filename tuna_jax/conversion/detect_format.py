@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
 from tuna_jax.conversion import config_check, convert_checkpoint, official_config, weight_map
@@ -19,7 +19,9 @@ from tuna_jax.conversion.readers import (
     open_files,
     total_bytes,
 )
+from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten
+from tuna_jax.utils.text_files import read_json
 
 # Layout -> description, and keys that every state dict of this layout has and no other layout has.
 LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -147,7 +149,7 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Backbone]:
     sources = list(zip(opened, layouts, strict=True))
     if "tuna" not in layouts:
         return [
-            Backbone(path, layout, state, config_check.read_config_json(path))
+            Backbone(path, layout, state, _declared(path, layout))
             for (path, state), layout in sources
         ]
     parts = []
@@ -163,6 +165,13 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Backbone]:
     return merge(parts)
 
 
+def _declared(path: str, layout: str) -> dict[str, Any]:
+    """The config.json of a backbone; {} for files that declare their numbers themselves, or have none to declare."""
+    if layout == "wan" or Path(path).suffix == ".gguf":
+        return {}
+    return config_check.read_config_json(path)
+
+
 def read_config(path: str | Path) -> TunaConfig:
     """A model's config from a JSON file: `state_dict.json` of a golden set, or overrides as in an experiment's `model`.
 
@@ -172,11 +181,13 @@ def read_config(path: str | Path) -> TunaConfig:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError as error:
         raise SourceError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise SourceError(str(error)) from error
+    if not isinstance(values, dict):
+        raise SourceError(f"{path} is a {type(values).__name__}, not a config: an object {{...}}")
     if "tied_lm_head" in values and "config" in values:
         return official_config.config_from_official(values["config"], values["tied_lm_head"])
     return from_dict(values)
@@ -202,6 +213,16 @@ def summarize(state: StateDict, config: TunaConfig | None = None, config_name: s
         config_name if config is not None and layout not in ("", "qwen", "siglip") else "",
         differences,
     )
+
+
+def not_finite(state: StateDict) -> list[tuple[str, int, int]]:
+    """The tensors with NaN or infinity: key, number of such values, and size. Reads every tensor, one at a time."""
+    found = []
+    for key in state.entries:
+        tensor = state.read(key)
+        if bad := nonfinite_values.count(tensor):
+            found.append((key, bad, tensor.size))
+    return found
 
 
 def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tuna_jax.conversion.readers import Entry, SourceError, StateDict
+from tuna_jax.utils.file_content import hint
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -47,7 +48,9 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
-    return SourceError(f"{path} is truncated or not a GGUF file ({error}); download it again")
+    return SourceError(
+        f"{path} is truncated or not a GGUF file ({error}){hint(path) or '; download it again'}"
+    )
 
 
 def _reader(path: Path) -> Any:
@@ -90,6 +93,8 @@ def tokenizer(path: str | Path) -> Tokenizer:
     types = fields["token_type"].contents()
     special = [word for word, type_ in zip(words, types, strict=True) if type_ == 3]
     result.add_special_tokens(special)
+    # Text that looks like a special token stays text: only code may add structure to a sequence.
+    result.encode_special_tokens = True
     return result
 
 

@@ -25,6 +25,7 @@ from tuna_jax.conversion.convert_checkpoint import Specs
 from tuna_jax.conversion.readers import SourceError, StateDict
 from tuna_jax.models import tuna
 from tuna_jax.models.representation import interpolate_positions
+from tuna_jax.utils import seeds
 from tuna_jax.utils.param_tree import flatten
 
 POSITIONS = ("fresh", "interpolate")
@@ -85,6 +86,7 @@ def to_ours(
     seed: int = 0,
     dtype: str = "",
     progress: bool = False,
+    check_weights: bool = True,
 ) -> dict[str, list[str]]:
     """Assembles a new TUNA.
 
@@ -98,13 +100,16 @@ def to_ours(
       seed: of new parameters.
       dtype: cast all parameters to this dtype; empty keeps the backbones' dtypes, and float32 for new parameters.
       progress: show a progress bar.
+      check_weights: whether to check that the tensors of backbones are finite.
 
     Returns:
-      'new' -> our paths, 'left out' -> the backbones' keys with reasons, 'adapted' -> keys with their adaptation.
+      'used' -> the tensors of each backbone, 'copied' -> keys with their source, 'new' -> our paths, 'left out' -> the
+      backbones' keys with reasons, 'adapted' -> keys with their adaptation.
 
     Raises:
       SourceError: two backbones of one kind, an unknown value of `positions`, or a backbone with a different config.
-      ConversionError: tensors of a backbone are missing, unexpected or wrongly shaped; the message lists all.
+      ConversionError: tensors of a backbone are missing, unexpected or wrongly shaped, layers of one family have
+        several dtypes and `dtype` is empty, or with `check_weights` a tensor is not finite; the message lists all.
     """
     if positions not in POSITIONS:
         raise SourceError(f"positions is {positions!r}; it must be one of {', '.join(POSITIONS)}")
@@ -112,10 +117,13 @@ def to_ours(
         path: leaf.shape
         for path, leaf in flatten(convert_checkpoint.parameter_shapes(config)).items()
     }
-    notes: dict[str, list[str]] = {"new": [], "left out": [], "adapted": []}
+    notes: dict[str, list[str]] = {
+        name: [] for name in ("used", "copied", "new", "left out", "adapted")
+    }
     readers: dict[str, _Reader] = {}
     for backbone in backbones:
-        for path, reader in _readers(config, backbone, shapes, positions, notes).items():
+        own = _readers(config, backbone, shapes, positions, notes, mixed=bool(dtype))
+        for path, reader in own.items():
             if path in readers:
                 raise SourceError(
                     f"{backbone.path} and another source both have {path}; pass one backbone of each kind"
@@ -140,11 +148,18 @@ def to_ours(
             if path not in readers:
                 sink.write(path, np.asarray(new(path)).astype(to))
             elif readers[path].layers is None:
-                sink.write(path, readers[path].read(0).astype(to))
+                sink.write(path, _finite(readers[path].read(0), path, check_weights).astype(to))
             else:
                 for index in range(shape[0]):
-                    sink.write(path, readers[path].read(index).astype(to), index)
+                    tensor = _finite(readers[path].read(index), f"{path}[{index}]", check_weights)
+                    sink.write(path, tensor.astype(to), index)
     return notes
+
+
+def _finite(tensor: np.ndarray, name: str, check: bool) -> np.ndarray:
+    if check:
+        convert_checkpoint.check_finite(name, tensor)
+    return tensor
 
 
 def to_backbone(
@@ -155,6 +170,7 @@ def to_backbone(
     *,
     dtype: str = "",
     progress: bool = False,
+    check_weights: bool = True,
 ) -> int:
     """Writes one component of our parameters in the layout of its backbone; returns the number of tensors.
 
@@ -163,7 +179,7 @@ def to_backbone(
       params: our parameters by dotted name.
       layout: 'qwen' (the language transformer), 'siglip' (the representation encoder with its patch embedding), 'wan'
         or 'diffusers' (the VAE).
-      open_sink, dtype, progress: as in `convert_checkpoint.to_torch`.
+      open_sink, dtype, progress, check_weights: as in `convert_checkpoint.to_torch`.
 
     Raises:
       ConversionError: parameters of this component are missing; the message lists all.
@@ -172,7 +188,13 @@ def to_backbone(
     if layout == "siglip":
         rows = weight_map.representation_rows(config)
     return convert_checkpoint.write_rows(
-        rows, {}, params, open_sink, dtype=dtype, progress=progress
+        rows,
+        {},
+        params,
+        open_sink,
+        dtype=dtype,
+        progress=progress,
+        check_weights=check_weights,
     )
 
 
@@ -256,7 +278,7 @@ def _new_parameters(
         params = flatten(tuna.init(config, key))
         return {path: params[path] for path in paths}
 
-    key = jax.random.key(seed)
+    key = seeds.key(seed)
     make = jax.jit(make, static_argnums=1)
     shapes = jax.eval_shape(lambda: make(key, tuple(paths)))
     if sum(leaf.size for leaf in shapes.values()) < 1 << 28:
@@ -271,31 +293,43 @@ def _readers(
     shapes: dict[str, tuple[int, ...]],
     positions: str,
     notes: dict[str, list[str]],
+    *,
+    mixed: bool,
 ) -> dict[str, _Reader]:
-    """Readers of the parameters that a backbone provides, after a check of all of its tensors."""
+    """Readers of the parameters that a backbone provides, after a check of all of its tensors.
+
+    `mixed` says whether layers of one family may have several dtypes.
+    """
     state = convert_checkpoint.without_buffers(backbone.state)
     rows = rows_of(backbone.layout, config)
     expected: dict[str, tuple[int, ...]] = {}
     for row in rows:
         shape = shapes[row.path] if row.layers is None else shapes[row.path][1:]
         expected |= dict.fromkeys(row.names(), row.transform.torch_shape(shape))
-    used = _used(config, backbone.layout, state, notes)
-    repair = _adaptations(config, backbone.layout, used, expected, positions, notes)
+    used = _used(config, backbone, state, notes)
+    repair = _adaptations(config, backbone, used, expected, positions, notes)
     # Shapes are checked first: a backbone of another size has many wrong shapes, and its declared numbers add nothing.
     adapted = {key: expected[key] if key in repair else shape for key, shape in used.items()}
     weight_map.compare(expected, adapted, repair)
-    lines = config_check.disagreements(config, backbone.layout, backbone.declared, state.metadata)
+    lines = config_check.disagreements(
+        config, backbone.layout, backbone.declared, state.metadata, state.entries
+    )
     if lines:
         raise SourceError(
             f"{backbone.path} has matching shapes, but its config differs from this one:"
             + "".join(f"\n  {line}" for line in lines)
         )
-    readers = {}
+    kinds = ", ".join(sorted({str(state.entries[key].dtype) for key in used}))
+    notes["used"].append(f"{len(used)} tensors of {backbone.path} ({kinds})")
+    readers, families = {}, []
     for row in rows:
         names = row.names()
         if any(key in repair and repair[key] is None for key in names):
             continue  # It remains a new parameter.
-        dtypes = [state.entries[key].dtype for key in names if key in state.entries]
+        sources = [_COPIES.get(key, key) if key not in state.entries else key for key in names]
+        dtypes = [state.entries[key].dtype for key in sources if key in state.entries]
+        if len(set(dtypes)) > 1 and not mixed:
+            families.append((row.torch, dtypes))
 
         def read(index: int, row: weight_map.Row = row, names: list[str] = names) -> np.ndarray:
             key = names[index]
@@ -304,13 +338,58 @@ def _readers(
             return row.transform.to_ours(tensor if change is None else change(tensor))
 
         readers[row.path] = _Reader(read, row.layers, dtypes[0] if dtypes else np.dtype(np.float32))
+    convert_checkpoint.check_dtypes(families)
     return readers
 
 
+# A tensor that a file may leave out -> the tensor that it equals then.
+_COPIES = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def _check_head(config: TunaConfig, backbone: Backbone, state: StateDict) -> None:
+    """Raises SourceError if the head of a language model, tied or not, is not the one that the model has."""
+    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    declared = config_check.part_of("qwen", backbone.declared).get("tie_word_embeddings")
+    if head not in state.entries:
+        if declared is False:
+            raise SourceError(
+                f"{backbone.path} has no {head}, and its config.json says that the head is not tied to the token "
+                f"embedding (tie_word_embeddings); a file of weights is missing"
+            )
+        return
+    # An untied model takes the head as it is; only a file that contradicts itself needs the comparison.
+    if not config.language.tied and declared is not True:
+        return
+    if table not in state.entries or same_bits(state, head, table):
+        return
+    if declared is True:
+        raise SourceError(
+            f"{backbone.path}: config.json says that the head is tied to the token embedding (tie_word_embeddings), "
+            f"and {head} differs from {table}; correct one of them"
+        )
+    raise SourceError(
+        f"{backbone.path}: {head} differs from {table}, and this config ties the head to the embedding; take a config "
+        f"with language.tied=false"
+    )
+
+
+def same_bits(state: StateDict, first: str, second: str) -> bool:
+    """Whether two tensors are equal to the bit; a NaN equals itself."""
+    entries = state.entries[first], state.entries[second]
+    if entries[0].shape != entries[1].shape or entries[0].dtype != entries[1].dtype:
+        return False
+    tensors = (state.read(first), state.read(second))
+    bits = [tensor.view(f"u{tensor.dtype.itemsize}") for tensor in tensors]
+    return np.array_equal(*bits)
+
+
 def _used(
-    config: TunaConfig, layout: str, state: StateDict, notes: dict[str, list[str]]
+    config: TunaConfig, backbone: Backbone, state: StateDict, notes: dict[str, list[str]]
 ) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of the tensors of a backbone that TUNA uses."""
+    layout = backbone.layout
+    if layout == "qwen":
+        _check_head(config, backbone, state)
     left_out = list(LEFT_OUT[layout])
     if layout == "siglip":
         kept = config.representation.layers
@@ -334,7 +413,7 @@ Change = Callable[[Any], np.ndarray]
 
 def _adaptations(
     config: TunaConfig,
-    layout: str,
+    backbone: Backbone,
     used: dict[str, tuple[int, ...]],
     expected: dict[str, tuple[int, ...]],
     positions: str,
@@ -342,6 +421,7 @@ def _adaptations(
 ) -> dict[str, Change | None]:
     """Key -> change that adapts its tensor to the model; None leaves the parameter new."""
     repair: dict[str, Change | None] = {}
+    layout = backbone.layout
     if layout == "qwen":
         rows = config.language.vocabulary
         for key in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -356,7 +436,9 @@ def _adaptations(
                 repair[key] = lambda tensor, shape=expected[key]: np.zeros(shape, np.float32)
             notes["adapted"].append("query, key and value get zero biases: this model has none")
         if "lm_head.weight" in missing and "lm_head.weight" in expected:
-            repair["lm_head.weight"] = None
+            table = "model.embed_tokens.weight"
+            repair["lm_head.weight"] = lambda _: _resize_rows(backbone.state.read(table), rows)
+            notes["copied"].append(f"lm_head.weight: from {table}, to which this model ties it")
     elif layout == "siglip":
         key = "vision_model.embeddings.position_embedding.weight"
         if key in used and used[key] != expected[key]:

@@ -20,6 +20,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tuna_jax.utils.file_content import hint
+from tuna_jax.utils.text_files import read_json
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -153,9 +156,13 @@ def _open_folder(folder: Path) -> StateDict:
 
 def _open_index(path: Path) -> StateDict:
     try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        weight_map = read_json(path)["weight_map"]
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise TypeError("a name is not a text")
+    except (KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is not an index of shards: it has no 'weight_map'") from error
+    except ValueError as error:
+        raise SourceError(f"{path} is not an index of shards: {error}") from error
     shards = sorted(set(weight_map.values()))
     missing = [name for name in shards if not (path.parent / name).exists()]
     if missing:
@@ -185,7 +192,7 @@ def _open_safetensors(path: Path) -> StateDict:
         }
     except SafetensorError as error:
         raise SourceError(
-            f"{path} is truncated or not a safetensors file ({error}); download it again"
+            f"{path} is truncated or not a safetensors file ({error}){hint(path) or '; download it again'}"
         ) from error
     except KeyError as error:
         raise SourceError(f"{path} has tensors of dtype {error}, which is not supported") from None
@@ -236,7 +243,7 @@ def _open_pickle(path: Path) -> StateDict:
         reason = str(error).split("\n", 1)[0]
         raise SourceError(
             f"{path} cannot be read as tensors ({reason}); it is truncated, not a zip checkpoint of torch.save, "
-            f"or has other objects, which are refused because loading them executes code"
+            f"or has other objects, which are refused because loading them executes code{hint(path)}"
         ) from error
     for name in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):

@@ -18,6 +18,7 @@ from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.emoji.model_bundle import load_bundle
 from tuna_jax.emoji.world.captions import captions
 from tuna_jax.emoji.world.scenes import SceneSource
+from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.training import loop
@@ -60,7 +61,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
 
     def sample(step: int, params: Any) -> None:
         prompts = sheet_prompts(settings.samples.count, settings.data)
-        images = bundle.generate(params, prompts)
+        images = or_warn(lambda: bundle.generate(params, prompts), f"the sheet of step {step}")
         folder = Path(workdir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet(images, prompts).save(folder / f"{step:06d}.png")

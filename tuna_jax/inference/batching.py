@@ -13,17 +13,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from tuna_jax.config import TunaConfig
+from tuna_jax.inference import option_checks
 from tuna_jax.inference.generation.flow_sampler import to_uint8
 from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.models import vae
 from tuna_jax.models.logical_sharding import LogicalSharding, constrain, use_sharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
 from tuna_jax.sequence import Special, TokenSequence, stack
+from tuna_jax.utils import seeds
 
 Seed = int | Sequence[int | tuple[int, int]]
+"""Whole numbers from 0 to 2**64 - 1; see `keys`."""
 
 MAX_ROWS = 64
 """The largest number of rows per chunk."""
@@ -96,15 +99,15 @@ def keys(seed: Seed, count: int) -> Array:
       count: number of rows.
 
     Raises:
-      ValueError: the number of seeds differs from the number of rows.
+      ValueError: the number of seeds differs from the number of rows, or a seed is not a whole number of 64 bits.
     """
-    if isinstance(seed, int):
+    pairs = option_checks.seed_pairs(seed)
+    if isinstance(pairs, int):
         indices = jnp.arange(count)
-        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
-    if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} rows; give one seed, or one per row")
-    pairs = [(entry, 0) if isinstance(entry, int) else entry for entry in seed]
-    return jnp.stack([jax.random.fold_in(jax.random.key(value), index) for value, index in pairs])
+        return jax.vmap(jax.random.fold_in, (None, 0))(seeds.key(pairs), indices)
+    if len(pairs) != count:
+        raise ValueError(f"{len(pairs)} seeds for {count} rows; give one seed, or one per row")
+    return jnp.stack([jax.random.fold_in(seeds.key(value), index) for value, index in pairs])
 
 
 def noise(seed: Seed, count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -140,10 +143,41 @@ def decode(
     tile_above: int = TILE_ABOVE,
 ) -> UInt8[Array, "n frames height width 3"]:
     """Clips from normalised latents; frames of more than `tile_above` pixels are decoded in tiles."""
+    return _decode(config, vae_params, latents, sharding, tile_above)[0]
+
+
+def decode_checked(
+    config: TunaConfig,
+    vae_params: Any,
+    latents: Float[Any, "n t h w c"],
+    sharding: LogicalSharding | None = None,
+    tile_above: int = TILE_ABOVE,
+) -> tuple[UInt8[np.ndarray, "n frames height width 3"], Bool[np.ndarray, " n"]]:
+    """`decode`, and whether the latents and the pixels of each row are finite: as uint8, NaN would be black."""
+    clips, finite = _decode(config, vae_params, latents, sharding, tile_above)
+    return np.asarray(clips), np.asarray(finite)
+
+
+def finite_rows(array: Float[np.ndarray, n * rest]) -> Bool[np.ndarray, " n"]:
+    """Whether all values of each row are finite."""
+    return np.isfinite(array.reshape(len(array), -1)).all(-1)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))
+def _decode(
+    config: TunaConfig,
+    vae_params: Any,
+    latents: Float[Any, "n t h w c"],
+    sharding: LogicalSharding | None,
+    tile_above: int,
+) -> tuple[UInt8[Array, "n frames height width 3"], Bool[Array, " n"]]:
     params = vae.for_frames(config.vae, vae_params, latents.shape[1])
     chunked = latents.shape[1] > _MAX_UNCHUNKED_FRAMES
     height, width = (side * config.vae.spatial_factor for side in latents.shape[2:4])
     tiles = tiling(height, width, tile_above)
     with use_sharding(sharding):
         latents = constrain(jnp.asarray(latents), "batch", None, None, None, None)
-        return to_uint8(vae.decode(config.vae, params, latents, chunked=chunked, tiles=tiles))
+        pixels = vae.decode(config.vae, params, latents, chunked=chunked, tiles=tiles)
+        axes = tuple(range(1, pixels.ndim))
+        finite = jnp.isfinite(latents).all(axes) & jnp.isfinite(pixels).all(axes)
+        return to_uint8(pixels), finite

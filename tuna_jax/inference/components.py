@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,25 @@ from tuna_jax.conversion.image_vae_file import load_image_vae
 from tuna_jax.conversion.pretrained_backbones import rows_of
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.models import vae as vae_model
+from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 PathLike = str | os.PathLike[str]
 
 
-def read_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
+def read_vae(
+    path: Path, config: TunaConfig, *, check_weights: bool = True
+) -> tuple[VAEConfig, Any]:
     """A VAE's config and its parameters on the device, from a file in any layout; see `open_vae`.
 
     Raises:
       FileNotFoundError: there is no file at `path`.
-      ValueError: the file has no complete VAE, or one with another number of latent channels than the model.
+      ValueError: the file has no complete VAE, one with another number of latent channels than the model, or with
+        `check_weights` weights that are not finite.
     """
     vae_config, params = open_vae(path, config)
+    if check_weights:
+        check_finite(f"the VAE in {path}", flatten(params))
     if vae_config.latent_channels != config.vae.latent_channels:
         raise ValueError(
             f"the VAE in {path} has {vae_config.latent_channels} latent channels, and the model requires "
@@ -78,6 +84,33 @@ def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
     params = unflatten(flat)["vae"]
     check_complete(f"the VAE in {path}", flatten(vae_model.shapes(vae_config)), flatten(params))
     return vae_config, params
+
+
+def check_finite(what: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Checks that the numbers of arrays in host memory are finite.
+
+    Raises:
+      ValueError: some are not; `what` and the arrays are named.
+    """
+    found = [
+        (name, bad, np.size(array))
+        for name, array in arrays.items()
+        if (bad := nonfinite_values.count(np.asarray(array)))
+    ]
+    if found:
+        raise_not_finite(what, found)
+
+
+class NotFiniteWeightsError(ValueError):
+    """A file of weights has numbers that are not finite."""
+
+
+def raise_not_finite(what: str, found: Sequence[tuple[str, int, int]]) -> None:
+    """Raises NotFiniteWeightsError for arrays, each given by name, the number of such values, and size."""
+    raise NotFiniteWeightsError(
+        f"{what} has weights that are NaN or infinite: {nonfinite_values.describe(found)}; take an earlier "
+        f"checkpoint or download the file again (--no-check_weights, or check_weights=False, loads it as it is)"
+    )
 
 
 def check_complete(what: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
@@ -133,7 +166,14 @@ def read_tokenizer(tokenizer: Tokenizer | PathLike | None, config: TunaConfig) -
     return tokenizer
 
 
-def read_parameters(path: PathLike, shapes: Any, shardings: Any, *, averaged: bool = True) -> Any:
+def read_parameters(
+    path: PathLike,
+    shapes: Any,
+    shardings: Any,
+    *,
+    averaged: bool = True,
+    check_weights: bool = True,
+) -> Any:
     """A network's parameters, each read separately and sharded.
 
     Args:
@@ -141,10 +181,11 @@ def read_parameters(path: PathLike, shapes: Any, shardings: Any, *, averaged: bo
       shapes: tree of `ShapeDtypeStruct`; parameters are cast to its dtypes.
       shardings: tree of the same structure with a sharding for each parameter.
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
+      check_weights: whether to check that they are finite.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: parameters are missing, unknown or of another shape; all are listed.
+      ValueError: parameters are missing, unknown or of another shape (all are listed), or not finite.
     """
     path = Path(path)
     if not path.exists():
@@ -158,6 +199,8 @@ def read_parameters(path: PathLike, shapes: Any, shardings: Any, *, averaged: bo
 
     def read(name: str) -> jax.Array:
         array = np.asarray(state.read(name), expected[name].dtype)
+        if check_weights:
+            check_finite(f"the model in {path}", {name: array})
         return jax.make_array_from_callback(
             array.shape, sharding_of[name], lambda index: array[index]
         )

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.flow import EVERYWHERE
@@ -107,8 +107,8 @@ class Programs:
         noise: Float[np.ndarray, "n t h w c"],
         frames: int,
         settings: SamplingSettings,
-    ) -> UInt8[np.ndarray, "n f y x 3"] | None:
-        """Generates clips with an exported sampler; None if none fits.
+    ) -> tuple[UInt8[np.ndarray, "n f y x 3"], Bool[np.ndarray, " n"]] | None:
+        """Generates clips with an exported sampler, and whether each is finite; None if none fits.
 
         Args:
           params, vae_params: parameters of the model and of its VAE.
@@ -140,7 +140,8 @@ class Programs:
             for sequences in prompts
         )
         inputs = (positive, negative if guided else None, noise, np.float32(settings.guidance))
-        return np.asarray(program(params, vae_params, *inputs)[1])
+        latents, clips = program(params, vae_params, *inputs)
+        return np.asarray(clips), batching.finite_rows(np.asarray(latents))
 
 
 def write(

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import numpy as np
-
 from tuna_jax.flow import EVERYWHERE
-from tuna_jax.inference import batching
+from tuna_jax.inference import batching, option_checks
+from tuna_jax.utils import old_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +22,9 @@ class SamplingSettings:
       guidance_interval: (low, high), the times of the grid at which guidance is applied.
       shift: shift of the time grid.
       solver: 'euler' or 'heun'.
+
+    Raises:
+      ValueError: a number that is not finite or out of range, or an unknown solver; the field is named.
     """
 
     count: int = 24
@@ -32,13 +34,19 @@ class SamplingSettings:
     shift: float = 3.0
     solver: str = "euler"
 
+    def __post_init__(self) -> None:
+        option_checks.whole("count", self.count, 0, 2**31 - 1)
+        for name in ("steps", "guidance", "guidance_interval", "shift", "solver"):
+            option_checks.SAMPLING[name](name, getattr(self, name))
+        option_checks.check_grid(self.steps, self.shift)
+
 
 class SamplingOptions(TypedDict, total=False):
     """Options of every call that generates images or clips. One that is absent or None takes the model's default.
 
     Attributes:
-      seed: seed of the noise: row i depends on (seed, i). A list has a seed per row, and each row is then generated as
-        in a call of its own; see `batching.keys`.
+      seed: seed of the noise, from 0 to 2**64 - 1: row i depends on (seed, i). A list has a seed per row, and each row
+        is then generated as in a call of its own; see `batching.keys`.
       negative: negative prompt, what not to generate: one for all rows, or one per row. Default: the empty prompt.
       size: (height, width) in pixels, multiples of 16.
       guidance: guidance scale; 0 and 1 sample without guidance.
@@ -83,15 +91,21 @@ class DecodingOptions(TypedDict, total=False):
     batch_size: int | None
 
 
-def check(decoding: Mapping[str, Any]) -> None:
-    """Checks that the options of `DecodingOptions` are in range.
+def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `SamplingOptions` that are given and not None, checked, with today's names.
 
     Raises:
-      ValueError: an option is out of range, named.
+      ValueError: an unknown option, or a value that means nothing; the option is named.
     """
-    for name, low, high in (("temperature", 0, np.inf), ("top_k", 0, np.inf), ("top_p", 0, 1)):
-        value = decoding.get(name, low)
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
-    if decoding.get("max_new_tokens", 1) < 1:
-        raise ValueError(f"max_new_tokens is {decoding['max_new_tokens']}; it must be at least 1")
+    if options.get("points") is not None:  # Of earlier versions: one more than the steps.
+        option_checks.whole("points", options["points"], 2, option_checks.LARGEST_STEPS + 1)
+    return option_checks.check(old_names.sampling_options(options), option_checks.SAMPLING)
+
+
+def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `DecodingOptions` that are given and not None, checked.
+
+    Raises:
+      ValueError: an unknown option, or a value that means nothing; the option is named.
+    """
+    return option_checks.check(options, option_checks.DECODING)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from tuna_jax.inference import batching
+from tuna_jax.inference import batching, generation_config, option_checks
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettings
 from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture
+from tuna_jax.inference.not_finite import NotFiniteError
+from tuna_jax.inference.trained_shapes import nearest_shape
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
-from tuna_jax.utils import old_names
 
 if TYPE_CHECKING:
     from tuna_jax.inference.pipeline import Tuna
@@ -28,12 +29,14 @@ def prompt_list(prompts: str | Sequence[str]) -> list[str]:
     """The prompts as a list.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or one is not text.
     """
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    listed = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(listed, Sequence) or isinstance(listed, bytes):
+        raise ValueError(f"the prompts are a {type(prompts).__name__}; give a text or several")
     if not listed:
         raise ValueError("no prompt is given")
-    return listed
+    return [option_checks.text(f"prompt {index}", text) for index, text in enumerate(listed)]
 
 
 def load_sources(
@@ -49,7 +52,7 @@ def load_sources(
         `count`.
       FileNotFoundError: there is no such file.
     """
-    size = size or model.size
+    size = model.size if size is None else option_checks.size("size", size)
     model.config.vae.latent_shape(1, *size)  # Rejects a wrong size before files are read.
     sources = [as_picture(image, size) for image in as_list(images)]
     if any(len(clip) != 1 for clip in sources):
@@ -61,6 +64,23 @@ def load_sources(
             f"{len(sources)} images for {count} instructions; give one image, or one per instruction"
         )
     return np.stack(sources)
+
+
+def edit_size(model: Tuna, images: MediaInput | Sequence[MediaInput]) -> tuple[int, int]:
+    """The size of edits of these images: the nearest shape that edits were trained on, or the model's size.
+
+    Raises:
+      ValueError: the images are nearest to different shapes, or one cannot be read.
+      FileNotFoundError: there is no such file.
+    """
+    shapes = model.shapes.get("edit", ())
+    sizes = [nearest_shape(shapes, model.size, image) for image in as_list(images)]
+    if len(set(sizes)) > 1:
+        named = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
+        raise ValueError(
+            f"the images are nearest to different shapes ({named}); give size=, or edit those of one shape per call"
+        )
+    return sizes[0] if sizes else model.size
 
 
 def generate(
@@ -80,14 +100,16 @@ def generate(
       options: see `SamplingOptions`.
 
     Raises:
-      ValueError: an option is invalid or has no effect, or the number of negative prompts or of seeds differs from the
-        number of prompts.
+      NotFiniteError: the model computed NaN or infinity for some prompts; the clips of the others are in the error.
+      ValueError: an option is unknown, invalid or has no effect, or the number of negative prompts or of seeds differs
+        from the number of prompts.
     """
-    options = options or {}
-    settings = _settings(model.samples, options)
-    shape = model.config.vae.latent_shape(frames, *(options.get("size") or model.size))
+    given = generation_config.sampling(options or {})
+    settings = _settings(model.samples, given)
+    frames = option_checks.whole("frames", frames, 1, option_checks.LARGEST_FRAMES)
+    shape = model.config.vae.latent_shape(frames, *given.get("size", model.size))
     grid = Grid(*shape[:3])
-    negatives = _negative_prompts(options, len(prompts), settings.guidance)
+    negatives = _negative_prompts(given, len(prompts), settings.guidance)
 
     def tokens_of(prompt: str) -> TokenSequence:
         special, ids = model.tokenizer.special, model.tokenizer.encode(prompt)
@@ -98,13 +120,14 @@ def generate(
     positive = [tokens_of(prompt) for prompt in prompts]
     negative = [tokens_of(prompt) for prompt in negatives]
     width = batching.width_of([*positive, *negative])
-    noise = batching.noise(options.get("seed") or 0, len(prompts), shape)
+    noise = batching.noise(given.get("seed", 0), len(prompts), shape)
+    finite = np.ones(len(prompts), bool)
 
     def generate_rows(rows: Int[np.ndarray, " rows"]) -> np.ndarray:
         row_positive, row_negative = [positive[i] for i in rows], [negative[i] for i in rows]
         special = model.tokenizer.special
         if sources is None and model.programs is not None and model.sharding is None:
-            clips = model.programs.generate(
+            generated = model.programs.generate(
                 model.params,
                 model.vae_params,
                 (row_positive, row_negative),
@@ -113,7 +136,8 @@ def generate(
                 frames,
                 settings,
             )
-            if clips is not None:
+            if generated is not None:
+                clips, finite[rows] = generated
                 return clips
         latents = None if sources is None else encode(model, sources[rows])[:, None]
         samples = flow_sampler.sample(
@@ -129,15 +153,18 @@ def generate(
             solver=settings.solver,
             sharding=model.sharding,
         )
-        return np.asarray(
-            batching.decode(
-                model.config, model.vae_params, samples, model.sharding, model.tile_above
-            )
+        clips, finite[rows] = batching.decode_checked(
+            model.config, model.vae_params, samples, model.sharding, model.tile_above
         )
+        return clips
 
     visual_tokens = grid.tokens * (1 if sources is None else 2)
-    max_rows = options.get("batch_size") or batching.rows_per_chunk(visual_tokens)
-    return batching.in_chunks(generate_rows, np.arange(len(prompts)), max_rows)
+    max_rows = given.get("batch_size") or batching.rows_per_chunk(visual_tokens)
+    clips = batching.in_chunks(generate_rows, np.arange(len(prompts)), max_rows)
+    if not finite.all():
+        what = "image" if frames == 1 else "clip"
+        raise NotFiniteError.of_rows(what, prompts, np.flatnonzero(~finite).tolist(), clips)
+    return clips
 
 
 def encode(model: Tuna, clips: Clips) -> Array:
@@ -148,23 +175,19 @@ def encode(model: Tuna, clips: Clips) -> Array:
     return mean
 
 
-def _settings(defaults: SamplingSettings, options: SamplingOptions) -> SamplingSettings:
+def _settings(defaults: SamplingSettings, options: Mapping[str, Any]) -> SamplingSettings:
     """The model's defaults with a call's options over them."""
     names = {field.name for field in dataclasses.fields(defaults)}
-    changes: dict[str, Any] = {
-        name: value
-        for name, value in old_names.sampling_options(options).items()
-        if name in names and value is not None
-    }
+    changes: dict[str, Any] = {name: value for name, value in options.items() if name in names}
     settings = dataclasses.replace(defaults, **changes)
-    if options.get("guidance_interval") and settings.guidance in (0.0, 1.0):
+    if "guidance_interval" in options and settings.guidance in (0.0, 1.0):
         raise ValueError(
             f"guidance_interval has no effect at guidance {settings.guidance:g}; raise the guidance"
         )
     return settings
 
 
-def _negative_prompts(options: SamplingOptions, count: int, guidance: float) -> list[str]:
+def _negative_prompts(options: Mapping[str, Any], count: int, guidance: float) -> list[str]:
     """The negative prompt of each of `count` rows."""
     negative = options.get("negative") or ""
     if any(negative) and guidance in (0.0, 1.0):

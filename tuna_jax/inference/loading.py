@@ -18,8 +18,10 @@ from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference import run_record
 from tuna_jax.inference.components import (
+    NotFiniteWeightsError,
     PathLike,
     check_complete,
+    raise_not_finite,
     read_parameters,
     read_tokenizer,
     read_vae,
@@ -30,6 +32,7 @@ from tuna_jax.inference.run_record import IN_MODEL, RunRecord
 from tuna_jax.models import tuna
 from tuna_jax.parallel import param_sharding
 from tuna_jax.training.weights_file import MODEL_FILE
+from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 
@@ -42,6 +45,7 @@ def load(
     programs: PathLike | None = None,
     mesh: Mesh | None = None,
     averaged: bool = True,
+    check_weights: bool = True,
 ) -> Tuna:
     """Reads a model; `Tuna.load` is this function.
 
@@ -56,11 +60,12 @@ def load(
       programs: a folder that `tuna-jax export` wrote for this model; see `inference/exported_sampler.py`.
       mesh: shards the parameters over this mesh, each read separately; None: the default device holds them.
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
+      check_weights: whether to check that all weights are finite, which takes about a second per gigabyte.
 
     Raises:
       FileNotFoundError: there is no model at `path`, or no VAE or programs at theirs.
       ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
-        programs do not fit the model.
+        programs do not fit the model; or weights are not finite.
     """
     path = Path(path)
     if not path.exists():
@@ -75,12 +80,13 @@ def load(
     stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
     record = run_record.read(source, state)
     if mesh is None:
-        params = _read_whole(state, convert_checkpoint.parameter_shapes(stored_config), dtype, path)
+        shapes = convert_checkpoint.parameter_shapes(stored_config)
+        params = _read_whole(state, shapes, dtype, path, check_weights)
         stored_vae = params.pop("vae", None)
     else:
-        params = _read_sharded(source, stored_config, dtype, mesh, averaged)
+        params = _read_sharded(source, stored_config, dtype, mesh, averaged, check_weights)
         stored_vae = None
-    vae_config, vae_params = _read_vae(path, record, stored_config, stored_vae, vae)
+    vae_config, vae_params = _read_vae(path, record, stored_config, stored_vae, vae, check_weights)
     config = dataclasses.replace(stored_config, vae=vae_config)
     model = Tuna(
         config,
@@ -90,6 +96,10 @@ def load(
         (record.size[0], record.size[1]),
         record.sampling,
         record.template,
+        shapes={
+            task: [(int(height), int(width)) for height, width in shapes]
+            for task, shapes in record.shapes.items()
+        },
     )
     if mesh is not None:
         model = on_mesh(model, mesh)
@@ -111,21 +121,28 @@ def vae_file(path: Path) -> Path | None:
 
 
 def _read_vae(
-    path: Path, record: RunRecord, config: TunaConfig, stored_params: Any, vae: PathLike | None
+    path: Path,
+    record: RunRecord,
+    config: TunaConfig,
+    stored_params: Any,
+    vae: PathLike | None,
+    check_weights: bool,
 ) -> tuple[VAEConfig, Any]:
     """The configuration and the parameters, on the device, of the VAE at `vae`, by default of the record's."""
     if vae is None and record.vae == IN_MODEL:
         if stored_params is not None:
             return config.vae, stored_params
         try:
-            return read_vae(path, config)
+            return read_vae(path, config, check_weights=check_weights)
         except ValueError as error:
+            if isinstance(error, NotFiniteWeightsError):
+                raise
             raise ValueError(
                 f"{path} stores no VAE; name one: --vae=FILE, or Tuna.load(vae=)"
             ) from error
     file = Path(vae or record.vae or shipped_image_vae())
     try:
-        vae_config, vae_params = read_vae(file, config)
+        vae_config, vae_params = read_vae(file, config, check_weights=check_weights)
     except ValueError as error:
         if vae or record.vae:
             raise
@@ -137,7 +154,7 @@ def _read_vae(
 
 
 def _read_sharded(
-    source: Path, config: TunaConfig, dtype: str, mesh: Mesh, averaged: bool
+    source: Path, config: TunaConfig, dtype: str, mesh: Mesh, averaged: bool, check_weights: bool
 ) -> dict[str, Any]:
     """The network's parameters sharded over a mesh, float32 unless `dtype` says otherwise."""
     shapes = tuna.shapes(config)
@@ -146,22 +163,32 @@ def _read_sharded(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes
         )
     return read_parameters(
-        source, shapes, param_sharding.shardings(shapes, mesh), averaged=averaged
+        source,
+        shapes,
+        param_sharding.shardings(shapes, mesh),
+        averaged=averaged,
+        check_weights=check_weights,
     )
 
 
 def _read_whole(
-    state: StateDict, shapes: Mapping[str, Any], dtype: str, path: Path
+    state: StateDict, shapes: Mapping[str, Any], dtype: str, path: Path, check_weights: bool
 ) -> dict[str, Any]:
     """Parameters on the default device, read one at a time, as a nested dict.
 
     Raises:
-      ValueError: missing, unknown or wrongly shaped parameters; all are listed.
+      ValueError: missing, unknown or wrongly shaped parameters (all are listed), or ones that are not finite.
     """
     expected = flatten(shapes)
     if not any(name.startswith("vae.") for name in state.entries):
         expected = {name: leaf for name, leaf in expected.items() if not name.startswith("vae.")}
     check_complete(f"the model in {path}", expected, state.entries)
-    return unflatten(
-        {name: jnp.asarray(state.read(name), dtype=dtype or None) for name in state.entries}
-    )
+    params, found = {}, []
+    for name in state.entries:
+        array = state.read(name)
+        if check_weights and (bad := nonfinite_values.count(array)):
+            found.append((name, bad, array.size))
+        params[name] = jnp.asarray(array, dtype=dtype or None)
+    if found:
+        raise_not_finite(f"the model in {path}", found)
+    return unflatten(params)

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.inference import batching, images, text
-from tuna_jax.inference.conversation import Conversation, prompt_tokens
+from tuna_jax.inference import batching, images, option_checks, text, trained_shapes
+from tuna_jax.inference.conversation import Conversation, media_of, prompt_tokens
 from tuna_jax.inference.exported_sampler import Programs
 from tuna_jax.inference.generation.prefix_cache import Prefix, prepared
 from tuna_jax.inference.generation_config import (
@@ -29,6 +29,7 @@ from tuna_jax.inference.generation_config import (
 )
 from tuna_jax.inference.images import Clips, Images
 from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
+from tuna_jax.inference.trained_shapes import Shapes
 from tuna_jax.models.logical_sharding import LogicalSharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.parallel import param_sharding
@@ -58,6 +59,8 @@ class Tuna:
         mesh of several devices; None leaves it to the compiler.
       tile_above: pixels of a frame above which the VAE runs in overlapping tiles, to save memory.
       programs: exported samplers, which run instead of tracing where one fits.
+      shapes: by task, the (height, width) that the model was trained on: an image that is asked about or edited takes
+        the nearest; see `trained_shapes`. A task that has none takes `size`.
     """
 
     config: TunaConfig
@@ -70,6 +73,7 @@ class Tuna:
     sharding: LogicalSharding | None = None
     tile_above: int = TILE_ABOVE
     programs: Programs | None = dataclasses.field(default=None, repr=False)
+    shapes: Shapes = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(
@@ -81,11 +85,20 @@ class Tuna:
         dtype: str = "",
         programs: str | os.PathLike[str] | None = None,
         mesh: Mesh | None = None,
+        check_weights: bool = True,
     ) -> Tuna:
         """Reads a training run or a converted model; arguments and errors are those of `inference.loading.load`."""
         from tuna_jax.inference.loading import load  # It imports this module.
 
-        return load(path, vae=vae, tokenizer=tokenizer, dtype=dtype, programs=programs, mesh=mesh)
+        return load(
+            path,
+            vae=vae,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            programs=programs,
+            mesh=mesh,
+            check_weights=check_weights,
+        )
 
     @functools.cached_property
     def generation_params(self) -> Any:
@@ -137,7 +150,8 @@ class Tuna:
 
         Args:
           sources: one image for all instructions or one per instruction: files, Pillow images, or arrays uint8
-            [height, width, 3]. They are scaled and cropped to the size of the result.
+            [height, width, 3]. They are scaled and cropped to the size of the result: by default the nearest of the
+            shapes that edits were trained on, which must be one for all images of a call.
           instructions: what to change, one or several.
           **options: see `SamplingOptions`.
 
@@ -146,7 +160,9 @@ class Tuna:
           FileNotFoundError: there is no such file.
         """
         instructions = images.prompt_list(instructions)
-        clips = images.load_sources(self, sources, len(instructions), options.get("size"))
+        if options.get("size") is None:
+            options["size"] = images.edit_size(self, sources)
+        clips = images.load_sources(self, sources, len(instructions), options["size"])
         return images.generate(self, instructions, clips, options=options)[:, 0]
 
     def answer(
@@ -162,13 +178,15 @@ class Tuna:
 
         Args:
           media: an image, several, a clip (a video file, or uint8 [frames, height, width, 3]), or None.
-          question: the question.
+          question: the question; `\\<image>` in it is the text `<image>`.
           history: (question, answer) of earlier turns; the media precede the first question.
           frames: the largest number of frames taken of a video file, evenly spaced; 1 + 4k.
           **options: see `DecodingOptions`.
 
         Raises:
-          ValueError: a file cannot be read, images and clips are mixed, or the template does not fit.
+          NotFiniteError: the model computed NaN or infinity.
+          ValueError: a file cannot be read, images and clips are mixed, an option is unknown or invalid, or the
+            template does not fit.
           FileNotFoundError: there is no such file.
         """
         clips = self.load_media(as_list(media), frames)
@@ -194,37 +212,39 @@ class Tuna:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         media: MediaInput | Sequence[MediaInput] | None = None,
         *,
         frames: int = 17,
         **options: Unpack[DecodingOptions],
     ) -> str:
-        """The assistant's next message.
+        r"""The assistant's next message.
 
         Args:
           messages: dicts with `role` ('system', 'user' or 'assistant') and `content`; the last one is the user's.
-            `<image>` in a user's content marks the position of an image or clip.
-          media: the images or clips, in the order of the `<image>` tags.
+            Content is a string, where `<image>` in the user's marks the position of an image or clip and `\<image>` is
+            the text `<image>`; or a list of parts, where nothing needs escaping: `{"type": "text", "text": ...}` and
+            `{"type": "image", "image": ...}` or `{"type": "video", "video": ...}` with the image or clip itself.
+          media: the images or clips that parts do not name, in the order of their positions.
           frames: the largest number of frames taken of a video file; 1 + 4k.
           **options: see `DecodingOptions`.
 
         Raises:
           ValueError: the number of `<image>` tags differs from that of media, and the errors of `answer`.
         """
-        clips = self.load_media(as_list(media), frames)
+        clips = self.load_media(media_of(messages, media), frames)
         return self.reply([Conversation(tuple(messages), tuple(clips))], **options)[0]
 
     def stream_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         media: MediaInput | Sequence[MediaInput] | None = None,
         *,
         frames: int = 17,
         **options: Unpack[DecodingOptions],
     ) -> Iterator[str]:
         """Yields the result of `chat` in parts as they are decoded; the arguments and errors are the same."""
-        clips = self.load_media(as_list(media), frames)
+        clips = self.load_media(media_of(messages, media), frames)
         return self.stream(Conversation(tuple(messages), tuple(clips)), **options)
 
     def reply(
@@ -281,8 +301,14 @@ class Tuna:
         return batching.prefix_of(prompts, self.tokenizer.special, latents, width)
 
     def load_media(self, media: Sequence[MediaInput], frames: int = 17) -> list[np.ndarray]:
-        """Images and videos as clips of the model's size, for a `Conversation`; the errors are those of `answer`."""
-        return [as_clip(item, self.size, frames, self.config.vae.temporal_factor) for item in media]
+        """Images and videos as clips of one shape, for a `Conversation`; the errors are those of `answer`.
+
+        The shape is the nearest to the first of them that the model was trained on (`shapes`), or the model's size.
+        """
+        step = self.config.vae.temporal_factor
+        frames = option_checks.frames(frames, step)
+        size = trained_shapes.of_media(self.shapes, self.size, media)
+        return [as_clip(item, size, frames, step) for item in media]
 
 
 def on_mesh(model: Tuna, mesh: Mesh) -> Tuna:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuna_jax.data.text.messages import MEDIA_TYPES, media_key
+from tuna_jax.inference import option_checks
+from tuna_jax.inference.conversation import check_messages
+from tuna_jax.utils import seeds
 from tuna_jax.utils.data_uri import is_data_uri
 from tuna_jax.utils.text_files import check_text, check_texts, numbered_lines, read_json_lines
 
@@ -36,6 +40,7 @@ class Request:
       media: image files, or one video file.
       kind: 'image' or 'video', which the media are read as; '': their content decides.
       messages: for a chat, the whole conversation instead of `text`.
+      where: the file and line that it comes from; '' if it is not from a file.
 
     Raises:
       ValueError: a text that is not UTF-8, as of a command line in another encoding.
@@ -46,7 +51,8 @@ class Request:
     seed: int | None = None
     media: tuple[str, ...] = ()
     kind: str = ""
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    where: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check_text(self.text, f"the prompt or question {self.text[:60]!r}")
@@ -74,7 +80,10 @@ def read_requests(path: str | Path, task: str) -> list[Request]:
         for where, values in read_json_lines(path):
             requests.append(_request(values, task, where, path.parent))
     else:
-        requests = [Request(text=line.strip()) for _, line in numbered_lines(path)]
+        requests = [
+            Request(text=line.strip(), where=f"{path}:{number}")
+            for number, line in numbered_lines(path)
+        ]
     if not requests:
         raise ValueError(f"{path} has no request")
     return requests
@@ -91,8 +100,8 @@ def _request(values: Any, task: str, where: str, folder: Path) -> Request:
             f"{where}: unknown key {unknown[0]!r}; the keys of {task} are {', '.join(keys)}"
         )
     check_texts(values, where)
-    text = _value(values, keys[0], str, where)
-    messages = _messages(values.get("messages"), where)
+    text = _text(values, keys[0], where)
+    messages = _messages(values.get("messages"), where, folder)
     if (text is None) == (messages is None):
         required = f"{keys[0]!r}" + (" or 'messages'" if "messages" in keys else "")
         raise ValueError(f"{where}: give {required}" + (", not both" if messages else ""))
@@ -100,15 +109,17 @@ def _request(values: Any, task: str, where: str, folder: Path) -> Request:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{where}: 'image' is {files!r}; it must be a file name or a list of them")
-    video = _value(values, "video", str, where)
+    files = [option_checks.text(f"{where}: 'image'", file) for file in files]
+    video = _text(values, "video", where)
     return Request(
         text=text or "",
-        negative=_value(values, "negative", str, where),
-        seed=_value(values, "seed", int, where),
+        negative=_text(values, "negative", where),
+        seed=None if "seed" not in values else seeds.check(values["seed"], f"{where}: 'seed'"),
         media=tuple(_file(folder, file) for file in [*files, *([video] if video else [])]),
         # Both together are an error of the conversation, which mixes images and clips.
         kind="" if files and video else "video" if video else "image" if files else "",
         messages=messages or (),
+        where=where,
     )
 
 
@@ -117,25 +128,30 @@ def _file(folder: Path, name: str) -> str:
     return name if is_data_uri(name) else str(folder / name)
 
 
-def _value(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     value = values.get(key)
-    # bool is a subclass of int.
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        names = {str: "a string", int: "an integer"}
-        raise ValueError(f"{where}: {key!r} is {value!r}; it must be {names[kind]}")
-    return value
+    return value if value is None else option_checks.text(f"{where}: {key!r}", value)
 
 
-def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...] | None:
+def _messages(value: Any, where: str, folder: Path) -> tuple[Mapping[str, Any], ...] | None:
+    """A conversation, with the paths of its parts' files, which are relative to `folder`."""
     if value is None:
         return None
-    valid = isinstance(value, Sequence) and all(
-        isinstance(message, dict)
-        and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in value
-    )
-    if not valid or not value:
-        raise ValueError(
-            f"{where}: 'messages' must be a list of objects with the strings 'role' and 'content'"
-        )
-    return tuple(value)
+    try:
+        check_messages(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: 'messages': {error}") from error
+    if not value:
+        raise ValueError(f"{where}: 'messages' must be a list of objects with 'role' and 'content'")
+    return tuple(_with_paths(message, folder) for message in value)
+
+
+def _with_paths(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return dict(message)
+    parts = []
+    for part in content:
+        key = media_key(part) if part["type"] in MEDIA_TYPES else None
+        parts.append(part if key is None else {**part, key: _file(folder, part[key])})
+    return {**message, "content": parts}

@@ -17,6 +17,7 @@ from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion import checkpoint_source
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.flow import EVERYWHERE
+from tuna_jax.inference import trained_shapes
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
@@ -38,6 +39,7 @@ class RunRecord:
       template: template of questions, 'plain' or 'chat'; see `conversation.prompt_tokens`.
       size: (height, width) of an image in pixels.
       sampling: defaults of sampling.
+      shapes: by task, the (height, width) that images had in training; see `trained_shapes`.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class RunRecord:
     template: str = "chat"
     size: tuple[int, int]
     sampling: SamplingSettings = SamplingSettings(steps=49, guidance=3.0)
+    shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def config(self) -> TunaConfig:
@@ -82,14 +85,28 @@ def read(path: Path, state: StateDict) -> RunRecord:
         config, _ = checkpoint_source.open_parameters(path)
         return of_converted(config)
     if RECORD_KEY in stored:
-        return RunRecord.from_json(stored[RECORD_KEY])
+        record = RunRecord.from_json(stored[RECORD_KEY])
+        if "shapes" not in stored[RECORD_KEY]:  # Of an earlier version.
+            record = dataclasses.replace(record, shapes=_shapes(stored))
+        return record
     return of_old_run(stored)
+
+
+def _shapes(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of a multitask run's streams, from the settings that it stored."""
+    return trained_shapes.of_streams(stored.get("data", {}).get("streams") or {})
 
 
 def of_converted(config: TunaConfig) -> RunRecord:
     """The record of a model that `convert from_torch` wrote."""
     side = config.representation.grid * config.vae.spatial_factor
-    return RunRecord(kind="converted", model=config.to_dict(), vae=IN_MODEL, size=(side, side))
+    return RunRecord(
+        kind="converted",
+        model=config.to_dict(),
+        vae=IN_MODEL,
+        size=(side, side),
+        shapes=trained_shapes.of_released_model(side),
+    )
 
 
 def of_old_run(stored: Mapping[str, Any]) -> RunRecord:
@@ -114,6 +131,7 @@ def of_old_run(stored: Mapping[str, Any]) -> RunRecord:
             tokenizer=data.get("vocabulary", ""),
             size=(height, width),
             sampling=parse(SamplingSettings, sampling, "samples"),
+            shapes=_shapes(values),
         )
     clips = data.get("clips", {})
     by_frame = bool(clips.get("generation_rows", 0) + clips.get("understanding_rows", 0))

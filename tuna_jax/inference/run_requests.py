@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from tuna_jax.data.media.video import import_av, write_video
-from tuna_jax.data.text.tokenizer import IMAGE_TAG
+from tuna_jax.data.text.messages import IMAGE_TAG, escape
+from tuna_jax.inference import images as image_calls
+from tuna_jax.inference import option_checks
 from tuna_jax.inference.batching import Seed
-from tuna_jax.inference.conversation import Conversation
-from tuna_jax.inference.generation_config import DecodingOptions, SamplingOptions
+from tuna_jax.inference.conversation import Conversation, check_messages, media_of
+from tuna_jax.inference.generation_config import DecodingOptions
 from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.inference.request_failures import OnFailure, finite_results, one_request
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
-from tuna_jax.utils.text_files import json_line, read_json
+from tuna_jax.utils.text_files import json_line, json_text, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -32,17 +36,21 @@ def generate_images(
     edit: bool = False,
     seed: int = 0,
     log: Log = print,
+    on_failure: OnFailure | None = None,
     **options: Any,
 ) -> list[Path]:
     """Writes an image per request as PNG, `prompt_0.png` and so on (`edit_0.png` of an edit), and all as `sheet.png`.
 
     Args:
       model: the model.
-      requests: prompts, or instructions with one image each.
+      requests: prompts, or instructions with one image each. Without `size` in `options`, an edit has the shape nearest
+        to its image's among those that edits were trained on.
       folder: created if it does not exist; files of the same name are overwritten.
       edit: whether the requests edit their image.
       seed: seed of the requests without their own.
       log: called with a line per file.
+      on_failure: called for a request whose image cannot be read, or whose result is not finite; None raises the
+        reason.
       **options: see `SamplingOptions`; `negative` is for requests without their own.
 
     Returns:
@@ -51,27 +59,68 @@ def generate_images(
     Raises:
       ValueError: an edit has no image or several, and the errors of `Tuna.generate_image` and `edit_image`.
     """
-    prompts = [request.text for request in requests]
-    sampling = _sampling(requests, seed, options)
     if edit:
         for request in requests:
             if len(request.media) != 1:
+                where = f"{request.where}: " if request.where else ""
                 raise ValueError(
-                    f"the edit {request.text!r} has {len(request.media)} images; it requires one: --image=FILE, or "
-                    f"'image' in its line"
+                    f"{where}the edit {request.text!r} has {len(request.media)} images; it requires one: "
+                    f"--image=FILE, or 'image' in its line"
                 )
-        images = model.edit_image([request.media[0] for request in requests], prompts, **sampling)
-    else:
-        images = model.generate_image(prompts, **sampling)
+    images: dict[int, np.ndarray] = {}
+    for group, size, sources in _edit_groups(model, requests, edit, options, on_failure):
+        sampling = _sampling(requests, seed, options, group)
+        if edit:
+            sampling["size"] = size
+        prompts = [requests[index].text for index in group]
+        call = functools.partial(model.edit_image, sources) if edit else model.generate_image
+        images |= finite_results(
+            requests, group, functools.partial(call, prompts, **sampling), on_failure
+        )
     folder = _create(folder)
     name = "edit" if edit else "prompt"
-    paths = [folder / f"{name}_{index}.png" for index in range(len(prompts))]
-    for path, prompt, image in zip(paths, prompts, images, strict=True):
-        Image.fromarray(image).save(path)
-        log(f"{path}: {prompt}")
-    contact_sheet(images, prompts).save(folder / "sheet.png")
-    log(str(folder / "sheet.png"))
+    paths = []
+    for index in sorted(images):
+        paths.append(folder / f"{name}_{index}.png")
+        Image.fromarray(images[index]).save(paths[-1])
+        log(f"{paths[-1]}: {requests[index].text}")
+    if images:
+        _sheet(images, requests).save(folder / "sheet.png")
+        log(str(folder / "sheet.png"))
     return paths
+
+
+def _sheet(images: Mapping[int, np.ndarray], requests: Sequence[Request]) -> Image.Image:
+    """A contact sheet; images of several shapes are centred on white."""
+    indices = sorted(images)
+    height, width = (max(images[index].shape[axis] for index in indices) for axis in (0, 1))
+    sheet = np.full((len(indices), height, width, 3), 255, np.uint8)
+    for row, index in zip(sheet, indices, strict=True):
+        image = images[index]
+        top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+        row[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return contact_sheet(sheet, [requests[index].text for index in indices])
+
+
+def _edit_groups(
+    model: Tuna,
+    requests: Sequence[Request],
+    edit: bool,
+    options: Mapping[str, Any],
+    on_failure: OnFailure | None,
+) -> list[tuple[list[int], tuple[int, int], list[np.ndarray]]]:
+    """Indices of requests that share a call, the size of their results, and the images that they edit."""
+    if not edit:
+        return [(list(range(len(requests))), model.size, [])]
+    groups: dict[tuple[int, int], tuple[list[int], list[np.ndarray]]] = {}
+    for index, request in enumerate(requests):
+        with one_request(requests, index, on_failure):
+            size = options.get("size") or image_calls.edit_size(model, request.media[0])
+            source = image_calls.load_sources(model, request.media[0], 1, size)[0, 0]
+            indices, sources = groups.setdefault(tuple(size), ([], []))
+            indices.append(index)
+            sources.append(source)
+    return [(indices, size, sources) for size, (indices, sources) in groups.items()]
 
 
 def generate_clips(
@@ -83,12 +132,13 @@ def generate_clips(
     fps: float = 8.0,
     seed: int = 0,
     log: Log = print,
+    on_failure: OnFailure | None = None,
     **options: Any,
 ) -> list[Path]:
     """Writes a clip per request as MP4, `video_0.mp4` and so on.
 
     Args:
-      model, requests, folder, seed, log, **options: see `generate_images`.
+      model, requests, folder, seed, log, on_failure, **options: see `generate_images`.
       frames: frames per clip, 1 + 4k.
       fps: frames per second.
 
@@ -100,13 +150,18 @@ def generate_clips(
       ValueError: see `Tuna.generate_video`.
     """
     import_av("an MP4")  # Fails before time is spent on sampling.
+    option_checks.fps(fps)
+    everything = range(len(requests))
+    sampling = _sampling(requests, seed, options, everything)
     prompts = [request.text for request in requests]
-    videos = model.generate_video(prompts, frames=frames, **_sampling(requests, seed, options))
+    call = functools.partial(model.generate_video, prompts, frames=frames, **sampling)
+    videos = finite_results(requests, everything, call, on_failure)
     folder = _create(folder)
-    paths = [folder / f"video_{index}.mp4" for index in range(len(prompts))]
-    for path, prompt, video in zip(paths, prompts, videos, strict=True):
-        write_video(path, video, fps)
-        log(f"{path}: {prompt}")
+    paths = []
+    for index, video in videos.items():
+        paths.append(folder / f"video_{index}.mp4")
+        write_video(paths[-1], video, fps)
+        log(f"{paths[-1]}: {requests[index].text}")
     return paths
 
 
@@ -119,6 +174,7 @@ def write_answers(
     seed: int = 0,
     log: Log = print,
     write: Write | None = None,
+    on_failure: OnFailure | None = None,
     **options: Any,
 ) -> Path:
     """Answers questions, or writes the next message of conversations, and stores them as `answers.jsonl`.
@@ -126,37 +182,64 @@ def write_answers(
     Args:
       model: the model.
       requests: each a question or a conversation.
-      folder: created if it does not exist; `answers.jsonl` there has a line per request: media, messages and answer.
+      folder: created if it does not exist; `answers.jsonl` there has a line per request: media, messages and answer; in
+        place of the answer of a request that failed, `error` with the reason.
       frames: the largest number of frames taken of a video file.
       seed: seed of the requests without their own.
       log: called with each answer, unless `write` is given.
       write: called with the parts of an answer as they are decoded, and with a newline after each answer. The requests
         then run one after another instead of in one batch.
+      on_failure: called for a request whose media cannot be read, or whose answer is not finite; None raises the
+        reason.
       **options: see `DecodingOptions`.
 
     Returns:
       The file.
     """
-    conversations = [_conversation(model, request, frames) for request in requests]
-    decoding: DecodingOptions = {**options, "seed": _seeds(requests, seed)}  # pyright: ignore[reportAssignmentType]
-    if write is None:
-        answers = model.reply(conversations, **decoding)
-    else:
-        seeds = [
-            (seed, index) if request.seed is None else request.seed
-            for index, request in enumerate(requests)
-        ]
-        answers = [
-            _stream(model, conversation, write, {**decoding, "seed": [own_seed]})
-            for conversation, own_seed in zip(conversations, seeds, strict=True)
-        ]
+    conversations: dict[int, Conversation] = {}
+    reasons: dict[int, str] = {}
+
+    def failed(index: int, error: Exception) -> None:
+        reasons[index] = str(error)
+        if on_failure is not None:
+            on_failure(index, error)
+
+    told = None if on_failure is None else failed
+    for index, request in enumerate(requests):
+        with one_request(requests, index, told):
+            conversation = _conversation(model, request, frames)
+            model.prompt_tokens(conversation, options.get("template"))  # May not fit this one.
+            conversations[index] = conversation
+    own = {
+        index: (seed, index) if request.seed is None else request.seed
+        for index, request in enumerate(requests)
+    }
+    answers: dict[int, str] = {}
+    group = list(conversations)
+    if write is None and group:
+        seeds = [own[index] for index in group]
+        call = functools.partial(
+            model.reply, [conversations[i] for i in group], **{**options, "seed": seeds}
+        )
+        answers = finite_results(requests, group, call, told)
+    elif write is not None:
+        for index in group:
+            decoding: DecodingOptions = {**options, "seed": [own[index]]}  # pyright: ignore[reportAssignmentType]
+            with one_request(requests, index, told):
+                answers[index] = _stream(model, conversations[index], write, decoding)
     path = _create(folder) / "answers.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for request, conversation, answer in zip(requests, conversations, answers, strict=True):
-            line = {"media": request.media, "messages": conversation.messages, "answer": answer}
+        for index, request in enumerate(requests):
+            messages = conversations[index].messages if index in conversations else request.messages
+            line = {"media": request.media, "messages": messages}
+            if index in answers:
+                line["answer"] = answers[index]
+                if write is None:
+                    log(answers[index])
+            else:
+                line["error"] = reasons.get(index, "")
+                line["messages"] = messages or [{"role": "user", "content": request.text}]
             file.write(json_line(line))
-            if write is None:
-                log(answer)
     return path
 
 
@@ -188,14 +271,19 @@ def converse(
       ValueError: both the history and a request have media, and the errors of `Tuna.reply`.
     """
     earlier = history or Request()
-    if earlier.media and any(request.media for request in requests):
+    has_media = earlier.media or (earlier.messages and media_of(earlier.messages, earlier.media))
+    if has_media and any(request.media for request in requests):
         raise ValueError(
             "the history already has media; ask about them, or start a new conversation"
         )
+    # Those of the history's messages, or of the first request.
     media, kind = (
         (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
     )
-    loaded_media = tuple(model.load_media(of_kind(media, kind), frames))
+    named = of_kind(media, kind)
+    loaded_media = tuple(
+        model.load_media(media_of(earlier.messages, named) if has_media else named, frames)
+    )
     messages = list(earlier.messages)
     for index, request in enumerate(requests):
         tags = f"{IMAGE_TAG}\n" * len(request.media) if index == 0 else ""
@@ -207,10 +295,11 @@ def converse(
             log(answer)
         else:
             answer = _stream(model, conversation, write, decoding)
-        messages.append({"role": "assistant", "content": answer})
+        # The model may have written the tag as text.
+        messages.append({"role": "assistant", "content": escape(answer)})
     path = _create(folder) / "conversation.json"
     values = {"media": media, **({"kind": kind} if kind else {}), "messages": messages}
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(values, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -221,15 +310,20 @@ def read_history(path: str | Path) -> Request:
       FileNotFoundError: there is no such file.
       ValueError: the file is not a conversation.
     """
+    values = read_json(path)
+    wrong = f"{path} is not a conversation that --task=chat wrote"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{wrong}: it holds a {type(values).__name__}")
+    media = values.get("media", values.get("shown"))  # Earlier versions wrote "shown".
+    if not isinstance(media, list) or not all(isinstance(file, str) for file in media):
+        raise ValueError(f"{wrong}: 'media' must be a list of files")
     try:
-        values = read_json(path)
-        media = values["shown" if "shown" in values else "media"]  # Earlier versions wrote "shown".
-        kind, messages = values.get("kind", ""), tuple(values["messages"])
-        return Request(media=tuple(media), kind=kind, messages=messages)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a conversation that --task=chat wrote: {error!r}"
-        ) from error
+        check_messages(values.get("messages"))
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}") from error
+    return Request(
+        media=tuple(media), kind=values.get("kind", ""), messages=tuple(values["messages"])
+    )
 
 
 def _stream(model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions) -> str:
@@ -243,28 +337,31 @@ def _stream(model: Tuna, conversation: Conversation, write: Write, options: Deco
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
-    media = model.load_media(of_kind(request.media, request.kind), frames)
+    given = of_kind(request.media, request.kind)
     if request.messages:
+        media = model.load_media(media_of(request.messages, given), frames)
         return Conversation(request.messages, tuple(media))
-    return Conversation.of(media, request.text)
+    return Conversation.of(model.load_media(given, frames), request.text)
 
 
-def _sampling(requests: Sequence[Request], seed: int, options: dict[str, Any]) -> SamplingOptions:
-    """The options of one call that generates for all requests."""
+def _sampling(
+    requests: Sequence[Request], seed: int, options: Mapping[str, Any], group: Sequence[int]
+) -> dict[str, Any]:
+    """The options of one call that generates for a group of requests, given by their indices."""
     default = options.get("negative") or ""
-    negatives = [default if request.negative is None else request.negative for request in requests]
-    sampling = {**options, "seed": _seeds(requests, seed)}
-    return sampling | {"negative": negatives if any(negatives) else None}  # pyright: ignore[reportReturnType]
+    chosen = [requests[index] for index in group]
+    negatives = [default if request.negative is None else request.negative for request in chosen]
+    sampling = {**options, "seed": _seeds(requests, seed, group)}
+    return sampling | {"negative": negatives if any(negatives) else None}
 
 
-def _seeds(requests: Sequence[Request], seed: int) -> Seed:
+def _seeds(requests: Sequence[Request], seed: int, group: Sequence[int]) -> Seed:
     """The seeds of one call: a request's own seed, or the command's seed with the request's index."""
-    if all(request.seed is None for request in requests):
+    everything = list(group) == list(range(len(requests)))
+    if everything and all(request.seed is None for request in requests):
         return seed
-    return [
-        (seed, index) if request.seed is None else request.seed
-        for index, request in enumerate(requests)
-    ]
+    own = [(index, requests[index].seed) for index in group]
+    return [(seed, index) if value is None else value for index, value in own]
 
 
 def _create(folder: str | Path) -> Path:

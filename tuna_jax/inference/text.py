@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
-from tuna_jax.inference import batching
+from tuna_jax.inference import batching, generation_config
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation import text_decoder
-from tuna_jax.inference.generation_config import DecodingOptions, check
+from tuna_jax.inference.generation_config import DecodingOptions
+from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.sequence import TokenSequence
 
 if TYPE_CHECKING:
@@ -26,12 +27,19 @@ def reply(
     batch_size, template = decoding.pop("batch_size"), decoding.pop("template")
     keys = batching.keys(decoding.pop("seed"), len(conversations))
     replies = [""] * len(conversations)
+    finite = np.ones(len(conversations), bool)
     for group in groups_of_equal_media(conversations):
         prompts = [model.prompt_tokens(conversations[i], template) for i in group]
         media = [conversations[i].media for i in group]
-        ids = _decode(model, prompts, media, keys[np.asarray(group)], batch_size, decoding)
+        ids, finite[group] = _decode(
+            model, prompts, media, keys[np.asarray(group)], batch_size, decoding
+        )
         for index, row in zip(group, ids, strict=True):
             replies[index] = model.tokenizer.decode(_answer_ids(model, row))
+    if not finite.all():
+        questions = [conversation.question for conversation in conversations]
+        rows = np.flatnonzero(~finite).tolist()
+        raise NotFiniteError.of_rows("answer", questions, rows, replies)
     return replies
 
 
@@ -69,10 +77,11 @@ def _decode(
     keys: Array,
     batch_size: int | None,
     decoding: Mapping[str, Any],
-) -> Int[np.ndarray, "n new"]:
-    """Token ids that follow prompts with equally many media of one shape."""
+) -> tuple[Int[np.ndarray, "n new"], Bool[np.ndarray, " n"]]:
+    """Token ids that follow prompts with equally many media of one shape, and whether their logits were finite."""
     width, visual_tokens = batching.width_of(prompts), int(prompts[0].spans[:, 1].sum())
     is_greedy = not decoding.get("temperature")
+    finite = np.ones(len(prompts), bool)
 
     def decode_rows(rows: Int[np.ndarray, " rows"]) -> np.ndarray:
         prefix = model.prefix([prompts[i] for i in rows], [media[i] for i in rows], width)
@@ -85,10 +94,11 @@ def _decode(
             sharding=model.sharding,
             **decoding,
         )
+        finite[rows] = np.asarray(decoded.finite)
         return np.asarray(decoded.tokens)
 
     max_rows = batch_size or batching.rows_per_chunk(visual_tokens)
-    return batching.in_chunks(decode_rows, np.arange(len(prompts)), max_rows)
+    return batching.in_chunks(decode_rows, np.arange(len(prompts)), max_rows), finite
 
 
 def _answer_ids(model: Tuna, row: Int[np.ndarray, " n"]) -> list[int]:
@@ -101,7 +111,6 @@ def _answer_ids(model: Tuna, row: Int[np.ndarray, " n"]) -> list[int]:
 
 def _with_defaults(options: DecodingOptions) -> dict[str, Any]:
     """Checked options with the defaults of those that the decoder requires; it has its own for the others."""
-    decoding: dict[str, Any] = {"max_new_tokens": 128, "seed": 0}
-    decoding |= {name: value for name, value in options.items() if value is not None}
-    check(decoding)
-    return {"batch_size": None, "template": None} | decoding
+    defaults: dict[str, Any] = {"max_new_tokens": 128, "seed": 0}
+    defaults |= {"batch_size": None, "template": None}
+    return defaults | generation_config.decoding(options)

@@ -1,7 +1,8 @@
 """A cell of a sweep's table: one task on one checkpoint with one choice of settings, in a folder named by a hash.
 
     KEY/cell.json     everything that determines the results, in readable form
-    KEY/items.jsonl   one line per item, appended batch by batch: {"item", "prompt", "expected", "text", "values"}
+    KEY/items.jsonl   one line per item, appended batch by batch: {"item", "prompt", "expected", "text", "values"}, and
+                      "error" with the reason if the item failed
     KEY/0003.png      the generated image of item 3 (or its input image), for the first items
     KEY/files/        files for an external scorer, of tasks that write some
 
@@ -123,14 +124,16 @@ def _record(item: int, row: int, outcome: Outcome) -> Record:
         record["expected"] = outcome.expected[row]
     if outcome.texts is not None:
         record["text"] = outcome.texts[row]
+    if outcome.errors is not None and outcome.errors[row]:
+        return record | {"values": {}, "error": outcome.errors[row]}
     # JSON has no NaN.
     record["values"] = {name: v if math.isfinite(v) else None for name, v in values.items()}
     return record
 
 
 def missing(task: Task, cell: Cell) -> list[int]:
-    """Items of a task that have no record yet."""
-    finished = cell.records()
+    """Items of a task that have no record yet, or whose record says that they failed: their file may be there now."""
+    finished = {item for item, record in cell.records().items() if "error" not in record}
     return [item for item in range(task.count) if item not in finished]
 
 

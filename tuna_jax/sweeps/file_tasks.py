@@ -17,7 +17,7 @@ from PIL import Image
 
 from tuna_jax.evaluation.benchmarks import registry, validate
 from tuna_jax.evaluation.benchmarks import run as benchmarks
-from tuna_jax.evaluation.benchmarks.spec import Benchmark
+from tuna_jax.evaluation.benchmarks.spec import Benchmark, Piece
 from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.evaluation.metrics.accuracy import commonest_share
 from tuna_jax.evaluation.vqa import datasets
@@ -57,7 +57,7 @@ def questions(
       template, frames, max_new_tokens: as `evaluation.vqa.run.run`.
 
     Raises:
-      FileNotFoundError: the file, the data set or an image does not exist.
+      FileNotFoundError: the file or the data set does not exist.
       ValueError: neither a file nor a data set is given, an unknown style, or an invalid line.
     """
     if style not in vqa.TASKS:
@@ -71,7 +71,8 @@ def questions(
         items = datasets.read_tfds(tfds, split, fields or {}, count=count or None, **more)
     items = items[: count or len(items)]
     if style == "exact_match":
-        chance = {"right": commonest_share([normalised(item.answers[0]) for item in items])}
+        sound = [item for item in items if not item.problem]
+        chance = {"right": commonest_share([normalised(item.answers[0]) for item in sound])}
     elif style == "multiple_choice":
         chance = {"right": float(np.mean([1 / max(len(item.choices), 1) for item in items]))}
     else:
@@ -85,11 +86,17 @@ def questions(
         rows = vqa.run(model, batch, style, **options)[1]
         metric = "log_likelihood" if style == "log_likelihood" else "right"
         return Outcome(
-            {metric: [float(row[metric]) for row in rows]},
+            {metric: [float(row.get(metric, np.nan)) for row in rows]},
             [item.question for item in batch],
             [item.answers[0] for item in batch],
-            [row["reply"] for row in rows] if metric == "right" else None,
-            np.stack([_first_image(model, item, frames) for item in batch]),
+            [row.get("reply", "") for row in rows] if metric == "right" else None,
+            np.stack(
+                [
+                    _first_image(model, None if "error" in row else item, frames)
+                    for item, row in zip(batch, rows, strict=True)
+                ]
+            ),
+            errors=[row.get("error", "") for row in rows],
         )
 
     task_options = {"style": style, "content": _digest(_content(items)), "template": template}
@@ -134,10 +141,12 @@ def benchmark(
     fixed = tuple((int(height), int(width)) for height, width in sizes)
 
     def run(model: Tuna, indices: Sequence[int], seed: int) -> Outcome:
-        part, chosen = whole.some(indices), fixed or (model.size,)
+        part, chosen = whole.some(indices), fixed or benchmarks.default_sizes(model, whole)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "files"
             more: dict[str, Any] = {"negative": negative} if negative else {}
+            failed: dict[str, str] = {}
+            more["on_failure"] = lambda path, error: failed.setdefault(path, f"{path}: {error}")
             benchmarks.run(
                 model,
                 part,
@@ -153,19 +162,22 @@ def benchmark(
             problems = validate.check(part, folder, chosen, frames if whole.clips else 1)
             faulty = {problem.path for problem in problems}
             pieces = [whole.pieces[i] for i in indices]
-            companions = {
-                place: {file.path: (folder / file.path).read_bytes() for file in part.companions if file.place == place}
-                for place in {piece.place for piece in pieces}
-            }  # fmt: skip
+            companions: dict[int, dict[str, bytes]] = {piece.place: {} for piece in pieces}
+            for file in part.companions:
+                if (folder / file.path).is_file():
+                    companions[file.place][file.path] = (folder / file.path).read_bytes()
             files = [
-                {piece.path: (folder / piece.path).read_bytes(), **companions[piece.place]}
+                {}
+                if piece.path in failed
+                else {piece.path: (folder / piece.path).read_bytes(), **companions[piece.place]}
                 for piece in pieces
             ]
             return Outcome(
-                {"sound": [float(not faulty & set(own)) for own in files]},
+                {"sound": [float(bool(own) and not faulty & set(own)) for own in files]},
                 [piece.prompt for piece in pieces],
-                pictures=_thumbnails(folder, [piece.path for piece in pieces], whole.clips),
+                pictures=_thumbnails(folder, pieces, whole.clips, failed),
                 files=files,
+                errors=[failed.get(piece.path, "") for piece in pieces],
             )
 
     task_options = {
@@ -180,18 +192,30 @@ def benchmark(
 _THUMBNAIL_SIDE = 128
 
 
-def _first_image(model: Tuna, item: Item, frames: int) -> np.ndarray:
-    """The first image of a question, or the first frame of its video; white if it has neither."""
-    if not item.media:
-        return np.full((*model.size, 3), 255, np.uint8)
-    return model.load_media(of_kind(item.media[:1], item.kind), frames)[0][0]
+def _first_image(model: Tuna, item: Item | None, frames: int) -> np.ndarray:
+    """The first image of a question or frame of its video, on white of the model's size; white without either."""
+    white = np.full((*model.size, 3), 255, np.uint8)
+    if item is None or not item.media:
+        return white
+    seen = model.load_media(of_kind(item.media[:1], item.kind), frames)[0][0]
+    if seen.shape == white.shape:
+        return seen
+    picture, whole = Image.fromarray(seen), Image.fromarray(white)
+    picture.thumbnail((whole.width, whole.height))
+    whole.paste(picture, ((whole.width - picture.width) // 2, (whole.height - picture.height) // 2))
+    return np.asarray(whole)
 
 
-def _thumbnails(folder: Path, paths: Sequence[str], clips: bool) -> np.ndarray:
-    """A square thumbnail of each file, of a video its middle frame."""
+def _thumbnails(
+    folder: Path, pieces: Sequence[Piece], clips: bool, failed: Mapping[str, str]
+) -> np.ndarray:
+    """A square thumbnail of each file, of a video its middle frame; white if it failed."""
     squares = []
-    for path in paths:
-        pixels = validate.pixels_of(folder / path, clips)
+    for piece in pieces:
+        if piece.path in failed:
+            squares.append(np.full((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE, 3), 255, np.uint8))
+            continue
+        pixels = validate.pixels_of(folder / piece.path, clips)
         square = Image.fromarray(pixels[len(pixels) // 2]).resize(
             (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
         )
@@ -211,17 +235,28 @@ def _content(items: Sequence[Item]) -> Iterable[bytes]:
     for item in items:
         yield repr((item.question, item.answers, item.choices)).encode()
         for medium in item.media:
-            yield _bytes(medium, item.where)
+            try:
+                yield _bytes(medium, item.where)
+            except (
+                OSError
+            ) as error:  # Its item fails; with the file there, the questions are others.
+                yield repr(error).encode()
 
 
 def _inputs(whole: Benchmark) -> Iterable[bytes]:
     yield whole.digest().encode()
     for piece in whole.pieces:
         if piece.source is not None and piece.source.is_absolute():
-            yield _bytes(piece.source, piece.path)
+            try:
+                yield _bytes(piece.source, piece.path)
+            except OSError as error:
+                yield repr(error).encode()
     for companion in whole.companions:
         if companion.picture is not None:
-            yield companion.picture().tobytes()
+            try:
+                yield companion.picture().tobytes()
+            except Exception as error:  # Decoders raise almost anything.
+                yield repr(error).encode()
 
 
 def _bytes(medium: Any, where: str) -> bytes:

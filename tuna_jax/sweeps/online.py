@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from tuna_jax.inference import pipeline
+from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
@@ -68,16 +70,19 @@ def evaluator(
             if key not in {row["key"] for row in rows}:
                 # A run that resumed from an earlier step may have left other results here.
                 shutil.rmtree(cell.folder, ignore_errors=True)
-                cell_store.run_missing(
-                    task,
-                    cell,
-                    registry.configured(sharded_model, chosen),
-                    determined_by,
-                    seed=settings.seed,
-                    batch=settings.batch,
-                    parts=param_sharding.batch_parts(mesh),
-                    saved_items=settings.saved_items,
-                )
+                try:
+                    cell_store.run_missing(
+                        task,
+                        cell,
+                        registry.configured(sharded_model, chosen),
+                        determined_by,
+                        seed=settings.seed,
+                        batch=settings.batch,
+                        parts=param_sharding.batch_parts(mesh),
+                        saved_items=settings.saved_items,
+                    )
+                except NotFiniteError as error:  # The run goes on, and says so.
+                    warnings.warn(f"step {step}, {name}: {error}", stacklevel=2)
             rows.append(
                 {
                     "run": Path(workdir).name,
@@ -87,7 +92,7 @@ def evaluator(
                     "applied": {name: chosen[name] for name in chosen if name in task.uses},
                     "key": key,
                     "verdict": task.verdict,
-                    "scores": results.scores(cell.records(), task.chance),
+                    **results.outcome(cell.records(), task.chance),
                     **cell.files_entry(),
                 }
             )
@@ -105,7 +110,7 @@ def evaluator(
 def _numbers(rows: list[results.Row]) -> dict[str, float]:
     """Names and values for the log."""
     numbers = {}
-    for row in report_page.unique(rows):
+    for row in report_page.unique([row for row in rows if "error" not in row]):
         choice = results.label(row)
         for metric, score in row["scores"].items():
             name = f"evaluate/{row['task']}/{metric}"

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tuna_jax.inference import option_checks
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import Task
 from tuna_jax.utils import old_names
@@ -99,9 +100,12 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
 def configured(model: Tuna, settings: Mapping[str, Any]) -> Tuna:
     """The model with these sampling settings; others keep their values."""
     changes = {name: settings[name] for name in settings if name not in ("ema", "size")}
+    shapes = {} if "size" in settings else model.shapes  # A size that is named is taken as it is.
     size = settings.get("size", model.size)
+    size = (size, size) if isinstance(size, int) else size
     return dataclasses.replace(
         model,
         samples=dataclasses.replace(model.samples, **changes),
-        size=(size, size) if isinstance(size, int) else tuple(size),
+        size=option_checks.size("size", size),
+        shapes=shapes,
     )

@@ -79,7 +79,11 @@ def write(path: Path, title: str, rows: Sequence[Row], cells: Path, note: str = 
         rows=rows,
         runs=runs,
         steps=sorted({row["step"] for row in rows}),
-        failures=[row for row in rows if "error" in row],
+        failures=[
+            row if "error" in row else {**row, "error": _some_failed(row["failed_items"])}
+            for row in rows
+            if "error" in row or "failed_items" in row
+        ],
         differences=comparison(succeeded, runs[0], runs[1], cells) if len(runs) > 1 else [],
         tasks=[
             _section(task, [row for row in succeeded if row["task"] == task], cells)
@@ -91,6 +95,10 @@ def write(path: Path, title: str, rows: Sequence[Row], cells: Path, note: str = 
     )
     with atomic_file(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
+
+
+def _some_failed(failed: Mapping[str, Any]) -> str:
+    return f"{failed['count']} items of it, the first: {failed['error']}"
 
 
 def unique(rows: Sequence[Row]) -> list[Row]:

@@ -17,7 +17,7 @@ import numpy as np
 from tuna_jax.evaluation.metrics.accuracy import bootstrap, interval
 from tuna_jax.sweeps.cell_store import Record
 from tuna_jax.utils.atomic_io import atomic_file
-from tuna_jax.utils.text_files import read_log
+from tuna_jax.utils.text_files import json_line, read_log
 
 FILE = "results.jsonl"
 
@@ -45,6 +45,25 @@ def scores(
             if metric in chance:
                 by_metric[metric]["chance"] = chance[metric]
     return by_metric
+
+
+def outcome(records: Mapping[int, Record], chance: Mapping[str, float]) -> dict[str, Any]:
+    """The entries of a row that a finished cell gives: `scores`, with `failed_items` if some failed, or `error`.
+
+    `failed_items` has their number, and the reason of the first as `error`. Without any score the row has `error`: a
+    score that is not finite is none.
+    """
+    reasons = [record["error"] for record in records.values() if record.get("error")]
+    by_metric = scores(records, chance)
+    if not by_metric:
+        return {"error": reasons[0] if reasons else "no item has a score that is finite"}
+    failed = {"count": len(reasons), "error": reasons[0]} if reasons else None
+    return {"scores": by_metric} | ({"failed_items": failed} if failed else {})
+
+
+def failures(rows: Iterable[Mapping[str, Any]]) -> int:
+    """The number of rows that failed, or of which some items failed."""
+    return sum("error" in row or "failed_items" in row for row in rows)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:
@@ -86,7 +105,7 @@ def read(path: Path) -> list[Row]:
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Writes the rows atomically."""
     with atomic_file(path) as scratch:
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        scratch.write_text("".join(json_line(row) for row in rows), encoding="utf-8")
 
 
 def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
@@ -110,4 +129,6 @@ def table(rows: Sequence[Row]) -> str:
             lines.append(
                 f"{head} {metric:16} {score['value']:9.4f} [{low:.4f}, {high:.4f}] n={score['count']}"
             )
+        if failed := row.get("failed_items"):
+            lines.append(f"{head} {failed['count']} items FAILED: {failed['error']}")
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from tuna_jax.sweeps.checkpoints import Checkpoint, Hashes
 from tuna_jax.sweeps.results import Row
 from tuna_jax.sweeps.task import Task
 from tuna_jax.training.workdir import locked
+from tuna_jax.utils import seeds
 from tuna_jax.utils.config_parsing import parse
 
 
@@ -69,6 +70,7 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         registry.check(self.tasks, self.settings)
+        seeds.check(self.seed, "config.seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +177,8 @@ class Sweep:
                         loaded, was_loaded = (one.averaged, model), True
                         del model
                     self._run(one, loaded[1])
-                scores = results.scores(one.cell.records(), one.task.chance)
-                entries = {"key": one.key, "verdict": one.task.verdict, "scores": scores}
+                entries = results.outcome(one.cell.records(), one.task.chance)
+                entries |= {"key": one.key, "verdict": one.task.verdict}
                 self._rows.append(one.row | entries | one.cell.files_entry())
             except Exception as error:  # The other cells still run.
                 logging.debug("traceback of a failed cell:", exc_info=True)
@@ -248,7 +250,8 @@ class Sweep:
 
 
 def command(values: Mapping[str, Any], workdirs: Sequence[Path], output: Path | None) -> int:
-    """Runs a sweep, prints its results and the path of its report, and returns the number of failed cells.
+    """Runs a sweep, prints its results and the path of its report, and returns how many cells failed, or had items
+    that did.
 
     Args:
       values: the sweep's settings.
@@ -264,7 +267,7 @@ def command(values: Mapping[str, Any], workdirs: Sequence[Path], output: Path | 
     rows = Sweep(settings, output).run(workdirs)
     print(results.table(rows))
     print(output / "report.html")
-    return sum("error" in row for row in rows)
+    return results.failures(rows)
 
 
 def _reason(error: Exception, checkpoint: Checkpoint | None = None) -> str:

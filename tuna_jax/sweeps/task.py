@@ -30,6 +30,7 @@ class Outcome:
         texts: the model's answers, for tasks of understanding.
         pictures: generated or input images, all of one size; a video as its frames side by side.
         files: for each item, files for an external scorer by path; stored in the cell's folder `files`.
+        errors: for each item, why it failed; '' if it did not. The values of an item that failed do not count.
     """
 
     values: Mapping[str, Sequence[float]]
@@ -38,11 +39,12 @@ class Outcome:
     texts: Sequence[str] | None = None
     pictures: UInt8[np.ndarray, "n height width 3"] | None = None
     files: Sequence[Mapping[str, bytes]] | None = None
+    errors: Sequence[str] | None = None
 
     def check(self, count: int) -> None:
-        """Raises ValueError unless every field has one entry per item."""
+        """Raises ValueError unless every field has one entry per item, and no value is infinite."""
         fields: dict[str, Any] = {"prompts": self.prompts, **self.values}
-        for name in ("expected", "texts", "pictures", "files"):
+        for name in ("expected", "texts", "pictures", "files", "errors"):
             if getattr(self, name) is not None:
                 fields[name] = getattr(self, name)
         for name, rows in fields.items():
@@ -50,6 +52,9 @@ class Outcome:
                 raise ValueError(
                     f"the task returned {len(rows)} entries of {name!r} for {count} items"
                 )
+        for name, values in self.values.items():
+            if np.isinf(np.asarray(values, float)).any():
+                raise ValueError(f"the task returned an infinite {name!r}, which is no score")
 
 
 @dataclasses.dataclass(frozen=True)

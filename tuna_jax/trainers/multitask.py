@@ -22,7 +22,9 @@ from tuna_jax.data.invalid_examples import InvalidExamples
 from tuna_jax.data.mixture import mixture as mixing
 from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.inference import trained_shapes
 from tuna_jax.inference.components import PathLike, read_parameters, read_tokenizer, read_vae
+from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
@@ -112,6 +114,9 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         workers=settings.data.workers,
     )
     names = tuple(streams)
+    shapes = trained_shapes.of_streams(
+        {name: dataclasses.asdict(stream) for name, stream in streams.items()}
+    )
 
     def heads(batch: Mapping[str, np.ndarray]) -> Heads:
         return streams[names[int(batch["stream"][0])]].heads
@@ -119,11 +124,14 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     def model(params: Any) -> Tuna:
         size = picture_size(settings.samples.size, "config.samples.size")
         shape = (size.height, size.width)
-        return Tuna(config, params, vae_params, tokenizer, shape, settings.samples.sampling)
+        sampling = settings.samples.sampling
+        return Tuna(config, params, vae_params, tokenizer, shape, sampling, shapes=shapes)
 
     def sample(step: int, params: Any) -> None:
         prompts = settings.samples.prompts
-        sheet = contact_sheet(model(params).generate_image(prompts), prompts)
+        tuna = model(params)
+        images = or_warn(lambda: tuna.generate_image(prompts), f"the sheet of step {step}")
+        sheet = contact_sheet(images, prompts)
         folder = workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / f"{step:06d}.png")
@@ -147,6 +155,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         tokenizer=settings.data.vocabulary,
         size=(size.height, size.width),
         sampling=settings.samples.sampling,
+        shapes=shapes,
     )
     record = {
         **values,

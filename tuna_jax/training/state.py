@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from tuna_jax.parallel import param_sharding
+from tuna_jax.utils import seeds
 
 Params = dict[str, Any]
 
@@ -62,7 +63,7 @@ def initial(
       seed: of the run's random key.
       average: whether the state has a moving average of the parameters.
     """
-    init_key, step_key = jax.random.split(jax.random.key(seed))
+    init_key, step_key = jax.random.split(seeds.key(seed, "config.seed"))
     params = init_params(init_key)
     return TrainState(
         step=jnp.int32(0),

@@ -9,11 +9,14 @@ is read as that. `tests/utils/test_text_files.py` checks that no other module sp
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tuna_jax.utils.file_content import hint
 
 PathLike = str | os.PathLike[str]
 _BOM = "\ufeff"
@@ -80,9 +83,12 @@ def read_json(path: PathLike) -> Any:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is not JSON; the file is named.
+      ValueError: it is not JSON; the file, and what it holds instead if that is known, are named.
     """
-    return parse_json(read_text(path), os.fspath(path))
+    try:
+        return parse_json(read_text(path), os.fspath(path))
+    except ValueError as error:
+        raise ValueError(f"{error}{hint(path)}") from error
 
 
 def read_json_lines(path: PathLike) -> Iterator[tuple[str, Any]]:
@@ -124,10 +130,26 @@ def read_log(path: PathLike) -> list[dict[str, Any]]:
 def json_line(value: Any) -> str:
     """A value as a line of JSON, with its newline, that can always be written as UTF-8.
 
-    Half of a surrogate pair, as in a file name that is not UTF-8, becomes JSON's escape, so `json.loads` returns it.
+    Half of a surrogate pair, as in a file name that is not UTF-8, becomes JSON's escape, so `json.loads` returns it. A
+    number that is not finite becomes null: JSON has neither NaN nor infinity, and most readers refuse them.
     """
-    text = json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+    return json_text(value) + "\n"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, with the rules of `json_line`."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def surrogate_in(text: str) -> str | None:

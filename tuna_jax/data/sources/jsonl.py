@@ -31,7 +31,7 @@ from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Medium
 from tuna_jax.data.sources.base import Example, Kind, Turn
 from tuna_jax.data.sources.line_index import index_lines
-from tuna_jax.data.text.tokenizer import IMAGE_TAG
+from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, split_at_tags, with_image_tags
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 from tuna_jax.utils.text_files import parse_json, surrogate_in
 
@@ -284,17 +284,21 @@ def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[
         raise Fault("empty_text", "no turn is the assistant's and learned: nothing to train on")
     if all(turn.role != "user" for turn in turns):
         raise Fault("empty_text", "no turn is the user's")
-    tags = sum(turn.text.count(IMAGE_TAG) for turn in turns if turn.role != "system")
+    tags = sum(count_tags(turn.text) for turn in turns if turn.role != "system")
     if media and not tags:
         # Conversations about one image often omit the tag: the images come first.
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
         text = f"{IMAGE_TAG}\n" * media + turns[first].text
         turns[first] = dataclasses.replace(turns[first], text=text)
     elif tags != media:
-        raise Fault("wrong_image_count", f"{tags} {IMAGE_TAG} tags for {media} files")
+        raise Fault(
+            "wrong_image_count",
+            f"{tags} {IMAGE_TAG} tags for {media} files; \\{IMAGE_TAG} is the text {IMAGE_TAG}",
+        )
     for index, turn in enumerate(turns):
-        generated, after = turn.text.partition(IMAGE_TAG)[1:]
-        if turn.role == "assistant" and generated and (index != len(turns) - 1 or after.strip()):
+        after = split_at_tags(turn.text)[1:]
+        ends = index == len(turns) - 1 and len(after) == 1 and not after[0].strip()
+        if turn.role == "assistant" and after and not ends:
             raise Fault(
                 "unknown_format",
                 f"conversations[{index}]: an image by the assistant must end the conversation",
@@ -326,7 +330,7 @@ def _turn(index: int, item: Any, tag: str) -> Turn:
         )
     if text is not None and not isinstance(text, str):
         raise Fault("unknown_format", f"{where} holds a {type(text).__name__}, not a string")
-    words = _words(text or "", f"{where}, the {role}'s turn,").replace(tag, IMAGE_TAG)
+    words = with_image_tags(_words(text or "", f"{where}, the {role}'s turn,"), tag)
     return Turn(role, words, _learn(item, role, where))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import tokenizers
 
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
+from tuna_jax.utils.file_content import hint
 from tuna_jax.utils.text_files import read_json, read_text, split_lines
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
@@ -159,15 +160,46 @@ def packaged() -> tokenizers.Tokenizer:
     return built
 
 
+def without_added_tokens(base: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer of text alone: the model of `base` with its normaliser and split, and nothing else.
+
+    Added tokens are matched in text before the model sees it, special ones unless they are switched off and others
+    (`"special": false`, as Qwen2.5's `<tool_call>`) always, some with the spaces around them. A truncation or a padding
+    that a `tokenizer.json` stores would change the text too, and so would a dropout of merges.
+    """
+    if isinstance(base.model, tokenizers.models.BPE):
+        base.model.dropout = None
+    built = tokenizers.Tokenizer(base.model)
+    for name in ("normalizer", "pre_tokenizer"):
+        if getattr(base, name) is not None:
+            setattr(built, name, getattr(base, name))
+    return built
+
+
 def from_folder(folder: Path) -> tokenizers.Tokenizer:
-    """A tokenizer from a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`."""
-    if (folder / "tokenizer.json").is_file():
-        built = tokenizers.Tokenizer.from_str(read_text(folder / "tokenizer.json"))
+    """A tokenizer from a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    Raises:
+        FileNotFoundError: it has neither.
+        ValueError: a file cannot be read, or the tokenizer is not one of Qwen2.5's kind: a token is missing, or a text
+            does not come back from its ids.
+    """
+    whole = folder / "tokenizer.json"
+    if whole.is_file():
+        try:
+            built = tokenizers.Tokenizer.from_str(read_text(whole))
+        except Exception as error:  # The package raises no other class.
+            raise ValueError(f"{whole} is not a tokenizer: {error}{hint(whole)}") from error
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = read_json(folder / "vocab.json")
-        lines = split_lines(read_text(folder / "merges.txt"))
-        pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
-        built = assemble(vocabulary, [(first, second) for first, second in pairs])
+        vocabulary, merge_file = read_json(folder / "vocab.json"), folder / "merges.txt"
+        try:
+            lines = split_lines(read_text(merge_file))
+            pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
+            built = assemble(vocabulary, [(first, second) for first, second in pairs])
+        except Exception as error:  # Of `tokenizers` too, for a merge that the vocabulary lacks.
+            raise ValueError(
+                f"{folder} has no tokenizer in vocab.json and merges.txt: {error}{hint(merge_file)}"
+            ) from error
         add_tokens(built, QWEN_SPECIAL)
     else:
         raise FileNotFoundError(
@@ -180,4 +212,22 @@ def from_folder(folder: Path) -> tokenizers.Tokenizer:
             f"the tokenizer in {folder} lacks {absent}; TUNA needs a Qwen2.5 tokenizer"
         )
     add_tokens(built, TUNA_SPECIAL)
+    _check_keeps_text(built, folder)
     return built
+
+
+_PROBE = "Aa  b\t\n\u00e9 \u6f22\u5b57 \U0001f34e 12 <|im_end|> <image> [PAD] <tool_call> "
+
+
+def _check_keeps_text(built: tokenizers.Tokenizer, folder: Path) -> None:
+    """Raises ValueError if a text does not come back from its ids: a tokenizer that drops or changes characters."""
+    ids = without_added_tokens(built).encode(_PROBE, add_special_tokens=False).ids
+    again = built.decode(ids, skip_special_tokens=False)
+    if again != _PROBE:
+        at = next(
+            (i for i, pair in enumerate(zip(again, _PROBE, strict=False)) if len({*pair}) > 1), -1
+        )
+        raise ValueError(
+            f"the tokenizer in {folder} changes text: {_PROBE!r} comes back as {again!r} (at character {at}); TUNA "
+            f"needs a byte-level tokenizer, as Qwen2.5's is"
+        )

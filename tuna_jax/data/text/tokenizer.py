@@ -12,11 +12,11 @@ from typing import Any, SupportsInt
 import tokenizers
 
 from tuna_jax.data.text import qwen_bpe
+from tuna_jax.data.text.messages import ESCAPED_TAG, IMAGE_TAG, parts_of, unescape
 from tuna_jax.sequence import Grid, Segment, Special, Text, Visual
 from tuna_jax.utils.text_files import read_json
 
 DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-IMAGE_TAG = "<image>"
 VOCABULARIES = Path(__file__).parent / "vocabularies"
 
 _STRUCTURE = {
@@ -45,7 +45,10 @@ def read_subset(subset: str | os.PathLike[str] | Sequence[int]) -> tuple[int, ..
             raise FileNotFoundError(
                 f"no vocabulary {os.fspath(subset)!r}: it is neither a file nor one that ships ({shipped})"
             )
-        listed = read_json(path)["ids"]
+        values = read_json(path)
+        listed = values.get("ids") if isinstance(values, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
+            raise ValueError(f"{path} is not a compact vocabulary: its 'ids' must be a list of ids")
     else:
         listed = subset
     ids = tuple(int(i) for i in listed)
@@ -73,8 +76,7 @@ class Tokenizer:
         base: tokenizers.Tokenizer | None = None,
     ):
         self._base = base or qwen_bpe.packaged()
-        # Text that looks like a special token stays text: only code may add structure to a sequence.
-        self._base.encode_special_tokens = True
+        self._text = qwen_bpe.without_added_tokens(self._base)
         self._full: tuple[int, ...] | None = None
         self._compact: dict[int, int] = {}
         self._warned: set[str] = set()
@@ -84,8 +86,21 @@ class Tokenizer:
             self._check_subset()
         self._bytes = {character: self.id_of(character) for character in qwen_bpe.byte_characters()}
         self.special = Special(**{role: self.id_of(token) for role, token in _STRUCTURE.items()})
-        special = (self._find(token) for token in (*qwen_bpe.QWEN_SPECIAL, *qwen_bpe.TUNA_SPECIAL))
+        names = (*qwen_bpe.QWEN_SPECIAL, *qwen_bpe.TUNA_SPECIAL)
+        added = self._base.get_added_tokens_decoder()
+        # Whatever a tokenizer says of its added tokens, text has none of them.
+        known = (self._base.token_to_id(name) for name in names)
+        self._control = {token for token in known if token is not None} | set(added)
+        hidden = [*names, *(token.content for token in added.values() if token.special)]
+        special = (self._find(token) for token in hidden)
         self._special_ids = {token_id for token_id in special if token_id is not None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_text": None}  # It shares the model with `_base`.
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._text = qwen_bpe.without_added_tokens(self._base)
 
     @classmethod
     def from_pretrained(
@@ -129,15 +144,26 @@ class Tokenizer:
         return token_id
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. The result never has special tokens, even if the text spells one."""
-        encoding = self._base.encode(text, add_special_tokens=False)
-        if self._full is None:
+        """Ids of a text. The result never has special or added tokens, even if the text spells one.
+
+        Raises:
+            ValueError: the text has half of a surrogate pair, which is no character.
+        """
+        try:
+            encoding = self._text.encode(text, add_special_tokens=False)
+        except TypeError as error:  # Rust's strings are UTF-8.
+            raise ValueError(_not_unicode(text)) from error
+        if self._full is None and self._control.isdisjoint(encoding.ids):
             return encoding.ids
         ids: list[int] = []
         for full, token, (start, _) in zip(
             encoding.ids, encoding.tokens, encoding.offsets, strict=True
         ):
-            if full in self._compact:
+            if full in self._control:  # A word of the vocabulary that is a control token too.
+                ids += [self._bytes[character] for character in token]
+            elif self._full is None:
+                ids.append(full)
+            elif full in self._compact:
                 ids.append(self._compact[full])
             else:
                 self._warn(text, start)
@@ -195,10 +221,10 @@ class Tokenizer:
         """Messages in Qwen2.5's chat template, as segments for `sequence.build` (model.md 5, 10).
 
         Args:
-            messages: dicts with `role` ('system', 'user' or 'assistant') and `content`. Where a user's
-                content has `<image>`, with or without a newline after it, a clean visual slot is inserted. The last
-                message may be an assistant's that ends with `<image>`: the image to generate. An assistant's
-                message with `learn` False is context: it has no text loss.
+            messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, a string or a list of parts
+                (messages.py). Where a user's content has an image, a clean visual slot is inserted. The last message
+                may be an assistant's that ends with an image: the image to generate. An assistant's message with
+                `learn` False is context: it has no text loss.
             grids: the latent extents of the images, in order; as many as there are `<image>` tags.
             answer: end with the opening of an assistant's turn, for generation.
             system: the system message, unless the first message is one.
@@ -207,30 +233,37 @@ class Tokenizer:
             Segments; the assistant's turns and the token that ends each have a text loss, unless `learn` is False.
 
         Raises:
-            ValueError: an unknown role, a number of `<image>` tags that differs from that of grids, or an assistant's
-                `<image>` that is not the end of the conversation (later text would attend to a noisy image).
+            ValueError: an unknown role, invalid parts, a number of images that differs from that of grids, or an
+                assistant's image that is not the end of the conversation (later text would attend to a noisy image).
         """
         turns = list(messages)
         if not turns or turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        tags = sum(turn["content"].count(IMAGE_TAG) for turn in turns if turn["role"] != "system")
+        contents = [
+            [unescape(turn["content"])]
+            if turn["role"] == "system" and isinstance(turn["content"], str)
+            else parts_of(turn["content"], f"messages[{index}].content")
+            for index, turn in enumerate(turns)
+        ]
+        tags = sum(parts.count(None) for parts in contents)
         if tags != len(grids):
             raise ValueError(
-                f"the messages have {tags} {IMAGE_TAG} tags, but {len(grids)} images were given"
+                f"the messages have {tags} {IMAGE_TAG} tags, but {len(grids)} images were given; write {ESCAPED_TAG} "
+                f"for the text {IMAGE_TAG}"
             )
         pictures = iter(grids)
         segments: list[Segment] = []
-        for turn in turns:
-            role, content = turn["role"], turn["content"]
+        for turn, parts in zip(turns, contents, strict=True):
+            role = turn["role"]
             if role not in ("system", "user", "assistant"):
                 raise ValueError(
                     f"a message has role {role!r}; it must be system, user or assistant"
                 )
             if role == "assistant":
                 segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
-                answer_text, generated, after = content.partition(IMAGE_TAG)
+                answer_text, after = _around_image(parts)
                 learned, learn = tuple(self.encode(answer_text)), turn.get("learn", True)
-                if generated:
+                if after is not None:
                     if turn is not turns[-1] or after.strip():
                         raise ValueError(
                             f"an assistant's {IMAGE_TAG} is not the end of the conversation; a generated "
@@ -242,15 +275,37 @@ class Tokenizer:
                 segments.append(Text((*learned, self.special.eos), learn=learn))
                 segments.append(Text(tuple(self.encode("\n"))))
                 continue
-            pieces = content.split(IMAGE_TAG) if role == "user" else [content]
-            before = f"{role}\n{pieces[0]}"
-            ids = [self.special.bos]
-            for piece in pieces[1:]:
+            ids, before = [self.special.bos], f"{role}\n"
+            for part in parts:
+                if part is not None:
+                    before += part
+                    continue
+                if role == "system":
+                    raise ValueError("a system message has an image; images are the user's")
                 ids += [*self.encode(before), self.special.boi]
                 segments += [Text(tuple(ids)), Visual(next(pictures))]
-                ids, before = [self.special.eoi], piece.removeprefix("\n")
+                ids, before = [self.special.eoi], ""
             ids += [*self.encode(before), self.special.eos, *self.encode("\n")]
             segments.append(Text(tuple(ids)))
         if answer:
             segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
         return segments
+
+
+def _around_image(parts: Sequence[str | None]) -> tuple[str, str | None]:
+    """An assistant's text before its image, and that after it; None without an image."""
+    if None not in parts:
+        return "".join(part or "" for part in parts), None
+    at = parts.index(None)
+    after = "".join(IMAGE_TAG if part is None else part for part in parts[at + 1 :])
+    return "".join(part or "" for part in parts[:at]), after
+
+
+def _not_unicode(text: Any) -> str:
+    if not isinstance(text, str):
+        return f"a {type(text).__name__} is not text"
+    at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), 0)
+    return (
+        f"the text is not Unicode: character {at} is {text[at : at + 1]!r}, half of a surrogate pair; "
+        f"write it again in UTF-8"
+    )

@@ -25,6 +25,7 @@ from tuna_jax.data.media.video import write_video
 from tuna_jax.evaluation.benchmarks import validate
 from tuna_jax.evaluation.benchmarks.spec import Benchmark, Piece
 from tuna_jax.evaluation.benchmarks.validate import Size
+from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.utils import old_names
 from tuna_jax.utils.image_grid import contact_sheet
 from tuna_jax.utils.text_files import read_json
@@ -77,6 +78,7 @@ def fill(
     *,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
+    on_failure: OnFailure | None = None,
 ) -> tuple[int, int]:
     """Generates the files that are missing or invalid; valid files are kept.
 
@@ -90,14 +92,16 @@ def fill(
       plan: sizes, seed and batches.
       settings: everything else that determines the samples, stored in `folder.json`.
       progress: whether to show a bar.
+      on_failure: called with the path of a file in the folder, and the reason, if its source cannot be read or its
+        samples are not finite; the others go on. None raises the reason.
 
     Returns:
       The number of files generated, and of files kept.
 
     Raises:
-      ValueError: the folder was generated with other settings, or a source cannot be read.
+      ValueError: the folder was generated with other settings; without `on_failure` also the reason of a failure.
     """
-    folder = Path(folder)
+    folder, failed = Path(folder), _Failed(on_failure)
     claim(benchmark, folder, plan, settings or {})
     folder.mkdir(parents=True, exist_ok=True)
     number, shards = plan.shard
@@ -109,7 +113,8 @@ def fill(
             if path.is_file() and not validate.wrong_companion(companion, path):
                 continue
             if companion.picture is not None:
-                workshop(path, image.to_rgb(companion.picture()).save)
+                with failed.one(companion.path):
+                    workshop(path, image.to_rgb(companion.picture()).save)
             else:
                 text = companion.text or ""
                 workshop(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
@@ -118,14 +123,41 @@ def fill(
         kept, total = len(own) - len(missing), len(missing)
         bar = tqdm(total=len(own), initial=kept, unit="file", disable=not progress)
         with bar:
-            for size, part in batches(missing, folder, plan):
-                generated = _samples(part, folder, draw, plan, size)
-                for piece, samples in zip(part, generated, strict=True):
+            for size, part in batches(missing, folder, plan, failed):
+                for piece, samples in _samples(part, folder, draw, plan, size, failed):
                     workshop(folder / piece.path, _writer(samples, benchmark.clips, plan.fps))
                 bar.update(len(part))
         if all((folder / piece.path).is_file() for piece in benchmark.pieces):
             workshop(_next_to(folder, ".png"), sheet(benchmark, folder).save)
-    return total, kept
+    return total - sum(piece.path in failed.paths for piece in missing), kept
+
+
+OnFailure = Callable[[str, Exception], object]
+"""(path of a file in the folder, reason)"""
+
+
+class _Failed:
+    """The files that cannot be generated, by path."""
+
+    def __init__(self, on_failure: OnFailure | None):
+        self._on_failure, self.paths = on_failure, set[str]()
+
+    def add(self, path: str, error: Exception) -> None:
+        """Records a file; raises the reason if nobody asked to be told."""
+        if self._on_failure is None:
+            raise error
+        self.paths.add(path)
+        self._on_failure(path, error)
+
+    @contextlib.contextmanager
+    def one(self, path: str) -> Iterator[None]:
+        """Errors within it are of this file alone."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # Decoders raise almost anything.
+            self.add(path, error)
 
 
 def claim(
@@ -174,15 +206,17 @@ def sound(benchmark: Benchmark, piece: Piece, folder: Path, plan: Plan) -> bool:
 
 
 def batches(
-    pieces: Sequence[Piece], folder: Path, plan: Plan
+    pieces: Sequence[Piece], folder: Path, plan: Plan, failed: _Failed | None = None
 ) -> Iterator[tuple[Size, list[Piece]]]:
     """Pieces of one size, at most `plan.batch` samples per batch.
 
     Prompts of similar length share a batch: few programs are compiled, and there is little padding.
     """
     by_size: dict[Size, list[Piece]] = {}
+    failed = failed or _Failed(None)
     for piece in pieces:
-        by_size.setdefault(_nearest(piece, folder, plan.sizes), []).append(piece)
+        with failed.one(piece.path):
+            by_size.setdefault(_nearest(piece, folder, plan.sizes), []).append(piece)
     for size, of_size in by_size.items():
         ordered = sorted(of_size, key=lambda piece: len(piece.prompt))
         step = max(1, plan.batch // len(ordered[0].samples))
@@ -209,17 +243,33 @@ def _nearest(piece: Piece, folder: Path, sizes: Sequence[Size]) -> Size:
 
 
 def _samples(
-    pieces: Sequence[Piece], folder: Path, draw: Draw, plan: Plan, size: Size
-) -> list[np.ndarray]:
-    """The samples of each piece."""
-    prompts = [piece.prompt for piece in pieces for _ in piece.samples]
-    seeds = [pair for piece in pieces for pair in piece.seeds(plan.seed)]
+    pieces: Sequence[Piece], folder: Path, draw: Draw, plan: Plan, size: Size, failed: _Failed
+) -> list[tuple[Piece, np.ndarray]]:
+    """The pieces that can be generated, each with its samples."""
     sources = None
     if pieces[0].source is not None:
-        sources = [_source(piece, folder, size) for piece in pieces for _ in piece.samples]
-    samples = draw(prompts, seeds, sources, size)
+        sound, sources = [], []
+        for piece in pieces:
+            with failed.one(piece.path):
+                source = _source(piece, folder, size)
+                sources += [source] * len(piece.samples)
+                sound.append(piece)
+        pieces = sound
+    if not pieces:
+        return []
+    prompts = [piece.prompt for piece in pieces for _ in piece.samples]
+    seeds = [pair for piece in pieces for pair in piece.seeds(plan.seed)]
+    owner = [index for index, piece in enumerate(pieces) for _ in piece.samples]
+    lost: set[int] = set()
+    try:
+        samples = draw(prompts, seeds, sources, size)
+    except NotFiniteError as error:
+        samples, lost = error.results, {owner[row] for row in error.rows}
+        for index in sorted(lost):
+            failed.add(pieces[index].path, NotFiniteError.of("sample"))
     ends = np.cumsum([len(piece.samples) for piece in pieces])[:-1]
-    return np.split(samples, ends)
+    of_piece = zip(pieces, np.split(samples, ends), strict=True)
+    return [pair for index, pair in enumerate(of_piece) if index not in lost]
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Ben
       images: the folder that the originals' paths are relative to; None for the prompt file's folder.
 
     Raises:
-      FileNotFoundError: the prompt file or an original does not exist.
+      FileNotFoundError: the prompt file or all originals do not exist.
       ValueError: an invalid entry, named by its key.
     """
     hint = "it is Benchmark/Basic/basic_edit.json of github.com/PKU-YuanGroup/ImgEdit"
@@ -49,17 +49,18 @@ def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Ben
     entries = read_json(path)
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: it must be an object of entries by key")
-    pieces = []
+    pieces, missing = [], []
     for place, (key, entry) in enumerate(entries.items()):
         where = f"{path}, key {key!r}"
         prompt, original = text_of(entry, "prompt", where), root / text_of(entry, "id", where)
         text_of(entry, "edit_type", where)
         if not original.is_file():
-            raise FileNotFoundError(
-                f"{where}: no original at {original}; name the folder of originals with --images="
-            )
+            missing.append(f"{where}: no original at {original}")
         name = file_name(f"{key}.png", where)
         pieces.append(Piece(name, prompt, place, source=original.resolve()))
+    # One that is missing fails alone when its edit is generated.
+    if missing and len(missing) == len(pieces):
+        raise FileNotFoundError(f"{missing[0]}; name the folder of originals with --images=")
     return Benchmark(
         "imgedit",
         distinct(pieces, str(path)),

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuna_jax.evaluation.benchmarks.generate import Draw, Plan, fill
+from tuna_jax.evaluation.benchmarks.generate import Draw, OnFailure, Plan, fill
 from tuna_jax.evaluation.benchmarks.spec import Benchmark
 from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.flow import EVERYWHERE
-from tuna_jax.inference import batching
+from tuna_jax.inference import batching, generation_config
 from tuna_jax.inference.generation_config import SamplingOptions
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.utils.param_tree import flatten
@@ -35,6 +35,7 @@ def run(
     shard: tuple[int, int] = (0, 1),
     first: int | None = None,
     progress: bool = True,
+    on_failure: OnFailure | None = None,
     **sampling: Any,
 ) -> tuple[int, int]:
     """Generates the files of a benchmark's folder that are missing.
@@ -51,6 +52,7 @@ def run(
       shard: this process's number and the number of processes.
       first: the number of prompts, from the first; None for all.
       progress: whether to show a bar.
+      on_failure: see `generate.fill`.
       **sampling: `guidance`, `guidance_interval`, `steps`, `shift`, `solver` and `negative` of `SamplingOptions`.
 
     Returns:
@@ -61,7 +63,8 @@ def run(
     """
     if len(sizes) > 1 and not benchmark.edits:
         raise ValueError(f"{benchmark.name} has one size; {len(sizes)} are given")
-    chosen = tuple(sizes) or (model.size,)
+    chosen = tuple(sizes) or default_sizes(model, benchmark)
+    generation_config.sampling({**sampling, "seed": seed})  # Before folders are claimed.
     frames = frames if benchmark.clips else 1
     tokens = max(int(np.prod(model.config.vae.latent_shape(frames, *size)[:3])) for size in chosen)
     most = batch_size or batching.rows_per_chunk(tokens * (2 if benchmark.edits else 1))
@@ -70,7 +73,14 @@ def run(
     if first is not None:
         benchmark = benchmark.first(first)
     draw = drawer(model, clips=benchmark.clips, frames=frames, batch_size=most, **sampling)
-    return fill(benchmark, folder, draw, plan, settings=settings, progress=progress)
+    more: dict[str, Any] = {"settings": settings, "progress": progress}
+    return fill(benchmark, folder, draw, plan, on_failure=on_failure, **more)
+
+
+def default_sizes(model: Tuna, benchmark: Benchmark) -> tuple[Size, ...]:
+    """Sizes of samples where none are named: for edits the shapes that these were trained on, or the model's size."""
+    shapes = tuple((height, width) for height, width in model.shapes.get("edit", ()))
+    return shapes if benchmark.edits and shapes else (model.size,)
 
 
 def drawer(

@@ -10,8 +10,9 @@ from typing import Any
 from tuna_jax.data.invalid_examples import InvalidExample
 from tuna_jax.data.sources.base import VIDEO_KINDS, Example
 from tuna_jax.data.sources.tfds import TfdsExamples
-from tuna_jax.data.text.tokenizer import IMAGE_TAG
+from tuna_jax.data.text.messages import escape, split_at_tags
 from tuna_jax.evaluation.vqa.metrics import Item
+from tuna_jax.inference import option_checks
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 from tuna_jax.utils.text_files import check_texts, read_json_lines
 
@@ -48,13 +49,14 @@ def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
 def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: the line is a {type(values).__name__}, not an object {{...}}")
-    values = {key: value for key, value in values.items() if value is not None}
+    values = {key: value for key, value in values.items() if value is not None}  # null is absent
     check_texts(values, where)
     if unknown := [key for key in values if key not in _KEYS]:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(_KEYS)}")
     question, answer = values.get("question"), values.get("answer")
     if not isinstance(question, str) or not question:
         raise ValueError(f"{where}: 'question' must be a text")
+    option_checks.text(f"{where}: 'question'", question)
     choices = _texts(values.get("choices", list(usual)), "choices", where)
     if isinstance(answer, int) and not isinstance(answer, bool):
         if not 0 <= answer < len(choices):
@@ -89,7 +91,7 @@ def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where}: {key!r} is {value!r}; it must be a text or a list of texts")
-    return tuple(texts)
+    return tuple(option_checks.text(f"{where}: {key!r}", text) for text in texts)
 
 
 def read_tfds(
@@ -114,7 +116,8 @@ def read_tfds(
 
     Raises:
       FileNotFoundError: the data set is not prepared.
-      ValueError: fields that do not exist, a caption without a question, or an example that cannot be read.
+      ValueError: fields that do not exist, or a caption without a question. An example that cannot be read is an item
+        with a `problem`.
     """
     examples = TfdsExamples(dataset, split, fields, data_dir=data_dir)
     items = []
@@ -122,7 +125,8 @@ def read_tfds(
         try:
             items.append(_of_example(examples[index], question, tuple(choices)))
         except InvalidExample as error:
-            raise ValueError(f"{examples.name}, example {index + 1}: {error}") from error
+            where = f"{examples.name}, example {index + 1}"
+            items.append(Item("", ("",), (), tuple(choices), where, problem=f"{where}: {error}"))
     return items
 
 
@@ -132,7 +136,7 @@ def _of_example(example: Example, question: str, choices: tuple[str, ...]) -> It
         text, answer = example.turns[0].text, example.turns[1].text
     else:
         text, answer = question, example.text
-    text = text.replace(IMAGE_TAG, "").strip()
+    text = escape("".join(split_at_tags(text)).strip())
     if not text:
         raise ValueError(
             f"{where}: the fields name no question; give --question, which is used for all"

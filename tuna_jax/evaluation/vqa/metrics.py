@@ -18,6 +18,7 @@ import numpy as np
 
 from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share
 
+_LARGEST_EXPONENT = 700.0  # of a float64
 _AROUND = " \t\n.,;:!?\"'`"
 
 
@@ -32,6 +33,7 @@ class Item:
       choices: texts to choose from; empty if it is not a multiple choice.
       where: the file and line, for messages.
       kind: 'image' or 'video', which files among the media are read as; '': their content decides.
+      problem: why the item cannot be used, with its place; empty if it can.
     """
 
     question: str
@@ -40,6 +42,7 @@ class Item:
     choices: tuple[str, ...] = ()
     where: str = ""
     kind: str = ""
+    problem: str = ""
 
 
 Reply = Callable[[Sequence[Item]], Sequence[str]]
@@ -60,7 +63,7 @@ def exact_match(items: Sequence[Item], reply: Reply) -> tuple[Score, list[dict[s
     Raises:
       ValueError: there are no items, or the number of replies differs from theirs.
     """
-    _check(items)
+    check(items)
     replies = list(reply(items))
     if len(replies) != len(items):
         raise ValueError(f"{len(replies)} replies to {len(items)} questions")
@@ -86,12 +89,7 @@ def multiple_choice(
     Raises:
       ValueError: there are no items, or one lacks choices or has an answer that is not among them.
     """
-    _check(items)
-    for item in items:
-        if len(item.choices) < 2 or item.answers[0] not in item.choices:
-            raise ValueError(
-                f"{item.where}: {item.answers[0]!r} is not among the choices {list(item.choices)}"
-            )
+    check(items, choices=True)
     repeated = [item for item in items for _ in item.choices]
     texts = [choice for item in items for choice in item.choices]
     log_probability, tokens = likelihood(repeated, texts)
@@ -128,7 +126,7 @@ def log_likelihood(
     Raises:
       ValueError: there are no items.
     """
-    _check(items)
+    check(items)
     answers = [item.answers[0] for item in items]
     log_probability, tokens = likelihood(items, answers)
     each = float(log_probability.sum() / tokens.sum())
@@ -139,14 +137,21 @@ def log_likelihood(
     values = {
         "log_likelihood": float(log_probability.mean()),
         "per_token": each,
-        "perplexity": math.exp(-each),
+        "perplexity": math.exp(-each) if -each < _LARGEST_EXPONENT else math.inf,
     }
     return values, rows
 
 
-def _check(items: Sequence[Item]) -> None:
+def check(items: Sequence[Item], *, choices: bool = False) -> None:
+    """Raises ValueError without items, or if one has no answer, or with `choices` not one among its choices."""
     if not items:
         raise ValueError("there are no questions")
     for item in items:
+        if item.problem:
+            continue
         if not item.answers:
             raise ValueError(f"{item.where}: the question has no answer")
+        if choices and (len(item.choices) < 2 or item.answers[0] not in item.choices):
+            raise ValueError(
+                f"{item.where}: {item.answers[0]!r} is not among the choices {list(item.choices)}"
+            )

@@ -20,6 +20,7 @@ from tuna_jax.inference.generation.prefix_cache import (
     prefill,
     prepared,
 )
+from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.models import tuna
 from tuna_jax.models.cpu_fast_paths import unstack, unstacks
 from tuna_jax.models.layers import Params
@@ -39,11 +40,13 @@ class Decoded(NamedTuple):
       tokens: token ids; a row that has ended is filled with `eos`.
       lengths: number of tokens of each row before its `eos`.
       logits: float32 logits of every step, or None.
+      finite: whether the logits that chose the tokens of each row were finite; with NaN, `argmax` gives id 0.
     """
 
     tokens: Int[Array, "b n"]
     lengths: Int[Array, " b"]
     logits: Float[Array, "b n v"] | None
+    finite: Bool[Array, " b"]
 
 
 class DecoderState(NamedTuple):
@@ -56,6 +59,7 @@ class DecoderState(NamedTuple):
       done: whether each row has ended.
       tokens: the tokens so far, then `eos`.
       all_logits: the logits of every step so far, or None.
+      finite: whether the logits of each row were finite so far.
     """
 
     step: Array
@@ -64,6 +68,7 @@ class DecoderState(NamedTuple):
     done: Bool[Array, " b"]
     tokens: Int[Array, "b n"]
     all_logits: Float[Array, "b n v"] | None
+    finite: Bool[Array, " b"]
 
 
 def choose(
@@ -138,7 +143,7 @@ def generate(
         )
         is_eos = end.tokens == eos
         lengths = jnp.where(is_eos.any(1), jnp.argmax(is_eos, 1), max_new_tokens)
-        return Decoded(end.tokens, lengths, end.all_logits)
+        return Decoded(end.tokens, lengths, end.all_logits, end.finite)
 
 
 def _initial_state(
@@ -163,6 +168,7 @@ def _initial_state(
         jnp.zeros((batch,), bool),
         jnp.full((batch, max_new_tokens), eos, jnp.int32),
         all_logits,
+        jnp.ones((batch,), bool),
     )
 
 
@@ -186,6 +192,8 @@ def _decode_until(
     def advance(state: DecoderState) -> DecoderState:
         token = choose_token(state.logits, fold_in(key, state.step))
         token = jnp.where(state.done, eos, token)
+        # The largest logit is NaN or infinite if a logit is NaN or positive infinity.
+        finite = state.finite & (state.done | jnp.isfinite(jnp.max(state.logits, -1)))
         all_logits = state.all_logits
         if all_logits is not None:
             all_logits = jax.lax.dynamic_update_index_in_dim(
@@ -194,7 +202,7 @@ def _decode_until(
         logits, cache = next_logits(config, params, state.cache, lengths + state.step, token)
         tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, 1)
         step, done = state.step + 1, state.done | (token == eos)
-        return DecoderState(step, cache, logits, done, tokens, all_logits)
+        return DecoderState(step, cache, logits, done, tokens, all_logits, finite)
 
     return jax.lax.while_loop(unfinished, advance, start)
 
@@ -222,19 +230,24 @@ def stream(
     Args:
       config, params, prefix, key, eos, max_new_tokens, temperature, top_k, top_p, sharding: see `generate`.
       chunk: tokens per part; the last part may have fewer.
+
+    Raises:
+      NotFiniteError: the logits of a part are not finite; raised in its place.
     """
     sampling = (temperature, top_k, top_p)
     state = start_stream(config, params, prefix, eos, max_new_tokens, sharding)
 
-    def next_part(state: DecoderState) -> tuple[DecoderState, Array, Array]:
+    def next_part(state: DecoderState) -> tuple[DecoderState, Array, Array, Array]:
         lengths = prefix.lengths
         return _decode_part(config, params, lengths, key, eos, state, chunk, sampling, sharding)
 
-    state, tokens, ended = next_part(state)
+    state, tokens, ended, finite = next_part(state)
     for begin in range(0, max_new_tokens, chunk):
-        part, is_last = tokens, ended
+        part, is_last, is_finite = tokens, ended, finite
         if begin + chunk < max_new_tokens:
-            state, tokens, ended = next_part(state)
+            state, tokens, ended, finite = next_part(state)
+        if not bool(is_finite):
+            raise NotFiniteError.of("answer")
         yield np.asarray(part)[:, : max_new_tokens - begin]
         if is_last:
             return
@@ -269,8 +282,8 @@ def _decode_part(
     chunk: int,
     sampling: tuple[float, int, float],
     sharding: LogicalSharding | None,
-) -> tuple[DecoderState, Int[Array, "b n"], Bool[Array, ""]]:
-    """The state after `chunk` more tokens, those tokens, and whether all rows have ended."""
+) -> tuple[DecoderState, Int[Array, "b n"], Bool[Array, ""], Bool[Array, ""]]:
+    """The state after `chunk` more tokens, those tokens, and whether all rows have ended and were finite."""
     temperature, top_k, top_p = sampling
     choose_token = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
     with use_sharding(sharding):
@@ -279,4 +292,4 @@ def _decode_part(
     # Padded because `dynamic_slice` moves a slice that exceeds the array to an earlier start.
     padded = jnp.pad(end.tokens, ((0, 0), (0, chunk)))
     part = jax.lax.dynamic_slice_in_dim(padded, state.step, chunk, 1)
-    return end, part, end.done.all()
+    return end, part, end.done.all(), end.finite.all()
