@@ -474,11 +474,14 @@ class _ContainerClip:
         self._end = max(self._starts[-1] + duration, self._end_of_file())
 
     def _end_of_file(self) -> float:
-        """When a file without sound ends, which shows its last frame until then; minus infinity if unknown."""
+        """When a Matroska file without sound ends, which shows its last frame until then; else minus infinity.
+
+        Its packets name no durations; those of other files do.
+        """
         container = self._container
-        if len(container.streams) > 1 or container.duration is None:
+        if "matroska" not in container.format.name or len(container.streams) > 1:
             return -np.inf
-        return ((container.start_time or 0) + container.duration) / self._av.time_base
+        return (container.duration or 0) / self._av.time_base
 
     def number(self, count: int) -> None:
         """Frame numbers in place of time stamps, at the stream's rate."""
