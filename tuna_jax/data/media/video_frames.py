@@ -115,8 +115,8 @@ class FrameConverter:
         ):
             raise Fault(
                 "corrupt_video",
-                f"{self._where} is Dolby Vision of profile 5, whose colours FFmpeg cannot convert; export it as HDR10 or "
-                "SDR",
+                f"{self._where} is Dolby Vision of profile 5, whose colours FFmpeg cannot convert; export it as "
+                "HDR10 or SDR",
             )
         if matrix in (_UNSPECIFIED, 0, 3):
             if self._primaries == 9:
