@@ -266,6 +266,16 @@ def test_animated_pictures_have_all_their_frames_at_their_times(tmp_path, suffix
     assert len(load_video(tmp_path / f"still.{suffix}", (32, 32), 17)) == 1
 
 
+def test_an_animation_of_absurd_size_is_an_error_with_its_size(tmp_path) -> None:
+    frames = [Image.fromarray(frame) for frame in odd.greys(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[6:10] = struct.pack("<HH", 9000, 8000)
+    (tmp_path / "a.gif").write_bytes(data)
+    with pytest.raises(Fault, match=r"a\.gif.*9000x8000"):
+        read_video(tmp_path / "a.gif", SIZE, 3)
+
+
 def test_pages_and_previews_are_no_animation(tmp_path) -> None:
     frames = [Image.fromarray(frame) for frame in odd.greys(3)]
     for name in ("a.tif", "a.mpo"):
