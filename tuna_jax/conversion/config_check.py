@@ -6,13 +6,13 @@ shapes and computes something else. Hugging Face declares these numbers in `conf
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuna_jax.config import TunaConfig
+from tuna_jax.utils.text_files import read_json
 
 # Our field -> name in config.json of Hugging Face.
 _LANGUAGE = {
@@ -50,7 +50,7 @@ def read_config_json(source: str | Path) -> dict[str, Any]:
     source = Path(source)
     path = (source if source.is_dir() else source.parent) / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tuna_jax.conversion.readers import (
     total_bytes,
 )
 from tuna_jax.utils.param_tree import flatten
+from tuna_jax.utils.text_files import read_json
 
 # Layout -> description, and keys that every state dict of this layout has and no other layout has.
 LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -172,11 +172,11 @@ def read_config(path: str | Path) -> TunaConfig:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError as error:
         raise SourceError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     if "tied_lm_head" in values and "config" in values:
         return official_config.config_from_official(values["config"], values["tied_lm_head"])
     return from_dict(values)

@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tuna_jax.utils.text_files import read_json
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -153,8 +155,8 @@ def _open_folder(folder: Path) -> StateDict:
 
 def _open_index(path: Path) -> StateDict:
     try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        weight_map = read_json(path)["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{path} is not an index of shards: it has no 'weight_map'") from error
     shards = sorted(set(weight_map.values()))
     missing = [name for name in shards if not (path.parent / name).exists()]

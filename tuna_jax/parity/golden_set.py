@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.convert_checkpoint import parameter_shapes
 from tuna_jax.conversion.official_config import config_from_official
+from tuna_jax.utils import text_files
 
 
 class GoldenError(ValueError):
@@ -119,11 +119,11 @@ def read_json(path: Path) -> dict[str, Any]:
       GoldenError: the file does not exist, or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return text_files.read_json(path)
     except FileNotFoundError as error:
         raise GoldenError(f"{path} does not exist; {path.parent} is not a golden set") from error
-    except json.JSONDecodeError as error:
-        raise GoldenError(f"{path} is not JSON: {error}") from error
+    except ValueError as error:
+        raise GoldenError(str(error)) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
