@@ -17,7 +17,7 @@ from tuna_jax.inference.generation_config import DecodingOptions, SamplingOption
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
-from tuna_jax.utils.text_files import json_line, read_json
+from tuna_jax.utils.text_files import check_texts, json_line, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -221,11 +221,24 @@ def read_history(path: str | Path) -> Request:
     try:
         values = read_json(path)
         media = values["shown" if "shown" in values else "media"]  # Earlier versions wrote "shown".
+        if not isinstance(media, list) or not all(isinstance(item, (str, dict)) for item in media):
+            raise ValueError("'media' is not a list of files")
+        _check_messages(values["messages"])
+        check_texts(values, str(path))
         return Request(media=tuple(media), messages=tuple(values["messages"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a conversation that --task=chat wrote: {error!r}"
         ) from error
+
+
+def _check_messages(messages: Any) -> None:
+    """Raises ValueError if the value is not a list of messages."""
+    for message in messages if isinstance(messages, list) else [messages]:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError("'messages' is not a list of objects with 'role' and 'content'")
+        if not isinstance(message.get("content"), (str, list)):
+            raise ValueError(f"the content of a message by the {message['role']} is not a text")
 
 
 def _stream(model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions) -> str:

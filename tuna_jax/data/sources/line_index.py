@@ -107,10 +107,20 @@ def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
     except RecursionError:
-        return True
+        return _closes_at_its_end(text)
     except ValueError:
         return False
     return True
+
+
+def _closes_at_its_end(text: bytes) -> bool:
+    """Whether the bracket that begins a text is closed by its last one, and nothing but white space follows."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += (token.group() in b"[{") - (token.group() in b"]}")
+        if depth <= 0:
+            return not text[token.end() :].strip(_WHITE)
+    return False
 
 
 def _is_array(content: bytes | mmap.mmap, starts: np.ndarray, ends: np.ndarray) -> bool:
