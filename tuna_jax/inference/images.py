@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, UInt8
 from tuna_jax.inference import batching
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettings
-from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
+from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
 from tuna_jax.utils import old_names
 
@@ -51,7 +51,7 @@ def load_sources(
     """
     size = size or model.size
     model.config.vae.latent_shape(1, *size)  # Rejects a wrong size before files are read.
-    sources = [as_clip(image, size) for image in as_list(images)]
+    sources = [as_picture(image, size) for image in as_list(images)]
     if any(len(clip) != 1 for clip in sources):
         raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
     if len(sources) == 1:

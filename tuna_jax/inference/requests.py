@@ -34,6 +34,7 @@ class Request:
       negative: negative prompt; None: the command's.
       seed: the request's own seed; None: derived from the command's seed and the request's index.
       media: image files, or one video file.
+      kind: 'image' or 'video', which the media are read as; '': their content decides.
       messages: for a chat, the whole conversation instead of `text`.
 
     Raises:
@@ -44,6 +45,7 @@ class Request:
     negative: str | None = None
     seed: int | None = None
     media: tuple[str, ...] = ()
+    kind: str = ""
     messages: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -104,6 +106,8 @@ def _request(values: Any, task: str, where: str, folder: Path) -> Request:
         negative=_value(values, "negative", str, where),
         seed=_value(values, "seed", int, where),
         media=tuple(_file(folder, file) for file in [*files, *([video] if video else [])]),
+        # Both together are an error of the conversation, which mixes images and clips.
+        kind="" if files and video else "video" if video else "image" if files else "",
         messages=messages or (),
     )
 

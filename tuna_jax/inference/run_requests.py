@@ -14,6 +14,7 @@ from tuna_jax.data.text.tokenizer import IMAGE_TAG
 from tuna_jax.inference.batching import Seed
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import DecodingOptions, SamplingOptions
+from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
@@ -191,8 +192,10 @@ def converse(
         raise ValueError(
             "the history already has media; ask about them, or start a new conversation"
         )
-    media = earlier.media or requests[0].media
-    loaded_media = tuple(model.load_media(media, frames))
+    media, kind = (
+        (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
+    )
+    loaded_media = tuple(model.load_media(of_kind(media, kind), frames))
     messages = list(earlier.messages)
     for index, request in enumerate(requests):
         tags = f"{IMAGE_TAG}\n" * len(request.media) if index == 0 else ""
@@ -206,8 +209,9 @@ def converse(
             answer = _stream(model, conversation, write, decoding)
         messages.append({"role": "assistant", "content": answer})
     path = _create(folder) / "conversation.json"
-    values = {"media": media, "messages": messages}
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    values = {"media": media, **({"kind": kind} if kind else {}), "messages": messages}
+    text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # Names that are not UTF-8.
     return path
 
 
@@ -221,11 +225,14 @@ def read_history(path: str | Path) -> Request:
     try:
         values = read_json(path)
         media = values["shown" if "shown" in values else "media"]  # Earlier versions wrote "shown".
-        if not isinstance(media, list) or not all(isinstance(item, (str, dict)) for item in media):
+        if not isinstance(media, list) or not all(isinstance(item, str) for item in media):
             raise ValueError("'media' is not a list of files")
         _check_messages(values["messages"])
         check_texts(values, str(path))
-        return Request(media=tuple(media), messages=tuple(values["messages"]))
+        kind, messages = values.get("kind", ""), tuple(values["messages"])
+        if kind not in ("", "image", "video"):
+            raise ValueError(f"'kind' is {kind!r}, neither image nor video")
+        return Request(media=tuple(media), kind=kind, messages=messages)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a conversation that --task=chat wrote: {error!r}"
@@ -252,7 +259,7 @@ def _stream(model: Tuna, conversation: Conversation, write: Write, options: Deco
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
-    media = model.load_media(request.media, frames)
+    media = model.load_media(of_kind(request.media, request.kind), frames)
     if request.messages:
         return Conversation(request.messages, tuple(media))
     return Conversation.of(media, request.text)

@@ -11,6 +11,7 @@ from tuna_jax.evaluation.metrics.accuracy import Score
 from tuna_jax.evaluation.vqa import metrics
 from tuna_jax.evaluation.vqa.metrics import Item, Likelihood, Reply
 from tuna_jax.inference.conversation import Conversation
+from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
 
@@ -74,7 +75,8 @@ def judge(model: Tuna, *, frames: int = 17, **options: Any) -> Likelihood:
 
 def _conversation(model: Tuna, item: Item, frames: int) -> Conversation:
     try:
-        return Conversation.of(model.load_media(item.media, frames), item.question)
+        media = of_kind(item.media, item.kind)
+        return Conversation.of(model.load_media(media, frames), item.question)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{item.where}: {error}") from error
     except ValueError as error:
