@@ -57,7 +57,10 @@ def is_video(item: MediaInput) -> bool:
         return item.ndim == 4
     if isinstance(item, (Image.Image, ImageFile, VideoFile)):
         return isinstance(item, VideoFile)
-    return is_clip(item if isinstance(item, bytes) else Path(item))
+    if isinstance(item, bytes):
+        return is_clip(item)
+    name = os.fspath(item)
+    return is_clip(decode_data_uri(name) if is_data_uri(name) else Path(name))
 
 
 def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
@@ -76,10 +79,9 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
     """
     if isinstance(item, (str, os.PathLike)) and is_data_uri(os.fspath(item)):
         content = decode_data_uri(os.fspath(item))
-        as_video = is_video(item if isinstance(item, (ImageFile, VideoFile)) else content)
-        return (
-            load_video(content, size, frames, step) if as_video else load_image(content, size)[None]
-        )
+        if is_video(item):
+            return load_video(content, size, frames, step)
+        return load_image(content, size)[None]
     if isinstance(item, Image.Image):
         with standard_errors(b""):
             return fit(to_rgb(item), Size(*size))[None]
