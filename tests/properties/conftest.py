@@ -8,7 +8,7 @@ MANY = int(os.environ.get("TUNA_JAX_EXAMPLES", "0"))
 settings.register_profile(
     "tuna_jax",
     derandomize=not MANY,
-    max_examples=MANY or 60,
+    max_examples=MANY or 30,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
