@@ -306,3 +306,26 @@ def test_ignored_keys_and_cut_texts_are_told_at_the_start(files, tokenizer) -> N
         "s: ignored: conversations[].thinking (2 examples, the first in line 1)"
     ]
     assert chat.cut == {}
+
+
+@pytest.mark.parametrize("comma", ["", ","])
+def test_objects_over_several_lines_are_one_example_each(files, comma) -> None:
+    """As `jq` prints them, or an array without its brackets."""
+    rows = [{"image": "a.png", "caption": f"}} {i}"} for i in range(3)]
+    text = f"{comma}\n".join(json.dumps(row, indent=1) for row in rows)
+    (files.root / "m.json").write_text(text + '\n{"image": "b.png", "cap')  # Cut off at its end.
+    manifest = Manifest(files.root / "m.json")
+    assert [manifest[i].text for i in range(3)] == ["} 0", "} 1", "} 2"]
+    assert [manifest.line(i) for i in range(4)] == [1, 5, 9, 13]
+    with pytest.raises(ValueError, match="malformed_json"):
+        manifest[3]
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [(b"\x1f\x8b\x08", "gzip"), (b"PAR1\x15", "Parquet"), (b"version https://git-lfs.github", "git lfs pull")],
+)  # fmt: skip
+def test_a_packed_manifest_is_refused_by_what_it_is(files, head, words) -> None:
+    (files.root / "m.jsonl").write_bytes(head + bytes(range(256)))
+    with pytest.raises(ValueError, match=rf"m\.jsonl is a.*{words}"):
+        Manifest(files.root / "m.jsonl")
