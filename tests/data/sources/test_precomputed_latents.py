@@ -210,17 +210,10 @@ def test_files_that_were_missing_are_looked_at_again(dataset, tmp_path) -> None:
     missing = dataset.root / "late4.png"
     content = missing.read_bytes()
     missing.unlink()
-    path = dataset.manifest(
-        "late.jsonl", [{"image": f"late{i}.png", "caption": "x"} for i in range(6)]
-    )
-    run = functools.partial(
-        encode_manifest,
-        Manifest(path),
-        tmp_path / "late",
-        encode_with(0.1),
-        encoding(),
-        progress=False,
-    )
+    rows = [{"image": f"late{i}.png", "caption": "x"} for i in range(6)]
+    manifest = Manifest(dataset.manifest("late.jsonl", rows))
+    settings = (manifest, tmp_path / "late", encode_with(0.1), encoding())
+    run = functools.partial(encode_manifest, *settings, progress=False)
     assert run() == {"rows": 5, "missing_file": 1}
     before = files_of(tmp_path / "late")
     assert run() == {"rows": 0, "missing_file": 1}  # It says so again, and changes nothing.
