@@ -22,7 +22,7 @@ from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.request_failures import OnFailure, finite_results, one_request
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
-from tuna_jax.utils.text_files import json_line, json_text, read_json
+from tuna_jax.utils.text_files import check_texts, json_line, json_text, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -319,11 +319,11 @@ def read_history(path: str | Path) -> Request:
         raise ValueError(f"{wrong}: 'media' must be a list of files")
     try:
         check_messages(values.get("messages"))
+        check_texts(values, str(path))
+        kind = option_checks.choice("kind", values.get("kind", ""), ("", "image", "video"))
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
-    return Request(
-        media=tuple(media), kind=values.get("kind", ""), messages=tuple(values["messages"])
-    )
+    return Request(media=tuple(media), kind=kind, messages=tuple(values["messages"]))
 
 
 def _stream(model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions) -> str:

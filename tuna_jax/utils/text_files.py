@@ -20,7 +20,24 @@ from tuna_jax.utils.file_content import hint
 
 PathLike = str | os.PathLike[str]
 _BOM = "\ufeff"
+_PACKED = {
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a ZIP file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite f": "a SQLite database",
+    b"version ": "a pointer of Git LFS (run `git lfs pull`)",
+}
+"""By first bytes: files that are not text, or not the text that their name promises."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def packed_as(head: bytes) -> str:
+    """What a file is that is no text, by its first 8 bytes; '' if they do not say."""
+    return next((name for magic, name in _PACKED.items() if head.startswith(magic)), "")
 
 
 def decode(content: bytes, where: str) -> str:
@@ -33,10 +50,14 @@ def decode(content: bytes, where: str) -> str:
     Raises:
       ValueError: the bytes are not text; the line is named.
     """
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{where} is {packed_as(content[:8])}")
     encoding = json.detect_encoding(content[:4])
     try:
         return content.decode(encoding).removeprefix(_BOM)
     except UnicodeDecodeError as error:
+        if packed := packed_as(content[:8]):
+            raise ValueError(f"{where} is {packed}, not text: unpack or convert it") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{where}:{line}: not {'UTF-8' if encoding.startswith('utf-8') else encoding.upper()} text "
