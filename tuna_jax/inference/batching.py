@@ -94,8 +94,9 @@ def keys(seed: Any, count: int) -> Array:
     """A PRNG key for each of `count` rows.
 
     Args:
-      seed: a `Seed`. One seed: the key of row i is derived from (seed, i). Or a sequence with an entry per row: an integer s
-        gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of such a call.
+      seed: a `Seed`. One seed: the key of row i is derived from (seed, i). Or a sequence with an entry per row: an
+        integer s gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of such
+        a call.
       count: number of rows.
 
     Raises:
