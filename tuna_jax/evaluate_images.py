@@ -19,19 +19,21 @@ Examples:
     tuna-jax evaluate-images alignment --features=ours.npy --reference=dino.safetensors --neighbours=10
 
 Files of features are .npy, or .safetensors with a tensor `features` (or FILE:NAME), [images, width] or
-[images, tokens, width]. The last line that a command prints is JSON.
+[images, tokens, width]. The last line that a command prints is JSON. An image that cannot be read is left out and
+counted as `failed`, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuna_jax.cli import parsing, shared_flags
+from tuna_jax.utils import finite_json
 
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
     import numpy as np
@@ -64,10 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = _parser().parse_args(parsing.current_arguments("evaluate_images", arguments))
 
-    def work() -> None:
-        print(json.dumps(_COMMANDS[options.command](options)))
+    def work() -> int:
+        failures: dict[Path, str] = {}
+        values = _COMMANDS[options.command](options, failures)
+        for reason in list(failures.values())[:10]:
+            print(f"failed: {reason}", file=sys.stderr)
+        if failures:
+            print(f"error: {len(failures)} images failed and were left out", file=sys.stderr)
+            values["failed"] = len(failures)
+        wrong = [name for name, value in values.items() if not _is_finite(value)]
+        for name in wrong:
+            print(f"error: {name} is not finite ({values[name]})", file=sys.stderr)
+        print(finite_json.dumps(values))
+        return 1 if failures or wrong else 0
 
     return parsing.run(work, options.verbosity)
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,18 +112,18 @@ def _parser() -> argparse.ArgumentParser:
             "help": "side of a square (default: the model's)",
         },
         "sigma": {
-            "type": float,
+            "type": parsing.positive,
             "default": 10.0,
             "help": "width of CMMD's kernel (default 10)",
         },
         "neighbours": {
-            "type": int,
+            "type": parsing.positive_int,
             "default": 10,
             "metavar": "K",
             "help": "nearest neighbours of CKNNA (default 10)",
         },
         "clip": {
-            "type": float,
+            "type": parsing.finite,
             "default": 0.95,
             "metavar": "FRACTION",
             "help": "larger magnitudes than this fraction of all are clipped; 1 clips none (default 0.95)",
@@ -124,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _reconstruction(options: argparse.Namespace) -> dict[str, Any]:
+def _reconstruction(options: argparse.Namespace, failures: dict[Path, str]) -> dict[str, Any]:
     from tuna_jax.evaluation import features
     from tuna_jax.evaluation.metrics import psnr_ssim
 
@@ -132,7 +149,7 @@ def _reconstruction(options: argparse.Namespace) -> dict[str, Any]:
         shared_flags.load_model(options),
         features.pictures_in(options.images, options.count),
     )
-    pictures = features.read_all(paths, _size(options, model))
+    pictures = features.read_all(paths, _size(options, model), failures)
     again = features.reconstruct(model, pictures)
     scores = {}
     for name, score in (("psnr_db", psnr_ssim.psnr), ("ssim", psnr_ssim.ssim)):
@@ -140,16 +157,19 @@ def _reconstruction(options: argparse.Namespace) -> dict[str, Any]:
         mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
         print(f"{name:8} {mean:8.4f}  [{mean - half:.4f}, {mean + half:.4f}]  n={len(values)}")
         scores[name] = mean
-    return {**scores, "pictures": len(paths), "size": list(pictures.shape[1:3])}
+    return {**scores, "pictures": len(pictures), "size": list(pictures.shape[1:3])}
 
 
-def _distribution(options: argparse.Namespace) -> dict[str, Any]:
+def _distribution(options: argparse.Namespace, failures: dict[Path, str]) -> dict[str, Any]:
     from tuna_jax.evaluation.metrics import fid_cmmd
 
-    ours, _ = _rows(options, options.features, options.images)
+    ours, _ = _rows(options, options.features, options.images, failures)
     is_folder = Path(options.reference).is_dir()
     theirs, _ = _rows(
-        options, None if is_folder else options.reference, options.reference if is_folder else None
+        options,
+        None if is_folder else options.reference,
+        options.reference if is_folder else None,
+        failures,
     )
     distances = {
         "frechet_distance": fid_cmmd.frechet_distance(ours, theirs),
@@ -166,20 +186,28 @@ def _distribution(options: argparse.Namespace) -> dict[str, Any]:
     return {**distances, "rows": [len(ours), len(theirs)], "width": ours.shape[1]}
 
 
-def _features(options: argparse.Namespace) -> dict[str, Any]:
+def _features(options: argparse.Namespace, failures: dict[Path, str]) -> dict[str, Any]:
     from tuna_jax.evaluation import features
 
-    made, names = _rows(options, None, options.images)
+    made, names = _rows(options, None, options.images, failures)
     path = features.write(options.output, made, names or [])
     return {"file": str(path), "rows": len(made), "width": made.shape[1]}
 
 
-def _alignment(options: argparse.Namespace) -> dict[str, Any]:
+def _alignment(options: argparse.Namespace, failures: dict[Path, str]) -> dict[str, Any]:
     from tuna_jax.evaluation import features
     from tuna_jax.evaluation.metrics import cknna
 
-    ours, names = _rows(options, options.features, options.images)
+    ours, names = _rows(options, options.features, options.images, failures)
     theirs, other_names = features.read(options.reference)
+    if failures and other_names is None:
+        raise ValueError(
+            f"{len(failures)} images failed, and {options.reference} has no names to match the others by; the first: "
+            f"{next(iter(failures.values()))}"
+        )
+    if failures and other_names is not None:
+        kept = [row for row, name in enumerate(other_names) if name in set(names or ())]
+        theirs, other_names = theirs[kept], [other_names[row] for row in kept]
     if names and other_names and len(names) == len(other_names) and names != other_names:
         place = next(
             i for i, pair in enumerate(zip(names, other_names, strict=True)) if len({*pair}) > 1
@@ -195,7 +223,7 @@ def _alignment(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rows(
-    options: argparse.Namespace, file: str | None, folder: str | None
+    options: argparse.Namespace, file: str | None, folder: str | None, failures: dict[Path, str]
 ) -> tuple[np.ndarray, list[str] | None]:
     """Features of a file, or of a folder's images by the extractor or the model; and the names of the images."""
     from tuna_jax.evaluation import features
@@ -206,18 +234,24 @@ def _rows(
         return features.read(file)
     assert folder is not None
     paths = features.pictures_in(folder, options.count)
-    names = [path.relative_to(folder).as_posix() for path in paths]
+
+    def names() -> list[str]:
+        return [path.relative_to(folder).as_posix() for path in paths if path not in failures]
+
     model = getattr(options, "model", None)
     if options.extractor:
         if model:
             raise ValueError("features come from --model or from --extractor; give one")
-        return features.extracted(features.load_extractor(options.extractor), paths), names
+        extractor = features.load_extractor(options.extractor)
+        return features.extracted(extractor, paths, failures=failures), names()
     if not model:
         raise ValueError(
             f"features of the images in {folder} require --extractor=FILE.py:NAME or --model"
         )
     loaded = shared_flags.load_model(options)
-    return features.unified(loaded, features.read_all(paths, _size(options, loaded))), names
+    rows = features.unified(loaded, features.read_all(paths, _size(options, loaded), failures))
+    read = [path for path in paths if path not in failures]
+    return rows[features.finite_features(rows, read, failures)], names()
 
 
 def _size(options: argparse.Namespace, model: Any) -> tuple[int, int]:

@@ -90,7 +90,8 @@ def to_ours(
 
     Raises:
       ConversionError: a missing, unexpected or wrongly shaped tensor, an alias that differs, layers of one family
-        in several dtypes, or a tensor that is not finite. The message lists all tensors of a kind, and nothing is written.
+        in several dtypes, or a tensor that is not finite. The message lists all tensors of a kind, and nothing is
+        written.
     """
     state = without_buffers(state)
     shapes = parameter_shapes(config)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -52,9 +52,45 @@ def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
     return paths[:count]
 
 
-def read_all(paths: Sequence[Path], size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images of files, scaled and cropped to (height, width)."""
-    return np.stack([load_image(path, size) for path in paths])
+Failures = dict[Path, str]
+"""By the path of an image: why it cannot be used."""
+
+
+def read_all(
+    paths: Sequence[Path], size: tuple[int, int], failures: Failures | None = None
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images of files, scaled and cropped to (height, width).
+
+    Args:
+      paths: the files.
+      size: (height, width) in pixels.
+      failures: files that cannot be read are added here and left out; None raises the first reason.
+
+    Raises:
+      ValueError: no file can be read; the first is named with the reason.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(load_image(path, size))
+        except (ValueError, OSError) as error:
+            _fail(path, error, failures)
+    return np.stack(_some(images, failures))
+
+
+def _fail(path: Path, error: Exception, failures: Failures | None) -> None:
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if str(path) in text else f"{path}: {text}"
+    if failures is None:
+        raise ValueError(text) from error
+    failures[path] = text
+
+
+def _some(images: list[Any], failures: Failures | None) -> list[Any]:
+    if not images:
+        first = next(iter((failures or {}).values()), "there are no images")
+        raise ValueError(f"no image can be read; the first: {first}")
+    return images
 
 
 def reconstruct(model: Tuna, images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
@@ -91,26 +127,55 @@ def _rows_per_chunk(model: Tuna, images: np.ndarray) -> int:
 
 
 def extracted(
-    extractor: Extractor, paths: Sequence[Path], batch: int = 32
+    extractor: Extractor,
+    paths: Sequence[Path],
+    batch: int = 32,
+    failures: Failures | None = None,
 ) -> Float[np.ndarray, "n width"]:
     """An extractor's features of image files, computed `batch` files at a time.
 
+    Args:
+      extractor: from images to features.
+      paths: the files.
+      batch: files at a time.
+      failures: files that cannot be read, or whose features are not finite, are added here and left out; None raises
+        the first reason.
+
     Raises:
-      ValueError: it does not return one row of numbers per image.
+      ValueError: it does not return one row of numbers per image, or no file can be used.
     """
     parts = []
     for start in range(0, len(paths), batch):
-        images = []
+        images, read = [], []
         for path in paths[start : start + batch]:
-            images.append(load_rgb(path))
+            try:
+                images.append(load_rgb(path))
+            except MemoryError:
+                raise
+            except Exception as error:  # Decoders raise almost anything.
+                _fail(path, error, failures)
+            else:
+                read.append(path)
+        if not images:
+            continue
         features = np.asarray(extractor(images), np.float32)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"the extractor returned shape {list(features.shape)} for {len(images)} images; it must be "
                 "[images, width]"
             )
-        parts.append(features)
-    return np.concatenate(parts)
+        parts.append(features[finite_features(features, read, failures)])
+    return np.concatenate(_some([part for part in parts if len(part)], failures))
+
+
+def finite_features(
+    features: Float[np.ndarray, "n width"], paths: Sequence[Path], failures: Failures | None
+) -> Bool[np.ndarray, " n"]:
+    """Which rows are finite; the images of the others are added to `failures`, or raise if it is None."""
+    finite = np.isfinite(features).all(1)
+    for row in np.flatnonzero(~finite):
+        _fail(paths[row], ValueError("its features are not finite"), failures)
+    return finite
 
 
 def load_extractor(named: str) -> Extractor:

@@ -90,12 +90,13 @@ def prefix_of(
     return Prefix(tokens, lengths, spans, None if latents is None else jnp.asarray(latents))
 
 
-def keys(seed: Seed, count: int) -> Array:
+def keys(seed: Any, count: int) -> Array:
     """A PRNG key for each of `count` rows.
 
     Args:
-      seed: one seed: the key of row i is derived from (seed, i). Or a sequence with an entry per row: an integer s
-        gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of such a call.
+      seed: a `Seed`. One seed: the key of row i is derived from (seed, i). Or a sequence with an entry per row: an
+        integer s gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of such
+        a call.
       count: number of rows.
 
     Raises:
@@ -110,7 +111,7 @@ def keys(seed: Seed, count: int) -> Array:
     return jnp.stack([jax.random.fold_in(seeds.key(value), index) for value, index in pairs])
 
 
-def noise(seed: Seed, count: int, shape: tuple[int, ...]) -> np.ndarray:
+def noise(seed: Any, count: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float32 `[count, *shape]`; row i depends only on its key (`keys`)."""
     return np.asarray(
         jax.vmap(lambda key: jax.random.normal(key, shape))(keys(seed, count)), np.float32

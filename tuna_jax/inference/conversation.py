@@ -12,7 +12,6 @@ from tuna_jax.data.text.messages import (
     ESCAPED_TAG,
     IMAGE_TAG,
     MEDIA_TYPES,
-    Content,
     escape,
     media_key,
     parts_of,
@@ -139,7 +138,7 @@ def media_of(
 
 def _parts(message: Mapping[str, Any]) -> list[str | None]:
     """The content of a message; strings of others than the user have no images."""
-    content: Content = message["content"]
+    content = message["content"]
     if isinstance(content, str) and message["role"] != "user":
         return [unescape(content)]
     return parts_of(content)

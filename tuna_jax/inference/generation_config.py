@@ -38,7 +38,6 @@ class SamplingSettings:
         option_checks.whole("count", self.count, 0, 2**31 - 1)
         for name in ("steps", "guidance", "guidance_interval", "shift", "solver"):
             option_checks.SAMPLING[name](name, getattr(self, name))
-        option_checks.check_grid(self.steps, self.shift)
 
 
 class SamplingOptions(TypedDict, total=False):

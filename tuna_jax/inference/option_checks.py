@@ -19,12 +19,14 @@ TEMPLATES = ("chat", "plain")
 SOLVERS = ("euler", "heun")
 
 LARGEST_GUIDANCE = 100.0
+SMALLEST_SHIFT, LARGEST_SHIFT = 0.01, 100.0
+"""Beyond these nearly all steps are at one end of the trajectory."""
 LARGEST_SIDE = 16384
 LARGEST_STEPS = 10_000
 LARGEST_TOKENS = 1_000_000
 LARGEST_FRAMES = 4001
 LARGEST_FPS = 1000.0
-SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-4, 100.0
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 100.0
 """Smaller ones than the first, except 0, overflow the logits; 0 is greedy."""
 
 
@@ -137,7 +139,7 @@ def _seed(name: str, value: Any) -> Any:
 
 
 def _shift(name: str, value: Any) -> float:
-    return number(name, value, 1e-6, 1e6, "a number above 0, such as 3")
+    return number(name, value, SMALLEST_SHIFT, LARGEST_SHIFT)
 
 
 def _temperature(name: str, value: Any) -> float:
@@ -190,19 +192,6 @@ def check(options: Mapping[str, Any], checks: Mapping[str, _Check]) -> dict[str,
             f"unknown option {_short(unknown[0])}; the options are {', '.join(checks)}"
         )
     return {name: checks[name](name, value) for name, value in options.items() if value is not None}
-
-
-def check_grid(steps: int, shift: float) -> None:
-    """Raises ValueError if so large or small a shift makes two of the times of sampling equal."""
-    from tuna_jax import (
-        flow,  # It imports JAX, which a command that reads requests does not need yet.
-    )
-
-    times = flow.time_grid(steps, shift)
-    if not (np.diff(times) > 0).all():
-        raise ValueError(
-            f"shift is {shift:g}; with {steps} steps it makes some times of sampling equal: take one nearer to 1"
-        )
 
 
 def frames(value: Any, step: int = 4) -> int:

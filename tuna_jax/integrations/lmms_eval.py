@@ -13,6 +13,7 @@ the model's own), `max_new_tokens` (for tasks that set none; default 128).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,10 +25,11 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from tuna_jax.data.text.tokenizer import IMAGE_TAG
+from tuna_jax.data.text.messages import IMAGE_TAG, MEDIA_TYPES, count_tags, escape
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import DecodingOptions
 from tuna_jax.inference.media_inputs import of_kind
+from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
 
@@ -114,9 +116,11 @@ class TunaSimple(lmms):
                 template=self._template,
                 batch_size=self._batch_size,
             )
-            for sign, value, greedy in zip(
-                signs[chunk], scores.log_probability, scores.greedy, strict=True
+            for row, (sign, value, greedy) in enumerate(
+                zip(signs[chunk], scores.log_probability, scores.greedy, strict=True)
             ):
+                if not math.isfinite(value):
+                    raise NotFiniteError.of(f"log-likelihood for request {start + row}")
                 results.append(GenerationResult(text=(sign * float(value), bool(greedy))))
         return results
 
@@ -138,8 +142,9 @@ class TunaSimple(lmms):
 
     def _conversation(self, visuals: Sequence[Any], text: str) -> Conversation:
         media = self._model.load_media([_media_input(item) for item in visuals], self._frames)
-        has_tags = text.count(IMAGE_TAG) == len(media) > 0
-        content = text if has_tags else f"{IMAGE_TAG}\n" * len(media) + text.replace(IMAGE_TAG, "")
+        # Tags that are not the places of the images are text, as every other character of a task.
+        has_tags = count_tags(text) == len(media) > 0
+        content = text if has_tags else f"{IMAGE_TAG}\n" * len(media) + escape(text)
         return Conversation(({"role": "user", "content": content},), tuple(media))
 
     def _generate(
@@ -204,17 +209,18 @@ class TunaChat(TunaSimple):
         texts, media = [], []
         for message in messages:
             content = message["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            text = ""
-            for part in parts:
+            parts: list[dict[str, str]] = []
+            for part in (
+                [{"type": "text", "text": content}] if isinstance(content, str) else content
+            ):
                 if part["type"] == "text":
-                    text += part["text"].replace(IMAGE_TAG, "")
-                elif part["type"] in ("image", "video"):
+                    parts.append({"type": "text", "text": part["text"]})
+                elif part["type"] in MEDIA_TYPES:
                     media += of_kind([_media_input(part["url"])], part["type"])
-                    text += f"{IMAGE_TAG}\n"
+                    parts.append({"type": part["type"]})
                 else:
                     raise ValueError(f"tuna supports images and video, not {part['type']}")
-            texts.append({"role": message["role"], "content": text})
+            texts.append({"role": message["role"], "content": parts})
         return Conversation(tuple(texts), tuple(self._model.load_media(media, self._frames)))
 
 

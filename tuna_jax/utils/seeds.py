@@ -35,8 +35,9 @@ def _whole(value: Any, largest: int, where: str, largest_text: str) -> int:
         whole = -1
     # bool is a subclass of int.
     if isinstance(value, (bool, np.bool_)) or not 0 <= whole <= largest:
+        shown = repr(value) if abs(whole) < 10**40 else "a number of more than 40 digits"
         raise ValueError(
-            f"{where} is {value!r}; it must be a whole number from 0 to {largest_text}"
+            f"{where} is {shown[:120]}; it must be a whole number from 0 to {largest_text}"
         )
     return whole
 

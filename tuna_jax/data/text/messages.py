@@ -17,7 +17,6 @@ from typing import Any
 IMAGE_TAG = "<image>"
 ESCAPED_TAG = "\\" + IMAGE_TAG
 
-Content = str | Sequence[Mapping[str, Any]]
 MEDIA_TYPES = ("image", "video")
 _TAG = re.compile(r"(?<!\\)<image>")
 
@@ -53,7 +52,7 @@ def with_image_tags(text: str, tag: str) -> str:
     return replaced.replace("\\" + tag, tag)
 
 
-def parts_of(content: Content, where: str = "content") -> list[str | None]:
+def parts_of(content: Any, where: str = "content") -> list[str | None]:
     """A message's content in order: texts, and None for each image or video.
 
     Raises:

@@ -93,7 +93,14 @@ class Tokenizer:
         self._control = {token for token in known if token is not None} | set(added)
         hidden = [*names, *(token.content for token in added.values() if token.special)]
         special = (self._find(token) for token in hidden)
+        # A tokenizer may even call a byte special, without which text cannot be spelled.
         self._special_ids = {token_id for token_id in special if token_id is not None}
+        self._special_ids -= set(self._bytes.values())
+        self._control -= {
+            token_id
+            for character in qwen_bpe.byte_characters()
+            if (token_id := self._base.token_to_id(character)) is not None
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_text": None}  # It shares the model with `_base`.
