@@ -154,7 +154,15 @@ def open_clip(
         except Fault:
             raise
         # FFmpeg's own MemoryError too: a damaged header asks for more than it ever allocates.
-        except (av.FFmpegError, ValueError, TypeError, OverflowError, EOFError) as error:
+        # IndexError: `av` knows no streams that begin in the middle of a file.
+        except (
+            av.FFmpegError,
+            ValueError,
+            TypeError,
+            OverflowError,
+            IndexError,
+            EOFError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise Fault("corrupt_video", f"{describe(medium)}: {reason}") from error
 
