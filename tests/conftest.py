@@ -77,40 +77,9 @@ def any_words():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny TUNA with random weights and a random video VAE, as `convert from_torch` writes one."""
-    import dataclasses
-    import json
+    from tests.fixtures import tiny_model
 
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    from tuna_jax import convert
-    from tuna_jax.config import preset
-    from tuna_jax.conversion import convert_checkpoint, weight_map
-    from tuna_jax.utils.param_tree import flatten, unflatten
-
-    tiny = preset("tiny")
-    config = dataclasses.replace(tiny, language=dataclasses.replace(tiny.language, vocabulary=640))
-    random = np.random.default_rng(0)
-
-    def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        # The zeros of AdaLN-Zero and others would hide dependencies.
-        values = random.normal(size=shape).astype(np.float32)
-        if name.endswith(("scale", "gamma")):
-            return 1 + 0.1 * values
-        if not name.endswith("kernel"):
-            return 0.1 * values
-        inputs = shape[1 if ".layers." in name else 0 : -1]
-        return values / np.sqrt(np.prod(inputs), dtype=np.float32)
-
-    shapes = flatten(convert_checkpoint.parameter_shapes(config))
-    params = unflatten({name: numbers(name, leaf.shape) for name, leaf in shapes.items()})
-    state = {key: np.ascontiguousarray(x) for key, x in weight_map.to_torch(config, params).items()}
-    folder = tmp_path_factory.mktemp("tiny")
-    save_file(state, folder / "theirs.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    source, sizes = f"{folder}/theirs.safetensors", f"{folder}/config.json"
-    assert convert.main(["from_torch", source, f"{folder}/model", "--config", sizes]) == 0
-    return folder / "model"
+    return tiny_model.write(tmp_path_factory.mktemp("tiny"))
 
 
 from tests.fixtures.files import files, module_files  # noqa: E402, F401

@@ -27,7 +27,8 @@ from jaxtyping import UInt8
 from tuna_jax.cli import parsing
 from tuna_jax.config import VAEConfig, preset
 from tuna_jax.conversion.image_vae_file import shipped_image_vae
-from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
+from tuna_jax.data.invalid_examples import InvalidExamples
+from tuna_jax.data.media.color import HDR_CHOICES
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.mixture.bucketing import SIZES_512, named_sizes
 from tuna_jax.data.precompute_latents import EncodeClips, Encoding, encode_manifest
@@ -105,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"shortest side that an image may have (default {SMALLEST_SIDE})",
     )
     add(
+        "--hdr",
+        choices=HDR_CHOICES,
+        default="tone_map",
+        help="what to do with images and clips in high dynamic range, PQ or HLG (default tone_map)",
+    )
+    add(
         "--batch_size",
         type=parsing.positive_int,
         default=8,
@@ -159,23 +166,20 @@ def _encode(options: argparse.Namespace) -> int:
         frames=options.frames,
         fps=options.fps,
         smallest=options.smallest,
+        hdr=options.hdr,
         batch_size=options.batch_size,
         shard_rows=options.shard_rows,
     )
-    try:
-        counts = encode_manifest(
-            Manifest(options.manifest, options.image_root),
-            options.output,
-            encoder(config, params),
-            encoding,
-            process_index=options.process_index,
-            process_count=options.process_count,
-            threads=options.threads,
-            invalid_examples=InvalidExamples(limit=options.max_invalid_fraction),
-        )
-    except TooManyInvalidExamples as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    counts = encode_manifest(
+        Manifest(options.manifest, options.image_root),
+        options.output,
+        encoder(config, params),
+        encoding,
+        process_index=options.process_index,
+        process_count=options.process_count,
+        threads=options.threads,
+        invalid_examples=InvalidExamples(limit=options.max_invalid_fraction),
+    )
     rows = counts.pop("rows")
     invalid = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
     print(

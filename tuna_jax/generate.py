@@ -156,7 +156,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="image that a question is about (may be given several times), or the image to edit",
     )
-    add("--video", metavar="FILE", help="video that a question is about")
+    add(
+        "--video",
+        metavar="FILE",
+        help="video, animated picture or folder of frames that a question is about",
+    )
     add(
         "--frames",
         type=parsing.positive_int,
@@ -309,8 +313,11 @@ def _requests(options: argparse.Namespace, task: str) -> list[Request]:
     if options.prompts:
         requests += read_requests(options.prompts, task)
     media = tuple(options.image or ()) or ((options.video,) if options.video else ())
+    kind = "video" if options.video else "image" if options.image else ""
     return [
-        request if request.media or request.messages else dataclasses.replace(request, media=media)
+        request
+        if request.media or request.messages
+        else dataclasses.replace(request, media=media, kind=kind)
         for request in requests
     ]
 

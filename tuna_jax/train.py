@@ -75,11 +75,13 @@ def _train(options: Any, overrides: Sequence[str]) -> None:
         compile_cache.enable()
         distributed.initialize()
         getattr(importlib.import_module(module), function)(values, options.workdir)
-    except (ValueError, FileNotFoundError, DamagedCheckpointError, NotFiniteError) as error:
-        if options.verbosity:
-            traceback.print_exc()
-        distributed.end(f"error: {error}")
-    except Exception:
+    except Exception as error:
+        known = isinstance(error, (DamagedCheckpointError, NotFiniteError))
+        message = str(error) if known else parsing.message_of(error)
+        if message is not None:
+            if options.verbosity:
+                traceback.print_exc()
+            distributed.end(f"error: {message}")
         if jax.process_count() == 1:
             raise
         distributed.end(traceback.format_exc())

@@ -1,5 +1,6 @@
 """The list of invalid examples: each once, counted by kind, and a limit on their share."""
 
+import errno
 import json
 import pickle
 import threading
@@ -92,7 +93,7 @@ def test_a_fault_becomes_an_invalid_example(tmp_path) -> None:
         == "m.jsonl, line 7: no_frames: nothing to see"
     )
     with pytest.raises(OSError, match="disk"), report_as_invalid("m.jsonl", 7):
-        raise OSError("disk")
+        raise OSError(errno.EIO, "disk")
     with pytest.raises(KeyError, match=KINDS[0]):
         Fault("ugly", "")
 

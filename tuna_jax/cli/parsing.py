@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import sys
 import traceback
@@ -49,7 +50,9 @@ def current_arguments(command: str, arguments: Sequence[str] | None) -> list[str
 
 
 def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
-    """Runs a command's work and returns its exit status: errors of input become one line on standard error.
+    """Runs a command's work and returns its exit status: errors of input and of the machine become one line.
+
+    The line goes to standard error.
 
     Args:
       work: returns an exit status; None means 0.
@@ -59,29 +62,35 @@ def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
 
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for absl's flags.
     logging.set_verbosity(logging.INFO if verbosity else logging.WARNING)
+    # Names of files need not be UTF-8, and a terminal need not know emoji: printing them is no error.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with one_line_warnings():
             return work() or 0
-    except (ValueError, OSError, ImportError) as error:
-        if verbosity:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        # JAX's error of memory is a RuntimeError; others are faults of this program, whose traceback is needed.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
             raise
         if verbosity:
             traceback.print_exc()
-        first = str(error).strip().split("\n", 1)[0][:300]
-        print(
-            f"error: out of memory ({first or 'of the host'}); take a smaller size, fewer frames or a smaller batch",
-            file=sys.stderr,
-        )
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def message_of(error: Exception) -> str | None:
+    """The one line that tells a user of an error of input or of the machine; None if it is an error of the program."""
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}".removesuffix(": ")
+    if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error is a plain RuntimeError.
+        return f"out of memory: {error}"
+    return None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.conversion.readers import SourceError
-from tuna_jax.utils.file_content import read_json
+from tuna_jax.utils.text_files import read_json
 
 # Our field -> name in config.json of Hugging Face.
 _LANGUAGE = {

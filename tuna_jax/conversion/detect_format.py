@@ -20,8 +20,8 @@ from tuna_jax.conversion.readers import (
     total_bytes,
 )
 from tuna_jax.utils import nonfinite_values
-from tuna_jax.utils.file_content import read_json
 from tuna_jax.utils.param_tree import flatten
+from tuna_jax.utils.text_files import read_json
 
 # Layout -> description, and keys that every state dict of this layout has and no other layout has.
 LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {

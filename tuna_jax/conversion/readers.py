@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tuna_jax.utils.file_content import hint, read_json
+from tuna_jax.utils.file_content import hint
+from tuna_jax.utils.text_files import read_json
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),

@@ -21,13 +21,17 @@ from jaxtyping import BFloat16, Float, UInt8
 from tqdm import tqdm
 
 from tuna_jax.data.invalid_examples import Fault, InvalidExample, InvalidExamples, report_as_invalid
+from tuna_jax.data.media.color import Hdr, check_hdr
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
-from tuna_jax.data.mixture.bucketing import nearest, picture_size
+from tuna_jax.data.mixture.bucketing import nearest
+from tuna_jax.data.mixture.scan import picture_size
 from tuna_jax.data.sources.base import VIDEO_KINDS
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, shard_name
 from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.regular_files import with_retries
+from tuna_jax.utils.text_files import json_line, read_json
 
 # Clips -> the posterior's normalised mean and standard deviation; every call of a shape has the same number of clips.
 EncodeClips = Callable[
@@ -50,6 +54,7 @@ class Encoding:
         frames: per video, 1 + 4k.
         fps: frames per second taken from a video; None spreads them over the whole video.
         smallest: the shortest side, in pixels, of a usable image or video.
+        hdr: 'tone_map' images and videos in high dynamic range, or 'refuse' them as invalid examples.
         batch_size: images or videos per call of the VAE.
         shard_rows: examples of the manifest per shard.
     """
@@ -59,11 +64,13 @@ class Encoding:
     frames: int = 1
     fps: float | None = None
     smallest: int = SMALLEST_SIDE
+    hdr: Hdr = "tone_map"
     batch_size: int = 8
     shard_rows: int = 256
 
     def __post_init__(self) -> None:
         check_frames(self.frames)
+        check_hdr(self.hdr)
         if not self.sizes or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes is {self.sizes}; give each image size once")
         for key in ("batch_size", "shard_rows"):
@@ -162,12 +169,14 @@ def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) ->
         "manifest": manifest.identity,
         "shards": shards,
     }
+    if encoding.hdr == "tone_map":  # As in folders of earlier versions.
+        del settings["hdr"]
     path = folder / SETTINGS_FILE
     if not path.is_file():
         with atomic_file(path) as scratch:  # Several hosts may write the same file.
             scratch.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_json(path)
     differ = [
         f"{key}: {stored.get(key)!r} there, {value!r} now"
         for key, value in settings.items()
@@ -240,6 +249,10 @@ def _ahead(
 
 def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | InvalidExample:
     """An example's images or video at the size of its bucket."""
+    return with_retries(lambda: _decode_once(manifest, number, encoding))
+
+
+def _decode_once(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | InvalidExample:
     try:
         example, line = manifest[number], manifest.line(number)
         with report_as_invalid(manifest.name, line):
@@ -258,10 +271,12 @@ def _decode(manifest: Manifest, number: int, encoding: Encoding) -> _Decoded | I
                         "fps": encoding.fps,
                         "position": _POSITION,
                         "smallest": encoding.smallest,
+                        "hdr": encoding.hdr,
                     }
                     clips.append(read_video(medium, size, encoding.frames, **options))
                 else:
-                    clips.append(read_image(medium, size, smallest=encoding.smallest)[None])
+                    stills = {"smallest": encoding.smallest, "hdr": encoding.hdr}
+                    clips.append(read_image(medium, size, **stills)[None])
             content = manifest.content(number).decode()
             return _Decoded(line, content, size, len(clips[0]), clips)
     except InvalidExample as bad:
@@ -306,4 +321,4 @@ def write_shard(
         "bad": [[row.line, row.kind, row.reason] for row in bad],
     }
     with atomic_file(folder / f"{name}.json") as scratch:
-        scratch.write_text(json.dumps(listed, ensure_ascii=False), encoding="utf-8")
+        scratch.write_text(json_line(listed), encoding="utf-8")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.data.media.image import load_image, to_rgb
+from tuna_jax.data.media.image import load_image, load_rgb
 from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
@@ -35,11 +35,18 @@ Extractor = Callable[[list[Image.Image]], Any]
 def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
     """The image files of a folder and its subfolders, ordered by path; the first `count` of them.
 
+    Hidden files and folders, such as macOS's `._x.jpg`, are left out.
+
     Raises:
       FileNotFoundError: there is no such folder, or no image in it.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     if not paths:
         raise FileNotFoundError(f"{folder} has no images ({', '.join(SUFFIXES)})")
     return paths[:count]
@@ -142,11 +149,8 @@ def extracted(
         images, read = [], []
         for path in paths[start : start + batch]:
             try:
-                with Image.open(path) as opened:
-                    images.append(to_rgb(opened))
-            except MemoryError:
-                raise
-            except Exception as error:  # Decoders raise almost anything.
+                images.append(load_rgb(path))
+            except (ValueError, OSError) as error:
                 _fail(path, error, failures)
             else:
                 read.append(path)
@@ -166,8 +170,8 @@ def finite_features(
     features: Float[np.ndarray, "n width"], paths: Sequence[Path], failures: Failures | None
 ) -> Bool[np.ndarray, " n"]:
     """Which rows are finite; the images of the others are added to `failures`, or raise if it is None."""
-    finite = np.isfinite(features).all(1)
-    for row in np.flatnonzero(~finite):
+    finite = np.asarray(np.isfinite(features).all(1))
+    for row in np.flatnonzero(~finite).tolist():
         _fail(paths[row], ValueError("its features are not finite"), failures)
     return finite
 

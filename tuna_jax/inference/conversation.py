@@ -19,7 +19,7 @@ from tuna_jax.data.text.messages import (
 )
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference import option_checks
-from tuna_jax.inference.media_inputs import MediaInput, as_list
+from tuna_jax.inference.media_inputs import MediaInput, as_list, of_kind
 from tuna_jax.sequence import Grid, TokenSequence, build, understanding_prompt
 
 ROLES = ("system", "user", "assistant")
@@ -123,10 +123,11 @@ def media_of(
         for part in named:
             key = media_key(part)
             if key is not None:
-                listed.append(part[key])
+                listed += of_kind([part[key]], part["type"])
                 continue
             if places < len(given):
-                listed.append(given[places])
+                own = [given[places]]
+                listed += own if isinstance(content, str) else of_kind(own, part["type"])
             places += 1
     if places != len(given):
         raise ValueError(

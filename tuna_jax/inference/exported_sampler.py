@@ -32,6 +32,7 @@ from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.models.vae_tiles import TILE_ABOVE
 from tuna_jax.sequence import Special, TokenSequence
+from tuna_jax.utils.text_files import read_json
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 LIST_FILE = "programs.json"
@@ -207,7 +208,7 @@ def read(
     path = Path(folder) / LIST_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {LIST_FILE}; `tuna-jax export` writes one")
-    listing = json.loads(path.read_text(encoding="utf-8"))
+    listing = read_json(path)
     if listing["model"] != json.loads(json.dumps(config.to_dict())):
         raise ValueError(f"the programs in {folder} are of another model; export them again")
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, UInt8
 from tuna_jax.inference import batching, generation_config, option_checks
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettings
-from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
+from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture, of_kind
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.trained_shapes import nearest_shape
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
@@ -54,7 +54,7 @@ def load_sources(
     """
     size = model.size if size is None else option_checks.size("size", size)
     model.config.vae.latent_shape(1, *size)  # Rejects a wrong size before files are read.
-    sources = [as_clip(image, size) for image in as_list(images)]
+    sources = [as_picture(image, size) for image in as_list(images)]
     if any(len(clip) != 1 for clip in sources):
         raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
     if len(sources) == 1:
@@ -74,7 +74,9 @@ def edit_size(model: Tuna, images: MediaInput | Sequence[MediaInput]) -> tuple[i
       FileNotFoundError: there is no such file.
     """
     shapes = model.shapes.get("edit", ())
-    sizes = [nearest_shape(shapes, model.size, image) for image in as_list(images)]
+    sizes = [
+        nearest_shape(shapes, model.size, image) for image in of_kind(as_list(images), "image")
+    ]
     if len(set(sizes)) > 1:
         named = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Input images and videos as files, Pillow images or arrays, converted to uint8 clips of one size."""
+"""Input images and videos as files, folders, Pillow images or arrays, converted to uint8 clips of one size."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +11,41 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tuna_jax.data.media.image import Size, fit, load_image, to_rgb
-from tuna_jax.data.media.video import SUFFIXES, load_video
+from tuna_jax.data.media.image import Size, fit, load_image, standard_errors, to_rgb
+from tuna_jax.data.media.video import is_clip, load_video
+from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 
-MediaInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""An image or a video: a file, the bytes of an image file, a Pillow image, or uint8 [height, width, 3] or
-[frames, height, width, 3]."""
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """A file, or its bytes, that is read as a picture, as a manifest's `image` is: of an animation its first frame."""
+
+    medium: str | os.PathLike[str] | bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFile:
+    """A file, its bytes, or a folder that is read as a video, as a manifest's `video` is: of a picture one frame."""
+
+    medium: str | os.PathLike[str] | bytes
+
+
+MediaInput = str | os.PathLike[str] | bytes | ImageFile | VideoFile | Image.Image | np.ndarray
+"""An image or a video: a file (`ImageFile` and `VideoFile` say which; of others the content decides), a folder of
+frames, a data URI, the bytes of a file, a Pillow image, or uint8 [height, width, 3] or [frames, height, width, 3]."""
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 
 def is_video(item: MediaInput) -> bool:
-    """Whether `item` is a video: an array with a frame axis, or a file with the suffix of a video."""
+    """Whether `item` is a video: an array with a frame axis, or by its content a video, an animation or a folder.
+
+    A file that does not exist is judged by its suffix.
+    """
     if isinstance(item, np.ndarray):
         return item.ndim == 4
-    return isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in SUFFIXES
+    if isinstance(item, (Image.Image, ImageFile, VideoFile)):
+        return isinstance(item, VideoFile)
+    return is_clip(item if isinstance(item, bytes) else Path(item))
 
 
 def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
@@ -40,14 +62,17 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
       ModuleNotFoundError: `item` is a video file and `av` is not installed.
       ValueError: the file cannot be read, or the array is neither an image nor a clip.
     """
+    if isinstance(item, (str, os.PathLike)) and is_data_uri(os.fspath(item)):
+        item = decode_data_uri(os.fspath(item))
     if isinstance(item, Image.Image):
-        return fit(to_rgb(item), Size(*size))[None]
-    if isinstance(item, bytes):
-        return load_image(item, size)[None]
+        with standard_errors(b""):
+            return fit(to_rgb(item), Size(*size))[None]
     if not isinstance(item, np.ndarray):
+        medium = item.medium if isinstance(item, (ImageFile, VideoFile)) else item
+        medium = medium if isinstance(medium, bytes) else Path(medium)
         if is_video(item):
-            return load_video(Path(item), size, frames, step)
-        return load_image(Path(item), size)[None]
+            return load_video(medium, size, frames, step)
+        return load_image(medium, size)[None]
     array = item if item.ndim == 4 else item[None]
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(
@@ -59,10 +84,28 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
     return np.stack([fit(Image.fromarray(frame), Size(*size)) for frame in array])
 
 
+def as_picture(item: MediaInput, size: tuple[int, int]) -> Clip:
+    """An image as a clip of one frame, for callers that take no videos: of an animation its first frame.
+
+    An array with a frame axis keeps its frames; other arguments and errors are those of `as_clip`.
+    """
+    return as_clip(of_kind([item], "image")[0], size)
+
+
+def of_kind(media: Sequence[MediaInput], kind: str) -> list[MediaInput]:
+    """Media of which the files are of a kind: 'image', 'video', or '' where their content decides."""
+    wrapper = {"image": ImageFile, "video": VideoFile}.get(kind)
+    if wrapper is None:
+        return list(media)
+    return [
+        wrapper(item) if isinstance(item, (str, os.PathLike, bytes)) else item for item in media
+    ]
+
+
 def as_list(items: MediaInput | Sequence[MediaInput] | None) -> list[MediaInput]:
     """A list of None, one or several media inputs. An array is one image or one clip, whatever its number of axes."""
     if items is None:
         return []
-    if isinstance(items, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+    if isinstance(items, (str, os.PathLike, bytes, ImageFile, VideoFile, Image.Image, np.ndarray)):
         return [items]
     return list(items)

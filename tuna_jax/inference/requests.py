@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuna_jax.data.text.messages import MEDIA_TYPES, media_key
-from tuna_jax.inference import option_checks
-from tuna_jax.inference.conversation import check_messages
 from tuna_jax.utils import seeds
+from tuna_jax.utils.data_uri import is_data_uri
+from tuna_jax.utils.text_files import check_text, check_texts, numbered_lines, read_json_lines
 
 TASKS = ("t2i", "edit", "t2v", "understand", "chat")
 GENERATION_TASKS = ("t2i", "edit", "t2v")
@@ -37,16 +36,25 @@ class Request:
       negative: negative prompt; None: the command's.
       seed: the request's own seed; None: derived from the command's seed and the request's index.
       media: image files, or one video file.
+      kind: 'image' or 'video', which the media are read as; '': their content decides.
       messages: for a chat, the whole conversation instead of `text`.
       where: the file and line that it comes from; '' if it is not from a file.
+
+    Raises:
+      ValueError: a text that is not UTF-8, as of a command line in another encoding.
     """
 
     text: str = ""
     negative: str | None = None
     seed: int | None = None
     media: tuple[str, ...] = ()
+    kind: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     where: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_text(self.text, f"the prompt or question {self.text[:60]!r}")
+        check_text(self.negative or "", f"the negative prompt {(self.negative or '')[:60]!r}")
 
 
 def read_requests(path: str | Path, task: str) -> list[Request]:
@@ -66,38 +74,30 @@ def read_requests(path: str | Path, task: str) -> list[Request]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of requests at {path}")
     requests = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
-        where = f"{path}:{number}"
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 text: {error.reason}") from error
-        if line:
-            is_json = path.suffix == ".jsonl"
-            requests.append(
-                _parse(line, task, where, path.parent)
-                if is_json
-                else Request(text=line, where=where)
-            )
+    if path.suffix == ".jsonl":
+        for where, values in read_json_lines(path):
+            requests.append(_request(values, task, where, path.parent))
+    else:
+        requests = [
+            Request(text=line.strip(), where=f"{path}:{number}")
+            for number, line in numbered_lines(path)
+        ]
     if not requests:
         raise ValueError(f"{path} has no request")
     return requests
 
 
-def _parse(line: str, task: str, where: str, folder: Path) -> Request:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+def _request(values: Any, task: str, where: str, folder: Path) -> Request:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object {{...}}, not a {type(values).__name__}")
+    values = {key: value for key, value in values.items() if value is not None}
     keys = KEYS[task]
     unknown = [key for key in values if key not in keys]
     if unknown:
         raise ValueError(
             f"{where}: unknown key {unknown[0]!r}; the keys of {task} are {', '.join(keys)}"
         )
-    values = {key: value for key, value in values.items() if value is not None}  # null is absent
+    check_texts(values, where)
     text = _text(values, keys[0], where)
     messages = _messages(values.get("messages"), where, folder)
     if (text is None) == (messages is None):
@@ -107,27 +107,37 @@ def _parse(line: str, task: str, where: str, folder: Path) -> Request:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{where}: 'image' is {files!r}; it must be a file name or a list of them")
-    files = [option_checks.text(f"{where}: 'image'", file) for file in files]
     video = _text(values, "video", where)
     return Request(
         text=text or "",
         negative=_text(values, "negative", where),
         seed=None if "seed" not in values else seeds.check(values["seed"], f"{where}: 'seed'"),
-        media=tuple(str(folder / file) for file in [*files, *([video] if video else [])]),
+        media=tuple(_file(folder, file) for file in [*files, *([video] if video else [])]),
+        # Both together are an error of the conversation, which mixes images and clips.
+        kind="" if files and video else "video" if video else "image" if files else "",
         messages=messages or (),
         where=where,
     )
 
 
+def _file(folder: Path, name: str) -> str:
+    """A file named in a file of that folder; a data URI stays as it is."""
+    return name if is_data_uri(name) else str(folder / name)
+
+
 def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     value = values.get(key)
-    return value if value is None else option_checks.text(f"{where}: {key!r}", value)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where}: {key!r} is {value!r}; it must be a string")
+    return value
 
 
 def _messages(value: Any, where: str, folder: Path) -> tuple[Mapping[str, Any], ...] | None:
     """A conversation, with the paths of its parts' files, which are relative to `folder`."""
     if value is None:
         return None
+    from tuna_jax.inference.conversation import check_messages  # It imports the tokenizer.
+
     try:
         check_messages(value)
     except ValueError as error:
@@ -144,5 +154,5 @@ def _with_paths(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     parts = []
     for part in content:
         key = media_key(part) if part["type"] in MEDIA_TYPES else None
-        parts.append(part if key is None else {**part, key: str(folder / part[key])})
+        parts.append(part if key is None else {**part, key: _file(folder, part[key])})
     return {**message, "content": parts}

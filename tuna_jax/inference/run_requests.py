@@ -18,12 +18,12 @@ from tuna_jax.inference import option_checks
 from tuna_jax.inference.batching import Seed
 from tuna_jax.inference.conversation import Conversation, check_messages, media_of
 from tuna_jax.inference.generation_config import DecodingOptions
+from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.request_failures import OnFailure, finite_results, one_request
 from tuna_jax.inference.requests import Request
-from tuna_jax.utils import finite_json
-from tuna_jax.utils.file_content import read_json
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import json_line, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -118,7 +118,7 @@ def _edit_groups(
         with one_request(requests, index, on_failure):
             size = options.get("size") or image_calls.edit_size(model, request.media[0])
             source = image_calls.load_sources(model, request.media[0], 1, size)[0, 0]
-            indices, sources = groups.setdefault(tuple(size), ([], []))
+            indices, sources = groups.setdefault((size[0], size[1]), ([], []))
             indices.append(index)
             sources.append(source)
     return [(indices, size, sources) for size, (indices, sources) in groups.items()]
@@ -240,7 +240,7 @@ def write_answers(
             else:
                 line["error"] = reasons.get(index, "")
                 line["messages"] = messages or [{"role": "user", "content": request.text}]
-            file.write(finite_json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json_line(line))
     return path
 
 
@@ -277,9 +277,12 @@ def converse(
         raise ValueError(
             "the history already has media; ask about them, or start a new conversation"
         )
-    media = earlier.media or requests[0].media
+    media, kind = (
+        (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
+    )
     # Those of the history's messages, or of the first request.
-    named = media_of(earlier.messages, earlier.media) if has_media else list(media)
+    named = of_kind(media, kind)
+    named = media_of(earlier.messages, named) if has_media else named
     loaded_media = tuple(model.load_media(named, frames))
     messages = list(earlier.messages)
     for index, request in enumerate(requests):
@@ -295,7 +298,7 @@ def converse(
         # The model may have written the tag as text.
         messages.append({"role": "assistant", "content": escape(answer)})
     path = _create(folder) / "conversation.json"
-    values = {"media": media, "messages": messages}
+    values = {"media": media, **({"kind": kind} if kind else {}), "messages": messages}
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -318,7 +321,8 @@ def read_history(path: str | Path) -> Request:
         check_messages(values.get("messages"))
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
-    return Request(media=tuple(media), messages=tuple(values["messages"]))
+    kind = values.get("kind") or ""
+    return Request(media=tuple(media), kind=kind, messages=tuple(values["messages"]))
 
 
 def _stream(model: Tuna, conversation: Conversation, write: Write, options: DecodingOptions) -> str:
@@ -333,9 +337,10 @@ def _stream(model: Tuna, conversation: Conversation, write: Write, options: Deco
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
     if request.messages:
-        media = model.load_media(media_of(request.messages, request.media), frames)
-        return Conversation(request.messages, tuple(media))
-    return Conversation.of(model.load_media(request.media, frames), request.text)
+        named = media_of(request.messages, of_kind(request.media, request.kind))
+        return Conversation(request.messages, tuple(model.load_media(named, frames)))
+    media = model.load_media(of_kind(request.media, request.kind), frames)
+    return Conversation.of(media, request.text)
 
 
 def _sampling(

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from tuna_jax.data.text.messages import IMAGE_TAG, MEDIA_TYPES, count_tags, escape
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import DecodingOptions
+from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
@@ -215,7 +216,7 @@ class TunaChat(TunaSimple):
                 if part["type"] == "text":
                     parts.append({"type": "text", "text": part["text"]})
                 elif part["type"] in MEDIA_TYPES:
-                    media.append(_media_input(part["url"]))
+                    media += of_kind([_media_input(part["url"])], part["type"])
                     parts.append({"type": part["type"]})
                 else:
                     raise ValueError(f"tuna supports images and video, not {part['type']}")
@@ -224,7 +225,9 @@ class TunaChat(TunaSimple):
 
 
 def _media_input(item: Any) -> Any:
-    """An image or file as `Tuna.load_media` takes it; lmms-eval may give a dict with its path or URL."""
+    """An image or file as `Tuna.load_media` takes it; lmms-eval may give a dict with its bytes, path or URL."""
     if isinstance(item, Mapping):
-        return item.get("url") or item.get("path") or item.get("video")
+        if item.get("video"):
+            return of_kind([item["video"]], "video")[0]
+        return item.get("bytes") or item.get("url") or item.get("path")
     return item

@@ -16,7 +16,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.convert_checkpoint import parameter_shapes
 from tuna_jax.conversion.official_config import config_from_official
-from tuna_jax.utils import file_content
+from tuna_jax.utils import file_content, text_files
 
 
 class GoldenError(ValueError):
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
       GoldenError: the file does not exist, or is not JSON.
     """
     try:
-        return file_content.read_json(path)
+        return text_files.read_json(path)
     except FileNotFoundError as error:
         raise GoldenError(f"{path} does not exist; {path.parent} is not a golden set") from error
     except ValueError as error:

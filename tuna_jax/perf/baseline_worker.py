@@ -76,5 +76,5 @@ def _reset_memory() -> bool:
 
 
 def _most_memory() -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text().split("\n")
     return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])

@@ -117,8 +117,9 @@ def _start(model: str, prompt: str, folder: Path) -> dict[str, float]:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ValueError(f"the new process failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        last = done.stderr.strip().split("\n")[-1]
+        raise ValueError(f"the new process failed: {last}")
+    return json.loads(done.stdout.strip().split("\n")[-1])
 
 
 def _summary(cache: str, runs: list[dict[str, float]]) -> Startup:

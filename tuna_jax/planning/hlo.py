@@ -18,7 +18,7 @@ def computations(text: str) -> tuple[Computations, str]:
     result: Computations = {}
     entry = ""
     current: list[str] | None = None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         head = hlo_text.COMPUTATION.match(line)
         if head:
             current = result.setdefault(head[2], [])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tuna_jax.planning import attention_memory, report
+from tuna_jax.utils.text_files import read_json
 
 Result = dict[str, Any]
 
@@ -44,12 +44,12 @@ def collect(folder: Path, page: Path) -> str:
     sections, glances = [], []
     for file in files:
         try:
-            plan = json.loads(file.read_text())
+            plan = read_json(file)
             sections.append(_attention(plan) if plan["kind"] == "attention" else _plan(plan))
             glances += filter(
                 None, [report.glance(plan["results"])] if plan["kind"] == "plan" else []
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} was not written by plan --json: {error!r}") from error
     top = _TOP.format(folder=folder, page=page, legend=report.LEGEND)
     summary = [_GLANCE + _markdown([report.GLANCE, *glances]) + "\n"] if glances else []

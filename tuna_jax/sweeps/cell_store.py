@@ -26,6 +26,7 @@ from PIL import Image
 from tuna_jax.sweeps.task import Outcome, Task
 from tuna_jax.utils import old_names
 from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.text_files import json_line, read_log
 
 FORMAT = 1
 FILES = "files"
@@ -70,11 +71,7 @@ class Cell:
     def records(self) -> dict[int, Record]:
         """The finished items' records, by item."""
         path, records = self.folder / "items.jsonl", {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for record in read_log(path) if path.is_file() else ():
             if "asked" in record:  # The key of earlier versions.
                 record["prompt"] = record.pop("asked")
             records[record["item"]] = record
@@ -103,10 +100,7 @@ class Cell:
             for path, content in (outcome.files[row] if outcome.files else {}).items():
                 with atomic_file(self.folder / FILES / path) as scratch:
                     scratch.write_bytes(content)
-        lines = [
-            json.dumps(_record(item, row, outcome), ensure_ascii=False) + "\n"
-            for row, item in enumerate(items)
-        ]
+        lines = [json_line(_record(item, row, outcome)) for row, item in enumerate(items)]
         with (self.folder / "items.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(lines))
             file.flush()
@@ -119,7 +113,7 @@ class Cell:
             scratch.write_text(json.dumps(determined_by, indent=1) + "\n", encoding="utf-8")
         records = self.records()
         with atomic_file(self.folder / "items.jsonl") as scratch:
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records.values()]
+            lines = [json_line(record) for record in records.values()]
             scratch.write_text("".join(lines), encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tuna_jax.training.checkpoints import finished_checkpoints, open_arrays
 from tuna_jax.training.weights_file import MODEL_FILE
 from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.text_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Hashes:
     def __init__(self, memory: Path):
         self._memory = memory
         try:
-            self._hashes: dict[str, list[str]] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            self._hashes: dict[str, list[str]] = read_json(memory)
+        except (OSError, ValueError):
             self._hashes = {}
 
     def __call__(self, path: Path) -> str:

@@ -23,6 +23,7 @@ from tuna_jax.evaluation.metrics.accuracy import commonest_share
 from tuna_jax.evaluation.vqa import datasets
 from tuna_jax.evaluation.vqa import run as vqa
 from tuna_jax.evaluation.vqa.metrics import Item, normalised
+from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import GENERATION_SETTINGS, UNDERSTANDING_SETTINGS, Outcome, Task
 
@@ -196,7 +197,7 @@ def _first_image(model: Tuna, item: Item | None, frames: int) -> np.ndarray:
     white = np.full((*model.size, 3), 255, np.uint8)
     if item is None or not item.media:
         return white
-    seen = model.load_media(item.media[:1], frames)[0][0]
+    seen = model.load_media(of_kind(item.media[:1], item.kind), frames)[0][0]
     if seen.shape == white.shape:
         return seen
     picture, whole = Image.fromarray(seen), Image.fromarray(white)
@@ -263,6 +264,12 @@ def _bytes(medium: Any, where: str) -> bytes:
         return medium
     if isinstance(medium, np.ndarray):
         return medium.tobytes()
-    if not Path(medium).is_file():
+    path = Path(medium)
+    if path.is_dir():  # The frames of a clip.
+        parts = sorted(file for file in path.iterdir() if file.is_file())
+        return b"".join(
+            part.name.encode("utf-8", "surrogateescape") + part.read_bytes() for part in parts
+        )
+    if not path.is_file():
         raise FileNotFoundError(f"{where}: no file at {medium}")
-    return Path(medium).read_bytes()
+    return path.read_bytes()

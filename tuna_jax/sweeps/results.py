@@ -18,6 +18,7 @@ from tuna_jax.evaluation.metrics.accuracy import bootstrap, interval
 from tuna_jax.sweeps.cell_store import Record
 from tuna_jax.utils import finite_json
 from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.text_files import read_log
 
 FILE = "results.jsonl"
 
@@ -99,13 +100,7 @@ def label(row: Row, runs: int = 1) -> str:
 
 def read(path: Path) -> list[Row]:
     """The rows of a results.jsonl; empty if it does not exist. A truncated line is skipped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    return read_log(path) if path.is_file() else []
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

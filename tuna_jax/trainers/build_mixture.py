@@ -73,6 +73,7 @@ def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
         text_dropout=settings.text_dropout,
         source_dropout=settings.source_dropout,
         smallest=settings.smallest,
+        hdr=settings.hdr,  # pyright: ignore[reportArgumentType]  ExampleStream checks it
         draws=settings.draws,
     )
 
@@ -84,6 +85,7 @@ def open_mixture(
     invalid_examples: InvalidExamples | None = None,
     history: History | None = None,
     vae_fingerprint: str | None = None,
+    scans: Mapping[str, str] | None = None,
 ) -> Mixture:
     """The mixture of an experiment's streams; the last arguments are those of `data.mixture.Mixture`."""
     streams = [example_stream(name, stream) for name, stream in stream_settings(data).items()]
@@ -100,6 +102,7 @@ def open_mixture(
         process_count=jax.process_count(),
         directory=Path(data.cache) if data.cache else None,
         threads=data.threads,
+        scans=scans,
     )
 
 
@@ -109,6 +112,12 @@ def programs(
     """Every (shape, heads) that a batch of the mixture can have; a program is compiled for each."""
     unique = {(shape, streams[name].heads): None for name, shape in mixture.kinds()}
     return list(unique)
+
+
+def scans_of_run(workdir: Path) -> dict[str, str] | None:
+    """The versions of the scans with which the run in a workdir began (`Mixture.scans`); None for a new run."""
+    saved = open_arrays(workdir)
+    return None if saved is None else saved.config.get("mixture", {}).get("scans", {})
 
 
 def weights_history(workdir: Path, weights: Mapping[str, float]) -> History:

@@ -150,6 +150,8 @@ def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> 
         mixture = open_mixture(
             only, model.config, model.tokenizer, invalid, vae_fingerprint=fingerprint
         )
+        for notice in mixture.notices:
+            bar.write(notice, file=sys.stderr)
         sums: list[dict[str, float]] = []
         heads = {"flow_rows": stream.heads.flow_rows, "text_rows": stream.heads.text_rows}
         for number in range(batches):

@@ -28,7 +28,7 @@ from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
-from tuna_jax.trainers.build_mixture import open_mixture, programs, weights_history
+from tuna_jax.trainers.build_mixture import open_mixture, programs, scans_of_run, weights_history
 from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import (
     abstract_batch,
@@ -101,9 +101,12 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         least=settings.data.min_examples_to_judge,
     )
     history = weights_history(workdir, {name: stream.weight for name, stream in streams.items()})
-    mixture = open_mixture(settings.data, config, tokenizer, invalid_examples, history, fingerprint)
+    scans = scans_of_run(workdir)
+    mixture = open_mixture(
+        settings.data, config, tokenizer, invalid_examples, history, fingerprint, scans
+    )
     if jax.process_index() == 0:
-        print(mixture.summary())
+        print("\n".join([mixture.summary(), *mixture.notices]))
     iterator = loader.iterate(
         mixing.batches(mixture),
         threads=settings.data.threads,
@@ -138,7 +141,8 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
             f"invalid_examples/{kind}": float(count)
             for kind, count in invalid_examples.counts().items()
         }
-        return {"invalid_examples": float(sum(kinds.values())), **kinds}
+        cut = {f"cut_texts/{name}": float(count) for name, count in mixture.cut.items()}
+        return {"invalid_examples": float(sum(kinds.values())), **kinds, **cut}
 
     def initial_params(shapes: Any, shardings: Any) -> Any:
         return read_parameters(settings.init_from, shapes, shardings)
@@ -156,7 +160,11 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     record = {
         **values,
         RECORD_KEY: run.to_json(),
-        "mixture": {"fingerprint": mixture.fingerprint, "history": [list(h) for h in history]},
+        "mixture": {
+            "fingerprint": mixture.fingerprint,
+            "history": [list(h) for h in history],
+            "scans": mixture.scans,
+        },
     }
     with contextlib.closing(iterator):
         return loop.train(

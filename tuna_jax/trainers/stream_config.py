@@ -38,6 +38,8 @@ class StreamSettings:
       text_dropout, source_dropout: how often the text, and an edit's source, are left out, for classifier-free
         guidance.
       smallest: smallest side of an image, in pixels.
+      hdr: 'tone_map' converts images and clips in high dynamic range (PQ and HLG) to sRGB; 'refuse' lists them as
+        invalid examples.
       draws: whether conversations may end in an image that the assistant generates; the flow head then runs on them.
         Otherwise such an example is invalid.
     """
@@ -59,6 +61,7 @@ class StreamSettings:
     text_dropout: float = 0.1
     source_dropout: float = 0.0
     smallest: int = SMALLEST_SIDE
+    hdr: str = "tone_map"
     draws: bool = False
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ import jax
 from tqdm import tqdm
 
 from tuna_jax.training import throughput
+from tuna_jax.utils.text_files import read_log
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -158,13 +159,7 @@ WALL_CLOCK = ("steps_per_second", "minutes", "compilations", *throughput.NAMES)
 
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; an incomplete last line (from a killed process) is ignored."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return read_log(path)
 
 
 def truncate(path: str | Path, step: int) -> None:

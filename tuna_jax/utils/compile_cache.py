@@ -53,7 +53,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
 def _processor() -> str:
     """A short name for the features of this machine's processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
     except OSError:
         lines = []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")

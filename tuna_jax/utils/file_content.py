@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import os
 
 _HEAD = 512
 
 
-def hint(path: str | Path) -> str:
+def hint(path: str | os.PathLike[str]) -> str:
     """What a file that cannot be read holds instead, and the mend, as the end of a message; '' if it is not known."""
     try:
         with open(path, "rb") as file:
@@ -28,19 +26,3 @@ def hint(path: str | Path) -> str:
     ):
         return "; the file is the answer of a server that refused the download: log in, and download it again"
     return ""
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file; a mark of byte order is skipped.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not JSON in UTF-8; the file, the place and what it is instead are named.
-    """
-    path = Path(path)
-    content = path.read_bytes()
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or "nested too deeply"
-        raise ValueError(f"{path} is not JSON: {reason}{hint(path)}") from error

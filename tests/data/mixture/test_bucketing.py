@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 
 from tuna_jax.data.media.image import Size
-from tuna_jax.data.mixture import bucketing
+from tuna_jax.data.mixture import scan as scanning
 from tuna_jax.data.mixture.bucketing import (
     SIZES_512,
     SIZES_1024,
     Bucket,
-    ExampleMetadata,
     assign,
     nearest,
-    scan,
 )
+from tuna_jax.data.mixture.scan import ExampleMetadata, scan
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid
@@ -125,14 +124,30 @@ def test_metadata_are_scanned_once(files, tokenizer, monkeypatch) -> None:
     rows, cache = manifest(files), files.root / "cache"
     first = scan(rows, "understand", tokenizer, directory=cache)
     with monkeypatch.context() as broken:
-        broken.setattr(bucketing, "image_size", None)
-        again = scan(rows, "understand", tokenizer, directory=cache)
+        broken.setattr(scanning, "image_size", None)
+        again = scan(rows, "understand", tokenizer, directory=cache, version="")
     for before, after in zip(sort(rows, first), sort(rows, again), strict=True):
         assert repr(before) == repr(after)
-    # A file that appears later changes nothing, except in a rescan.
-    files.image("none.png", 64, 64)
+
+
+def test_a_new_run_looks_again_at_missing_files_and_a_resumed_one_does_not(
+    files, tokenizer
+) -> None:
+    rows, cache = manifest(files), files.root / "cache"
+    (files.root / "none.png").unlink(missing_ok=True)
+    first = scan(rows, "understand", tokenizer, directory=cache)
+    unchanged = scan(rows, "understand", tokenizer, directory=cache)
+    assert (unchanged.version, unchanged.recovered, unchanged.still_invalid) == ("", 0, 3)
+    files.image("none.png", 64, 96)
+    resumed = scan(rows, "understand", tokenizer, directory=cache, version=first.version)
+    assert 1 in resumed.invalid and resumed.still_invalid == 0
+    new = scan(rows, "understand", tokenizer, directory=cache)
+    assert 1 not in new.invalid and 3 in new.invalid and new.version
+    assert (new.height[1], new.width[1], new.recovered, new.still_invalid) == (64, 96, 1, 2)
+    (files.root / "none.png").unlink()
+    again = scan(rows, "understand", tokenizer, directory=cache, version=new.version)
+    assert repr(again.invalid) == repr(new.invalid) and again.text[1] == new.text[1] > 0
     assert 1 in scan(rows, "understand", tokenizer, directory=cache).invalid
-    assert 1 not in scan(rows, "understand", tokenizer, directory=cache, rescan=True).invalid
 
 
 @pytest.mark.filterwarnings("ignore:.*not in the compact vocabulary")

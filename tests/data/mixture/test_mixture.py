@@ -347,12 +347,12 @@ def test_too_many_invalid_examples_stop_the_run(dataset, tokenizer) -> None:
     for name in names:
         (dataset.root / name).unlink(missing_ok=True)
     with pytest.raises(TooManyInvalidExamples, match="'late': none of the 20"):
-        Mixture([stream], tokenizer, invalid_examples=InvalidExamples(least=1000))[0]
+        Mixture([stream], tokenizer, invalid_examples=InvalidExamples(limit=1.0))[0]
     with pytest.raises(TooManyInvalidExamples, match="'late'.*bucket 32x32"):
         Mixture(
             [stream],
             tokenizer,
-            invalid_examples=InvalidExamples(least=1000),
+            invalid_examples=InvalidExamples(limit=1.0),
             directory=dataset.root,
         )[0]
 

@@ -51,7 +51,7 @@ def test_any_example_is_read_directly_and_empty_lines_are_skipped(files) -> None
 
 
 def test_lines_are_found_across_chunks(files, monkeypatch) -> None:
-    monkeypatch.setattr("tuna_jax.data.sources.jsonl._CHUNK", 7)
+    monkeypatch.setattr("tuna_jax.data.sources.line_index._CHUNK", 7)
     manifest = Manifest(files.manifest("all.jsonl", ROWS))
     assert [row.kind for row in manifest] == KINDS
 

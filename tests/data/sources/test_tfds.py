@@ -121,7 +121,7 @@ def test_a_batch_is_that_of_the_same_files(module_files, prepared) -> None:
             [stream], Tokenizer(), invalid_examples=log, directory=module_files.root / "cache"
         )
 
-    logs = InvalidExamples(), InvalidExamples()
+    logs = InvalidExamples(limit=1.0), InvalidExamples(limit=1.0)
     mixed = mixture(rows, logs[0]), mixture(files, logs[1])
     for n in range(6):
         from_tfds, from_files = (mixture[n] for mixture in mixed)
@@ -156,7 +156,10 @@ def test_every_kind_of_example(module_files, prepared, fields, kind, captions) -
     stream = ExampleStream(name="s", task=task, source=rows, weight=1.0, rows=3, lengths=(64,), frames=frames,
                        sizes=(Size(32, 32),))  # fmt: skip
     mixture = Mixture(
-        [stream], Tokenizer(), invalid_examples=InvalidExamples(), directory=module_files.root
+        [stream],
+        Tokenizer(),
+        invalid_examples=InvalidExamples(limit=1.0),
+        directory=module_files.root,
     )
     batch = mixture[0]
     if "pixels" in fields.values() or "frames" in fields.values():

@@ -15,6 +15,7 @@ from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.mixture.tokenize_example import VIDEO_TASKS, tokenize_example
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import TokenSequence
+from tuna_jax.utils.regular_files import with_retries
 
 
 def load_example(
@@ -40,7 +41,26 @@ def load_example(
 
     Raises:
         InvalidExample: the example cannot be used; `slots` may be partly filled.
+        OSError: the machine fails (not a file), repeatedly.
     """
+    state = random.bit_generator.state
+
+    def load() -> TokenSequence:
+        random.bit_generator.state = state  # A second try makes the same choices.
+        return _load_once(stream, sampler, index, random, tokenizer, slots, encode)
+
+    return with_retries(load)
+
+
+def _load_once(
+    stream: ExampleStream,
+    sampler: BucketSampler,
+    index: int,
+    random: np.random.Generator,
+    tokenizer: Tokenizer,
+    slots: Shaped[np.ndarray, "n ..."],
+    encode: Callable[[str], list[int]],
+) -> TokenSequence:
     example, size = stream.source[index], sampler.bucket.size
     with report_as_invalid(example.source, example.line):
         tokenized = tokenize_example(
@@ -66,8 +86,9 @@ def load_example(
             if isinstance(medium, Encoded):
                 slot[:] = medium.read()
             elif stream.task not in VIDEO_TASKS:
-                slot[0] = read_image(medium, size, smallest=stream.smallest)
+                slot[0] = read_image(medium, size, smallest=stream.smallest, hdr=stream.hdr)
             else:
                 options = {"fps": stream.fps, "position": position, "smallest": stream.smallest}
+                options["hdr"] = stream.hdr
                 slot[:] = read_video(medium, size, stream.frames, **options)
         return tokenized.sequence

@@ -35,13 +35,20 @@ import numpy as np
 from jaxtyping import Shaped
 
 from tuna_jax.data import shared_memory
-from tuna_jax.data.invalid_examples import InvalidExample, InvalidExamples, TooManyInvalidExamples
+from tuna_jax.data.invalid_examples import (
+    InvalidExample,
+    InvalidExamples,
+    TooManyInvalidExamples,
+)
 from tuna_jax.data.loader import Batch, Batches
 from tuna_jax.data.mixture.bucket_sampler import BucketSampler, seed_words
-from tuna_jax.data.mixture.bucketing import assign, scan
+from tuna_jax.data.mixture.bucketing import assign, count_cut
 from tuna_jax.data.mixture.load_example import load_example
+from tuna_jax.data.mixture.notices import stream_notices
+from tuna_jax.data.mixture.scan import ExampleMetadata, scan
 from tuna_jax.data.mixture.schedule import Schedule
 from tuna_jax.data.mixture.stream import BatchShape, ExampleStream, check_latents, stream_grids
+from tuna_jax.data.mixture.tokenize_example import is_cut
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, TokenSequence, stack
@@ -84,6 +91,13 @@ class Mixture:
             match. None does not check.
         directory: where scanned metadata is kept, see `cache_directory`.
         threads: files that a scan reads at the same time.
+        scans: of a run that resumes, its `scans` by stream name (one that is not there is ""), so that its batches stay
+            the same; None for a new run, which looks again at files that an earlier scan found missing or unreadable.
+
+    Attributes:
+        scans: the version of the metadata of each stream whose files were looked at again with another result.
+        cut: by stream whose task truncates text, the number of examples whose text is longer than the longest length.
+        notices: what is to be known about the examples at the start of a run, a line each.
 
     Raises:
         ValueError: an invalid setting; the message names the stream and a valid value.
@@ -105,7 +119,11 @@ class Mixture:
         vae_fingerprint: str | None = None,
         directory: Path | None = None,
         threads: int = 8,
+        scans: Mapping[str, str] | None = None,
     ):
+        self.scans: dict[str, str] = {}
+        self.cut: dict[str, int] = {}
+        self.notices: list[str] = []
         self.streams = tuple(streams)
         self.invalid_examples = invalid_examples or InvalidExamples()
         names = [stream.name for stream in self.streams]
@@ -123,7 +141,17 @@ class Mixture:
                 )
             grids = stream_grids(stream, spatial_factor, temporal_factor)
             check_latents(stream, grids, vae_fingerprint)
-            self._add_samplers(number, stream, grids, directory, threads)
+            version = None if scans is None else scans.get(stream.name, "")
+            metadata = scan(
+                stream.source,
+                stream.task,
+                self._tokenizer,
+                smallest=stream.smallest,
+                directory=directory,
+                threads=threads,
+                version=version,
+            )
+            self._add_samplers(number, stream, grids, metadata)
         own = {stream.name: stream.weight for stream in self.streams}
         self._schedule = Schedule(
             [(begin, self._weights(weights)) for begin, weights in history or [(0, own)]], seed
@@ -141,27 +169,19 @@ class Mixture:
         number: int,
         stream: ExampleStream,
         grids: list[Grid],
-        directory: Path | None,
-        threads: int,
+        metadata: ExampleMetadata,
     ) -> None:
-        """Scans a stream and sorts its examples into buckets."""
-        metadata = scan(
-            stream.source,
-            stream.task,
-            self._tokenizer,
-            smallest=stream.smallest,
-            directory=directory,
-            threads=threads,
-        )
+        """Sorts a stream's examples into buckets."""
+        shapes = {"sizes": stream.picture_sizes, "lengths": stream.lengths, "grids": grids}
         buckets, members, invalid = assign(
-            metadata,
-            stream.source,
-            stream.task,
-            sizes=stream.picture_sizes,
-            slots=stream.slot_counts,
-            lengths=stream.lengths,
-            grids=grids,
+            metadata, stream.source, stream.task, slots=stream.slot_counts, **shapes
         )
+        if metadata.version:
+            self.scans[stream.name] = metadata.version
+        if is_cut(stream.task):
+            self.cut[stream.name] = count_cut(metadata, stream.task, **shapes)
+        cut = self.cut.get(stream.name, 0)
+        self.notices += stream_notices(stream, metadata, invalid, cut)
         self.invalid_examples.add_scanned(stream.source.name, len(stream.source), invalid)
         if not buckets:
             raise TooManyInvalidExamples(

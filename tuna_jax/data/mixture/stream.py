@@ -7,6 +7,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
+from tuna_jax.data.media.color import Hdr, check_hdr
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.media.video import check_frames
 from tuna_jax.data.mixture.bucketing import SIZES_512
@@ -39,6 +40,7 @@ class ExampleStream:
         fps: frames per second taken from a video; None spreads them over the whole video.
         text_dropout, source_dropout: see `tokenize_example`.
         smallest: the shortest side, in pixels, of a usable image or video.
+        hdr: 'tone_map' videos and images in high dynamic range, or 'refuse' them as invalid examples.
         draws: whether to train on a conversation that ends in an image by the assistant; else it is invalid.
     """
 
@@ -55,9 +57,11 @@ class ExampleStream:
     text_dropout: float = 0.1
     source_dropout: float = 0.0
     smallest: int = SMALLEST_SIDE
+    hdr: Hdr = "tone_map"
     draws: bool = True
 
     def __post_init__(self) -> None:
+        check_hdr(self.hdr)
         where = f"stream {self.name!r}"
         if self.task not in ACCEPTS:
             raise ValueError(f"{where}: task {self.task!r} is not one of {', '.join(ACCEPTS)}")

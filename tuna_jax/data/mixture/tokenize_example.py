@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,8 +80,10 @@ def _prompt_ids(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(tokenizer.encode(prompt)) for prompt in caption_prompts(task))
 
 
-def _messages(example: Example) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.text} for turn in example.turns]
+def _messages(example: Example) -> list[dict[str, Any]]:
+    return [
+        {"role": turn.role, "content": turn.text, "learn": turn.learn} for turn in example.turns
+    ]
 
 
 def is_cut(task: Task) -> bool:

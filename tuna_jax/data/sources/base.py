@@ -15,10 +15,14 @@ VIDEO_KINDS: tuple[Kind, ...] = ("video_caption", "video_chat")
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One message: `role` is 'system', 'user' or 'assistant'; `<image>` in the text stands for an image or video."""
+    """One message: `role` is 'system', 'user' or 'assistant'; `<image>` in the text stands for an image or video.
+
+    `learn` is False for a turn of the assistant's that is context only: the text loss does not cover it.
+    """
 
     role: str
     text: str
+    learn: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Example:
         line: its line there, counted from 1.
         text: the caption or the instruction; empty for conversations.
         turns: the conversation; empty for other kinds.
+        ignored: the names of its keys that have a value and no meaning for this format.
     """
 
     kind: Kind
@@ -40,6 +45,7 @@ class Example:
     line: int
     text: str = ""
     turns: tuple[Turn, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @runtime_checkable

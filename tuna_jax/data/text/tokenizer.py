@@ -14,7 +14,7 @@ import tokenizers
 from tuna_jax.data.text import qwen_bpe
 from tuna_jax.data.text.messages import ESCAPED_TAG, IMAGE_TAG, parts_of, unescape
 from tuna_jax.sequence import Grid, Segment, Special, Text, Visual
-from tuna_jax.utils.file_content import read_json
+from tuna_jax.utils.text_files import read_json
 
 DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 VOCABULARIES = Path(__file__).parent / "vocabularies"
@@ -230,13 +230,14 @@ class Tokenizer:
         Args:
             messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, a string or a list of parts
                 (messages.py). Where a user's content has an image, a clean visual slot is inserted. The last message
-                may be an assistant's that ends with an image: the image to generate.
+                may be an assistant's that ends with an image: the image to generate. An assistant's message with
+                `learn` False is context: it has no text loss.
             grids: the latent extents of the images, in order; as many as there are `<image>` tags.
             answer: end with the opening of an assistant's turn, for generation.
             system: the system message, unless the first message is one.
 
         Returns:
-            Segments; the assistant's turns and the token that ends each have a text loss.
+            Segments; the assistant's turns and the token that ends each have a text loss, unless `learn` is False.
 
         Raises:
             ValueError: an unknown role, invalid parts, a number of images that differs from that of grids, or an
@@ -245,7 +246,7 @@ class Tokenizer:
         turns = list(messages)
         if not turns or turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        contents = [
+        contents: list[list[str | None]] = [
             [unescape(turn["content"])]
             if turn["role"] == "system" and isinstance(turn["content"], str)
             else parts_of(turn["content"], f"messages[{index}].content")
@@ -268,17 +269,17 @@ class Tokenizer:
             if role == "assistant":
                 segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
                 answer_text, after = _around_image(parts)
-                learned = tuple(self.encode(answer_text))
+                learned, learn = tuple(self.encode(answer_text)), turn.get("learn", True)
                 if after is not None:
                     if turn is not turns[-1] or after.strip():
                         raise ValueError(
                             f"an assistant's {IMAGE_TAG} is not the end of the conversation; a generated "
                             "image comes last"
                         )
-                    segments.append(Text((*learned, self.special.boi), learn=True))
+                    segments.append(Text((*learned, self.special.boi), learn=learn))
                     segments += [Visual(next(pictures), target=True), Text((self.special.eoi,))]
                     learned = ()
-                segments.append(Text((*learned, self.special.eos), learn=True))
+                segments.append(Text((*learned, self.special.eos), learn=learn))
                 segments.append(Text(tuple(self.encode("\n"))))
                 continue
             ids, before = [self.special.bos], f"{role}\n"

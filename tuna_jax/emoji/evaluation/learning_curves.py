@@ -14,6 +14,7 @@ from typing import Any
 
 from tuna_jax.emoji.evaluation.report import GOALS, MEANING
 from tuna_jax.evaluation.metrics.accuracy import Score
+from tuna_jax.utils.text_files import read_log
 
 FILE = "learning.jsonl"
 _COLOURS = ("#2f5fd0", "#d0642f", "#2f9e62", "#8a4fc4", "#6a6f7a")
@@ -25,11 +26,7 @@ Curve = dict[int, dict[str, dict[str, Any]]]
 def read(folder: str | os.PathLike[str]) -> Curve:
     """The stored scores of the run in this folder; an incomplete last line is ignored."""
     path, curve = Path(folder) / FILE, {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for entry in read_log(path) if path.is_file() else ():
         curve[int(entry["step"])] = entry["scores"]
     return dict(sorted(curve.items()))
 

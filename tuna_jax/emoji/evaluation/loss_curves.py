@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+
+from tuna_jax.utils.text_files import read_log
 
 # Clocks and constants are not informative as curves.
 _SKIPPED = ("step", "time", "minutes", "seconds", "eta", "tokens", "epoch")
@@ -17,11 +18,7 @@ _SKIPPED = ("step", "time", "minutes", "seconds", "eta", "tokens", "epoch")
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> (steps, values) of every number in a metrics.jsonl; an incomplete last line is ignored."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for row in read_log(path):
         for name, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and "step" in row:
                 series[name].append((float(row["step"]), float(value)))

@@ -28,6 +28,7 @@ from tuna_jax.evaluation.benchmarks.validate import Size
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.utils import old_names
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import read_json
 
 _THUMBNAIL, _MOST_ON_SHEET = 128, 48
 
@@ -173,7 +174,7 @@ def claim(
     decisive = {"benchmark": benchmark.name, **decisive, **settings}
     path = _next_to(folder, ".json")
     if path.is_file():
-        before = old_names.stored_sampling(json.loads(path.read_text(encoding="utf-8")))
+        before = old_names.stored_sampling(read_json(path))
         for key in (*decisive, *before):
             if before.get(key) != decisive.get(key):
                 raise ValueError(
@@ -235,8 +236,8 @@ def _nearest(piece: Piece, folder: Path, sizes: Sequence[Size]) -> Size:
     """The size nearest to the source's aspect ratio."""
     if piece.source is None or len(sizes) == 1:
         return sizes[0]
-    with _open_source(piece, folder) as opened:
-        source = image.upright_size(opened)
+    with _source_errors(piece):
+        source = image.file_size(folder / piece.source)
     ratio = source.width / source.height
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * ratio)))
 
@@ -271,28 +272,19 @@ def _samples(
     return [pair for index, pair in enumerate(of_piece) if index not in lost]
 
 
-def _open_source(piece: Piece, folder: Path) -> Image.Image:
-    assert piece.source is not None
+@contextlib.contextmanager
+def _source_errors(piece: Piece) -> Iterator[None]:
     try:
-        return Image.open(folder / piece.source)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(piece, folder, error) from error
-
-
-def _unreadable(piece: Piece, folder: Path, error: Exception) -> ValueError:
-    assert piece.source is not None
-    return ValueError(
-        f"the source of {piece.path} cannot be read: {folder / piece.source}: {error}"
-    )
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the source of {piece.path} cannot be read: {error}") from error
 
 
 def _source(piece: Piece, folder: Path, size: Size) -> UInt8[np.ndarray, "height width 3"]:
     """The image to edit, stretched to the size: scorers compare the edit with the whole source, so no crop."""
-    with _open_source(piece, folder) as opened:
-        try:
-            return image.stretch(image.to_rgb(opened), image.Size(*size))
-        except Exception as error:  # Decoders raise almost anything.
-            raise _unreadable(piece, folder, error) from error
+    assert piece.source is not None
+    with _source_errors(piece):
+        return image.stretch(image.load_rgb(folder / piece.source), image.Size(*size))
 
 
 def _writer(samples: np.ndarray, clips: bool, fps: float) -> Callable[[Path], object]:

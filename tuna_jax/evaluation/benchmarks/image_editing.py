@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tuna_jax.evaluation.benchmarks.spec import (
     find,
     text_of,
 )
+from tuna_jax.utils.text_files import read_json
 
 _GEDIT_TEXTS = ("key", "task_type", "instruction", "instruction_language")
 _GEDIT_HINT = (
@@ -46,10 +46,7 @@ def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Ben
     hint = "it is Benchmark/Basic/basic_edit.json of github.com/PKU-YuanGroup/ImgEdit"
     path = find(data, "imgedit", ["basic_edit.json", "singleturn.json"], hint)
     root = Path(images) if images is not None else path.parent
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    entries = read_json(path)
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: it must be an object of entries by key")
     pieces, missing = [], []
@@ -114,9 +111,14 @@ def _data_set(data: str | Path | None) -> Path:
         raise FileNotFoundError(f"gedit requires --prompts=FOLDER; {_GEDIT_HINT}")
     for part in ("", "data", "train", "gedit", "gedit/data", "gedit/train"):
         folder = Path(data) / part
-        if any(folder.glob("*.parquet")) or any(folder.glob("*.arrow")):
+        if _files(folder, "*.parquet") or _files(folder, "*.arrow"):
             return folder
     raise FileNotFoundError(f"{data} has no .parquet and no .arrow file; {_GEDIT_HINT}")
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder, without hidden ones, such as macOS's `._x`."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
 
 
 def _rows(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -124,14 +126,14 @@ def _rows(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     import pyarrow.parquet
 
     columns = [*_GEDIT_TEXTS, "input_image"]
-    for path in sorted(folder.glob("*.parquet")):
+    for path in _files(folder, "*.parquet"):
         file = pyarrow.parquet.ParquetFile(path)
         _check_columns(path, columns, file.schema_arrow.names)
         for group in range(file.num_row_groups):
             texts = file.read_row_group(group, columns=list(_GEDIT_TEXTS)).to_pylist()
             for row, text in enumerate(texts):
                 yield text, functools.partial(_parquet_picture, path, group, row)
-    for path in sorted(folder.glob("*.arrow")):
+    for path in _files(folder, "*.arrow"):
         table = _arrow_table(path)
         _check_columns(path, columns, table.column_names)
         for row, text in enumerate(table.select(list(_GEDIT_TEXTS)).to_pylist()):

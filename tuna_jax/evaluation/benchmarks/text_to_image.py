@@ -8,7 +8,8 @@ TencentQQGYLab/ELLA at 3c228f1 (dpg_bench/compute_dpg_bench.py), OneIG-Bench/One
 from __future__ import annotations
 
 import csv
-import json
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from tuna_jax.evaluation.benchmarks.spec import (
@@ -20,6 +21,7 @@ from tuna_jax.evaluation.benchmarks.spec import (
     find,
     text_of,
 )
+from tuna_jax.utils.text_files import numbered_lines, parse_json, read_text
 
 _FOUR = (0, 1, 2, 3)
 # Categories of OneIG-Bench's table, and its folders.
@@ -50,12 +52,9 @@ def geneval(data: str | Path | None) -> Benchmark:
     hint = "it is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
     path = find(data, "geneval", ["evaluation_metadata.jsonl"], hint)
     pieces, companions = [], []
-    for number, line in enumerate(_lines(path)):
-        where = f"{path}:{number + 1}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error}") from error
+    for number, (place, line) in enumerate(numbered_lines(path)):
+        where = f"{path}:{place}"
+        row = parse_json(line, where)
         prompt = text_of(row, "prompt", where)
         text_of(row, "tag", where)
         if not isinstance(row.get("include"), list):
@@ -91,10 +90,11 @@ def dpg_bench(data: str | Path | None) -> Benchmark:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; dpg_bench requires the folder of prompts: {hint}")
     pieces = []
-    for place, path in enumerate(sorted(folder.glob("*.txt"), key=lambda file: file.name)):
+    files = [file for file in folder.glob("*.txt") if not file.name.startswith(".")]
+    for place, path in enumerate(sorted(files, key=lambda file: file.name)):
         if "." in path.stem:
             raise ValueError(f"{path}: the scorer takes a name up to its first dot; rename it")
-        prompt = _text(path).strip()
+        prompt = read_text(path).strip()
         if not prompt:
             raise ValueError(f"{path}: it has no prompt")
         pieces.append(Piece(f"{path.stem}.png", prompt, place, samples=_FOUR))
@@ -128,17 +128,14 @@ def oneig(data: str | Path | None, *, model: str = "tuna", language: str = "en")
     path = find(data, "oneig", [name], f"it is {name} of github.com/OneIG-Bench/OneIG-Benchmark")
     model = file_name(model, "--name")
     pieces, folders = [], set()
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for place, row in enumerate(reader):
-            where = f"{path}:{reader.line_num}"
-            category, key = text_of(row, "category", where), text_of(row, "id", where)
-            if category not in _ONEIG_FOLDERS:
-                raise ValueError(f"{where}: {category!r} is not one of {', '.join(_ONEIG_FOLDERS)}")
-            folder = f"{_ONEIG_FOLDERS[category]}/{model}"
-            folders.add(folder)
-            target = f"{folder}/{file_name(key, where)}.webp"
-            pieces.append(Piece(target, text_of(row, column, where), place, samples=_FOUR))
+    for place, (where, row) in enumerate(_table(path)):
+        category, key = text_of(row, "category", where), text_of(row, "id", where)
+        if category not in _ONEIG_FOLDERS:
+            raise ValueError(f"{where}: {category!r} is not one of {', '.join(_ONEIG_FOLDERS)}")
+        folder = f"{_ONEIG_FOLDERS[category]}/{model}"
+        folders.add(folder)
+        target = f"{folder}/{file_name(key, where)}.webp"
+        pieces.append(Piece(target, text_of(row, column, where), place, samples=_FOUR))
     return Benchmark(
         "oneig",
         distinct(pieces, str(path)),
@@ -150,12 +147,11 @@ def oneig(data: str | Path | None, *, model: str = "tuna", language: str = "en")
     )
 
 
-def _text(path: Path) -> str:
+def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """('FILE:LINE', row) of a CSV file."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason}") from error
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in _text(path).splitlines() if line.strip()]
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not CSV: {error}") from error

@@ -7,11 +7,11 @@ and github.com/Vchitect/VBench at 45e79ec (static_filter.py; prompts/README.md a
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from tuna_jax.evaluation.benchmarks.spec import Benchmark, Piece, distinct, file_name, find, text_of
+from tuna_jax.utils.text_files import read_json
 
 _FILE = "VBench_full_info.json"
 _CLIPS, _FLICKERING_CLIPS = 5, 25
@@ -33,10 +33,7 @@ def vbench(data: str | Path | None = None, *, dimensions: Collection[str] = ()) 
     path = packaged() if data is None else None
     hint = "it is in the package vbench: pip install --no-deps vbench, or unpack its wheel"
     path = path or find(data, "vbench", [_FILE], hint)
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path}: it must be a list of prompts, and is a {type(rows).__name__}")
     by_prompt: dict[str, tuple[int, set[str]]] = {}  # Two prompts occur twice.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuna_jax.data.invalid_examples import InvalidExample
-from tuna_jax.data.sources.base import Example
+from tuna_jax.data.sources.base import VIDEO_KINDS, Example
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.messages import escape, split_at_tags
 from tuna_jax.evaluation.vqa.metrics import Item
 from tuna_jax.inference import option_checks
+from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
+from tuna_jax.utils.text_files import check_texts, read_json_lines
 
 _KEYS = ("image", "video", "question", "answer", "choices", "kind")
 
@@ -38,14 +39,8 @@ def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of questions at {path}")
     items = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
-        if raw.strip():
-            where = f"{path}:{number}"
-            try:
-                values = json.loads(raw)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not JSON: {error}") from error
-            items.append(_item(values, where, path.parent, tuple(choices)))
+    for where, values in read_json_lines(path):
+        items.append(_item(values, where, path.parent, tuple(choices)))
     if not items:
         raise ValueError(f"{path} has no questions")
     return items
@@ -54,7 +49,8 @@ def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
 def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: the line is a {type(values).__name__}, not an object {{...}}")
-    values = {key: value for key, value in values.items() if value is not None}  # null is absent
+    values = {key: value for key, value in values.items() if value is not None}
+    check_texts(values, where)
     if unknown := [key for key in values if key not in _KEYS]:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(_KEYS)}")
     question, answer = values.get("question"), values.get("answer")
@@ -76,7 +72,19 @@ def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item
     if "image" in values and "video" in values:
         raise ValueError(f"{where}: give 'image' or 'video', not both")
     files = _texts(values.get("image", values.get("video", [])), "image", where)
-    return Item(question, answers, tuple(folder / file for file in files), choices, where)
+    kind = "image" if "image" in values else "video" if "video" in values else ""
+    paths = tuple(_file(folder, file, where) for file in files)
+    return Item(question, answers, paths, choices, where, kind)
+
+
+def _file(folder: Path, name: str, where: str) -> Path | bytes:
+    """A file named in a file of that folder, or the content of a data URI."""
+    if not is_data_uri(name):
+        return folder / name
+    try:
+        return decode_data_uri(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
@@ -133,4 +141,5 @@ def _of_example(example: Example, question: str, choices: tuple[str, ...]) -> It
         raise ValueError(
             f"{where}: the fields name no question; give --question, which is used for all"
         )
-    return Item(text, (answer,), tuple(example.media), choices, where)
+    kind = "video" if example.kind in VIDEO_KINDS else "image"
+    return Item(text, (answer,), tuple(example.media), choices, where, kind)

@@ -32,6 +32,7 @@ class Item:
       media: input images, or one video, as `inference.media_inputs` accepts them.
       choices: texts to choose from; empty if it is not a multiple choice.
       where: the file and line, for messages.
+      kind: 'image' or 'video', which files among the media are read as; '': their content decides.
       problem: why the item cannot be used, with its place; empty if it can.
     """
 
@@ -40,6 +41,7 @@ class Item:
     media: tuple[Any, ...] = ()
     choices: tuple[str, ...] = ()
     where: str = ""
+    kind: str = ""
     problem: str = ""
 
 

@@ -16,6 +16,7 @@ from tuna_jax.evaluation.vqa import metrics
 from tuna_jax.evaluation.vqa.metrics import Item
 from tuna_jax.inference import generation_config
 from tuna_jax.inference.conversation import Conversation
+from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.scoring import likelihoods
@@ -160,7 +161,8 @@ def _load(
             continue
         item = items[number]
         try:
-            conversation = Conversation.of(model.load_media(item.media, frames), item.question)
+            media = of_kind(item.media, item.kind)
+            conversation = Conversation.of(model.load_media(media, frames), item.question)
             model.prompt_tokens(conversation, template)  # The template may not fit this item.
         except MemoryError:
             raise
