@@ -159,7 +159,7 @@ def decode_checked(
     return np.asarray(clips), np.asarray(finite)
 
 
-def finite_rows(array: Float[np.ndarray, n * rest]) -> Bool[np.ndarray, " n"]:
+def finite_rows(array: Float[np.ndarray, "n t h w c"]) -> Bool[np.ndarray, " n"]:
     """Whether all values of each row are finite."""
     return np.asarray(np.isfinite(array.reshape(len(array), -1)).all(-1))
 
