@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tuna_jax.cli import parsing, shared_flags
-from tuna_jax.utils import finite_json
+from tuna_jax.utils.text_files import json_line, json_text
 
 TASKS = ("exact_match", "multiple_choice", "log_likelihood")
 
@@ -128,7 +128,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     score, rows = run.run(model, items, options.task, **decoding)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (finite_json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = (json_line(row) for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
     failed = run.report_failures(rows, functools.partial(print, file=sys.stderr))
     if score is None:
@@ -143,7 +143,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print("  ".join(f"{name} {value:.4f}" for name, value in score.items()))
     print(path)
     values = score.as_json() if isinstance(score, Score) else score
-    print(finite_json.dumps({**values, "failed": failed} if failed else values))
+    print(json_text({**values, "failed": failed} if failed else values))
     return 1 if failed else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import runpy
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: an override names a key that the file does not set (with the nearest known key), or its value has
-        another type.
+        another type; or the file's `get_config` is missing, or does not fit the argument.
     """
     path, _, argument = file.partition(":")
     if not Path(path).is_file():
@@ -71,14 +72,32 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
     config_flags.DEFINE_config_file(name, None, "", values, sys_argv=command_line)
     try:
         values(command_line)
-    except (AttributeError, KeyError, flags.Error) as error:
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
         # ml_collections raises these for an unknown key, without its path. Look for it.
-        config = runpy.run_path(path)["get_config"](*([argument] if argument else []))
+        config = _get_config(path, [argument] if ":" in file else [])
         for text in mine:
             _check_key(config, re.sub(r"^--?(no)?", "", text).split("=")[0])
         raise ValueError(f"{file}: {error}") from error
     config: Any = values[name].value
     return config.to_dict()
+
+
+def _get_config(path: str, arguments: Sequence[str]) -> Any:
+    """What a file's `get_config` returns.
+
+    Raises:
+      ValueError: it has none, or one that does not take the arguments.
+    """
+    function = runpy.run_path(path).get("get_config")
+    if not callable(function):
+        raise ValueError(f"{path} has no function get_config(); an experiment file requires one")
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        given = f"{path}:{arguments[0]}" if arguments else f"{path} without :ARGUMENT"
+        raise ValueError(f"{given}: get_config{signature}: {error}") from error
+    return function(*arguments)
 
 
 def _check_key(config: Any, path: str) -> None:

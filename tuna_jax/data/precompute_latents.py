@@ -20,7 +20,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import BFloat16, Float, UInt8
 from tqdm import tqdm
 
-from tuna_jax.data.invalid_examples import Fault, InvalidExample, InvalidExamples, report_as_invalid
+from tuna_jax.data.invalid_examples import (
+    OF_FILES,
+    Fault,
+    InvalidExample,
+    InvalidExamples,
+    report_as_invalid,
+)
 from tuna_jax.data.media.color import Hdr, check_hdr
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
@@ -114,6 +120,8 @@ def encode_manifest(
 ) -> dict[str, int]:
     """Writes those of this host's shards that do not exist yet.
 
+    Shards with examples whose files were missing or unreadable, and can be read now, are written again.
+
     Args:
         manifest: the examples.
         folder: of the shards; all hosts write into the same.
@@ -137,24 +145,49 @@ def encode_manifest(
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, manifest, encoding, shards)
     invalid_examples, rows = invalid_examples or InvalidExamples(), 0
+    invalid: list[InvalidExample] = []
     own = range(process_index, shards, process_count)
     total = sum(len(_rows_of(shard, manifest, encoding)) for shard in own)
     bar = tqdm(total=total, desc="encoding", unit="example", disable=not progress)
     with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for shard in own:
             name, numbers = shard_name(shard, shards), _rows_of(shard, manifest, encoding)
-            if (folder / f"{name}.json").is_file():
+            listed = _finished(folder / f"{name}.json")
+            if listed is not None and not _readable_now(manifest, numbers, listed, encoding):
                 bar.update(len(numbers))
+                invalid += [
+                    InvalidExample(kind, manifest.name, line, reason)
+                    for line, kind, reason in listed["bad"]
+                ]
                 continue
+            (folder / f"{name}.json").unlink(missing_ok=True)  # It is written again, last.
             for left in folder.glob(f".{name}*"):  # Left by a run that was killed.
                 left.unlink()
             encoded, bad = _encode_shard(manifest, numbers, encode, encoding, pool, bar.update)
             invalid_examples.count_valid(len(encoded))
             for example in bad:
                 invalid_examples.add(example)
+            invalid += bad
             write_shard(folder, name, encoded, bad)
             rows += len(encoded)
+    invalid_examples.add_scanned(manifest.name, total, invalid)
     return {"rows": rows, **invalid_examples.counts()}
+
+
+def _finished(file: Path) -> dict[str, Any] | None:
+    """What a finished shard lists; None if it is not finished."""
+    return read_json(file) if file.is_file() else None
+
+
+def _readable_now(
+    manifest: Manifest, numbers: range, listed: dict[str, Any], encoding: Encoding
+) -> bool:
+    """Whether an example of a finished shard can be used now, whose files were missing or unreadable."""
+    lines = {line for line, kind, _ in listed["bad"] if kind in OF_FILES}
+    if not lines:
+        return False
+    again = (number for number in numbers if manifest.line(number) in lines)
+    return any(isinstance(_decode(manifest, number, encoding), _Decoded) for number in again)
 
 
 def _rows_of(shard: int, manifest: Manifest, encoding: Encoding) -> range:

@@ -36,6 +36,20 @@ frames, a data URI, the bytes of a file, a Pillow image, or uint8 [height, width
 Clip = UInt8[np.ndarray, "frames height width 3"]
 
 
+def medium_of(item: str | os.PathLike[str] | bytes | ImageFile | VideoFile) -> Path | bytes:
+    """A file's path, or the bytes of a file; those that a data URI holds are decoded.
+
+    Raises:
+      ValueError: a data URI is damaged.
+    """
+    if isinstance(item, (ImageFile, VideoFile)):
+        return medium_of(item.medium)
+    if isinstance(item, bytes):
+        return item
+    name = os.fspath(item)
+    return decode_data_uri(name) if is_data_uri(name) else Path(name)
+
+
 def is_video(item: MediaInput) -> bool:
     """Whether `item` is a video: an array with a frame axis, or by its content a video, an animation or a folder.
 
@@ -45,7 +59,7 @@ def is_video(item: MediaInput) -> bool:
         return item.ndim == 4
     if isinstance(item, (Image.Image, ImageFile, VideoFile)):
         return isinstance(item, VideoFile)
-    return is_clip(item if isinstance(item, bytes) else Path(item))
+    return is_clip(medium_of(item))
 
 
 def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int = 4) -> Clip:
@@ -62,15 +76,12 @@ def as_clip(item: MediaInput, size: tuple[int, int], frames: int = 17, step: int
       ModuleNotFoundError: `item` is a video file and `av` is not installed.
       ValueError: the file cannot be read, or the array is neither an image nor a clip.
     """
-    if isinstance(item, (str, os.PathLike)) and is_data_uri(os.fspath(item)):
-        item = decode_data_uri(os.fspath(item))
     if isinstance(item, Image.Image):
         with standard_errors(b""):
             return fit(to_rgb(item), Size(*size))[None]
     if not isinstance(item, np.ndarray):
-        medium = item.medium if isinstance(item, (ImageFile, VideoFile)) else item
-        medium = medium if isinstance(medium, bytes) else Path(medium)
-        if is_video(item):
+        medium = medium_of(item)
+        if isinstance(item, VideoFile) or (not isinstance(item, ImageFile) and is_clip(medium)):
             return load_video(medium, size, frames, step)
         return load_image(medium, size)[None]
     array = item if item.ndim == 4 else item[None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.request_failures import OnFailure, finite_results, one_request
 from tuna_jax.inference.requests import Request
 from tuna_jax.utils.image_grid import contact_sheet
-from tuna_jax.utils.text_files import json_line, read_json
+from tuna_jax.utils.text_files import check_texts, json_line, json_text, read_json
 
 Log = Callable[[str], None]
 Write = Callable[[str], object]
@@ -277,6 +276,7 @@ def converse(
         raise ValueError(
             "the history already has media; ask about them, or start a new conversation"
         )
+<<<<<<< HEAD
     media, kind = (
         (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
     )
@@ -284,6 +284,16 @@ def converse(
     named = of_kind(media, kind)
     named = media_of(earlier.messages, named) if has_media else named
     loaded_media = tuple(model.load_media(named, frames))
+=======
+    # Those of the history's messages, or of the first request.
+    media, kind = (
+        (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
+    )
+    named = of_kind(media, kind)
+    loaded_media = tuple(
+        model.load_media(media_of(earlier.messages, named) if has_media else named, frames)
+    )
+>>>>>>> main
     messages = list(earlier.messages)
     for index, request in enumerate(requests):
         tags = f"{IMAGE_TAG}\n" * len(request.media) if index == 0 else ""
@@ -299,7 +309,7 @@ def converse(
         messages.append({"role": "assistant", "content": escape(answer)})
     path = _create(folder) / "conversation.json"
     values = {"media": media, **({"kind": kind} if kind else {}), "messages": messages}
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(values, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -319,9 +329,14 @@ def read_history(path: str | Path) -> Request:
         raise ValueError(f"{wrong}: 'media' must be a list of files")
     try:
         check_messages(values.get("messages"))
+        check_texts(values, str(path))
+        kind = option_checks.choice("kind", values.get("kind", ""), ("", "image", "video"))
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
+<<<<<<< HEAD
     kind = values.get("kind") or ""
+=======
+>>>>>>> main
     return Request(media=tuple(media), kind=kind, messages=tuple(values["messages"]))
 
 
@@ -336,11 +351,19 @@ def _stream(model: Tuna, conversation: Conversation, write: Write, options: Deco
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
+<<<<<<< HEAD
     if request.messages:
         named = media_of(request.messages, of_kind(request.media, request.kind))
         return Conversation(request.messages, tuple(model.load_media(named, frames)))
     media = model.load_media(of_kind(request.media, request.kind), frames)
     return Conversation.of(media, request.text)
+=======
+    given = of_kind(request.media, request.kind)
+    if request.messages:
+        media = model.load_media(media_of(request.messages, given), frames)
+        return Conversation(request.messages, tuple(media))
+    return Conversation.of(model.load_media(given, frames), request.text)
+>>>>>>> main
 
 
 def _sampling(

@@ -6,9 +6,7 @@ shapes takes the model's size.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,12 @@ from PIL import Image
 from tuna_jax.data.media.image import Size, image_size, standard_errors, upright_size
 from tuna_jax.data.media.video import video_size
 from tuna_jax.data.mixture.bucketing import FAMILIES, named_sizes, nearest
+<<<<<<< HEAD
 from tuna_jax.inference.media_inputs import ImageFile, MediaInput, VideoFile, is_video
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
+=======
+from tuna_jax.inference.media_inputs import MediaInput, is_video, medium_of
+>>>>>>> main
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""
@@ -78,7 +80,11 @@ def _size_of(item: MediaInput) -> Size:
     if isinstance(item, np.ndarray):
         height, width = item.shape[-3:-1] if item.ndim in (3, 4) else (1, 1)
         return Size(height, width)
+<<<<<<< HEAD
     medium = item.medium if isinstance(item, (ImageFile, VideoFile)) else item
     medium = medium if isinstance(medium, bytes) else Path(os.fspath(medium))
+=======
+    medium = medium_of(item)
+>>>>>>> main
     with standard_errors(medium):
         return (video_size if is_video(item) else image_size)(medium, smallest=1)

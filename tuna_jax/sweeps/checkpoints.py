@@ -160,7 +160,7 @@ class Hashes:
 
 
 def _sha(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _hash_file(path: Path) -> str:

@@ -26,6 +26,7 @@ from tuna_jax.evaluation.vqa.metrics import Item, normalised
 from tuna_jax.inference.media_inputs import of_kind
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sweeps.task import GENERATION_SETTINGS, UNDERSTANDING_SETTINGS, Outcome, Task
+from tuna_jax.utils.data_uri import is_data_uri
 
 
 def questions(
@@ -264,6 +265,8 @@ def _bytes(medium: Any, where: str) -> bytes:
         return medium
     if isinstance(medium, np.ndarray):
         return medium.tobytes()
+    if isinstance(medium, str) and is_data_uri(medium):
+        return medium.encode()
     path = Path(medium)
     if path.is_dir():  # The frames of a clip.
         parts = sorted(file for file in path.iterdir() if file.is_file())

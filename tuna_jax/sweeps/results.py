@@ -16,9 +16,8 @@ import numpy as np
 
 from tuna_jax.evaluation.metrics.accuracy import bootstrap, interval
 from tuna_jax.sweeps.cell_store import Record
-from tuna_jax.utils import finite_json
 from tuna_jax.utils.atomic_io import atomic_file
-from tuna_jax.utils.text_files import read_log
+from tuna_jax.utils.text_files import json_line, read_log
 
 FILE = "results.jsonl"
 
@@ -106,7 +105,7 @@ def read(path: Path) -> list[Row]:
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Writes the rows atomically."""
     with atomic_file(path) as scratch:
-        scratch.write_text("".join(finite_json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        scratch.write_text("".join(json_line(row) for row in rows), encoding="utf-8")
 
 
 def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:

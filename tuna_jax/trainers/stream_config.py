@@ -93,8 +93,9 @@ class MultitaskData:
       seed: of the order of examples and of all other random choices.
       vocabulary: empty takes the full vocabulary of Qwen2.5; otherwise the name or file of a compact one, or a Hugging
         Face folder.
-      max_invalid_fraction: largest share of invalid examples; above it the run stops.
-      min_examples_to_judge: number of examples that must be read before the share is checked.
+      max_invalid_fraction: largest share of invalid examples; above it the run stops. A source is judged when it is
+        scanned, at the start, however few examples it has; one invalid example never stops a run, unless this is 0.
+      min_examples_to_judge: number of examples that must be read for batches before the share among them is checked.
       cache: folder for the metadata of the examples; empty takes $TUNA_JAX_DATA, or else ~/.cache/tuna_jax.
       threads: threads per process that makes batches.
       workers: processes that make batches; 0 makes them in the training process.

@@ -9,9 +9,10 @@ is read as that. `tests/utils/test_text_files.py` checks that no other module sp
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,24 @@ from tuna_jax.utils.file_content import hint
 
 PathLike = str | os.PathLike[str]
 _BOM = "\ufeff"
+_PACKED = {
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a ZIP file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite f": "a SQLite database",
+    b"version ": "a pointer of Git LFS (run `git lfs pull`)",
+}
+"""By first bytes: files that are not text, or not the text that their name promises."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def packed_as(head: bytes) -> str:
+    """What a file is that is no text, by its first 8 bytes; '' if they do not say."""
+    return next((name for magic, name in _PACKED.items() if head.startswith(magic)), "")
 
 
 def decode(content: bytes, where: str) -> str:
@@ -32,10 +50,14 @@ def decode(content: bytes, where: str) -> str:
     Raises:
       ValueError: the bytes are not text; the line is named.
     """
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{where} is {packed_as(content[:8])}")
     encoding = json.detect_encoding(content[:4])
     try:
         return content.decode(encoding).removeprefix(_BOM)
     except UnicodeDecodeError as error:
+        if packed := packed_as(content[:8]):
+            raise ValueError(f"{where} is {packed}, not text: unpack or convert it") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{where}:{line}: not {'UTF-8' if encoding.startswith('utf-8') else encoding.upper()} text "
@@ -82,7 +104,7 @@ def read_json(path: PathLike) -> Any:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is not JSON; the file is named, and what it is instead if that is plain.
+      ValueError: it is not JSON; the file, and what it holds instead if that is known, are named.
     """
     try:
         return parse_json(read_text(path), os.fspath(path))
@@ -129,10 +151,26 @@ def read_log(path: PathLike) -> list[dict[str, Any]]:
 def json_line(value: Any) -> str:
     """A value as a line of JSON, with its newline, that can always be written as UTF-8.
 
-    Half of a surrogate pair, as in a file name that is not UTF-8, becomes JSON's escape, so `json.loads` returns it.
+    Half of a surrogate pair, as in a file name that is not UTF-8, becomes JSON's escape, so `json.loads` returns it. A
+    number that is not finite becomes null: JSON has neither NaN nor infinity, and most readers refuse them.
     """
-    text = json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+    return json_text(value) + "\n"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, with the rules of `json_line`."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def surrogate_in(text: str) -> str | None:

@@ -1,5 +1,6 @@
 """Precomputed latents: the batches of pixels, shards that resume byte for byte, hosts that share, what is refused."""
 
+import functools
 import json
 import pickle
 
@@ -201,6 +202,25 @@ def test_examples_and_invalid_examples_are_counted(dataset, tmp_path) -> None:
             tmp_path / "gone",
             invalid_examples=InvalidExamples(limit=0.5, least=20),
         )
+
+
+def test_files_that_were_missing_are_looked_at_again(dataset, tmp_path) -> None:
+    for i in range(6):
+        dataset.image(f"late{i}.png", 32, 32)
+    missing = dataset.root / "late4.png"
+    content = missing.read_bytes()
+    missing.unlink()
+    rows = [{"image": f"late{i}.png", "caption": "x"} for i in range(6)]
+    manifest = Manifest(dataset.manifest("late.jsonl", rows))
+    settings = (manifest, tmp_path / "late", encode_with(0.1), encoding())
+    run = functools.partial(encode_manifest, *settings, progress=False)
+    assert run() == {"rows": 5, "missing_file": 1}
+    before = files_of(tmp_path / "late")
+    assert run() == {"rows": 0, "missing_file": 1}  # It says so again, and changes nothing.
+    assert files_of(tmp_path / "late") == before
+    missing.write_bytes(content)
+    assert run()["rows"] > 0 and len(LatentExamples(tmp_path / "late")) == 6
+    assert run() == {"rows": 0}
 
 
 def test_latents_that_do_not_match_are_refused(dataset, tokenizer, tmp_path) -> None:

@@ -250,18 +250,18 @@ def test_invalid_chats_are_named(full):
 
 
 def test_from_a_hugging_face_folder(tmp_path, full):
-    """A folder without TUNA's tokens, in both of the formats that exist."""
+    """A folder without TUNA's tokens, in both of the formats that exist; editors may add a mark of byte order."""
     ranks = qwen_bpe.read_ranks()
     vocabulary_entries = {qwen_bpe.spell(token): rank for token, rank in ranks.items()}
     merges = qwen_bpe.merges(ranks)
     (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "vocab.json").write_text(json.dumps(vocabulary_entries))
+    (tmp_path / "slow" / "vocab.json").write_text(json.dumps(vocabulary_entries), "utf-8-sig")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
-    (tmp_path / "slow" / "merges.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "slow" / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8-sig")
     plain = qwen_bpe.assemble(vocabulary_entries, merges)
     qwen_bpe.add_tokens(plain, qwen_bpe.QWEN_SPECIAL)
     (tmp_path / "fast").mkdir()
-    plain.save(str(tmp_path / "fast" / "tokenizer.json"))
+    (tmp_path / "fast" / "tokenizer.json").write_text(plain.to_str(), "utf-8-sig")
     for kind in ("slow", "fast"):
         loaded = Tokenizer.from_pretrained(tmp_path / kind)
         assert loaded.size == full.size

@@ -43,6 +43,8 @@ _FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _ATTACHED = 0x400 | 0x800  # FFmpeg's dispositions of covers and of thumbnails.
 # Formats of FFmpeg that turn text into pictures, or open further files and addresses.
 _REFUSED_FORMATS = {"tty", "bin", "adf", "idf", "xbin", "concat", "hls", "dash", "lavfi", "image2"}
+# Canvas of an animated picture (8K has 33 million), and of all its frames: each is decoded to reach the next.
+_MOST_PIXELS, _MOST_IN_ALL = 1 << 25, 1 << 32
 _SHORTEST = 10  # Milliseconds; browsers show animated pictures that ask for less for 100.
 
 # The image, and (height, width) at which it is shown, where its pixels are not square.
@@ -257,6 +259,13 @@ class _PictureClip:
         self._size = upright_size(opened)
         animated = _is_animated(opened)
         self._skipped = _first_frame(opened) if animated else 0
+        pixels = opened.width * opened.height
+        if animated and (pixels > _MOST_PIXELS or pixels * opened.n_frames > _MOST_IN_ALL):
+            raise Fault(
+                "corrupt_image",
+                f"its {opened.n_frames} frames have {opened.width}x{opened.height} pixels, more than are read of an "
+                f"animation ({_MOST_PIXELS} per frame, {_MOST_IN_ALL} in all)",
+            )
         starts, now = [0.0], 0.0
         if animated:
             for number in range(self._skipped, opened.n_frames):
@@ -474,11 +483,14 @@ class _ContainerClip:
         self._end = max(self._starts[-1] + duration, self._end_of_file())
 
     def _end_of_file(self) -> float:
-        """When a file without sound ends, which shows its last frame until then; minus infinity if unknown."""
+        """When a Matroska file without sound ends, which shows its last frame until then; else minus infinity.
+
+        Its packets name no durations; those of other files do.
+        """
         container = self._container
-        if len(container.streams) > 1 or container.duration is None:
+        if "matroska" not in container.format.name or len(container.streams) > 1:
             return -np.inf
-        return ((container.start_time or 0) + container.duration) / self._av.time_base
+        return (container.duration or 0) / self._av.time_base
 
     def number(self, count: int) -> None:
         """Frame numbers in place of time stamps, at the stream's rate."""

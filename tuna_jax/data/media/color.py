@@ -242,11 +242,13 @@ def eight_bits(image: Image.Image, where: str) -> Image.Image:
     """
     values = np.asarray(image)
     if image.mode == "F":
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        if not np.isfinite(values).all():
+            raise Fault("corrupt_image", f"{where} holds floats that are not finite")
+        if values.min() < 0 or values.max() > 1:
             raise Fault(
                 "corrupt_image",
-                f"{where} holds floats from {np.nanmin(values):.4g} to {np.nanmax(values):.4g}, and only 0 to 1 has a "
-                "meaning as brightness; save it with 8 or 16 bits",
+                f"{where} holds floats from {values.min():.4g} to {values.max():.4g}, and only 0 to 1 has a meaning as "
+                "brightness; save it with 8 or 16 bits",
             )
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     # PNG and PNM have 16 bits at most, which Pillow may give as 32-bit integers.

@@ -95,8 +95,10 @@ def choose_frames(
 
 def _on_screen(starts: np.ndarray, moments: np.ndarray) -> list[int]:
     """The frame on screen at each moment."""
-    # The small addition absorbs rounding of time stamps.
-    indices = np.searchsorted(starts, moments + 1e-6, side="right") - 1
+    # A tenth of a frame absorbs rounding of time stamps, and a rate of 30 for clips of 29.97.
+    gaps = np.diff(starts)
+    moments = moments + 0.1 * max(gaps[gaps > 0].min(initial=0.1), 1e-5)
+    indices = np.searchsorted(starts, moments, side="right") - 1
     return [int(index) for index in np.clip(indices, 0, len(starts) - 1)]
 
 

@@ -110,6 +110,14 @@ class FrameConverter:
 
     def _matrix_of(self, frame: Any) -> int:
         matrix = int(frame.colorspace)
+        if matrix in (_UNSPECIFIED, 15) and any(
+            entry.type.name.startswith("DOVI") for entry in frame.side_data
+        ):
+            raise Fault(
+                "corrupt_video",
+                f"{self._where} is Dolby Vision of profile 5, whose colours FFmpeg cannot convert; export it as "
+                "HDR10 or SDR",
+            )
         if matrix in (_UNSPECIFIED, 0, 3):
             if self._primaries == 9:
                 return 9

@@ -13,7 +13,8 @@ Relative paths begin at the image root.
 
 Turns are `from` human, gpt or system with `value`; `role` and `content` are read too. The system sentence is a first
 turn of the system's, or the key `system` next to `conversations`; without either it is Qwen's. A turn of the
-assistant's with `"loss": false` or `"weight": 0` is context that is not learned. `messages`, `images` and `videos` are
+assistant's with `"loss": false` or `"weight": 0` (or `train`, `trainable`, `loss_mask`) is context that is not learned.
+`messages`, `images` and `videos` are
 other names of `conversations`, `image` and `video`. Other keys are ignored, and `Example.ignored` lists them.
 """
 
@@ -45,7 +46,7 @@ _ROLES = {
 }
 # Other names of keys in the field, such as OpenAI's and LLaMA-Factory's.
 _ALIASES = {"messages": "conversations", "images": "image", "videos": "video"}
-_LEARNED = ("loss", "weight")
+_LEARNED = ("loss", "weight", "train", "trainable", "loss_mask")
 
 
 class Manifest:
@@ -60,7 +61,7 @@ class Manifest:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file has no examples.
+        ValueError: the file has no examples, or is packed.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Where the examples of a manifest are in its file: their byte ranges, found without keeping the file in memory.
 
 A file of JSON lines has one per line that is not blank. What plainly is something else is read as that: a JSON array
-(as LLaVA's own files are) has one per item, a file with only carriage returns ends its lines with them, and UTF-16 or
-UTF-32 text is converted, in memory.
+(as LLaVA's own files are) has one per item, objects over several lines each (as `jq` prints them) are one each, a file
+with only carriage returns ends its lines with them, and UTF-16 or UTF-32 text is converted, in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+
+from tuna_jax.utils.text_files import packed_as
 
 _CHUNK = 1 << 24
 _SHORT = 64  # Bytes; lines up to this length are looked at for being blank.
@@ -44,8 +46,15 @@ class LineIndex(NamedTuple):
 
 
 def index_lines(path: Path) -> LineIndex:
-    """Finds the examples of a file; see the module's docstring."""
+    """Finds the examples of a file; see the module's docstring.
+
+    Raises:
+        ValueError: the file is packed, or is no text; the message says what it is.
+    """
     with path.open("rb") as file:
+        if packed := packed_as(file.read(8)):
+            raise ValueError(f"{path} is {packed}, not lines of JSON: unpack or convert it")
+        file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.seek(0, 2)
         file.seek(0)
@@ -78,6 +87,8 @@ def _find(content: bytes | mmap.mmap) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if content[first : min(first + _SHORT, int(ends[0]))].lstrip(_WHITE)[:1] == b"[":
         if _is_array(content, starts, ends):
             return _items(content, first)
+    elif content[first : int(ends[0])].strip(_WHITE) == b"{":
+        return _objects(content, first)
     elif len(starts) == 1:
         only = content[int(starts[0]) : int(ends[0])]
         if b"\r" in only.strip() and not _is_json(only):
@@ -107,10 +118,20 @@ def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
     except RecursionError:
-        return True
+        return _closes_at_its_end(text)
     except ValueError:
         return False
     return True
+
+
+def _closes_at_its_end(text: bytes) -> bool:
+    """Whether the bracket that begins a text is closed by its last one, and nothing but white space follows."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += (token.group() in b"[{") - (token.group() in b"]}")
+        if depth <= 0:
+            return not text[token.end() :].strip(_WHITE)
+    return False
 
 
 def _is_array(content: bytes | mmap.mmap, starts: np.ndarray, ends: np.ndarray) -> bool:
@@ -136,6 +157,30 @@ def _items(content: bytes | mmap.mmap, start: int) -> tuple[np.ndarray, np.ndarr
     ]
     bounds = np.array(ranges, np.int64).reshape(-1, 2)
     return bounds[:, 0], bounds[:, 1], np.arange(1, len(bounds) + 1)
+
+
+def _objects(content: bytes | mmap.mmap, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts, ends and line numbers of values in brackets that follow each other, with or without commas."""
+    ranges, depth, begin = [], 0, start
+    for token in _TOKEN.finditer(content, start):
+        depth += (token.group() in b"[{") - (token.group() in b"]}")
+        if depth <= 0 and token.group() in b"]}":
+            ranges.append((begin, token.end()))
+            begin, depth = token.end(), 0
+    ranges.append((begin, len(content)))
+    bounds, numbers, line, counted = [], [], 1, 0
+    for first, last in ranges:
+        text = content[first:last]
+        kept = text.lstrip(_WHITE + b",")
+        first = last - len(kept)
+        if kept:
+            line += content[counted:first].count(b"\n")
+            counted = first
+            bounds.append((first, last))
+            # Two on one line are told apart by their numbers.
+            numbers.append(max(line, numbers[-1] + 1) if numbers else line)
+    found = np.array(bounds, np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1], np.array(numbers, np.int64)
 
 
 def _item_ranges(content: bytes | mmap.mmap, begin: int) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from tuna_jax.utils.text_files import check_text
+
 # The most samples per prompt that have distinct seeds; VBench requires 25.
 SAMPLES = 64
 
@@ -142,13 +144,13 @@ def text_of(values: Any, key: str, where: str) -> str:
     """A required text of a row.
 
     Raises:
-      ValueError: it is missing; `where` names the row.
+      ValueError: it is missing, or is not UTF-8; `where` names the row.
     """
     value = values.get(key) if isinstance(values, dict) else None
     if not isinstance(value, str) or not value.strip():
         has = f"keys {', '.join(map(str, values))}" if isinstance(values, dict) else repr(values)
         raise ValueError(f"{where}: {key!r} must be a text, and the row has {has}")
-    return value
+    return check_text(value, f"{where}: {key!r}")
 
 
 def file_name(name: str, where: str) -> str:
@@ -157,7 +159,9 @@ def file_name(name: str, where: str) -> str:
     Raises:
       ValueError: it is not; `where` names the row.
     """
-    if name != PurePosixPath(name).name or name in (".", "..") or len(name.encode()) > 255:
+    check_text(name, f"{where}: {name!r}")
+    wrong = name != PurePosixPath(name).name or name in (".", "..") or "\0" in name
+    if wrong or len(name.encode()) > 255:
         raise ValueError(f"{where}: {name!r} is not a valid file name")
     return name
 

@@ -154,4 +154,4 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         for row in reader:
             yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+        raise ValueError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from error

@@ -13,7 +13,11 @@ from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.messages import escape, split_at_tags
 from tuna_jax.evaluation.vqa.metrics import Item
 from tuna_jax.inference import option_checks
+<<<<<<< HEAD
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
+=======
+from tuna_jax.utils.data_uri import is_data_uri
+>>>>>>> main
 from tuna_jax.utils.text_files import check_texts, read_json_lines
 
 _KEYS = ("image", "video", "question", "answer", "choices", "kind")
@@ -49,7 +53,11 @@ def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
 def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: the line is a {type(values).__name__}, not an object {{...}}")
+<<<<<<< HEAD
     values = {key: value for key, value in values.items() if value is not None}
+=======
+    values = {key: value for key, value in values.items() if value is not None}  # null is absent
+>>>>>>> main
     check_texts(values, where)
     if unknown := [key for key in values if key not in _KEYS]:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(_KEYS)}")
@@ -73,18 +81,9 @@ def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item
         raise ValueError(f"{where}: give 'image' or 'video', not both")
     files = _texts(values.get("image", values.get("video", [])), "image", where)
     kind = "image" if "image" in values else "video" if "video" in values else ""
-    paths = tuple(_file(folder, file, where) for file in files)
-    return Item(question, answers, paths, choices, where, kind)
-
-
-def _file(folder: Path, name: str, where: str) -> Path | bytes:
-    """A file named in a file of that folder, or the content of a data URI."""
-    if not is_data_uri(name):
-        return folder / name
-    try:
-        return decode_data_uri(name)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    # A data URI stays as it is: `inference.media_inputs` decodes it.
+    media = tuple(file if is_data_uri(file) else folder / file for file in files)
+    return Item(question, answers, media, choices, where, kind)
 
 
 def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
