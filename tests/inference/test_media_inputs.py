@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.fixtures.random_images import random_image
-from tuna_jax.inference.media_inputs import as_clip, as_list, is_video
+from tuna_jax.inference.media_inputs import as_clip, as_list, as_picture, is_video, of_kind
 
 
 def test_files_pillow_images_and_arrays_are_the_same_clip(tmp_path):
@@ -33,10 +33,29 @@ def test_one_input_or_several_are_a_list():
     assert only is image
 
 
-def test_videos_are_arrays_with_frames_and_files_by_their_suffix(tmp_path):
-    assert is_video(np.zeros((1, 8, 8, 3), np.uint8)) and is_video(tmp_path / "a.MP4")
-    assert not is_video(random_image(0)) and not is_video("a.png")
-    assert not is_video(Image.fromarray(random_image(0)))
+def test_videos_are_arrays_with_frames_and_files_by_their_content(tmp_path):
+    assert is_video(np.zeros((1, 8, 8, 3), np.uint8))
+    assert not is_video(random_image(0)) and not is_video(Image.fromarray(random_image(0)))
+    image = Image.fromarray(random_image(0))
+    image.save(tmp_path / "picture.mp4", "PNG")
+    image.save(tmp_path / "clip.png", "GIF", save_all=True, append_images=[image.rotate(90)] * 4)
+    assert not is_video(tmp_path / "picture.mp4") and is_video(str(tmp_path / "clip.png"))
+    assert is_video((tmp_path / "clip.png").read_bytes()) and is_video(tmp_path)
+    # Files that do not exist are judged by their suffix.
+    assert is_video(tmp_path / "a.MP4") and not is_video("a.png")
+
+
+def test_a_file_may_be_read_as_the_other_kind(tmp_path):
+    image = Image.fromarray(random_image(0))
+    image.save(tmp_path / "a.gif", save_all=True, append_images=[image.rotate(90)] * 4)
+    path = tmp_path / "a.gif"
+    (still,), (clip,) = of_kind([path], "image"), of_kind([str(path)], "video")
+    assert len(as_clip(path, (32, 32))) == 5 == len(as_clip(clip, (32, 32)))
+    np.testing.assert_array_equal(as_clip(still, (32, 32)), as_clip(path, (32, 32))[:1])
+    np.testing.assert_array_equal(as_picture(path, (32, 32)), as_clip(still, (32, 32)))
+    assert of_kind([path], "") == [path] and as_list(still) == [still]
+    content = of_kind([path.read_bytes()], "image")[0]
+    np.testing.assert_array_equal(as_clip(content, (32, 32)), as_clip(still, (32, 32)))
 
 
 @pytest.mark.parametrize(

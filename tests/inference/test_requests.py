@@ -29,6 +29,7 @@ def test_media_are_relative_to_the_file(tmp_path):
     first, second = read_requests(_file(tmp_path, "a.jsonl", lines), "understand")
     assert first.media == (str(tmp_path / "a.png"), "/b.png")
     assert second.media == (str(tmp_path / "c.mp4"),)
+    assert (first.kind, second.kind) == ("image", "video")
 
 
 def test_a_chat_may_be_messages(tmp_path):

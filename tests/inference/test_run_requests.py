@@ -56,6 +56,12 @@ def test_histories_of_earlier_versions_are_read(tmp_path, key):
     assert history == Request(media=("a.png",), messages=tuple(messages))
 
 
+def test_a_history_knows_what_its_media_are_read_as(tmp_path):
+    values = {"media": ["a.gif"], "kind": "image", "messages": []}
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    assert run_requests.read_history(tmp_path / "a.json").kind == "image"
+
+
 def test_a_file_that_is_not_a_conversation_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         run_requests.read_history(tmp_path / "none.json")

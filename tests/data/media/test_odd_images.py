@@ -203,6 +203,7 @@ def _heic() -> bytes:
         ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         ("note.png", b"a note", r"note\.png"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_picture_is_named_with_the_mend(tmp_path, name, content, words) -> None:  # 29
     (tmp_path / name).write_bytes(content)
