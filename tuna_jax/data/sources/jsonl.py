@@ -304,7 +304,7 @@ def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[
                 "unknown_format",
                 f"conversations[{index}]: an image by the assistant must end the conversation",
             )
-        if turn.role == "assistant" and generated and not turn.learn:
+        if turn.role == "assistant" and after and not turn.learn:
             raise Fault("unknown_format", "an image by the assistant cannot be without its loss")
     return tuple(turns)
 
