@@ -1,5 +1,6 @@
 """The public golden set, case by case, and the errors of the checker."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tuna_jax import convert
 from tuna_jax.config import preset
 from tuna_jax.conversion import weight_map
-from tuna_jax.parity import golden_set, model_cases, verify
+from tuna_jax.parity import component_cases, golden_set, model_cases, verify
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PUBLIC = GOLDENS / "public"
@@ -160,3 +161,39 @@ def test_a_folder_without_a_golden_set_is_an_error(tmp_path: Path, capsys) -> No
     (tmp_path / "state_dict.json").write_text("{")
     with pytest.raises(golden_set.GoldenError, match=r"state_dict\.json"):
         golden_set.load(tmp_path)
+
+
+def test_clips_of_other_lengths_are_refused_by_rule(public: golden_set.GoldenSet) -> None:
+    """A golden set with 7 frames in place of 11 ended the command, and the cases after it were not run."""
+    assert [n for n in range(14) if component_cases.is_clip_length(n, 4)] == [1, 5, 9, 13]
+    for name in ("latents_7f", "log_var_12f", "decoded_2f"):
+        assert "not 1 + 4k" in verify.excluded(f"vae_video/{name}")
+    assert verify.excluded("vae_video/latents_13f") == ""
+    case = next(case for case in public.cases() if case.name == "vae_video")
+    tensors = {
+        name.replace("_11f", "_7f"): value
+        for name, value in case.tensors.items()
+        if not name.startswith(("latents_", "log_var_", "decoded_")) or "_11f" in name
+    }
+    meta = {name.replace("_11f", "_7f"): value for name, value in case.meta["tensors"].items()}
+    other = dataclasses.replace(case, tensors=tensors, meta={**case.meta, "tensors": meta})
+    results = verify.compare_case(other, component_cases.vae_video(public, other))
+    status = {result.tensor: result.status for result in results}
+    assert status["latents_7f"] == status["log_var_7f"] == "excluded"
+    assert "FAIL" not in status.values()
+
+
+def test_a_case_that_raises_is_a_failed_row(public: golden_set.GoldenSet) -> None:
+    case = next(case for case in public.cases() if case.name == "transport")
+
+    def run(golden, case):
+        raise ValueError("a line\nof two")
+
+    (result,) = verify._run_case(public, case, run)
+    assert (result.case, result.tensor, result.status) == ("transport", "*", "FAIL")
+    assert result.note == "a line of two"
+
+    def broken(golden, case):
+        raise IndexError("7")
+
+    assert verify._run_case(public, case, broken)[0].note == "IndexError: 7"

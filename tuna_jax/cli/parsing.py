@@ -77,18 +77,6 @@ def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:
-        # JAX's error of memory is a RuntimeError; others are faults of this program, whose traceback is needed.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        if verbosity:
-            traceback.print_exc()
-        first = str(error).strip().split("\n", 1)[0][:300]
-        print(
-            f"error: out of memory ({first or 'of the host'}); take a smaller size, fewer frames or a smaller batch",
-            file=sys.stderr,
-        )
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

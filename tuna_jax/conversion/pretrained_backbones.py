@@ -379,8 +379,8 @@ def same_bits(state: StateDict, first: str, second: str) -> bool:
     if entries[0].shape != entries[1].shape or entries[0].dtype != entries[1].dtype:
         return False
     tensors = (state.read(first), state.read(second))
-    bits = [tensor.view(f"u{tensor.dtype.itemsize}") for tensor in tensors]
-    return np.array_equal(*bits)
+    one, other = (tensor.view(f"u{tensor.dtype.itemsize}") for tensor in tensors)
+    return np.array_equal(one, other)
 
 
 def _used(

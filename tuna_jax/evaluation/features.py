@@ -150,9 +150,13 @@ def extracted(
         for path in paths[start : start + batch]:
             try:
                 images.append(load_rgb(path))
+<<<<<<< HEAD
+            except (ValueError, OSError) as error:
+=======
             except MemoryError:
                 raise
             except Exception as error:  # Decoders raise almost anything.
+>>>>>>> main
                 _fail(path, error, failures)
             else:
                 read.append(path)
@@ -172,8 +176,8 @@ def finite_features(
     features: Float[np.ndarray, "n width"], paths: Sequence[Path], failures: Failures | None
 ) -> Bool[np.ndarray, " n"]:
     """Which rows are finite; the images of the others are added to `failures`, or raise if it is None."""
-    finite = np.isfinite(features).all(1)
-    for row in np.flatnonzero(~finite):
+    finite = np.asarray(np.isfinite(features).all(1))
+    for row in np.flatnonzero(~finite).tolist():
         _fail(paths[row], ValueError("its features are not finite"), failures)
     return finite
 

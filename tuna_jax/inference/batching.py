@@ -95,8 +95,8 @@ def keys(seed: Any, count: int) -> Array:
 
     Args:
       seed: a `Seed`. One seed: the key of row i is derived from (seed, i). Or a sequence with an entry per row: an
-        integer s gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of such
-        a call.
+        integer s gives the key of (s, 0), which row 0 of a call with seed s has, and a pair (s, i) that of row i of
+        such a call.
       count: number of rows.
 
     Raises:
@@ -159,9 +159,9 @@ def decode_checked(
     return np.asarray(clips), np.asarray(finite)
 
 
-def finite_rows(array: Float[np.ndarray, n * rest]) -> Bool[np.ndarray, " n"]:
+def finite_rows(array: Float[np.ndarray, "n t h w c"]) -> Bool[np.ndarray, " n"]:
     """Whether all values of each row are finite."""
-    return np.isfinite(array.reshape(len(array), -1)).all(-1)
+    return np.asarray(np.isfinite(array.reshape(len(array), -1)).all(-1))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))

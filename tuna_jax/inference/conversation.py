@@ -126,7 +126,8 @@ def media_of(
                 listed += of_kind([part[key]], part["type"])
                 continue
             if places < len(given):
-                listed.append(given[places])
+                own = [given[places]]
+                listed += own if isinstance(content, str) else of_kind(own, part["type"])
             places += 1
     if places != len(given):
         raise ValueError(

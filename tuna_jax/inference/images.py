@@ -13,7 +13,11 @@ from jaxtyping import Array, Int, UInt8
 from tuna_jax.inference import batching, generation_config, option_checks
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettings
+<<<<<<< HEAD
+from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture, of_kind
+=======
 from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture
+>>>>>>> main
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.trained_shapes import nearest_shape
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
@@ -74,7 +78,9 @@ def edit_size(model: Tuna, images: MediaInput | Sequence[MediaInput]) -> tuple[i
       FileNotFoundError: there is no such file.
     """
     shapes = model.shapes.get("edit", ())
-    sizes = [nearest_shape(shapes, model.size, image) for image in as_list(images)]
+    sizes = [
+        nearest_shape(shapes, model.size, image) for image in of_kind(as_list(images), "image")
+    ]
     if len(set(sizes)) > 1:
         named = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
         raise ValueError(

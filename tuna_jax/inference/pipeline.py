@@ -160,9 +160,10 @@ class Tuna:
           FileNotFoundError: there is no such file.
         """
         instructions = images.prompt_list(instructions)
-        if options.get("size") is None:
-            options["size"] = images.edit_size(self, sources)
-        clips = images.load_sources(self, sources, len(instructions), options["size"])
+        size = options.get("size")
+        size = images.edit_size(self, sources) if size is None else size
+        options["size"] = size
+        clips = images.load_sources(self, sources, len(instructions), size)
         return images.generate(self, instructions, clips, options=options)[:, 0]
 
     def answer(

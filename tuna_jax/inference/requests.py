@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tuna_jax.data.text.messages import MEDIA_TYPES, media_key
-from tuna_jax.inference import option_checks
-from tuna_jax.inference.conversation import check_messages
 from tuna_jax.utils import seeds
 from tuna_jax.utils.data_uri import is_data_uri
 from tuna_jax.utils.text_files import check_text, check_texts, numbered_lines, read_json_lines
@@ -109,7 +107,6 @@ def _request(values: Any, task: str, where: str, folder: Path) -> Request:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{where}: 'image' is {files!r}; it must be a file name or a list of them")
-    files = [option_checks.text(f"{where}: 'image'", file) for file in files]
     video = _text(values, "video", where)
     return Request(
         text=text or "",
@@ -130,13 +127,17 @@ def _file(folder: Path, name: str) -> str:
 
 def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     value = values.get(key)
-    return value if value is None else option_checks.text(f"{where}: {key!r}", value)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where}: {key!r} is {value!r}; it must be a string")
+    return value
 
 
 def _messages(value: Any, where: str, folder: Path) -> tuple[Mapping[str, Any], ...] | None:
     """A conversation, with the paths of its parts' files, which are relative to `folder`."""
     if value is None:
         return None
+    from tuna_jax.inference.conversation import check_messages  # It imports the tokenizer.
+
     try:
         check_messages(value)
     except ValueError as error:

@@ -117,7 +117,7 @@ def _edit_groups(
         with one_request(requests, index, on_failure):
             size = options.get("size") or image_calls.edit_size(model, request.media[0])
             source = image_calls.load_sources(model, request.media[0], 1, size)[0, 0]
-            indices, sources = groups.setdefault(tuple(size), ([], []))
+            indices, sources = groups.setdefault((size[0], size[1]), ([], []))
             indices.append(index)
             sources.append(source)
     return [(indices, size, sources) for size, (indices, sources) in groups.items()]
@@ -276,6 +276,15 @@ def converse(
         raise ValueError(
             "the history already has media; ask about them, or start a new conversation"
         )
+<<<<<<< HEAD
+    media, kind = (
+        (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
+    )
+    # Those of the history's messages, or of the first request.
+    named = of_kind(media, kind)
+    named = media_of(earlier.messages, named) if has_media else named
+    loaded_media = tuple(model.load_media(named, frames))
+=======
     # Those of the history's messages, or of the first request.
     media, kind = (
         (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
@@ -284,6 +293,7 @@ def converse(
     loaded_media = tuple(
         model.load_media(media_of(earlier.messages, named) if has_media else named, frames)
     )
+>>>>>>> main
     messages = list(earlier.messages)
     for index, request in enumerate(requests):
         tags = f"{IMAGE_TAG}\n" * len(request.media) if index == 0 else ""
@@ -323,6 +333,10 @@ def read_history(path: str | Path) -> Request:
         kind = option_checks.choice("kind", values.get("kind", ""), ("", "image", "video"))
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
+<<<<<<< HEAD
+    kind = values.get("kind") or ""
+=======
+>>>>>>> main
     return Request(media=tuple(media), kind=kind, messages=tuple(values["messages"]))
 
 
@@ -337,11 +351,19 @@ def _stream(model: Tuna, conversation: Conversation, write: Write, options: Deco
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
+<<<<<<< HEAD
+    if request.messages:
+        named = media_of(request.messages, of_kind(request.media, request.kind))
+        return Conversation(request.messages, tuple(model.load_media(named, frames)))
+    media = model.load_media(of_kind(request.media, request.kind), frames)
+    return Conversation.of(media, request.text)
+=======
     given = of_kind(request.media, request.kind)
     if request.messages:
         media = model.load_media(media_of(request.messages, given), frames)
         return Conversation(request.messages, tuple(media))
     return Conversation.of(model.load_media(given, frames), request.text)
+>>>>>>> main
 
 
 def _sampling(

@@ -246,7 +246,7 @@ class Tokenizer:
         turns = list(messages)
         if not turns or turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": system})
-        contents = [
+        contents: list[list[str | None]] = [
             [unescape(turn["content"])]
             if turn["role"] == "system" and isinstance(turn["content"], str)
             else parts_of(turn["content"], f"messages[{index}].content")
