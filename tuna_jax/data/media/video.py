@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tuna_jax.data.invalid_examples import Fault
-from tuna_jax.data.media.clips import FewerFrames, import_av, is_clip, open_clip
+from tuna_jax.data.media.clips import is_clip, open_clip
 from tuna_jax.data.media.color import Hdr
+from tuna_jax.data.media.containers import FewerFrames, import_av
 from tuna_jax.data.media.image import (
     SMALLEST_SIDE,
     Pixels,

@@ -16,6 +16,9 @@ from tuna_jax.data.invalid_examples import Fault
 from tuna_jax.data.media import color
 from tuna_jax.data.media.color import Hdr
 
+# The image, and (height, width) at which it is shown, where its pixels are not square.
+Frame = tuple[Image.Image, tuple[float, float] | None]
+
 _UNSPECIFIED, _LIMITED, _FULL = 2, 1, 2
 _MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 27)  # Of a frame, as of a picture.
 
