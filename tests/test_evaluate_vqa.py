@@ -72,7 +72,7 @@ def test_choices_and_answers_are_judged_by_their_likelihood(
     ("line", "words"),
     [
         ("{", ":1: not JSON"),
-        ("[]", ":1: .*list"),
+        ("[[]]", "item 1: .*list"),
         ('{"question": "q", "answers": "a"}', ":1: unknown key 'answers'"),
         ('{"answer": "a"}', ":1: 'question' must be a text"),
         ('{"question": "q"}', ":1: 'answer' is None"),

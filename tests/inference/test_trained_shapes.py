@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tuna_jax.config import preset
+from tuna_jax.conversion.readers import StateDict
 from tuna_jax.inference import run_record, trained_shapes
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
@@ -104,9 +105,10 @@ def test_a_run_of_an_earlier_version_has_the_shapes_of_its_config(tmp_path, monk
     old.pop("shapes")
     stored = {RECORD_KEY: old, "data": {"streams": {"a": {"task": "understand"}}}}
     monkeypatch.setattr(run_record.checkpoint_source, "settings_of", lambda *_: stored)
-    assert run_record.read(tmp_path, None).shapes == {"understand": FIVE}
+    state = StateDict({}, lambda key, index: np.zeros(0))
+    assert run_record.read(tmp_path, state).shapes == {"understand": FIVE}
     monkeypatch.setattr(run_record.checkpoint_source, "settings_of", lambda *_: {RECORD_KEY: old})
-    assert run_record.read(tmp_path, None).shapes == {}
+    assert run_record.read(tmp_path, state).shapes == {}
 
 
 def test_released_models_see_five_shapes():

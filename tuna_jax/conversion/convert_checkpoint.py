@@ -208,7 +208,7 @@ def write_rows(
         for row, index, key in _with_progress(pieces, progress):
             stored = params.read(row.path, None if row.layers is None else index)
             if check_weights:
-                check_finite(key, stored)
+                check_finite(row.path if row.layers is None else f"{row.path}[{index}]", stored)
             tensor = _transformed(stored, row.transform.to_torch, dtype)
             for name in (key, *repeated.get(key, ())):
                 sink.write(name, tensor)

@@ -150,13 +150,9 @@ def extracted(
         for path in paths[start : start + batch]:
             try:
                 images.append(load_rgb(path))
-<<<<<<< HEAD
-            except (ValueError, OSError) as error:
-=======
             except MemoryError:
                 raise
             except Exception as error:  # Decoders raise almost anything.
->>>>>>> main
                 _fail(path, error, failures)
             else:
                 read.append(path)

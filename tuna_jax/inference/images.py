@@ -13,11 +13,7 @@ from jaxtyping import Array, Int, UInt8
 from tuna_jax.inference import batching, generation_config, option_checks
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettings
-<<<<<<< HEAD
 from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture, of_kind
-=======
-from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture
->>>>>>> main
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.trained_shapes import nearest_shape
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt

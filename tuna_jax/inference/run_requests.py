@@ -276,15 +276,6 @@ def converse(
         raise ValueError(
             "the history already has media; ask about them, or start a new conversation"
         )
-<<<<<<< HEAD
-    media, kind = (
-        (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
-    )
-    # Those of the history's messages, or of the first request.
-    named = of_kind(media, kind)
-    named = media_of(earlier.messages, named) if has_media else named
-    loaded_media = tuple(model.load_media(named, frames))
-=======
     # Those of the history's messages, or of the first request.
     media, kind = (
         (earlier.media, earlier.kind) if earlier.media else (requests[0].media, requests[0].kind)
@@ -293,7 +284,6 @@ def converse(
     loaded_media = tuple(
         model.load_media(media_of(earlier.messages, named) if has_media else named, frames)
     )
->>>>>>> main
     messages = list(earlier.messages)
     for index, request in enumerate(requests):
         tags = f"{IMAGE_TAG}\n" * len(request.media) if index == 0 else ""
@@ -333,10 +323,6 @@ def read_history(path: str | Path) -> Request:
         kind = option_checks.choice("kind", values.get("kind", ""), ("", "image", "video"))
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
-<<<<<<< HEAD
-    kind = values.get("kind") or ""
-=======
->>>>>>> main
     return Request(media=tuple(media), kind=kind, messages=tuple(values["messages"]))
 
 
@@ -351,19 +337,11 @@ def _stream(model: Tuna, conversation: Conversation, write: Write, options: Deco
 
 
 def _conversation(model: Tuna, request: Request, frames: int) -> Conversation:
-<<<<<<< HEAD
-    if request.messages:
-        named = media_of(request.messages, of_kind(request.media, request.kind))
-        return Conversation(request.messages, tuple(model.load_media(named, frames)))
-    media = model.load_media(of_kind(request.media, request.kind), frames)
-    return Conversation.of(media, request.text)
-=======
     given = of_kind(request.media, request.kind)
     if request.messages:
         media = model.load_media(media_of(request.messages, given), frames)
         return Conversation(request.messages, tuple(media))
     return Conversation.of(model.load_media(given, frames), request.text)
->>>>>>> main
 
 
 def _sampling(

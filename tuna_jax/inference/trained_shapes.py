@@ -15,12 +15,7 @@ from PIL import Image
 from tuna_jax.data.media.image import Size, image_size, standard_errors, upright_size
 from tuna_jax.data.media.video import video_size
 from tuna_jax.data.mixture.bucketing import FAMILIES, named_sizes, nearest
-<<<<<<< HEAD
-from tuna_jax.inference.media_inputs import ImageFile, MediaInput, VideoFile, is_video
-from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
-=======
 from tuna_jax.inference.media_inputs import MediaInput, is_video, medium_of
->>>>>>> main
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""
@@ -73,18 +68,11 @@ def nearest_shape(shapes: Sequence[Shape], size: Shape, item: MediaInput) -> Sha
 
 def _size_of(item: MediaInput) -> Size:
     """The upright size of an image, or of a video's frames."""
-    if isinstance(item, (str, os.PathLike)) and is_data_uri(os.fspath(item)):
-        item = decode_data_uri(os.fspath(item))
     if isinstance(item, Image.Image):
         return upright_size(item)
     if isinstance(item, np.ndarray):
         height, width = item.shape[-3:-1] if item.ndim in (3, 4) else (1, 1)
         return Size(height, width)
-<<<<<<< HEAD
-    medium = item.medium if isinstance(item, (ImageFile, VideoFile)) else item
-    medium = medium if isinstance(medium, bytes) else Path(os.fspath(medium))
-=======
     medium = medium_of(item)
->>>>>>> main
     with standard_errors(medium):
         return (video_size if is_video(item) else image_size)(medium, smallest=1)

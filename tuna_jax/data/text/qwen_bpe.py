@@ -217,7 +217,7 @@ def from_folder(folder: Path) -> tokenizers.Tokenizer:
     return built
 
 
-_PROBE = "Aa  b\t\n\u00e9 e\u0301 \u6f22\u5b57 \U0001f34e 12 <|im_end|> <image> [PAD] <tool_call> "
+_PROBE = "Aa  b \ufb01\uff1c\t\n\u00e9 e\u0301 \u6f22\u5b57 \U0001f34e 12 <|im_end|> <image> [PAD] <tool_call> "
 
 
 def _check_keeps_text(built: tokenizers.Tokenizer, folder: Path) -> None:

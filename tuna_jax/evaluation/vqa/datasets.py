@@ -13,11 +13,7 @@ from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.messages import escape, split_at_tags
 from tuna_jax.evaluation.vqa.metrics import Item
 from tuna_jax.inference import option_checks
-<<<<<<< HEAD
-from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
-=======
 from tuna_jax.utils.data_uri import is_data_uri
->>>>>>> main
 from tuna_jax.utils.text_files import check_texts, read_json_lines
 
 _KEYS = ("image", "video", "question", "answer", "choices", "kind")
@@ -53,11 +49,7 @@ def read_lines(path: str | Path, choices: Sequence[str] = ()) -> list[Item]:
 def _item(values: Any, where: str, folder: Path, usual: tuple[str, ...]) -> Item:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: the line is a {type(values).__name__}, not an object {{...}}")
-<<<<<<< HEAD
-    values = {key: value for key, value in values.items() if value is not None}
-=======
     values = {key: value for key, value in values.items() if value is not None}  # null is absent
->>>>>>> main
     check_texts(values, where)
     if unknown := [key for key in values if key not in _KEYS]:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(_KEYS)}")
