@@ -58,7 +58,6 @@ from typing import Any
 from tuna_jax.cli import parsing, shared_flags
 from tuna_jax.inference.requests import GENERATION_TASKS, TASKS, Request, read_requests
 from tuna_jax.utils import malloc
-from tuna_jax.utils.text_files import check_text
 
 _GENERATION = ("prompt", "prompts", "negative", "size", *shared_flags.SAMPLING)
 _TEXT = ("question", "prompts", "image", "video", "frames", "max_new_tokens", "temperature")
@@ -309,7 +308,6 @@ def _print_part(text: str) -> None:
 
 def _requests(options: argparse.Namespace, task: str) -> list[Request]:
     """The requests of the flags, then those of the file; flags fill in what a line leaves out."""
-    check_text(options.negative or "", f"--negative {options.negative!r}")
     prompts = (options.prompt if task in GENERATION_TASKS else options.question) or []
     requests = [Request(text=text) for text in prompts]
     if options.prompts:

@@ -329,3 +329,26 @@ def test_a_packed_manifest_is_refused_by_what_it_is(files, head, words) -> None:
     (files.root / "m.jsonl").write_bytes(head + bytes(range(256)))
     with pytest.raises(ValueError, match=rf"m\.jsonl is a.*{words}"):
         Manifest(files.root / "m.jsonl")
+
+
+def test_the_only_example_of_a_rare_shape_does_not_stop_the_run(files, tokenizer) -> None:
+    """Its header is whole, so that a bucket of its own was made for it, and its pixels are not."""
+    files.image("a.png", 64, 64)
+    files.image("wide.png", 64, 128)
+    whole = (files.root / "wide.png").read_bytes()
+    (files.root / "wide.png").write_bytes(whole[:60])
+    path = files.manifest("m.jsonl", [GOOD] * 5 + [{**GOOD, "image": "wide.png"}])
+    invalid = InvalidExamples(limit=0.05)
+    stream = ExampleStream(name="s", task="t2i", source=Manifest(path), weight=1.0, rows=2,
+                           lengths=(64,), sizes=(Size(32, 32), Size(32, 64)))  # fmt: skip
+    made = Mixture([stream], tokenizer, invalid_examples=invalid, directory=files.root / "cache")
+    assert len(made._samplers) == 2
+    assert any(made.shape_of(n).size == Size(32, 64) for n in range(12))
+    for n in range(12):
+        assert made[n]["pixels"].shape[3:5] == (32, 32)
+    assert invalid.counts() == {"corrupt_image": 1}
+    (files.root / "a.png").unlink()
+    with pytest.raises(
+        TooManyInvalidExamples, match="none of the 6 examples of bucket 32x32.*bucket 32x64"
+    ):
+        made[0]

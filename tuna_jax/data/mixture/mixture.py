@@ -6,8 +6,8 @@
 Batch n depends only on (seed, n) and the history of weights: not on threads, hosts or restarts. It holds examples k*B
 to k*B + B - 1 of its bucket sampler, where k is the number of earlier batches of that sampler; every epoch has a new
 order. Each host has a contiguous block of the batch's rows. An invalid example is replaced by the next valid one of its
-bucket, in the source's order. A Batch is a dict of NumPy arrays (B rows, S tokens, N slots, videos of F x H x W
-pixels):
+bucket, in the source's order, and a bucket without any by the stream's next bucket. A Batch is a dict of NumPy arrays
+(B rows, S tokens, N slots, videos of F x H x W pixels):
 
     tokens     int32 [B, S]             padded with the pad token
     labels     int32 [B, S]             -100 where there is no text loss
@@ -296,18 +296,36 @@ class Mixture:
     def prepare(self, index: int) -> Prepared:
         """This host's rows of batch `index`. Nothing is listed or counted, so that any process may do it."""
         number, before = self._schedule(index)
-        sampler = self._samplers[number]
+        stream = self._samplers[number].stream
+        invalid: list[InvalidExample] = []
+        # If no example of the bucket can be used, as of a rare shape, another bucket of the stream gives the batch.
+        for sampler in [*self._samplers[number:], *self._samplers[:number]]:
+            if sampler.stream == stream:
+                prepared = self._prepare(sampler, before, invalid)
+                if prepared is not None:
+                    return prepared
+        buckets = ", ".join(f"bucket {s.bucket}" for s in self._samplers if s.stream == stream)
+        total = sum(len(s.members) for s in self._samplers if s.stream == stream)
+        name = self.streams[stream].name
+        failure = f"stream {name!r}: none of the {total} examples of {buckets} can be used"
+        return Prepared({}, 0, tuple(invalid), failure)
+
+    def _prepare(
+        self, sampler: BucketSampler, before: int, invalid: list[InvalidExample]
+    ) -> Prepared | None:
+        """This host's rows of a bucket's batch number `before`; None if none of its examples can be used."""
         shape = self._shape(sampler)
         # A contiguous block: the hosts' parts, concatenated, are the batch in its order, for any number of hosts.
         share = shape.rows // self._processes
         local = range(self._process * share, (self._process + 1) * share)
         sequences: list[TokenSequence] = []
-        invalid: list[InvalidExample] = []
         arrays = shape.arrays(self._processes)
         visual = shared_memory.zeros(*arrays[shape.visual])
         for row, place in enumerate(local):
             position = before * shape.rows + place
             result = self._load(sampler, position, row, invalid, visual[row])
+            if result is None:
+                return None
             if isinstance(result, str):
                 return Prepared({}, row, tuple(invalid), result)
             sequences.append(result)
@@ -324,8 +342,10 @@ class Mixture:
         valid: int,
         invalid: list[InvalidExample],
         slots: Shaped[np.ndarray, "n ..."],
-    ) -> TokenSequence | str:
-        """The example at a position of a sampler, or the next valid one after it; a text says why there is none.
+    ) -> TokenSequence | str | None:
+        """The example at a position of a sampler, or the next valid one after it.
+
+        None if no example of the bucket can be used; a text if so many cannot that the run must stop.
 
         Args:
             sampler: of the bucket.
@@ -353,7 +373,7 @@ class Mixture:
                     f"stream {stream.name!r}: {len(invalid)} of {tried} examples read for one batch cannot be used. "
                     f"The last: {invalid[-1]}"
                 )
-        return f"stream {stream.name!r}: none of the {count} examples of bucket {sampler.bucket} can be used"
+        return None
 
 
 class _PreparedBatches:
