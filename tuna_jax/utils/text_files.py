@@ -109,7 +109,8 @@ def read_json(path: PathLike) -> Any:
     try:
         return parse_json(read_text(path), os.fspath(path))
     except ValueError as error:
-        raise ValueError(f"{error}{hint(path)}") from error
+        known = "" if "Git LFS" in str(error) else hint(path)
+        raise ValueError(f"{error}{known}") from error
 
 
 def read_json_lines(path: PathLike) -> Iterator[tuple[str, Any]]:

@@ -170,5 +170,5 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content, words):
     with pytest.raises(ValueError, match=rf"tokenizer\.json.*{words}"):
         Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "subset.json").write_text(content)
-    with pytest.raises(ValueError, match=r"subset\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"subset\.json"):
         Tokenizer(tmp_path / "subset.json")

@@ -12,6 +12,7 @@ from tuna_jax.data.sources import jsonl
 from tuna_jax.data.text import messages
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference.conversation import Conversation, media_of, prompt_tokens
+from tuna_jax.inference.media_inputs import ImageFile, VideoFile
 from tuna_jax.sequence import Grid, Text, build
 
 BOUNDED = settings(derandomize=True, max_examples=200, deadline=None)
@@ -80,7 +81,9 @@ def test_media_of_parts_and_of_the_call_are_taken_in_order():
         {"type": "video", "url": "c.mp4"},
     ]
     turns = [{"role": "user", "content": content}, {"role": "user", "content": "<image> \\<image>"}]
-    assert media_of(turns, ["b.png", "d.png"]) == ["a.png", "b.png", "c.mp4", "d.png"]
+    assert media_of(turns, ["b.png", "d.png"]) == [
+        *(ImageFile("a.png"), ImageFile("b.png"), VideoFile("c.mp4"), "d.png")
+    ]
     with pytest.raises(ValueError, match="2 <image> tags for 1 images"):
         media_of(turns, ["b.png"])
 
