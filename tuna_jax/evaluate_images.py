@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuna_jax.cli import parsing, shared_flags
-from tuna_jax.utils import finite_json
+from tuna_jax.utils.text_files import json_text
 
 if TYPE_CHECKING:  # JAX is not imported before flags are read.
     import numpy as np
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = [name for name, value in values.items() if not _is_finite(value)]
         for name in wrong:
             print(f"error: {name} is not finite ({values[name]})", file=sys.stderr)
-        print(finite_json.dumps(values))
+        print(json_text(values))
         return 1 if failures or wrong else 0
 
     return parsing.run(work, options.verbosity)

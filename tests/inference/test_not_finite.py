@@ -14,7 +14,7 @@ from tuna_jax.inference import run_requests
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.requests import Request
-from tuna_jax.utils import finite_json, nonfinite_values
+from tuna_jax.utils import nonfinite_values, text_files
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 pytestmark = pytest.mark.usefixtures("any_words")
@@ -144,4 +144,4 @@ def test_values_that_are_not_finite_are_counted_in_any_dtype(dtype):
 
 def test_json_has_no_nan():
     values = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": (1, "x")}}
-    assert finite_json.dumps(values) == '{"a": null, "b": [1.5, null], "c": {"d": [1, "x"]}}'
+    assert text_files.json_text(values) == '{"a": null, "b": [1.5, null], "c": {"d": [1, "x"]}}'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from tuna_jax.training.evaluation import make_evaluation
 from tuna_jax.utils import old_names
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.config_parsing import parse
+from tuna_jax.utils.text_files import json_text
 from tuna_jax.utils.image_grid import contact_sheet
 
 _SOURCES = ("manifest", "latents", "tfds")
@@ -66,7 +66,7 @@ def evaluate(options: argparse.Namespace) -> int:
         "steps": settings.steps,
     }
     with atomic_file(output / "summary.json") as scratch:
-        scratch.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        scratch.write_text(json_text(summary, indent=1) + "\n", encoding="utf-8")
     page = output / "report.html"
     with atomic_file(page) as scratch:
         scratch.write_text(

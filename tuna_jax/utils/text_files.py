@@ -158,9 +158,9 @@ def json_line(value: Any) -> str:
     return json_text(value) + "\n"
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, with the rules of `json_line`."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+def json_text(value: Any, **options: Any) -> str:
+    """A value as JSON, with the rules of `json_line` and further options of `json.dumps`."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
     return text.encode("utf-8", "backslashreplace").decode()
 
 

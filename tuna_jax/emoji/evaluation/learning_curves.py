@@ -6,7 +6,6 @@ A line of the file is `{"step": 2000, "scores": {name: {"value", "chance", "coun
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from tuna_jax.emoji.evaluation.report import GOALS, MEANING
 from tuna_jax.evaluation.metrics.accuracy import Score
-from tuna_jax.utils.text_files import read_log
+from tuna_jax.utils.text_files import json_line, read_log
 
 FILE = "learning.jsonl"
 _COLOURS = ("#2f5fd0", "#d0642f", "#2f9e62", "#8a4fc4", "#6a6f7a")
@@ -35,7 +34,7 @@ def append(folder: str | os.PathLike[str], step: int, scores: Mapping[str, Score
     """Appends the scores of a checkpoint."""
     entry = {"step": step, "scores": {name: score.as_json() for name, score in scores.items()}}
     with (Path(folder) / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json_line(entry))
 
 
 def table(runs: Mapping[str, Curve], names: Sequence[str] = tuple(MEANING)) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tuna_jax.evaluation.html import percent, render
 from tuna_jax.evaluation.metrics.accuracy import Score
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import json_text
 
 ATTRIBUTION = (
     "Emoji art: Twemoji, © Twitter, Inc and other contributors, CC BY 4.0 "
@@ -253,7 +253,7 @@ def write(
     )
     with atomic_file(folder / "summary.json") as scratch:
         values = summary(evaluation, minutes, {"facts": dict(facts)} if facts else None)
-        scratch.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
+        scratch.write_text(json_text(values, indent=2, default=str) + "\n", encoding="utf-8")
     with atomic_file(folder / "report.html") as scratch:
         scratch.write_text(page, encoding="utf-8")
     return folder / "report.html"
