@@ -27,8 +27,8 @@ from tuna_jax.training.evaluation import make_evaluation
 from tuna_jax.utils import old_names
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.config_parsing import parse
-from tuna_jax.utils.text_files import json_text
 from tuna_jax.utils.image_grid import contact_sheet
+from tuna_jax.utils.text_files import json_text
 
 _SOURCES = ("manifest", "latents", "tfds")
 _DEFAULT_PROMPTS = ("a photo of a cat", "a red bicycle in front of a wall", "a bowl of fruit")
