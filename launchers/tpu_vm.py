@@ -287,7 +287,7 @@ _REPLACE = (
 _INSTALL = """\
 set -e
 cd ~/tuna_jax
-wanted="$(cat requirements.txt pyproject.toml | cksum)"
+wanted="$(cat requirements.txt pyproject.toml constraints.txt | cksum)"
 if [ "$(cat .venv/ready 2>/dev/null)" != "$wanted" ]; then
   python=
   for candidate in python3.12 python3.11; do
@@ -298,7 +298,7 @@ if [ "$(cat .venv/ready 2>/dev/null)" != "$wanted" ]; then
     python=python3.11
   fi
   $python -m venv .venv
-  .venv/bin/pip install --quiet --editable '.[tpu]'
+  .venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu]'
   echo "$wanted" > .venv/ready
 fi"""
 

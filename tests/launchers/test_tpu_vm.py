@@ -135,7 +135,7 @@ def test_hosts_run_the_clone_and_one_run_at_a_time(fake):
     home = fake / "home"
     ready = home / "tuna_jax" / ".venv" / "ready"
     ready.parent.mkdir(parents=True)
-    checksum = "cat requirements.txt pyproject.toml | cksum"
+    checksum = "cat requirements.txt pyproject.toml constraints.txt | cksum"
     requirements = subprocess.run(
         checksum, shell=True, cwd=ROOT, capture_output=True, text=True
     ).stdout
@@ -150,6 +150,8 @@ def test_hosts_run_the_clone_and_one_run_at_a_time(fake):
     waiter = threading.Thread(target=former.wait)
     waiter.start()
     result = launch(fake, states=["ACTIVE", "ACTIVE"], command=("sh", "-c", program, "sh"))
+    if result.returncode:
+        former.kill()  # It was not asked to save.
     waiter.join()
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("saved\nauto --workdir=/shared/run\n")

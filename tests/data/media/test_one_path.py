@@ -179,7 +179,7 @@ def questioned(path, model, folder):
     row = {key: str(path), "question": "what?", "answer": "this"}
     questions.write_text(json.dumps(row) + "\n")
     (item,) = datasets.read_lines(questions)
-    return vqa_run._conversation(model, item, FRAMES).media[0]
+    return vqa_run.load_conversations(model, [item], [0], FRAMES, None, {})[0].media[0]
 
 
 def requested(path, model, folder):

@@ -99,7 +99,7 @@ def _replies(
     replies: dict[int, str] = {}
     for start in range(0, len(items), _AT_ONCE):
         part = range(start, min(start + _AT_ONCE, len(items)))
-        conversations = _load(model, items, part, frames, options.get("template"), failures)
+        conversations = load_conversations(model, items, part, frames, options.get("template"), failures)
         if not conversations:
             continue
         numbers = list(conversations)
@@ -127,7 +127,7 @@ def _likelihoods(
     for start in range(0, len(pairs), _AT_ONCE):
         part = pairs[start : start + _AT_ONCE]
         numbers = dict.fromkeys(number for number, _ in part)
-        conversations = _load(model, items, numbers, frames, options.get("template"), failures)
+        conversations = load_conversations(model, items, numbers, frames, options.get("template"), failures)
         sound = [(number, text) for number, text in part if number in conversations]
         if not sound:
             continue
@@ -146,7 +146,7 @@ def _likelihoods(
     return results
 
 
-def _load(
+def load_conversations(
     model: Tuna,
     items: Sequence[Item],
     numbers: Any,
