@@ -99,7 +99,9 @@ def _replies(
     replies: dict[int, str] = {}
     for start in range(0, len(items), _AT_ONCE):
         part = range(start, min(start + _AT_ONCE, len(items)))
-        conversations = load_conversations(model, items, part, frames, options.get("template"), failures)
+        conversations = load_conversations(
+            model, items, part, frames, options.get("template"), failures
+        )
         if not conversations:
             continue
         numbers = list(conversations)
@@ -127,7 +129,9 @@ def _likelihoods(
     for start in range(0, len(pairs), _AT_ONCE):
         part = pairs[start : start + _AT_ONCE]
         numbers = dict.fromkeys(number for number, _ in part)
-        conversations = load_conversations(model, items, numbers, frames, options.get("template"), failures)
+        conversations = load_conversations(
+            model, items, numbers, frames, options.get("template"), failures
+        )
         sound = [(number, text) for number, text in part if number in conversations]
         if not sound:
             continue
