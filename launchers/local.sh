@@ -66,9 +66,11 @@ find_python() {
 # Waits until no other process changes .venv. The lock is held until `unlock` or the end of this process: it belongs to
 # the open file, so it outlives the Python that requests it, and a killed process never leaves it behind.
 lock() {
+  local python
+  python="$(find_python)"
   mkdir -p "$(dirname "$VENV")"
   exec 9>"$VENV.lock"
-  "$(find_python)" -c '
+  "$python" -c '
 import fcntl, sys
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,7 +5,9 @@ Only the current tensor is in memory. A tensor keeps its dtype and its bits unle
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,15 +85,15 @@ def to_ours(
       open_sink: called once with the shape and dtype of every parameter; returns a context manager of a `Sink`.
       dtype: cast to this dtype, one of DTYPES; empty keeps each tensor's dtype.
       progress: show a progress bar.
-      check_weights: whether to check that every tensor is finite.
+      check_weights: whether to look for tensors that are not finite. They are converted to the bit like all others,
+        and one warning names them; loading a model refuses them.
 
     Returns:
       The number of converted PyTorch tensors.
 
     Raises:
       ConversionError: a missing, unexpected or wrongly shaped tensor, an alias that differs, layers of one family
-        in several dtypes, or a tensor that is not finite. The message lists all tensors of a kind, and nothing is
-        written.
+        in several dtypes. The message lists all tensors of a kind, and nothing is written.
     """
     state = without_buffers(state)
     shapes = parameter_shapes(config)
@@ -110,11 +112,10 @@ def to_ours(
         specs[row.path] = flat[row.path].shape, DTYPES[dtype] if dtype else next(iter(dtypes))
     check_dtypes(mixed)
     pieces = [(row, index, key) for row in rows for index, key in enumerate(row.names())]
-    with open_sink(specs) as sink:
+    with open_sink(specs) as sink, _warning_if_not_finite(check_weights) as look_at:
         for row, index, key in _with_progress(pieces, progress):
             stored = state.read(key)
-            if check_weights:
-                check_finite(key, stored)
+            look_at(key, stored)
             tensor = _transformed(stored, row.transform.to_ours, dtype)
             sink.write(row.path, tensor, None if row.layers is None else index)
     return len(pieces)
@@ -130,12 +131,21 @@ def check_dtypes(families: Sequence[tuple[str, Iterable[np.dtype[Any]]]]) -> Non
         )
 
 
-def check_finite(key: str, tensor: np.ndarray) -> None:
-    """Raises ConversionError if a tensor has NaN or infinity."""
-    if bad := nonfinite_values.count(tensor):
-        raise weight_map.ConversionError(
-            f"{nonfinite_values.describe([(key, bad, tensor.size)])}: weights that are NaN or infinite. Download the "
-            f"file again, or take an earlier checkpoint; --no-check_weights converts it as it is"
+@contextlib.contextmanager
+def _warning_if_not_finite(check: bool) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """Yields a function to call with each tensor and its name; warns at the end of those that are not finite."""
+    found: list[tuple[str, int, int]] = []
+
+    def look_at(key: str, tensor: np.ndarray) -> None:
+        if check and (bad := nonfinite_values.count(tensor)):
+            found.append((key, bad, tensor.size))
+
+    yield look_at
+    if found:
+        warnings.warn(
+            f"{nonfinite_values.describe(found)}: weights that are NaN or infinite, converted as they are; loading "
+            "the model will refuse them. Download the file again, or take an earlier checkpoint",
+            stacklevel=3,
         )
 
 
@@ -204,11 +214,10 @@ def write_rows(
     for alias, source in aliases.items():
         specs[alias] = specs[source]
         repeated.setdefault(source, []).append(alias)
-    with open_sink(specs) as sink:
+    with open_sink(specs) as sink, _warning_if_not_finite(check_weights) as look_at:
         for row, index, key in _with_progress(pieces, progress):
             stored = params.read(row.path, None if row.layers is None else index)
-            if check_weights:
-                check_finite(row.path if row.layers is None else f"{row.path}[{index}]", stored)
+            look_at(row.path if row.layers is None else f"{row.path}[{index}]", stored)
             tensor = _transformed(stored, row.transform.to_torch, dtype)
             for name in (key, *repeated.get(key, ())):
                 sink.write(name, tensor)

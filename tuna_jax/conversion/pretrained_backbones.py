@@ -25,7 +25,7 @@ from tuna_jax.conversion.convert_checkpoint import Specs
 from tuna_jax.conversion.readers import SourceError, StateDict
 from tuna_jax.models import tuna
 from tuna_jax.models.representation import interpolate_positions
-from tuna_jax.utils import seeds
+from tuna_jax.utils import nonfinite_values, seeds
 from tuna_jax.utils.param_tree import flatten
 
 POSITIONS = ("fresh", "interpolate")
@@ -157,8 +157,12 @@ def to_ours(
 
 
 def _finite(tensor: np.ndarray, name: str, check: bool) -> np.ndarray:
-    if check:
-        convert_checkpoint.check_finite(name, tensor)
+    """The tensor of a backbone; ConversionError if it is not finite: training cannot start from it."""
+    if check and (bad := nonfinite_values.count(tensor)):
+        raise weight_map.ConversionError(
+            f"{nonfinite_values.describe([(name, bad, tensor.size)])}: weights that are NaN or infinite. Download the "
+            "backbone again; --no-check_weights takes it as it is"
+        )
     return tensor
 
 
