@@ -101,7 +101,7 @@ def check(folder: Path, content: bytes, numbers: set[int], task: str) -> None:
             else []
         )
         lines = {entry["line"] for entry in listed}
-        # 'other' would be an error that nobody foresaw.
+        # 'other' would be an unforeseen error.
         assert "other" not in {entry["kind"] for entry in listed}
         assert used | lines == numbers and len(lines) == len(listed)
         assert all(entry["reason"] and entry["source"] == str(path) for entry in listed)

@@ -304,7 +304,7 @@ def _statistics(config: TunaConfig, values: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: Any) -> float | None:
-    """A declared value as a number; None if it is none."""
+    """A declared value as a number; None if it is not one."""
     if isinstance(value, (list, Mapping)):
         return None
     try:

@@ -51,7 +51,7 @@ def _short(prompt: str) -> str:
 
 
 def or_warn(generate: Callable[[], Any], where: str) -> Any:
-    """The results of a call, with a warning if some of them are not finite: a training run goes on without them."""
+    """The results of a call, with a warning if some of them are not finite: a training run continues without them."""
     try:
         return generate()
     except NotFiniteError as error:

@@ -1,4 +1,4 @@
-"""Requests that fail alone: one bad file, or one result that is not finite, does not end a list of a thousand."""
+"""Requests that fail individually: one bad file, or one result that is not finite, does not end a list of a thousand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def name_of(requests: Sequence[Request], index: int) -> str:
 def one_request(
     requests: Sequence[Request], index: int, on_failure: OnFailure | None
 ) -> Iterator[None]:
-    """Errors of input within it are of one request alone, and name it; without `on_failure` they are raised."""
+    """Errors of input within it are those of one request, and name it; without `on_failure` they are raised."""
     try:
         yield
     except (ValueError, OSError) as error:

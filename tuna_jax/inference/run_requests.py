@@ -204,9 +204,9 @@ def write_answers(
         if on_failure is not None:
             on_failure(index, error)
 
-    told = None if on_failure is None else failed
+    report = None if on_failure is None else failed
     for index, request in enumerate(requests):
-        with one_request(requests, index, told):
+        with one_request(requests, index, report):
             conversation = _conversation(model, request, frames)
             model.prompt_tokens(conversation, options.get("template"))  # May not fit this one.
             conversations[index] = conversation
@@ -221,11 +221,11 @@ def write_answers(
         call = functools.partial(
             model.reply, [conversations[i] for i in group], **{**options, "seed": seeds}
         )
-        answers = finite_results(requests, group, call, told)
+        answers = finite_results(requests, group, call, report)
     elif write is not None:
         for index in group:
             decoding: DecodingOptions = {**options, "seed": [own[index]]}  # pyright: ignore[reportAssignmentType]
-            with one_request(requests, index, told):
+            with one_request(requests, index, report):
                 answers[index] = _stream(model, conversations[index], write, decoding)
     path = _create(folder) / "answers.jsonl"
     with path.open("w", encoding="utf-8") as file:

@@ -81,7 +81,7 @@ def evaluator(
                         parts=param_sharding.batch_parts(mesh),
                         saved_items=settings.saved_items,
                     )
-                except NotFiniteError as error:  # The run goes on, and says so.
+                except NotFiniteError as error:  # The run continues, with a warning.
                     warnings.warn(f"step {step}, {name}: {error}", stacklevel=2)
             rows.append(
                 {

@@ -51,7 +51,7 @@ def outcome(records: Mapping[int, Record], chance: Mapping[str, float]) -> dict[
     """The entries of a row that a finished cell gives: `scores`, with `failed_items` if some failed, or `error`.
 
     `failed_items` has their number, and the reason of the first as `error`. Without any score the row has `error`: a
-    score that is not finite is none.
+    score that is not finite is absent.
     """
     reasons = [record["error"] for record in records.values() if record.get("error")]
     by_metric = scores(records, chance)

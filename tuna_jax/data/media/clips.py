@@ -232,7 +232,7 @@ class _FolderClip:
 
 
 def _is_animated(opened: Any) -> bool:
-    """Whether a picture is an animation. Pages of a TIFF, layers and a camera's previews (MPO) are none."""
+    """Whether a picture is an animation. Pages of a TIFF, layers and a camera's previews (MPO) are not frames."""
     animated = opened.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(
         opened, "is_animated", False
     )

@@ -58,7 +58,7 @@ def open_container(medium: Path | bytes) -> Any:
 
 
 def moving_pictures(container: Any) -> Any:
-    """The first stream of moving pictures; a song's cover and a film's thumbnails are none. None without one."""
+    """The first stream of moving pictures; a song's cover and a film's thumbnails do not count. None without one."""
     for stream in container.streams.video:
         disposition = getattr(stream, "disposition", 0)
         if not int(getattr(disposition, "value", disposition)) & _ATTACHED:
@@ -84,7 +84,7 @@ class _Decoder:
         self.restart()
 
     def restart(self) -> None:
-        """Goes on from where the container is."""
+        """Continues from the current position of the container."""
         self._count, self._next = 0, None
         if self._codec is not None:
             self._codec.flush_buffers()

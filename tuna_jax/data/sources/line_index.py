@@ -177,7 +177,7 @@ def _objects(content: bytes | mmap.mmap, start: int) -> tuple[np.ndarray, np.nda
             line += content[counted:first].count(b"\n")
             counted = first
             bounds.append((first, last))
-            # Two on one line are told apart by their numbers.
+            # Two on one line are distinguished by their numbers.
             numbers.append(max(line, numbers[-1] + 1) if numbers else line)
     found = np.array(bounds, np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1], np.array(numbers, np.int64)

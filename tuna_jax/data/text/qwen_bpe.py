@@ -162,7 +162,7 @@ def packaged() -> tokenizers.Tokenizer:
 
 
 def without_added_tokens(base: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer of text alone: the model of `base` with its normaliser and split, and nothing else.
+    """The tokenizer of text only: the model of `base` with its normaliser and split, and nothing else.
 
     Added tokens are matched in text before the model sees it, special ones unless they are switched off and others
     (`"special": false`, as Qwen2.5's `<tool_call>`) always, some with the spaces around them. A truncation or a padding

@@ -143,7 +143,7 @@ class _Failed:
         self._on_failure, self.paths = on_failure, set[str]()
 
     def add(self, path: str, error: Exception) -> None:
-        """Records a file; raises the reason if nobody asked to be told."""
+        """Records a file; raises the reason if there is no `on_failure`."""
         if self._on_failure is None:
             raise error
         self.paths.add(path)
@@ -151,7 +151,7 @@ class _Failed:
 
     @contextlib.contextmanager
     def one(self, path: str) -> Iterator[None]:
-        """Errors within it are of this file alone."""
+        """Errors inside the block are those of this file."""
         try:
             yield
         except MemoryError:

@@ -58,7 +58,7 @@ def imgedit(data: str | Path | None, *, images: str | Path | None = None) -> Ben
             missing.append(f"{where}: no original at {original}")
         name = file_name(f"{key}.png", where)
         pieces.append(Piece(name, prompt, place, source=original.resolve()))
-    # One that is missing fails alone when its edit is generated.
+    # One that is missing fails individually, when its edit is generated.
     if missing and len(missing) == len(pieces):
         raise FileNotFoundError(f"{missing[0]}; name the folder of originals with --images=")
     return Benchmark(

@@ -1,6 +1,6 @@
 """Runs questions of files or TFDS on a model: provides the functions that `evaluation/vqa/metrics.py` needs.
 
-An item whose media cannot be read, or for which the model computes NaN, fails alone: its row has the reason, and the
+An item whose media cannot be read, or for which the model computes NaN, fails individually: its row has the reason, and the
 score is that of the others.
 """
 
