@@ -18,8 +18,8 @@ A line of a file is {"image": "a.png", "question": "what is this?", "answer": "a
 `image` may be a list, or be replaced by `video`, or be absent; `answer` may be a list of right answers, or the position
 of the right choice. Paths are relative to the file. In a question `\\<image>` is the text `<image>`.
 
-A question whose image or video cannot be read fails individually: its line in the answers has the reason, the score is that of
-the other questions, and the exit status is 1.
+A question whose image or video cannot be read fails individually: its line in the answers has the reason, the score
+is that of the other questions, and the exit status is 1.
 """
 
 from __future__ import annotations

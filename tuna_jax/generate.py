@@ -43,8 +43,8 @@ Examples:
     # A converted model whose VAE and tokenizer are stored separately:
     tuna-jax generate --model=model/ --vae=Wan2.2_VAE.safetensors --tokenizer=Qwen2.5-1.5B-Instruct/ --prompt="a cat"
 
-A request of a file whose image cannot be read, or whose result is not finite, fails individually: the others are written, and
-the exit status is 1.
+A request of a file whose image cannot be read, or whose result is not finite, fails individually: the others are
+written, and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests that fail individually: one bad file, or one result that is not finite, does not end a list of a thousand."""
+"""Requests that fail individually: one bad file or one result that is not finite does not end a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as people have them: profiles, depths, orientations, and files that are not pictures; comments name reports."""
+"""Pictures as people have them: profiles, depths, orientations, and other files; comments name reports."""
 
 import io
 import struct

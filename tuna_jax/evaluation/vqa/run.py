@@ -1,7 +1,7 @@
 """Runs questions of files or TFDS on a model: provides the functions that `evaluation/vqa/metrics.py` needs.
 
-An item whose media cannot be read, or for which the model computes NaN, fails individually: its row has the reason, and the
-score is that of the others.
+An item whose media cannot be read, or for which the model computes NaN, fails individually: its row has the reason,
+and the score is that of the others.
 """
 
 from __future__ import annotations
