@@ -91,7 +91,7 @@ def parse_json(content: str | bytes, where: str) -> Any:
     """A JSON value.
 
     Raises:
-      ValueError: it is not JSON, or it is nested too deeply or has too many digits for Python to read; `where` is named.
+      ValueError: it is not JSON, is nested too deeply, or has too many digits for Python to read; `where` is named.
     """
     try:
         return json.loads(content.decode() if isinstance(content, bytes) else content)
