@@ -194,7 +194,7 @@ run_tests() {
   caches
   if (($# == 0)); then
     # Two workers, since one process leaves a core idle while it traces.
-    set -- -n 2 --dist loadfile
+    set -- -n 2 --dist loadfile --no-loadscope-reorder # tests/conftest.py puts the slow files first.
   fi
   "$VENV/bin/python" -m pytest "$@"
 }

@@ -88,18 +88,17 @@ def picture_size(example: Example, smallest: int = SMALLEST_SIDE) -> Size:
         Fault: any of them is missing, broken or too small.
     """
 
-    def measure(medium: Medium) -> Size:
-        if isinstance(medium, Encoded):
-            return medium.size
-        return (video_size if example.kind in VIDEO_KINDS else image_size)(
-            medium, smallest=smallest
-        )
-
-    sizes = [measure(medium) for medium in example.media]
+    sizes = [_size_of(medium, example.kind, smallest) for medium in example.media]
     if not sizes:
         return Size(0, 0)
     # An edit's batch has the size of the generated image.
     return sizes[-1] if example.kind == "edit" else sizes[0]
+
+
+def _size_of(medium: Medium, kind: str, smallest: int) -> Size:
+    if isinstance(medium, Encoded):
+        return medium.size
+    return (video_size if kind in VIDEO_KINDS else image_size)(medium, smallest=smallest)
 
 
 def scan(

@@ -182,31 +182,33 @@ def make_example(
     keys = {key for key, value in entry.items() if not _is_empty(value)}
     if "caption" in entry and "conversations" not in keys:
         keys.add("caption")  # Its absence is the fault to name.
-    ignored: list[str] = []
+    kind, media, used, text = _read_format(entry, keys, medium)
+    ignored = sorted(keys - set(used))
+    if "turns" in text:
+        ignored += _unknown_keys_of_turns(entry["conversations"])
+    return Example(kind, media, source, line, **text, ignored=tuple(ignored))
 
-    def example(kind: Kind, media: tuple[Medium, ...], used: str, **text: Any) -> Example:
-        unused = sorted(keys - set(used.split()))
-        return Example(kind, media, source, line, **text, ignored=(*unused, *ignored))
 
-    def turns(media: int, tag: str = IMAGE_TAG) -> tuple[Turn, ...]:
-        ignored.extend(_unknown_keys_of_turns(entry["conversations"]))
-        return _turns(entry, media, tag)
-
+def _read_format(
+    entry: Mapping[str, Any], keys: set[str], medium: Callable[[str, Any], Medium]
+) -> tuple[Kind, tuple[Medium, ...], tuple[str, ...], dict[str, Any]]:
+    """The kind of an example, its media, the keys that were used, and its `text` or `turns`."""
     if {"raw_image", "out_image"} <= keys:
         media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)
         if len(media) != 2:
             raise Fault("wrong_image_count", "an edit has one raw_image and one out_image")
-        used = "raw_image out_image instruction"
-        return example("edit", media, used, text=_text(entry, "instruction"))
+        used = ("raw_image", "out_image", "instruction")
+        return "edit", media, used, {"text": _text(entry, "instruction")}
     if "video" in keys:
         media = _media(entry, "video", medium)
         if len(media) != 1:
             raise Fault("wrong_image_count", f"an example has one video, not {len(media)}")
         if "caption" in keys:
-            return example("video_caption", media, "video caption", text=_text(entry, "caption"))
+            text = {"text": _text(entry, "caption")}
+            return "video_caption", media, ("video", "caption"), text
         if "conversations" in keys:
-            used = "video conversations system"
-            return example("video_chat", media, used, turns=turns(1, VIDEO_TAG))
+            text = {"turns": _turns(entry, 1, VIDEO_TAG)}
+            return "video_chat", media, ("video", "conversations", "system"), text
     elif "image" in keys:
         media = _media(entry, "image", medium)
         if "caption" in keys:
@@ -214,12 +216,14 @@ def make_example(
                 raise Fault(
                     "wrong_image_count", f"a caption belongs to one image, not to {len(media)}"
                 )
-            return example("image_caption", media, "image caption", text=_text(entry, "caption"))
+            text = {"text": _text(entry, "caption")}
+            return "image_caption", media, ("image", "caption"), text
         if "conversations" in keys:
-            used = "image conversations system"
-            return example("image_chat", media, used, turns=turns(len(media)))
+            text = {"turns": _turns(entry, len(media), IMAGE_TAG)}
+            return "image_chat", media, ("image", "conversations", "system"), text
     elif "conversations" in keys:
-        return example("chat", (), "conversations system", turns=turns(0))
+        text = {"turns": _turns(entry, 0, IMAGE_TAG)}
+        return "chat", (), ("conversations", "system"), text
     raise Fault(
         "unknown_format",
         f"the keys with a value are {sorted(keys)}; an example has image or video with caption or conversations, "
