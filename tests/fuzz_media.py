@@ -262,6 +262,7 @@ def main() -> int:
             return 0
         counts: collections.Counter[str] = collections.Counter()
         first, last, slowest, number = 0, 0, (0.0, 0), 0
+        curve: list[int] = []
         worker, begin = Worker(options.seed, folder), time.monotonic()
         while time.monotonic() - begin < 60 * options.minutes:
             start = time.monotonic()
@@ -273,6 +274,7 @@ def main() -> int:
                 worker, first = Worker(options.seed, folder), 0
             else:
                 last = answer["memory"] or last
+                curve += [last >> 20] if answer["memory"] else []
                 first = first or (last if number >= WARM else 0)
                 for outcome in answer["outcomes"]:
                     counts[outcome.partition(":")[0]] += 1
@@ -287,7 +289,12 @@ def main() -> int:
         "cases": number,
         "outcomes": dict(sorted(counts.items())),
         "slowest": {"seconds": slowest[0], "case": slowest[1]},
-        "memory_MB": {"start": first >> 20, "end": last >> 20},
+        # The curve has up to twenty values at equal distances, of all workers: a leak is a line, a cache a plateau.
+        "memory_MB": {
+            "start": first >> 20,
+            "end": last >> 20,
+            "curve": curve[:: len(curve) // 20 + 1],
+        },
     }
     print(json.dumps(summary))
     return int(any(counts[bad] for bad in ("crash", "hang", "unexpected")))
