@@ -274,14 +274,14 @@ def _from_torch(options: argparse.Namespace) -> int:
 
 
 def _to_torch(options: argparse.Namespace) -> int:
-    from tuna_jax.conversion import checkpoint_source, convert_checkpoint, pretrained_backbones
+    from tuna_jax.conversion import checkpoint_source, convert_checkpoint, export_backbone
     from tuna_jax.conversion.safetensors_writer import Writer
 
     config, params = checkpoint_source.open_parameters(options.source)
 
     extra = {}
-    if options.part and pretrained_backbones.backbone_config(config, _PARTS[options.part]):
-        part_config = pretrained_backbones.backbone_config(config, _PARTS[options.part])
+    if options.part and export_backbone.backbone_config(config, _PARTS[options.part]):
+        part_config = export_backbone.backbone_config(config, _PARTS[options.part])
         extra["config.json"] = json.dumps(part_config, indent=2)
 
     def sink(specs: convert_checkpoint.Specs) -> Writer:
@@ -297,7 +297,7 @@ def _to_torch(options: argparse.Namespace) -> int:
     how: Any = {"dtype": options.dtype, "progress": True}
     how["check_weights"] = options.check_weights
     if options.part:
-        count = pretrained_backbones.to_backbone(config, params, _PARTS[options.part], sink, **how)
+        count = export_backbone.to_backbone(config, params, _PARTS[options.part], sink, **how)
     else:
         count = convert_checkpoint.to_torch(config, params, sink, **how)
     print(f"{options.output}: {count} tensors of {options.source}")

@@ -15,7 +15,7 @@ from tuna_jax.config import preset
 from tuna_jax.conversion import (
     checkpoint_source,
     convert_checkpoint,
-    pretrained_backbones,
+    export_backbone,
     weight_map,
 )
 from tuna_jax.conversion.gguf import half_split
@@ -302,7 +302,7 @@ class TestVAE:
     def model(self):
         diffusers = pytest.importorskip("diffusers")
         torch.manual_seed(3)
-        values = pretrained_backbones.backbone_config(TINY, "diffusers")
+        values = export_backbone.backbone_config(TINY, "diffusers")
         values.pop("_class_name")
         return with_noise(diffusers.AutoencoderKLWan(**values).eval())
 

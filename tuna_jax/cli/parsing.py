@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from tuna_jax.utils import old_names, seeds
+from tuna_jax.utils.text_files import check_text
 
 
 def make_parser(command: str, doc: str | None) -> argparse.ArgumentParser:
@@ -88,8 +89,9 @@ def message_of(error: Exception) -> str | None:
         return str(error) or type(error).__name__
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
-    if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error is a plain RuntimeError.
-        return f"out of memory: {error}"
+    if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error is a plain RuntimeError of many lines.
+        first = str(error).strip().split("\n", 1)[0][:300]
+        return f"out of memory: {first}; take a smaller size, fewer frames or a smaller batch"
     return None
 
 
@@ -143,12 +145,9 @@ def seed(text: str) -> int:
 def text(given: str) -> str:
     """Text in UTF-8; an argument in another encoding reaches Python with halves of surrogate pairs."""
     try:
-        given.encode("utf-8")
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(
-            f"{ascii(given)} is not text in UTF-8; write the argument in UTF-8"
-        ) from None
-    return given
+        return check_text(given, ascii(given))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; write the argument in UTF-8") from None
 
 
 def positive_ints(text: str) -> list[int]:

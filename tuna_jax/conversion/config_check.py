@@ -102,7 +102,7 @@ _NEUTRAL_GGUF: dict[str, tuple[Any, ...]] = {
 
 
 def read_config_json(source: str | Path) -> dict[str, Any]:
-    """The `config.json` in the folder of a source, or of its file; {} if there is none.
+    """The `config.json` in the folder of a source, or of its file; {} without that file.
 
     Raises:
       SourceError: it is not JSON, or not an object; what it is instead is named.

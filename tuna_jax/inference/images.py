@@ -29,7 +29,7 @@ def prompt_list(prompts: str | Sequence[str]) -> list[str]:
     """The prompts as a list.
 
     Raises:
-      ValueError: there is none, or one is not text.
+      ValueError: the list is empty, or a prompt is not text.
     """
     listed = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(listed, Sequence) or isinstance(listed, bytes):

@@ -14,6 +14,7 @@ import numpy as np
 
 from tuna_jax.data.media.video import check_frames
 from tuna_jax.utils import seeds
+from tuna_jax.utils.text_files import check_text
 
 TEMPLATES = ("chat", "plain")
 SOLVERS = ("euler", "heun")
@@ -65,14 +66,7 @@ def text(name: str, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{name} is {_short(value)}; it must be a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} is not Unicode text: character {error.start} is {value[error.start]!r}, half of a surrogate "
-            f"pair or a byte that is not UTF-8; write it again in UTF-8"
-        ) from error
-    return value
+    return check_text(value, name)
 
 
 def texts(name: str, value: Any) -> str | list[str]:

@@ -95,8 +95,8 @@ def test_media_of_parts_and_of_the_call_are_taken_in_order():
         ([3], r"content\[0\] is not a part"),
         ([{"type": "text"}], r"content\[0\].*'text'"),
         ([{"type": "audio"}], r"content\[0\] is not a part"),
-        ("\ud83d", "not Unicode"),
-        ([{"type": "text", "text": "\ud83d"}], "not Unicode"),
+        ("\ud83d", "half of a surrogate pair"),
+        ([{"type": "text", "text": "\ud83d"}], "half of a surrogate pair"),
     ],
 )
 def test_wrong_content_is_named(content, words):

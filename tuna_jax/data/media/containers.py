@@ -109,7 +109,7 @@ class _Decoder:
         return stamp, frame
 
     def until(self, stamp: int, current: tuple[int, Any] | None) -> tuple[int, Any] | None:
-        """The last frame that appears at `stamp` or before; `current`, if there is none after it."""
+        """The last frame that appears at `stamp` or before, which may be `current`."""
         while current is None or current[0] != stamp:
             self._next = self._next or self._pull()
             if self._next is None or (current is not None and self._next[0] > stamp):

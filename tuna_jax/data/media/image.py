@@ -243,9 +243,8 @@ def to_rgb(opened: Image.Image, *, hdr: Hdr = "tone_map") -> Image.Image:
         Fault: corrupt_image, for 32-bit integers and floats beyond 0..1, whose brightness no file says.
     """
     colors = color.coding_of(opened)
-    turn = (
-        None if opened.format == "TIFF" else _TURNS.get(orientation(opened))
-    )  # Pillow turns TIFF.
+    # Pillow turns TIFF itself.
+    turn = None if opened.format == "TIFF" else _TURNS.get(orientation(opened))
     opened.load()
     image, info = opened, opened.info
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

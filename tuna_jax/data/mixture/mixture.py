@@ -345,7 +345,7 @@ class Mixture:
     ) -> TokenSequence | str | None:
         """The example at a position of a sampler, or the next valid one after it.
 
-        None if no example of the bucket can be used; a text if so many cannot that the run must stop.
+        None if no example of the bucket can be used; a text if too many cannot, which ends the run.
 
         Args:
             sampler: of the bucket.

@@ -262,7 +262,7 @@ def _words(text: str, where: str) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value says that there is none: null, which pandas may write as NaN, or an empty text or list."""
+    """Whether a value is absent: null, which pandas may write as NaN, or an empty text or list."""
     nothing = value is None or (isinstance(value, float) and value != value)
     return nothing or (isinstance(value, (str, list)) and not value)
 
@@ -314,7 +314,7 @@ def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[
 
 
 def _system(entry: Mapping[str, Any]) -> str | None:
-    """The system sentence next to the conversation; None if there is none."""
+    """The system sentence next to the conversation; None without one."""
     value = entry.get("system")
     if _is_empty(value) or (isinstance(value, str) and not value.strip()):
         return None

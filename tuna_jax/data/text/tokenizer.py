@@ -14,7 +14,7 @@ import tokenizers
 from tuna_jax.data.text import qwen_bpe
 from tuna_jax.data.text.messages import ESCAPED_TAG, IMAGE_TAG, parts_of, unescape
 from tuna_jax.sequence import Grid, Segment, Special, Text, Visual
-from tuna_jax.utils.text_files import read_json
+from tuna_jax.utils.text_files import read_json, surrogate_in
 
 DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 VOCABULARIES = Path(__file__).parent / "vocabularies"
@@ -159,7 +159,10 @@ class Tokenizer:
         try:
             encoding = self._text.encode(text, add_special_tokens=False)
         except TypeError as error:  # Rust's strings are UTF-8.
-            raise ValueError(_not_unicode(text)) from error
+            wrong = f"a {type(text).__name__} is not text"
+            if isinstance(text, str):
+                wrong = f"{text[:60]!r}: {surrogate_in(text)}"
+            raise ValueError(wrong) from error
         if self._full is None and self._control.isdisjoint(encoding.ids):
             return encoding.ids
         ids: list[int] = []
@@ -306,13 +309,3 @@ def _around_image(parts: Sequence[str | None]) -> tuple[str, str | None]:
     at = parts.index(None)
     after = "".join(IMAGE_TAG if part is None else part for part in parts[at + 1 :])
     return "".join(part or "" for part in parts[:at]), after
-
-
-def _not_unicode(text: Any) -> str:
-    if not isinstance(text, str):
-        return f"a {type(text).__name__} is not text"
-    at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), 0)
-    return (
-        f"the text is not Unicode: character {at} is {text[at : at + 1]!r}, half of a surrogate pair; "
-        f"write it again in UTF-8"
-    )
