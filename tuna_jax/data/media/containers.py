@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,7 @@ class _Decoder:
         codec = stream.codec_context
         codec.thread_count = 1  # Grain's threads already share the cores.
         self._codec = None
+        self._frames: Generator[Any, None, None] | None = None
         name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(codec.name)
         alpha = stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE"))
         if name and alpha == "1" and name in av.codecs_available:
@@ -85,12 +86,19 @@ class _Decoder:
 
     def restart(self) -> None:
         """Continues from the current position of the container."""
+        self.close()
         self._count, self._next = 0, None
         if self._codec is not None:
             self._codec.flush_buffers()
         self._frames = self._decoded()
 
-    def _decoded(self) -> Iterator[Any]:
+    def close(self) -> None:
+        """Ends decoding, before the container is closed: a generator that outlives it keeps FFmpeg's memory."""
+        if self._frames is not None:
+            self._frames.close()
+        self._frames = self._next = None
+
+    def _decoded(self) -> Generator[Any, None, None]:
         if self._codec is None:
             yield from self.container.decode(self.stream)
             return
@@ -98,6 +106,7 @@ class _Decoder:
             yield from self._codec.decode(packet if packet.size else None)
 
     def _pull(self) -> tuple[int, Any] | None:
+        assert self._frames is not None
         frame = next(self._frames, None)
         if frame is None:
             return None
@@ -203,12 +212,17 @@ class ContainerClip:
         # Before the packets are read, which takes the container to its end.
         container, stream = self._open() if self._used else (self._container, self._stream)
         self._used = True
-        first = _Decoder(self._av, container, stream, False).first
+        first = self._decoder(container, stream, False).first
         if first is None:
             raise Fault("no_frames", f"{self._where} has a video stream without frames")
         check_pixels(first[1].width, first[1].height, self._where)
         height, width = self._converter.shown_size(first[1])
         return Size(max(round(height), 1), max(round(width), 1))
+
+    def _decoder(self, container: Any, stream: Any, stamped: bool) -> _Decoder:
+        decoder = _Decoder(self._av, container, stream, stamped)
+        self._opened.callback(decoder.close)
+        return decoder
 
     def _scan(self) -> None:
         """Reads the packets' time stamps."""
@@ -281,7 +295,7 @@ class ContainerClip:
         ended = bool(self._keys) and indexed
         if not ended:
             self._container, self._stream = self._open()
-        decoder = _Decoder(self._av, self._container, self._stream, self._stamped)
+        decoder = self._decoder(self._container, self._stream, self._stamped)
         current: tuple[int, Any] | None = None
         for index in indices:
             stamp = self._stamps[index]
@@ -295,7 +309,7 @@ class ContainerClip:
                 if decoder.first is None or decoder.first[0] > stamp:
                     # The index leads to the wrong place.
                     self._container, self._stream = self._open()
-                    decoder = _Decoder(self._av, self._container, self._stream, self._stamped)
+                    decoder = self._decoder(self._container, self._stream, self._stamped)
             current = decoder.until(stamp, current) or decoder.first
             if current is None:
                 raise Fault("no_frames", f"{self._where} has packets, but no frame can be decoded")
