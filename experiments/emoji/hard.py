@@ -15,7 +15,9 @@ def get_config(arg: str = "") -> ConfigDict:
     easy = Path(__file__).with_name("demo.py")
     config = runpy.run_path(str(easy))["get_config"](arg)
     config.steps = 1_500
-    config.vae = "emoji_hard_vae"  # Of the package: the demo's, trained further on this world's pictures.
+    config.vae = (
+        "emoji_hard_vae"  # Of the package: the demo's, trained further on this world's pictures.
+    )
     config.model.representation = ConfigDict({"grid": 6})
 
     config.data.world = "hard"

@@ -1,6 +1,6 @@
 """The image VAE of the hard world: the shipped one, trained further on pictures of 96 pixels with all of its objects.
 
-    python -m tuna_jax.train --config=experiments/emoji/hard_vae.py --workdir=runs/emoji_hard_vae
+python -m tuna_jax.train --config=experiments/emoji/hard_vae.py --workdir=runs/emoji_hard_vae
 """
 
 import runpy

@@ -67,7 +67,10 @@ MEANING = {
     "dialogue_list_accuracy": ("Turn: what is there", "“what can you see?”"),
     "dialogue_describe_accuracy": ("Turn: caption", "“describe the picture.”"),
     "dialogue_follow_accuracy": ("Turn that refers to the previous one", "“and on the right?”"),
-    "hard_full_accuracy": ("Full captions", "objects, sizes, colours, places and ground, all right"),
+    "hard_full_accuracy": (
+        "Full captions",
+        "objects, sizes, colours, places and ground, all right",
+    ),
     "hard_partial_accuracy": (
         "Captions that leave things open",
         "everything that is named, and no other object",

@@ -11,7 +11,7 @@ from tuna_jax.emoji.evaluation.hard.judge import Seen, SeenObject
 from tuna_jax.emoji.world.hard.rendering import render_hard
 from tuna_jax.emoji.world.scenes import GROUNDS
 
-COUNT = 200
+COUNT = 120
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,21 @@ def _distance(images):
 
 
 def test_true_pictures_are_near_and_plain_grounds_are_far(true):
-    assert true.value < 3 and true.count == COUNT
-    assert true.ci95[0] <= true.value <= true.ci95[1] < 5
+    assert true.value < 4 and true.count == COUNT
+    assert true.ci95[0] <= true.value <= true.ci95[1] < 7
     assert true.chance > 50
 
 
 def test_the_more_blurred_the_farther(true, pictures):
     found = [
         _distance(gaussian_filter(pictures.astype(float), (0, sigma, sigma, 0)).astype(np.uint8))
-        for sigma in (0.5, 1.0, 2.0, 4.0)
+        for sigma in (0.6, 1.2, 4.0)
     ]
-    assert true.value * 1.2 < found[0] and found == sorted(found) and found[-1] > 10 * true.value
+    assert true.value * 1.2 < found[0] and found == sorted(found) and found[-1] > 8 * true.value
 
 
 def test_the_more_collapsed_the_farther(true, pictures):
-    found = [_distance(np.repeat(pictures[:n], COUNT // n, axis=0)) for n in (50, 10, 2, 1)]
+    found = [_distance(np.repeat(pictures[:n], COUNT // n, axis=0)) for n in (30, 6, 1)]
     assert true.value * 1.2 < found[0] and found == sorted(found) and found[-1] > 10 * true.value
 
 

@@ -23,7 +23,7 @@ from tuna_jax.emoji.world.scenes import GROUNDS
 @pytest.fixture(scope="module")
 def train():
     source = HardSceneSource()
-    return [source[i] for i in range(3_000)]
+    return [source[i] for i in range(1_500)]
 
 
 def test_a_scene_depends_only_on_seed_split_and_index(train):
@@ -47,14 +47,14 @@ def test_scenes_have_one_to_five_objects_in_different_cells(train):
             assert (group.colour in COLOURS) if hard_noun(group.name).coloured else not group.colour
     counts = collections.Counter(scene.layout for scene in train)
     for layout, weight in scenes.DEFAULT_WEIGHTS.items():
-        assert abs(counts[layout] / len(train) - weight) < 0.03
+        assert abs(counts[layout] / len(train) - weight) < 0.04
     for values in (
         [scene.ground for scene in train],
         [group.size for scene in train for group in scene.groups],
         [cell for scene in train for group in scene.groups for cell in group.cells],
     ):
         shares = np.array(list(collections.Counter(values).values())) / len(values)
-        assert shares.max() < 1.3 / len(shares)
+        assert shares.max() < 1.4 / len(shares)
 
 
 def test_training_has_no_held_out_combination_and_every_test_scene_has_its_own(train):
@@ -62,7 +62,7 @@ def test_training_has_no_held_out_combination_and_every_test_scene_has_its_own(t
     reasons = {"test_single": "single", "test_colours": "colour", "test_counts": "count"}
     for split in SPLITS:
         source = HardSceneSource(split, seed=5)
-        for scene in (source[i] for i in range(150 if split != "train" else 0)):
+        for scene in (source[i] for i in range(60 if split != "train" else 0)):
             assert held_out_kinds(scene) == {reasons.get(split, "pair")}
             assert scene.layout in SPLITS[split]
             if split == "test_bindings":

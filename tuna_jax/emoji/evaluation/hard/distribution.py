@@ -66,7 +66,7 @@ DISTRIBUTION_SCORES = ("hard_diversity", "hard_commonest_share", "hard_frechet_d
 OPEN = {"ground": len(GROUNDS), "place": GRID**2, "size": len(SIZES), "colour": len(COLOURS)}
 COMPONENTS = 12
 _UNITS = 64
-_REFERENCE = 1_200
+_REFERENCE = 900
 _RESAMPLES = 40
 
 

@@ -11,7 +11,7 @@ So a blob, half an object or a mixture of two is wrong, and so is anything that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ Images = UInt8[np.ndarray, "n size size 3"]
 _DIFFERENT, _OCCUPIED = 30, 0.025
 # Largest squared distance to the nearest picture of the gallery, relative to that picture's distance from plain
 # ground. Half of the reconstructions of the hard world's VAE are below 0.03, and 99 % below 0.23.
-_NEAR = 0.5
+_NEAR = 0.35
 # Largest squared distance of orientations to the object's own, relative to that to the nearest of all. Of the VAE's
 # reconstructions, 94 % have 1 and 98 % are below 1.4; half of the other objects are beyond 3.
 _SHAPED = 1.5
@@ -238,16 +238,3 @@ def _relations_hold(claims: Claims, by_name: dict[str, list[SeenObject]]) -> boo
         if not holds(*(cell[0] for cell in cells)):
             return False
     return True
-
-
-def confusions(
-    judge: HardJudge, images: Images, scenes: Sequence[HardScene]
-) -> dict[tuple[str, str], int]:
-    """How often each (true name, seen name) occurs in the cells with objects; '' is seen where none is known."""
-    counts: dict[tuple[str, str], int] = {}
-    for scene, seen in zip(scenes, judge(images), strict=True):
-        by_cell = {o.cell: o.name for o in seen.objects}
-        for true in seen_in(scene).objects:
-            key = (true.name, by_cell.get(true.cell, ""))
-            counts[key] = counts.get(key, 0) + 1
-    return counts

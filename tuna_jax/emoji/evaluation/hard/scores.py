@@ -139,7 +139,9 @@ def prompts(kind: str, count: int, *, seed: int = SEED, size: int = 96) -> Promp
         for split in splits:
             if len(taken) == count:
                 names, scenes, captions = zip(*taken, strict=True)
-                seeds = tuple(seed * 1_000_003 + PROMPTS.index(kind) * 100_003 + i for i in range(count))
+                seeds = tuple(
+                    seed * 1_000_003 + PROMPTS.index(kind) * 100_003 + i for i in range(count)
+                )
                 return Prompted(kind, names, scenes, captions, seeds)
             scene = sources[split][index]
             number = int(hashed_share("hard caption", kind, seed, split, index) * 2**53)
@@ -149,7 +151,9 @@ def prompts(kind: str, count: int, *, seed: int = SEED, size: int = 96) -> Promp
             if kind == "full":
                 caption = full_caption(scene, random)
             else:
-                caption = partial_caption(scene, random, {"relation": 1.0} if kind == "relation" else None)
+                caption = partial_caption(
+                    scene, random, {"relation": 1.0} if kind == "relation" else None
+                )
             taken.append((split, scene, caption))
     raise AssertionError("unreachable: the sources are endless")
 

@@ -1,7 +1,7 @@
 """The nouns of the hard world: 71 with the colours of their art, and 24 that have one of six colours.
 
 The first were selected as in the easy world: no two have both a similar shape and similar colours. The second have a
-shape that names them in any colour. `python -m tuna_jax.emoji.evaluation.hard.confusions` measures which are mistaken
+shape that names them in any colour. `python -m tuna_jax.emoji.evaluation.hard.look` measures which are mistaken
 for which.
 """
 

@@ -73,9 +73,7 @@ def default_hard_art(directory: str | None = None) -> HardArt:
     return HardArt(directory)
 
 
-def render_hard(
-    scene: HardScene, art: HardArt | None = None
-) -> UInt8[np.ndarray, "size size 3"]:
+def render_hard(scene: HardScene, art: HardArt | None = None) -> UInt8[np.ndarray, "size size 3"]:
     """The image of a scene: uint8 RGB, `scene.size` pixels square. A pure function of the scene."""
     art = art or default_hard_art()
     canvas = np.empty((scene.size, scene.size, 3), np.uint8)

@@ -295,7 +295,9 @@ class HardSceneSource:
         at = int(np.searchsorted(self._cumulative, random.random(), "right"))
         layout = self.layouts[min(at, len(self.layouts) - 1)]
         reason = _REASON[self.split]
-        while True:  # Rejection keeps the remaining combinations uniform; one in ten scenes is held out.
+        while (
+            True
+        ):  # Rejection keeps the remaining combinations uniform; one in ten scenes is held out.
             scene = self._scene(random, layout)
             if held_out_kinds(scene) == reason and self._belongs(scene):
                 return scene
