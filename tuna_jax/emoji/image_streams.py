@@ -136,7 +136,8 @@ def understanding_stream(
         rows: rows per batch.
         seed: as in `text_to_image_stream`.
         question_weights: relative frequency of each kind of question (`World.kinds`) among those that a
-            scene has; None takes the world's; questions of one kind are equally likely. A kind that is not named has weight 0.
+            scene has; None takes the world's. Questions of one kind are equally likely. A kind that is not named has
+            weight 0.
         sentences: share of questions with a capital letter.
         world: gives the questions about the pool's scenes.
     """

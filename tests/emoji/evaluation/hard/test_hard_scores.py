@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tuna_jax.emoji.evaluation import report
 from tuna_jax.emoji.evaluation.hard import scores
 from tuna_jax.emoji.evaluation.hard.suite import measure_hard
-from tuna_jax.emoji.evaluation import report
 from tuna_jax.emoji.world.hard.captions import KINDS
 from tuna_jax.emoji.world.hard.rendering import render_hard
 

@@ -6,8 +6,8 @@ caption, `hard_diversity` is the entropy of these values divided by that of the 
 `hard_commonest_share` the share of the commonest. Only pictures with exactly one known object count. Few samples have
 less entropy than their distribution, so the report states the values of true renderings of as many scenes next to them.
 
-*Distance.* `hard_frechet_distance` is the Frechet distance (Heusel et al., 2017) between normal distributions of features
-that nothing has to be downloaded for, in three parts:
+*Distance.* `hard_frechet_distance` is the Frechet distance (Heusel et al., 2017) between normal distributions of
+features that nothing has to be downloaded for, in three parts:
 
     layout     colours of the picture at 12 x 12: where something is, and on which ground
     objects    a fixed random layer of 64 rectified units on each cell, less that of plain ground, summed over the nine
@@ -264,9 +264,9 @@ def feature_space(size: int = 96) -> FeatureSpace:
 def frechet(images: Images) -> Score:
     """`hard_frechet_distance` of a set of pictures from the world's own.
 
-    The value is a distance, 0 at best; `chance` is that of as many pictures of plain grounds. The 95 % interval is the
-    percentile bootstrap's (SciPy) over pictures; resampling repeats pictures, which enlarges the distance, so the interval
-    is moved by the difference of the bootstrap's mean from the value.
+    The value is a distance, 0 at best; `chance` is that of pictures of plain grounds. The 95 % interval is the
+    percentile bootstrap's (SciPy) over pictures; resampling repeats pictures, which enlarges the distance, so the
+    interval is moved by the difference of the bootstrap's mean from the value.
     """
     space = feature_space(images.shape[1])
     features = space(images)

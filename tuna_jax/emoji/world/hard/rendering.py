@@ -10,16 +10,15 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from tuna_jax.emoji.world.art import load_art
-from tuna_jax.emoji.world.hard.nouns import COLOURS, NAMES, hard_noun
+from tuna_jax.emoji.world.hard.nouns import COLOURS, NAMES, hard_noun, variants
 from tuna_jax.emoji.world.hard.scenes import (
     GRID,
     SIZES,
-    HardSceneSource,
     Group,
     HardScene,
+    HardSceneSource,
     box_of_object,
 )
-from tuna_jax.emoji.world.hard.nouns import variants
 from tuna_jax.emoji.world.rendering import Sprite, paste_sprite, premultiplied
 from tuna_jax.emoji.world.scenes import GROUNDS, shade
 

@@ -17,8 +17,8 @@ Scene i of a source depends only on (seed, split, i). Combinations that never oc
 
     about 10 % of the (name, colour) pairs                 in any layout   -> every scene of `test_colours` has one
     about 15 % of the (name, colour, size, ground)         of `single`     -> `test_single`
-    about 10 % of the unordered pairs of names             in any layout   -> `test_pairs`, `test_bindings` (two coloured
-                                                                              objects, of two colours), `test_three`
+    about 10 % of the unordered pairs of names             in any layout   -> `test_pairs`, `test_three`, and
+                                                                              `test_bindings`: two colours
     about 10 % of the (name, colour, count) triples        in any layout   -> `test_counts`
 
 Apart from what its own split is about, a test scene has only combinations of the split `train`.
