@@ -140,7 +140,7 @@ def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
 
 
 def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> list[Row]:
-    """SigLIP's vision transformer, in its Hugging Face names after a prefix, and its patch embedding: 1x1 on latents."""
+    """SigLIP's vision transformer, in its Hugging Face names after a prefix, and its patch embedding."""
     count, path = config.representation.layers, "representation.layers"
     layer = f"{torch}encoder.layers.{{}}"
     rows = [
@@ -335,10 +335,9 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 def rows(config: TunaConfig) -> list[Row]:
     """The weight map of an official state dict of TUNA (including the VAE), Tuna-R or Tuna-2."""
+    vision = embedding_rows(config)
     if config.has_encoder:
         vision = [*representation_rows(config), *connector_rows()]
-    else:
-        vision = embedding_rows(config)
     return [
         *language_rows(config),
         *vision,
