@@ -7,6 +7,7 @@ unknown keys, so that a typo in an experiment is an error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,11 @@ _WAN22_STD = (
 REMAT_POLICIES = ("none", "full", "dots", "dots_attention", "attention")
 ATTENTION_BACKENDS = ("xla", "auto", "splash", "cudnn")
 LATENT_STATS = ("tuna", "wan2.2", "custom")
+DESIGNS = ("cascade", "latent_only")
+PREDICTIONS = ("velocity", "clean")
+PIXEL_ORDERS = ("raster", "patch")
+TORCH_FLOAT32_EPS = 2.0**-23
+"""The eps of a PyTorch RMSNorm that names none, for float32 inputs."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -118,13 +124,7 @@ class VAEConfig:
           ValueError: an extent does not fit; it is named with the nearest ones that do.
         """
         space, time = self.spatial_factor, self.temporal_factor
-        for name, size in (("height", height), ("width", width)):
-            low = size // space * space
-            _require(
-                size > 0 and size % space == 0,
-                f"image {name} {size} is not divisible by {space}; the nearest sizes that are: "
-                f"{', '.join(str(s) for s in (low, low + space) if s > 0)}",
-            )
+        _require_divisible(height, width, space)
         below = (frames - 1) // time * time + 1
         _require(
             frames > 0 and (frames - 1) % time == 0,
@@ -134,10 +134,110 @@ class VAEConfig:
         return 1 + (frames - 1) // time, height // space, width // space, self.latent_channels
 
 
+def _require_divisible(height: int, width: int, factor: int) -> None:
+    for name, size in (("height", height), ("width", width)):
+        low = size // factor * factor
+        _require(
+            size > 0 and size % factor == 0,
+            f"image {name} {size} is not divisible by {factor}; the nearest sizes that are: "
+            f"{', '.join(str(s) for s in (low, low + factor) if s > 0)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+    """Pixels in place of a VAE's latents (model.md sections 12 and 13).
+
+    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The
+    channels of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
+
+    Attributes:
+      patch: side of a patch in pixels.
+      order: which pixels the flow head's output at image token j is. 'patch': those of patch j, which the token embeds.
+        'raster': pixels `patch^2 j` to `patch^2 (j + 1) - 1` of the image read row by row, as in the released code; its
+        checkpoints require it.
+    """
+
+    patch: int = 16
+    order: str = "patch"
+
+    def __post_init__(self) -> None:
+        _require(self.patch > 0, f"pixels.patch is {self.patch}; it must be at least 1")
+        _require(
+            self.order in PIXEL_ORDERS,
+            f"pixels.order is {self.order!r}; choose one of {', '.join(PIXEL_ORDERS)}",
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        """Values of a patch."""
+        return 3 * self.patch**2
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per patch in height and in width."""
+        return self.patch
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame after the first; there is only one frame."""
+        return 1
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape (1, h, w, C) of an image's patches.
+
+        Raises:
+          ValueError: a side is not divisible by `patch` (the nearest ones that are, are named), or it is a clip.
+        """
+        _require_divisible(height, width, self.patch)
+        _require(
+            frames == 1,
+            f"a clip of {frames} frames was given to a model that works on the pixels of images and has no video VAE; "
+            f"give images (frames=1), or take a model with a VAE, such as the preset 'tuna_1p5b'",
+        )
+        return 1, height // self.patch, width // self.patch, self.latent_channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """What the flow head predicts, and the probability path (model.md sections 2 and 12).
+
+    Attributes:
+      prediction: 'velocity', or 'clean': the clean image, with a loss on the velocity that follows from it. Models that
+        predict it take the conventions of JiT (arXiv 2511.13720), as the released pixel models do: the last update of
+        Heun's method is one of Euler's, and the ends of a guidance interval are not in it.
+      noise_scale: standard deviation of the state at t = 0.
+      min_remaining: smallest `1 - t` by which a clean prediction is divided.
+    """
+
+    prediction: str = "velocity"
+    noise_scale: float = 1.0
+    min_remaining: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(
+            self.prediction in PREDICTIONS,
+            f"flow.prediction is {self.prediction!r}; choose one of {', '.join(PREDICTIONS)}",
+        )
+        _require(
+            self.noise_scale > 0,
+            f"flow.noise_scale is {self.noise_scale}; it must be greater than 0",
+        )
+        _require(
+            0 < self.min_remaining < 1,
+            f"flow.min_remaining is {self.min_remaining}; it must be between 0 and 1",
+        )
+
+    @property
+    def predicts_clean(self) -> bool:
+        """Whether the head predicts the clean image."""
+        return self.prediction == "clean"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentationConfig:
-    """The SigLIP2 encoder over latents (model.md section 3). `layers` counts those in use: all except the original's
-    last."""
+    """The SigLIP2 encoder over latents or pixels (model.md sections 3 and 12). `layers` counts those in use: all except
+    the original's last."""
 
     width: int = 1152
     layers: int = 26
@@ -213,7 +313,15 @@ class TunaConfig:
     """A complete TUNA.
 
     Attributes:
-      vae, representation, language, flow_head: the parts.
+      vae: the frozen VAE; None for models that work on pixels.
+      pixels: how a model without a VAE reads and predicts pixels; None for models with one.
+      design: what turns latents (or patches of pixels) into visual tokens. 'cascade': the representation encoder and
+        the connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels).
+      flow: what the flow head predicts.
+      representation, language, flow_head: the other parts; designs without an encoder ignore `representation`.
+      patch_norm_eps: eps of the norm of 'latent_only'. The released code names none, and PyTorch then takes one that
+        depends on its version and on the dtype (model.md section 13).
+      mask_token: whether there is a learned token that hides visual tokens in training (`LoopSettings.masking`).
       time_frequencies: width of the sinusoidal embedding of flow time.
       compute_dtype: dtype of activations and matmuls, 'bfloat16' or 'float32'. Parameters, norms, modulation, RoPE
         angles, softmax and losses are always float32.
@@ -227,10 +335,15 @@ class TunaConfig:
         0: the logits of all tokens at once.
     """
 
-    vae: VAEConfig = VAEConfig()
+    vae: VAEConfig | None = VAEConfig()
+    pixels: PixelConfig | None = None
+    design: str = "cascade"
+    flow: FlowConfig = FlowConfig()
     representation: RepresentationConfig = RepresentationConfig()
     language: LanguageConfig = LanguageConfig()
     flow_head: FlowHeadConfig = FlowHeadConfig()
+    patch_norm_eps: float = TORCH_FLOAT32_EPS
+    mask_token: bool = False
     time_frequencies: int = 256
     compute_dtype: str = "bfloat16"
     remat: str = "full"
@@ -239,6 +352,18 @@ class TunaConfig:
     text_chunk: int = 0
 
     def __post_init__(self) -> None:
+        _require(
+            self.vae is None or self.pixels is None,
+            "the model has both a VAE (vae) and pixels; set one of them to None",
+        )
+        _require(
+            self.vae is not None or self.pixels is not None,
+            "the model has neither a VAE (vae) nor pixels; set one of them",
+        )
+        _require(
+            self.design in DESIGNS,
+            f"design is {self.design!r}; choose one of {', '.join(DESIGNS)}",
+        )
         _require(
             self.compute_dtype in ("bfloat16", "float32"),
             f"compute_dtype is {self.compute_dtype!r}; choose 'bfloat16' or 'float32'",
@@ -253,6 +378,31 @@ class TunaConfig:
         )
         _require(self.text_chunk >= 0, f"text_chunk is {self.text_chunk}; it must be at least 0")
         _require(self.time_frequencies % 2 == 0, f"time_frequencies {self.time_frequencies} is odd")
+
+    @property
+    def space(self) -> VAEConfig | PixelConfig:
+        """What the latents of this model are: those of its VAE, or patches of pixels."""
+        space = self.vae or self.pixels
+        assert space is not None
+        return space
+
+    @property
+    def video_vae(self) -> VAEConfig:
+        """The VAE's config, for code that requires one.
+
+        Raises:
+          ValueError: the model works on pixels.
+        """
+        if self.vae is None:
+            raise ValueError(
+                "this model works on pixels and has no VAE; take a model with one, such as the preset 'tuna_1p5b'"
+            )
+        return self.vae
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the design has a representation encoder."""
+        return self.design != "latent_only"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, the inverse of `from_dict`; what checkpoints store."""
@@ -269,6 +419,38 @@ def _tuna_7b() -> TunaConfig:
         flow_head=FlowHeadConfig(layers=16, heads=56, kv_heads=14, mlp=18944),
         text_chunk=256,
     )
+
+
+def _on_pixels(config: TunaConfig, *, encoder: bool, order: str = "raster") -> TunaConfig:
+    """The same language transformer and flow head on pixels: Tuna-R with the representation encoder, Tuna-2 without."""
+    return dataclasses.replace(
+        config,
+        vae=None,
+        pixels=PixelConfig(order=order),
+        flow=FlowConfig(prediction="clean", noise_scale=2.0),
+        design="cascade" if encoder else "latent_only",
+        mask_token=not encoder,
+    )
+
+
+def _tuna_r_7b() -> TunaConfig:
+    """Tuna-R, `tuna_2r_pixel_7b` in the released code."""
+    return _on_pixels(_tuna_7b(), encoder=True)
+
+
+def _tuna_2_7b() -> TunaConfig:
+    """Tuna-2, `tuna_2_pixel_7b` in the released code."""
+    return _on_pixels(_tuna_7b(), encoder=False)
+
+
+def _tuna_r_1p5b() -> TunaConfig:
+    """Tuna-R with the parts of `tuna_1p5b`. There is no released checkpoint, so it predicts patches, not strips."""
+    return _on_pixels(_tuna_1p5b(), encoder=True, order="patch")
+
+
+def _tuna_2_1p5b() -> TunaConfig:
+    """Tuna-2 with the parts of `tuna_1p5b`. There is no released checkpoint, so it predicts patches, not strips."""
+    return _on_pixels(_tuna_1p5b(), encoder=False, order="patch")
 
 
 def _tuna_smol() -> TunaConfig:
@@ -343,6 +525,19 @@ def _emoji() -> TunaConfig:
     )
 
 
+def _tiny_pixels(encoder: bool) -> TunaConfig:
+    return _on_pixels(_tiny(), encoder=encoder)
+
+
+def _mid_pixels(encoder: bool) -> TunaConfig:
+    return _on_pixels(_mid(), encoder=encoder)
+
+
+def _emoji_pixels(encoder: bool) -> TunaConfig:
+    """The demo's model on pixels: images of 64x64 pixels as 4x4 patches."""
+    return _on_pixels(_emoji(), encoder=encoder, order="patch")
+
+
 def emoji_vae() -> VAEConfig:
     """The small Wan-architecture VAE that ships with the package; its statistics come with its weights."""
     return VAEConfig(
@@ -363,6 +558,16 @@ PRESETS = {
     "tuna_smol": _tuna_smol,
     "tuna_1p5b": _tuna_1p5b,
     "tuna_7b": _tuna_7b,
+    "tuna_r_1p5b": _tuna_r_1p5b,
+    "tuna_r_7b": _tuna_r_7b,
+    "tuna_2_1p5b": _tuna_2_1p5b,
+    "tuna_2_7b": _tuna_2_7b,
+    "tuna_r_tiny": functools.partial(_tiny_pixels, True),
+    "tuna_2_tiny": functools.partial(_tiny_pixels, False),
+    "tuna_r_mid": functools.partial(_mid_pixels, True),
+    "tuna_2_mid": functools.partial(_mid_pixels, False),
+    "tuna_r_emoji": functools.partial(_emoji_pixels, True),
+    "tuna_2_emoji": functools.partial(_emoji_pixels, False),
 }
 
 

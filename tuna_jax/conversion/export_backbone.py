@@ -81,11 +81,11 @@ def backbone_config(config: TunaConfig, layout: str) -> dict[str, Any]:
             "hidden_act": "gelu_pytorch_tanh",
             "image_size": sizes.grid,
             "patch_size": 1,
-            "num_channels": config.vae.latent_channels,
+            "num_channels": config.space.latent_channels,
             "vision_use_head": False,
         }
     if layout == "diffusers":
-        sizes = config.vae
+        sizes = config.video_vae
         mean, std = sizes.statistics
         return {
             "_class_name": "AutoencoderKLWan",

@@ -73,7 +73,7 @@ def rows_of(layout: str, config: TunaConfig) -> list[weight_map.Row]:
         new = ("representation.patch.kernel", "representation.patch.bias")
         return [row for row in weight_map.representation_rows(config) if row.path not in new]
     return weight_map.vae_rows(
-        config.vae, "", weight_map.DIFFUSERS if layout == "diffusers" else weight_map.WAN
+        config.video_vae, "", weight_map.DIFFUSERS if layout == "diffusers" else weight_map.WAN
     )
 
 

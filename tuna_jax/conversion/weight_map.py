@@ -30,24 +30,52 @@ class Transform:
     Attributes:
       axes: permutation that takes the PyTorch layout, without its dropped unit axes, to ours.
       units: number of trailing unit axes of the PyTorch tensor that ours does not have.
+      leading: number of leading ones.
     """
 
     axes: tuple[int, ...]
     units: int = 0
+    leading: int = 0
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """PyTorch layout -> ours."""
-        shape = tensor.shape[: tensor.ndim - self.units]
+        shape = tensor.shape[self.leading : tensor.ndim - self.units]
         return tensor.reshape(shape).transpose(self.axes)
 
     def to_torch(self, tensor: np.ndarray) -> np.ndarray:
         """Ours -> PyTorch layout."""
         restored = tensor.transpose(tuple(int(i) for i in np.argsort(self.axes)))
-        return restored.reshape(restored.shape + (1,) * self.units)
+        return restored.reshape((1,) * self.leading + restored.shape + (1,) * self.units)
 
     def torch_shape(self, ours: Shape) -> Shape:
         """The PyTorch shape of a tensor with this shape in our layout."""
-        return tuple(ours[i] for i in np.argsort(self.axes)) + (1,) * self.units
+        inner = tuple(ours[i] for i in np.argsort(self.axes))
+        return (1,) * self.leading + inner + (1,) * self.units
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchTransform(Transform):
+    """A convolution whose stride is its kernel, `[out, colours, patch, patch]`, and a matrix `[patch^2 colours, out]`.
+
+    The rows of the matrix are in the order of `models/pixels.patchify`: row, column, colour.
+    """
+
+    axes: tuple[int, ...] = (2, 3, 1, 0)
+    patch: int = 16
+    colours: int = 3
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """PyTorch layout -> ours."""
+        return tensor.transpose(self.axes).reshape(-1, tensor.shape[0])
+
+    def to_torch(self, tensor: np.ndarray) -> np.ndarray:
+        """Ours -> PyTorch layout."""
+        split = tensor.reshape(self.patch, self.patch, self.colours, tensor.shape[-1])
+        return split.transpose(3, 2, 0, 1)
+
+    def torch_shape(self, ours: Shape) -> Shape:
+        """The PyTorch shape of a matrix with this shape."""
+        return (ours[1], self.colours, self.patch, self.patch)
 
 
 SAME1 = Transform((0,))
@@ -58,6 +86,7 @@ CONV2D = Transform((2, 3, 1, 0))  # [out, in, h, w] -> [h, w, in, out]
 CONV3D = Transform((2, 3, 4, 1, 0))  # [out, in, t, h, w] -> [t, h, w, in, out]
 GAMMA2D = Transform((0,), units=2)  # [c, 1, 1] -> [c]
 GAMMA3D = Transform((0,), units=3)  # [c, 1, 1, 1] -> [c]
+TOKEN = Transform((0,), leading=2)  # [1, 1, c] -> [c]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +140,15 @@ def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
 
 
 def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> list[Row]:
-    """SigLIP's vision transformer, in its Hugging Face names after a prefix, and a 1x1 patch embedding."""
+    """SigLIP's vision transformer, in its Hugging Face names after a prefix, and its patch embedding."""
     count, path = config.representation.layers, "representation.layers"
     layer = f"{torch}encoder.layers.{{}}"
     rows = [
-        Row(f"{torch}embeddings.patch_embedding.weight", "representation.patch.kernel", CONV1X1),
+        Row(
+            f"{torch}embeddings.patch_embedding.weight",
+            "representation.patch.kernel",
+            _patch_transform(config),
+        ),
         Row(f"{torch}embeddings.patch_embedding.bias", "representation.patch.bias", SAME1),
         Row(f"{torch}embeddings.position_embedding.weight", "representation.position", SAME2),
     ]
@@ -128,12 +161,32 @@ def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> lis
     return rows + _linear(f"{layer}.mlp.fc2", f"{path}.down", count)
 
 
-def bridge_rows() -> list[Row]:
-    """The connector and the time embedding."""
+def _patch_transform(config: TunaConfig) -> Transform:
+    return CONV1X1 if config.pixels is None else PatchTransform(patch=config.pixels.patch)
+
+
+def connector_rows() -> list[Row]:
+    """The connector between representation encoder and language transformer."""
     return [
         *_norm("siglip_proj.0", "connector.norm"),
         *_linear("siglip_proj.1", "connector.up"),
         *_linear("siglip_proj.3", "connector.down"),
+    ]
+
+
+def embedding_rows(config: TunaConfig) -> list[Row]:
+    """The patch embedding of Tuna-2."""
+    patch = "vision_encoder.patch_embedding"
+    return [
+        Row(f"{patch}.weight", "embedding.patch.kernel", _patch_transform(config)),
+        Row(f"{patch}.bias", "embedding.patch.bias", SAME1),
+        *_norm("vision_encoder.norm", "embedding.norm"),
+    ]
+
+
+def time_rows() -> list[Row]:
+    """The time embedding."""
+    return [
         *_linear("time_embed.mlp.0", "time_embedding.up"),
         *_linear("time_embed.mlp.2", "time_embedding.down"),
     ]
@@ -281,13 +334,17 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 
 def rows(config: TunaConfig) -> list[Row]:
-    """The weight map of an official TUNA state dict, including the VAE."""
+    """The weight map of an official state dict of TUNA (including the VAE), Tuna-R or Tuna-2."""
+    vision = embedding_rows(config)
+    if config.has_encoder:
+        vision = [*representation_rows(config), *connector_rows()]
     return [
         *language_rows(config),
-        *representation_rows(config),
-        *bridge_rows(),
+        *vision,
+        *time_rows(),
         *flow_head_rows(config),
-        *vae_rows(config.vae),
+        *([Row("mask_token", "mask_token", TOKEN)] if config.mask_token else []),
+        *([] if config.vae is None else vae_rows(config.vae)),
     ]
 
 

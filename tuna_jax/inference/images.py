@@ -53,7 +53,7 @@ def load_sources(
       FileNotFoundError: there is no such file.
     """
     size = model.size if size is None else option_checks.size("size", size)
-    model.config.vae.latent_shape(1, *size)  # Rejects a wrong size before files are read.
+    model.config.space.latent_shape(1, *size)  # Rejects a wrong size before files are read.
     sources = [as_picture(image, size) for image in as_list(images)]
     if any(len(clip) != 1 for clip in sources):
         raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
@@ -107,9 +107,10 @@ def generate(
         from the number of prompts.
     """
     given = generation_config.sampling(options or {})
-    settings = _settings(model.samples, given)
+    defaults = model.samples if sources is None else model.samples.of_edits()
+    settings = _settings(defaults, given)
     frames = option_checks.whole("frames", frames, 1, option_checks.LARGEST_FRAMES)
-    shape = model.config.vae.latent_shape(frames, *given.get("size", model.size))
+    shape = model.config.space.latent_shape(frames, *given.get("size", model.size))
     grid = Grid(*shape[:3])
     negatives = _negative_prompts(given, len(prompts), settings.guidance)
 

@@ -278,7 +278,8 @@ class Tuna:
     ) -> TokenSequence:
         """The token sequence that the answer follows; see `conversation.prompt_tokens`."""
         grids = [
-            Grid(*self.config.vae.latent_shape(*clip.shape[:3])[:3]) for clip in conversation.media
+            Grid(*self.config.space.latent_shape(*clip.shape[:3])[:3])
+            for clip in conversation.media
         ]
         return prompt_tokens(self.tokenizer, conversation, grids, self.template, template)
 
@@ -306,7 +307,7 @@ class Tuna:
 
         The shape is the nearest to the first of them that the model was trained on (`shapes`), or the model's size.
         """
-        step = self.config.vae.temporal_factor
+        step = self.config.space.temporal_factor
         frames = option_checks.frames(frames, step)
         size = trained_shapes.of_media(self.shapes, self.size, media)
         return [as_clip(item, size, frames, step) for item in media]

@@ -155,9 +155,9 @@ def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int,
     """(layers, tokens per row, width, hidden width, heads) of the stacks that a batch of the stream runs."""
     config, length = experiment.config, stream.shape.length
     shape = stream.shape
-    frames = 1 + (shape.frames - 1) // config.vae.temporal_factor
+    frames = 1 + (shape.frames - 1) // config.space.temporal_factor
     pixels = shape.size.height * shape.size.width
-    visual = shape.slots * frames * pixels // config.vae.spatial_factor**2
+    visual = shape.slots * frames * pixels // config.space.spatial_factor**2
     stacks = [
         (config.representation, visual, config.representation.width),
         (config.language, length, config.language.width),

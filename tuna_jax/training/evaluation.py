@@ -45,7 +45,7 @@ def make_evaluation(
         time_key, noise_key, vae_key = jax.random.split(key, 3)
         if "pixels" in batch:
             latents = encode(
-                config.vae, jnp.dtype(settings.vae_dtype), vae_params, batch["pixels"], vae_key
+                config.space, jnp.dtype(settings.vae_dtype), vae_params, batch["pixels"], vae_key
             )
             batch = {**batch, "latents": latents}
         elif "moments" in batch:

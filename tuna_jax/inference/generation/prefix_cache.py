@@ -91,7 +91,7 @@ def prefill(
     return Cache(language_cache, head_cache), hidden
 
 
-def span_velocity(
+def span_prediction(
     config: TunaConfig,
     params: Params,
     cache: Cache,
@@ -99,7 +99,8 @@ def span_velocity(
     x: Float[Array, "l t h w c"],
     t: Float[Array, ""],
 ) -> Float[Array, "b t h w c"]:
-    """The velocity of the noisy span on a cached prefix; the cache does not change.
+    """What the flow head predicts for the noisy span on a cached prefix: a velocity, or a clean image
+    (`config.flow`). The cache does not change.
 
     Args:
       config, params: the model.
@@ -119,8 +120,9 @@ def span_velocity(
     tokens = constrain(tokens, "batch", "sequence", "width")
     layout = span_layout(start, tokens.shape[1])
     hidden, _ = model.language(tokens, layout, cache.language)
-    velocity, _ = model.flow_head(hidden, time, layout, (x.shape[2], x.shape[3]), cache.flow_head)
-    return velocity[:, 1:].reshape(len(start), *x.shape[1:])
+    grid = (x.shape[2], x.shape[3])
+    prediction, _ = model.flow_head(hidden, time, layout, grid, cache.flow_head)
+    return tuna.in_place(config, prediction[:, 1:].reshape(len(start), *x.shape[1:]))
 
 
 def next_logits(
