@@ -28,19 +28,14 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
-<<<<<<< HEAD
     world = worlds.world(data.world, data.partial)
     if world.name != "scenes" and not data.images_only:
         raise ValueError(
             f"config.data.world is {world.name!r}, which has no edits, clips or dialogues; set the rows of "
             "config.data.edits, config.data.clips and config.data.dialogues to 0"
         )
-    config = dataclasses.asdict(bundle.config.vae)
-    del config["by_frame"]  # A frame is encoded as an image with either value.
-=======
     config = dataclasses.asdict(bundle.config.space)
     config.pop("by_frame", None)  # A frame is encoded as an image with either value.
->>>>>>> main
     key = fingerprint.fingerprint({"weights": bundle.vae_params, "config": config})
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     tokenizer = bundle.tokenizer
