@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tuna_jax.conversion import image_vae_file
 from tuna_jax.emoji import batches, image_streams, model_bundle, trainer
 from tuna_jax.emoji.config import DialogueData, EmojiExperiment
-from tuna_jax.emoji.latent_pool import LatentPool, PicturePool
+from tuna_jax.emoji.latent_pool import LatentPool
 from tuna_jax.emoji.world.hard.rendering import render_hard
 from tuna_jax.emoji.world.hard.scenes import HardSceneSource
 from tuna_jax.emoji.world.scenes import GROUNDS
@@ -112,14 +112,19 @@ def test_the_share_of_partial_captions(bundle):
     assert share(0.0) == 0 and 0.2 < share(0.5) < 0.6 < share(1.0)
 
 
-def test_pictures_in_place_of_latents():
-    source = HardSceneSource("test_pairs")
-    pool = PicturePool(source, 5, render_hard)
-    assert len(pool) == 5 and pool.latent_shape == (1, 96, 96, 3)
-    sample = pool.sample(3, np.random.default_rng(0))
-    assert sample.dtype == np.float32 and sample.min() >= -1 and sample.max() <= 1
-    again = np.rint((sample[0] + 1) * 127.5).astype(np.uint8)
-    np.testing.assert_array_equal(again, render_hard(source[3]))
+def test_a_model_of_pixels_gets_the_pictures(values):
+    model = {"preset": "tuna_2_emoji", "language": {"vocabulary": 640}}
+    settings = parse(EmojiExperiment, values | {"vae": "", "model": model})
+    loaded = model_bundle.load_bundle(settings)
+    data = dataclasses.replace(settings.data, scenes=64)
+    (group,) = batches.groups(loaded, data, progress=False)
+    assert group.first["latents"].shape == (24, 1, 1, 6, 6, 16 * 16 * 3)
+    source = HardSceneSource("train", data.seed, 96)
+    pictures = np.stack([render_hard(source[i]) for i in range(64)])
+    np.testing.assert_allclose(loaded.reconstruct(pictures[:4]), pictures[:4].astype(int), atol=1)
+    corners = np.rint((group.first["latents"][:, 0, 0, 0, 0, :3] + 1) * 127.5)
+    known = {tuple(picture[0, 0].tolist()) for picture in pictures}
+    assert {tuple(int(v) for v in corner) for corner in corners} <= known
 
 
 def test_a_vae_that_is_stored_as_a_difference(tmp_path):

@@ -78,37 +78,6 @@ class LatentPool(Generic[Item]):
         return self.mean[index].astype(np.float32) + self.std[index].astype(np.float32) * noise
 
 
-@dataclasses.dataclass(frozen=True)
-class PicturePool(Generic[Item]):
-    """The pictures of the first items of a source, for models of pixels: `LatentPool` without a VAE.
-
-    Attributes:
-        source: the items.
-        count: number of items.
-        picture: renders an item to uint8 [H, W, 3].
-    """
-
-    source: Source[Item]
-    count: int
-    picture: Callable[[Any], UInt8[np.ndarray, "height width 3"]]
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(1, H, W, 3) of one item."""
-        height, width, channels = self.picture(self.source[0]).shape
-        return 1, height, width, channels
-
-    def sample(
-        self, index: int, random: np.random.Generator, spread: float | Sequence[float] = 1.0
-    ) -> Float32[np.ndarray, "1 h w 3"]:
-        """The picture of item `index` in [-1, 1]; it has no posterior, so `random` and `spread` change nothing."""
-        del random, spread
-        return self.picture(self.source[index])[None].astype(np.float32) / 127.5 - 1.0
-
-
 def encode_pool(
     source: Source[Item],
     count: int,
