@@ -22,6 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.world = "hard"
     config.data.partial = 0.5
+    config.data.nouns = 12
+    config.data.colours = 4
     config.data.scenes = 10_000
     config.data.size = 96
     config.data.length = 80

@@ -28,7 +28,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
-    world = worlds.world(data.world, data.partial)
+    world = worlds.world(data.world, data.partial, data.difficulty)
     if world.name != "scenes" and not data.images_only:
         raise ValueError(
             f"config.data.world is {world.name!r}, which has no edits, clips or dialogues; set the rows of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tuna_jax.emoji.world.hard.scenes import Difficulty
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
@@ -80,6 +81,7 @@ class EmojiData:
       world: 'scenes', or 'hard': up to five objects with sizes and colours, in captions that leave things open (see
         docs/hard_world.md). It has no edits, clips or dialogues.
       partial: in the hard world, share of the captions that leave things open.
+      nouns, colours: in the hard world, how many nouns of each of its two kinds, and how many colours; 0 nouns: all.
       scenes: number of training scenes that are encoded before training.
       size: side of an image in pixels; at least 96 in the hard world.
       seed: seed of the scenes, of their order, and of captions and questions.
@@ -98,6 +100,8 @@ class EmojiData:
 
     world: str = "scenes"
     partial: float = 0.5
+    nouns: int = 0
+    colours: int = 6
     scenes: int = 40_000
     size: int = 64
     seed: int = 0
@@ -114,6 +118,11 @@ class EmojiData:
     edits: EditData = EditData()
     clips: ClipData = ClipData()
     dialogues: DialogueData = DialogueData()
+
+    @property
+    def difficulty(self) -> Difficulty:
+        """`nouns` and `colours` for the hard world."""
+        return Difficulty(self.nouns, self.colours)
 
     @property
     def images_only(self) -> bool:

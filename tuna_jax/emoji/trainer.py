@@ -90,7 +90,7 @@ def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
 
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:
     """First captions of held-out scenes: of one object, of two objects (and so on) in turn."""
-    world = worlds.world(data.world, data.partial)
+    world = worlds.world(data.world, data.partial, data.difficulty)
     sources = [world.source(split, data.seed, data.size) for split in world.sheet_splits]
     scenes = [sources[index % len(sources)][index] for index in range(count)]
     return [

@@ -132,7 +132,8 @@ def _measure(
     options: argparse.Namespace,
 ) -> Evaluation:
     tasks = task_functions(bundle, params, settings)
-    if parse(EmojiExperiment, settings).data.world == "hard":
+    data = parse(EmojiExperiment, settings).data
+    if data.world == "hard":
         return measure_hard(
             tasks.generate,
             tasks.answer,
@@ -141,6 +142,7 @@ def _measure(
             generations=options.images,
             questions=options.questions,
             size=bundle.size,
+            difficulty=data.difficulty,
             log=_log,
         )
     return measure(

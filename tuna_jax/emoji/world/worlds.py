@@ -18,7 +18,7 @@ from tuna_jax.emoji.world import captions as easy_captions
 from tuna_jax.emoji.world.captions import Question
 from tuna_jax.emoji.world.hard import captions as hard_captions
 from tuna_jax.emoji.world.hard.rendering import render_hard
-from tuna_jax.emoji.world.hard.scenes import HardScene, HardSceneSource
+from tuna_jax.emoji.world.hard.scenes import EVERYTHING, Difficulty, HardScene, HardSceneSource
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.emoji.world.scenes import SceneSource
 
@@ -70,11 +70,11 @@ SCENES = World(
 )
 
 
-def hard_world(partial: float) -> World:
+def hard_world(partial: float, difficulty: Difficulty = EVERYTHING) -> World:
     """The hard world; `partial` is the share of captions that leave things open."""
     return World(
         "hard",
-        HardSceneSource,
+        functools.partial(HardSceneSource, difficulty=difficulty),
         render_hard,
         functools.partial(_hard_phrasings, partial=partial),
         hard_captions.hard_questions,
@@ -90,7 +90,7 @@ def _hard_phrasings(
     return (hard_captions.caption(scene, random, partial).text,)
 
 
-def world(name: str, partial: float = 0.5) -> World:
+def world(name: str, partial: float = 0.5, difficulty: Difficulty = EVERYTHING) -> World:
     """The world of this name.
 
     Raises:
@@ -100,4 +100,4 @@ def world(name: str, partial: float = 0.5) -> World:
         raise ValueError(f"config.data.world is {name!r}; the worlds are {', '.join(WORLDS)}")
     if not 0 <= partial <= 1:
         raise ValueError(f"config.data.partial is {partial}; it must be between 0 and 1")
-    return SCENES if name == "scenes" else hard_world(partial)
+    return SCENES if name == "scenes" else hard_world(partial, difficulty)

@@ -71,6 +71,20 @@ def test_training_has_no_held_out_combination_and_every_test_scene_has_its_own(t
             assert not any((g.name, scene.ground) in scenes.INVISIBLE for g in scene.groups)
 
 
+def test_an_easier_world_has_fewer_nouns_and_colours():
+    easier = scenes.Difficulty(nouns=8, colours=3)
+    source = HardSceneSource("test_bindings", difficulty=easier)
+    groups = [group for i in range(60) for group in source[i].groups]
+    assert len({group.name for group in groups}) <= 8
+    assert {group.colour for group in groups} <= set(list(COLOURS)[:3])
+    train = HardSceneSource(difficulty=easier)
+    assert len({group.name for i in range(300) for group in train[i].groups}) == 16
+    assert train.settings() != HardSceneSource().settings()
+    for wrong in ({"nouns": 3}, {"colours": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            HardSceneSource(difficulty=scenes.Difficulty(**wrong))
+
+
 def test_the_held_out_shares_are_as_stated():
     pairs = [scenes.is_held_out_pair(a, b) for a, b in itertools.combinations(NAMES, 2)]
     colours = [scenes.is_held_out_colour(n, c) for n in COLOURED_NAMES for c in COLOURS]

@@ -49,8 +49,10 @@ from tuna_jax.emoji.world.hard.captions import HardCaption, bare_caption
 from tuna_jax.emoji.world.hard.nouns import COLOURS, hard_noun
 from tuna_jax.emoji.world.hard.rendering import render_hard
 from tuna_jax.emoji.world.hard.scenes import (
+    EVERYTHING,
     GRID,
     SIZES,
+    Difficulty,
     HardScene,
     HardSceneSource,
     box_of_cell,
@@ -70,9 +72,11 @@ _REFERENCE = 900
 _RESAMPLES = 40
 
 
-def bare_prompts(count: int, *, seed: int = SEED, size: int = 96) -> list[HardCaption]:
+def bare_prompts(
+    count: int, *, seed: int = SEED, size: int = 96, difficulty: Difficulty = EVERYTHING
+) -> list[HardCaption]:
     """Captions of one object's name alone, all different; half of the nouns have an open colour."""
-    source = HardSceneSource("test_single", seed, size)
+    source = HardSceneSource("test_single", seed, size, difficulty=difficulty)
     captions: dict[str, HardCaption] = {}
     for index in range(200 * count):
         caption = bare_caption(source[index])
@@ -96,7 +100,9 @@ def values_of(seen: Seen) -> dict[str, str] | None:
 
 
 def diversity_scores(
-    captions: Sequence[HardCaption], seen: Sequence[Sequence[Seen]]
+    captions: Sequence[HardCaption],
+    seen: Sequence[Sequence[Seen]],
+    difficulty: Difficulty = EVERYTHING,
 ) -> dict[str, Score]:
     """`hard_diversity` and `hard_commonest_share` of several pictures of each caption.
 
@@ -113,7 +119,7 @@ def diversity_scores(
         kept = [values for values in found if values is not None]
         counted.append(len(kept) / max(len(found), 1))
         own: tuple[list[float], list[float]] = ([], [])
-        for aspect, number in OPEN.items():
+        for aspect, number in {**OPEN, "colour": difficulty.colours}.items():
             if aspect == "colour" and not hard_noun(caption.claims.mentions[0].name).coloured:
                 continue
             shares = np.array(list(Counter(v[aspect] for v in kept).values()), float)
@@ -147,30 +153,37 @@ def sampled_diversity(
     each: int = 16,
     seed: int = SEED,
     size: int = 96,
+    difficulty: Difficulty = EVERYTHING,
 ) -> tuple[dict[str, Score], Images, list[HardCaption]]:
     """The scores of `each` pictures of `captions` bare captions; the pictures, and the caption of each."""
-    chosen = bare_prompts(captions, seed=seed, size=size)
+    chosen = bare_prompts(captions, seed=seed, size=size, difficulty=difficulty)
     rows = [caption for caption in chosen for _ in range(each)]
     seeds = [seed * 1_000_003 + 900_000 + i for i in range(len(rows))]
     images = np.asarray(generate([caption.text for caption in rows], seeds))
     seen = judge(images)
     grouped = [seen[i : i + each] for i in range(0, len(seen), each)]
-    return diversity_scores(chosen, grouped), images, rows
+    return diversity_scores(chosen, grouped, difficulty), images, rows
 
 
-def true_diversity(*, captions: int = 16, each: int = 16, seed: int = SEED) -> dict[str, Score]:
+def true_diversity(
+    *,
+    captions: int = 16,
+    each: int = 16,
+    seed: int = SEED,
+    difficulty: Difficulty = EVERYTHING,
+) -> dict[str, Score]:
     """The scores that the world's own pictures have with as many samples, without rendering them."""
     random = np.random.default_rng(seed)
-    chosen, seen = bare_prompts(captions, seed=seed), []
+    chosen, seen = bare_prompts(captions, seed=seed, difficulty=difficulty), []
     for caption in chosen:
         name = caption.claims.mentions[0].name
-        colours = tuple(COLOURS) if hard_noun(name).coloured else ("",)
+        colours = tuple(COLOURS)[: difficulty.colours] if hard_noun(name).coloured else ("",)
         pictures = []
         for _ in range(each):
             item = _seen_object(random, name, colours)
             pictures.append(Seen(tuple(GROUNDS)[int(random.integers(len(GROUNDS)))], (item,)))
         seen.append(pictures)
-    return diversity_scores(chosen, seen)
+    return diversity_scores(chosen, seen, difficulty)
 
 
 def _seen_object(random: np.random.Generator, name: str, colours: Sequence[str]) -> SeenObject:
@@ -239,17 +252,23 @@ def _resampled(images: Images, side: int) -> np.ndarray:
 
 
 def world_scenes(
-    count: int, *, first: int = 0, seed: int = SEED + 1, size: int = 96
+    count: int,
+    *,
+    first: int = 0,
+    seed: int = SEED + 1,
+    size: int = 96,
+    difficulty: Difficulty = EVERYTHING,
 ) -> list[HardScene]:
     """Scenes of all test splits in turn, as prompts have them, from index `first` on."""
-    sources = [HardSceneSource(split, seed, size) for split in TEST_SPLITS]
+    sources = [HardSceneSource(split, seed, size, difficulty=difficulty) for split in TEST_SPLITS]
     return [sources[i % len(sources)][first + i // len(sources)] for i in range(count)]
 
 
 @functools.lru_cache(maxsize=2)
-def feature_space(size: int = 96) -> FeatureSpace:
+def feature_space(size: int = 96, difficulty: Difficulty = EVERYTHING) -> FeatureSpace:
     """The space of the world's own pictures of this size; computed once, in a few seconds."""
-    pictures = np.stack([render_hard(scene) for scene in world_scenes(_REFERENCE, size=size)])
+    scenes = world_scenes(_REFERENCE, size=size, difficulty=difficulty)
+    pictures = np.stack([render_hard(scene) for scene in scenes])
     parts, reference = [], []
     for raw in raw_features(pictures):
         mean = raw.mean(0)
@@ -261,14 +280,14 @@ def feature_space(size: int = 96) -> FeatureSpace:
     return FeatureSpace(tuple(parts), np.concatenate(reference, axis=1))
 
 
-def frechet(images: Images) -> Score:
+def frechet(images: Images, difficulty: Difficulty = EVERYTHING) -> Score:
     """`hard_frechet_distance` of a set of pictures from the world's own.
 
     The value is a distance, 0 at best; `chance` is that of pictures of plain grounds. The 95 % interval is the
     percentile bootstrap's (SciPy) over pictures; resampling repeats pictures, which enlarges the distance, so the
     interval is moved by the difference of the bootstrap's mean from the value.
     """
-    space = feature_space(images.shape[1])
+    space = feature_space(images.shape[1], difficulty)
     features = space(images)
 
     def distance(rows: np.ndarray) -> float:
@@ -287,21 +306,24 @@ def frechet(images: Images) -> Score:
     moved = value - float(np.mean(found.bootstrap_distribution))
     low, high = found.confidence_interval
     interval = (max(0.0, float(low) + moved), float(high) + moved)
-    return Score(value, _plain_distance(images.shape[1]), len(images), interval)
+    return Score(value, _plain_distance(images.shape[1], difficulty), len(images), interval)
 
 
 @functools.lru_cache(maxsize=2)
-def _plain_distance(size: int) -> float:
+def _plain_distance(size: int, difficulty: Difficulty) -> float:
     grounds = np.array(list(GROUNDS.values()), np.uint8)
     pictures = np.broadcast_to(grounds[:, None, None], (len(grounds), size, size, 3))
-    space = feature_space(size)
+    space = feature_space(size, difficulty)
     return frechet_distance(space(np.ascontiguousarray(pictures)), space.reference)
 
 
 def true_distance(
-    count: int, size: int = 96, through: Callable[[Images], Images] | None = None
+    count: int,
+    size: int = 96,
+    through: Callable[[Images], Images] | None = None,
+    difficulty: Difficulty = EVERYTHING,
 ) -> Score:
     """The distance of `count` further true renderings, or of those after `through`: the least that can be expected."""
-    scenes = world_scenes(count, first=_REFERENCE, size=size)
+    scenes = world_scenes(count, first=_REFERENCE, size=size, difficulty=difficulty)
     images = np.stack([render_hard(scene) for scene in scenes])
-    return frechet(through(images) if through else images)
+    return frechet(through(images) if through else images, difficulty)

@@ -32,7 +32,13 @@ from tuna_jax.emoji.world.hard.captions import (
 )
 from tuna_jax.emoji.world.hard.nouns import NAMES
 from tuna_jax.emoji.world.hard.rendering import render_hard
-from tuna_jax.emoji.world.hard.scenes import SPLITS, HardScene, HardSceneSource
+from tuna_jax.emoji.world.hard.scenes import (
+    EVERYTHING,
+    SPLITS,
+    Difficulty,
+    HardScene,
+    HardSceneSource,
+)
 from tuna_jax.emoji.world.scenes import hashed_share
 from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share
 
@@ -124,7 +130,14 @@ class Prompted:
         return dataclasses.replace(self, images=images, seen=tuple(judge(images)))
 
 
-def prompts(kind: str, count: int, *, seed: int = SEED, size: int = 96) -> Prompted:
+def prompts(
+    kind: str,
+    count: int,
+    *,
+    seed: int = SEED,
+    size: int = 96,
+    difficulty: Difficulty = EVERYTHING,
+) -> Prompted:
     """`count` prompts about held-out scenes, of all test splits in turn; 'relation' of those that can have one.
 
     Raises:
@@ -133,7 +146,7 @@ def prompts(kind: str, count: int, *, seed: int = SEED, size: int = 96) -> Promp
     if kind not in PROMPTS:
         raise ValueError(f"kind is {kind!r}; the kinds of prompts are {', '.join(PROMPTS)}")
     splits = ("test_pairs", "test_bindings", "test_three") if kind == "relation" else TEST_SPLITS
-    sources = {split: HardSceneSource(split, seed, size) for split in splits}
+    sources = {split: HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits}
     taken: list[tuple[str, HardScene, HardCaption]] = []
     for index in itertools.count():
         for split in splits:
@@ -268,6 +281,7 @@ def ask_hard(
     seed: int = SEED,
     size: int = 96,
     through: Callable[[Images], Images] | None = None,
+    difficulty: Difficulty = EVERYTHING,
 ) -> tuple[Score, list[AnsweredQuestion]]:
     """Asks one kind of question about renderings of held-out scenes; only exact answers are right.
 
@@ -278,6 +292,7 @@ def ask_hard(
         seed: of the scenes.
         size: side of the images in pixels.
         through: changes the images before they are shown, for example a VAE.
+        difficulty: of the scenes.
 
     Raises:
         KeyError: an unknown kind.
@@ -286,7 +301,7 @@ def ask_hard(
     if kind not in KINDS:
         raise KeyError(f"{kind!r} is not a kind of question; the kinds are {', '.join(KINDS)}")
     splits = _SPLITS_OF_KIND.get(kind, TEST_SPLITS)
-    sources = [HardSceneSource(split, seed, size) for split in splits]
+    sources = [HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits]
     scenes, chosen = [], []
     for index in range(_TRIED_PER_QUESTION * count):
         scene = sources[index % len(sources)][index // len(sources)]

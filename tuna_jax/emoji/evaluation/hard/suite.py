@@ -11,6 +11,7 @@ from tuna_jax.emoji.evaluation.hard import distribution, scores
 from tuna_jax.emoji.evaluation.hard.judge import HardJudge, is_right
 from tuna_jax.emoji.evaluation.images import Reconstruct, Sheet
 from tuna_jax.emoji.evaluation.suite import Evaluation
+from tuna_jax.emoji.world.hard.scenes import EVERYTHING, Difficulty
 from tuna_jax.evaluation.metrics.psnr_ssim import capped_psnr
 
 SHOWCASE = (
@@ -41,6 +42,7 @@ def measure_hard(
     images_per_sheet: int = 40,
     seed: int = scores.SEED,
     size: int = 96,
+    difficulty: Difficulty = EVERYTHING,
     log: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Measures a model on both directions, or on the one that it was trained for.
@@ -57,26 +59,39 @@ def measure_hard(
         images_per_sheet: pictures on a sheet.
         seed: of scenes and noise.
         size: side of the pictures in pixels.
+        difficulty: of the scenes; that of the model's training.
         log: receives progress messages.
     """
     judge = judge or HardJudge()
     result = Evaluation({}, {}, [], [], None, world="hard")
     if generate:
         _measure_generation(
-            result, generate, judge, reconstruct, generations, images_per_sheet, seed, size, log
+            result,
+            generate,
+            judge,
+            reconstruct,
+            generations,
+            images_per_sheet,
+            seed,
+            size,
+            difficulty,
+            log,
         )
     if answer:
         for name, kind in scores.ANSWER_SCORES.items():
             count = questions if kind == "name" else max(1, questions // 2)
             log(f"asking {count} questions for {name}")
             result.scores[name], answered = scores.ask_hard(
-                answer, kind, count, seed=seed, size=size
+                answer, kind, count, seed=seed, size=size, difficulty=difficulty
             )
             result.answered.extend(answered)
     if reconstruct is not None:
         log("reconstructing renderings with the VAE")
         rendered = np.stack(
-            [distribution.render_hard(s) for s in distribution.world_scenes(96, size=size)]
+            [
+                distribution.render_hard(s)
+                for s in distribution.world_scenes(96, size=size, difficulty=difficulty)
+            ]
         )
         again = np.asarray(reconstruct(rendered))
         half = 8
@@ -98,6 +113,7 @@ def _measure_generation(
     sheet_size: int,
     seed: int,
     size: int,
+    difficulty: Difficulty,
     log: Callable[[str], None],
 ) -> None:
     log("generating images of the showcase prompts")
@@ -107,7 +123,7 @@ def _measure_generation(
     for kind in scores.PROMPTS:
         number = max(1, count // 2) if kind == "relation" else count
         log(f"generating images of {number} prompts: {kind}")
-        prompted = scores.prompts(kind, number, seed=seed, size=size)
+        prompted = scores.prompts(kind, number, seed=seed, size=size, difficulty=difficulty)
         part = scores.generated(prompted, generate, judge)
         parts.append(part)
         ceilings.append(scores.true_pictures(prompted, judge, reconstruct))
@@ -121,10 +137,12 @@ def _measure_generation(
     log("measuring diversity")
     captions = max(1, count // 16)
     found, images, rows = distribution.sampled_diversity(
-        generate, judge, captions=captions, seed=seed, size=size
+        generate, judge, captions=captions, seed=seed, size=size, difficulty=difficulty
     )
     result.scores.update(found)
-    result.ceilings.update(distribution.true_diversity(captions=captions, seed=seed))
+    result.ceilings.update(
+        distribution.true_diversity(captions=captions, seed=seed, difficulty=difficulty)
+    )
     first = slice(48)
     right = tuple(
         is_right(row.claims, seen)
@@ -142,7 +160,7 @@ def _measure_generation(
     partial = parts[scores.PROMPTS.index("partial")].images
     assert partial is not None
     if count > 1:
-        result.distances["hard_frechet_distance"] = distribution.frechet(partial)
+        result.distances["hard_frechet_distance"] = distribution.frechet(partial, difficulty)
         result.distance_ceilings["hard_frechet_distance"] = distribution.true_distance(
-            count, size, reconstruct
+            count, size, reconstruct, difficulty
         )

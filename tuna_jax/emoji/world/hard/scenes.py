@@ -30,6 +30,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -124,6 +125,22 @@ class HardScene:
     def count(self) -> int:
         """Number of objects."""
         return sum(group.count for group in self.groups)
+
+
+class Difficulty(NamedTuple):
+    """How many different objects the world has.
+
+    Attributes:
+        nouns: number of coloured nouns, and as many with the colours of their art, the first of each; 0 takes all.
+        colours: number of colours, the first of COLOURS.
+    """
+
+    nouns: int = 0
+    colours: int = len(COLOURS)
+
+
+EVERYTHING = Difficulty()
+"""All nouns and colours."""
 
 
 def row_and_column(cell: int) -> tuple[int, int]:
@@ -244,6 +261,7 @@ class HardSceneSource:
         length: number of scenes; it does not change the scenes themselves.
         weights: relative frequency of each layout in the split `train`; a layout that is not named has weight 0.
         ground_jitter: largest deviation of each channel of the ground from the palette, in 255ths.
+        difficulty: the nouns and colours to choose from.
     """
 
     def __init__(
@@ -255,7 +273,20 @@ class HardSceneSource:
         length: int = 1_000_000,
         weights: Mapping[str, float] | None = None,
         ground_jitter: int = 4,
+        difficulty: Difficulty = EVERYTHING,
     ):
+        if difficulty.nouns and not 6 <= difficulty.nouns <= len(COLOURED_NAMES):
+            raise ValueError(
+                f"nouns is {difficulty.nouns}; it must be 0 (all) or from 6 to {len(COLOURED_NAMES)}"
+            )
+        if not 2 <= difficulty.colours <= len(COLOURS):
+            raise ValueError(
+                f"colours is {difficulty.colours}; it must be from 2 to {len(COLOURS)}"
+            )
+        self.difficulty = difficulty
+        first = slice(difficulty.nouns or None)
+        self._coloured, self._uncoloured = COLOURED_NAMES[first], _ART_NAMES[first]
+        self._colours = tuple(COLOURS)[: difficulty.colours]
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}")
         if size < 96 or size % 16:
@@ -281,6 +312,7 @@ class HardSceneSource:
             "size": self.size,
             "weights": self.weights,
             "ground_jitter": self.ground_jitter,
+            "difficulty": list(self.difficulty),
         }
 
     def __len__(self) -> int:
@@ -329,16 +361,16 @@ class HardSceneSource:
         for count in counts:
             name = self._name(random, names)
             names.append(name)
-            colour = _choose(random, tuple(COLOURS)) if hard_noun(name).coloured else ""
+            colour = _choose(random, self._colours) if hard_noun(name).coloured else ""
             own = tuple(itertools.islice(cells, count))
             groups.append(Group(name, colour, _choose(random, SIZES), own))
         rgb = shade(random, ground, self.ground_jitter)
         return HardScene(layout, ground, rgb, tuple(groups), self.size)
 
     def _name(self, random: np.random.Generator, taken: Sequence[str]) -> str:
-        pool = COLOURED_NAMES
+        pool = self._coloured
         if self.split not in ("test_colours", "test_bindings"):
-            pool = COLOURED_NAMES if random.random() < COLOURED_SHARE else _ART_NAMES
+            pool = self._coloured if random.random() < COLOURED_SHARE else self._uncoloured
         while True:
             name = _choose(random, pool)
             if name not in taken:
