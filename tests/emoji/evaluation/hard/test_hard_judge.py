@@ -131,7 +131,7 @@ def test_a_near_miss_is_wrong_in_exactly_one_aspect(hard_judge, change, aspect):
 
 
 def test_what_is_no_object_is_not_known(hard_judge):
-    """Blobs of the right colours, halves, mixtures of two objects, and objects out of their cell."""
+    """Blobs of the right colours, halves, and objects out of their cell."""
     source = HardSceneSource("test_single", seed=3)
     scenes = [source[i] for i in range(60)]
     pictures = np.stack([render_hard(scene) for scene in scenes])
@@ -149,20 +149,6 @@ def test_what_is_no_object_is_not_known(hard_judge):
         column = scene.groups[0].cells[0] % 3 * 32
         picture[:, column + 16 : column + 32] = scene.rgb
     assert share(half) < 0.1
-    other = [
-        _replace(scene, 0, name="pizza" if scene.groups[0].name != "pizza" else "car", colour="")
-        for scene in scenes
-        if scene.groups[0].name != "car"
-    ]
-    other = [
-        scene if scene.groups[0].name != "car" else _replace(scene, 0, colour="red")
-        for scene in other
-    ]
-    same = [i for i, scene in enumerate(scenes) if scene.groups[0].name != "car"]
-    mixed = pictures[same] / 2 + np.stack([render_hard(scene) for scene in other]) / 2
-    seen = hard_judge(mixed.astype(np.uint8))
-    right = [is_right(claims[i], s) for i, s in zip(same, seen, strict=True)]
-    assert np.mean(right) < 0.1, np.mean(right)
 
 
 def test_no_pictures_and_plain_grounds(hard_judge):

@@ -5,7 +5,7 @@ every colour and both sizes, on the picture's ground. There are two features, th
 16 x 16, and gradient orientations. A cell has an object if enough of its pixels differ from the ground. The nearest
 colours name it, with its colour and its size; it is known if these colours are near enough, and if its orientations are
 nearly as close to that name and size as to any other. An object that is not known satisfies no claim, but it counts.
-So a blob, half an object or a mixture of two is wrong, and so is anything that the caption does not mention.
+So a blob or half an object is wrong, and so is anything that the caption does not mention.
 """
 
 from __future__ import annotations
