@@ -335,6 +335,11 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 def rows(config: TunaConfig) -> list[Row]:
     """The weight map of an official state dict of TUNA (including the VAE), Tuna-R or Tuna-2."""
+    if config.design not in ("cascade", "latent_only"):
+        raise ConversionError(
+            f"a model of the design {config.design!r} has no layout in the released code; TUNA, Tuna-R ('cascade') and "
+            f"Tuna-2 ('latent_only') have one"
+        )
     vision = embedding_rows(config)
     if config.has_encoder:
         vision = [*representation_rows(config), *connector_rows()]

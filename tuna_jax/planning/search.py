@@ -158,10 +158,9 @@ def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int,
     frames = 1 + (shape.frames - 1) // config.space.temporal_factor
     pixels = shape.size.height * shape.size.width
     visual = shape.slots * frames * pixels // config.space.spatial_factor**2
-    stacks = [
-        (config.representation, visual, config.representation.width),
-        (config.language, length, config.language.width),
-    ]
+    stacks: list[tuple[Any, int, int]] = [(config.language, length, config.language.width)]
+    if config.has_encoder:
+        stacks.insert(0, (config.representation, visual, config.representation.width))
     if stream.heads.flow_rows != 0:
         stacks.append((config.flow_head, length, config.language.width))
     return [(part.layers, tokens, width, part.mlp, part.heads) for part, tokens, width in stacks]
