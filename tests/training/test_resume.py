@@ -37,7 +37,11 @@ def environment(tmp_path_factory):
 
 def start(workdir, environment):
     command = [sys.executable, "-m", "tuna_jax.train"]
-    command += ["--config=tests/training/tiny.py", f"--workdir={workdir}", f"--config.steps={STEPS}"]
+    command += [
+        "--config=tests/training/tiny.py",
+        f"--workdir={workdir}",
+        f"--config.steps={STEPS}",
+    ]
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
