@@ -59,7 +59,7 @@ def rows(device, length, channels, masked):
         with use_sharding(Activations(one)):
             seen = attend(*arrays, end if masked else None, backend="splash")
         return seen.astype(jnp.float32).sum()
-    array = jax.ShapeDtypeStruct((4, length, 4, channels), jnp.bfloat16, sharding=whole)
+    array = jax.ShapeDtypeStruct((4, length, 16, channels), jnp.bfloat16, sharding=whole)
     end = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=whole)
     step = jax.jit(jax.grad(loss), out_shardings=whole)
     found = compiler.compile_lowered(step.lower((array,) * 3, end))
@@ -70,8 +70,8 @@ def rows(device, length, channels, masked):
 for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
     device = topology.devices(name)[0]
     print(json.dumps(attention_memory.measure(device, (2048,), ("splash",))[0]))
-    rows(device, 641, 128, masked=True)
-    rows(device, 384, 72, masked=False)
+    rows(device, 1153, 128, masked=True)
+    rows(device, 1024, 72, masked=False)
 """
 
 

@@ -18,7 +18,7 @@ from tuna_jax.models import vae
 from tuna_jax.training import metrics, weights_file
 
 ROOT = Path(__file__).parents[2]
-STEPS = 72
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,7 @@ def environment(tmp_path_factory):
 
 def start(workdir, environment):
     command = [sys.executable, "-m", "tuna_jax.train"]
-    command += [
-        "--config=tests/training/tiny.py",
-        f"--workdir={workdir}",
-        f"--config.steps={STEPS}",
-    ]
+    command += ["--config=tests/training/tiny.py", f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
@@ -81,7 +77,7 @@ def uninterrupted(environment, tmp_path_factory):
 
 def test_killed_and_terminated_runs_resume_to_the_bit(environment, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    first, second = random.randint(12, 28), random.randint(34, 50)
+    first, second = random.randint(12, 50), random.randint(60, 95)
     print(f"SIGKILL at step {first}, SIGTERM at step {second}")
 
     assert signal_at(start(workdir, environment), workdir, first, signal.SIGKILL) == -signal.SIGKILL
