@@ -289,7 +289,9 @@ def _scale(sizes: Any, name: str, value: Any) -> list[str]:
 def _statistics(config: TunaConfig, values: Mapping[str, Any]) -> list[str]:
     """The mean and standard deviation of the latents of a VAE: no shape shows their values."""
     lines = []
-    for name, ours in zip(("latents_mean", "latents_std"), config.video_vae.statistics, strict=True):
+    for name, ours in zip(
+        ("latents_mean", "latents_std"), config.video_vae.statistics, strict=True
+    ):
         theirs = values.get(name)
         if theirs is None:
             continue

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tuna_jax.config import TunaConfig
+from tuna_jax.models.dinov3 import DINOv3Encoder
 from tuna_jax.models.layers import Linear, RMSNorm, xavier_init
 from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.models.representation import Connector, RepresentationEncoder
@@ -32,10 +33,14 @@ class Design(NamedTuple):
     tokens: Callable[[Any, Latents], Float[Array, "b n d"]]
 
 
+ENCODERS = {"siglip": RepresentationEncoder, "dinov3": DINOv3Encoder}
+"""The representation encoders, by `RepresentationConfig.kind`."""
+
+
 def _cascade_parts(config: TunaConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    width = config.language.width
+    width, encoder = config.language.width, ENCODERS[config.representation.kind]
     return {
-        "representation": RepresentationEncoder(
+        "representation": encoder(
             config.representation, config.space.latent_channels, config.attention_backend, rngs=rngs
         ),
         "connector": Connector(config.representation.width, width, rngs=rngs),
