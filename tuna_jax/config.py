@@ -220,8 +220,8 @@ def _require_divisible(height: int, width: int, factor: int) -> None:
 class PixelConfig:
     """Pixels in place of a VAE's latents (model.md sections 12 and 13).
 
-    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The channels of
-    a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
+    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The channels
+    of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
 
     Attributes:
       patch: side of a patch in pixels.
@@ -443,8 +443,8 @@ class TunaConfig:
     Attributes:
       vae: the frozen VAE; None for models that work on pixels.
       pixels: how a model without a VAE reads and predicts pixels; None for models with one.
-      design: what turns latents (or patches of pixels) into visual tokens. 'cascade': the representation encoder and the
-        connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels).
+      design: what turns latents (or patches of pixels) into visual tokens. 'cascade': the representation encoder and
+        the connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels).
       flow: what the flow head predicts.
       representation, language, flow_head: the other parts; designs without an encoder ignore `representation`.
       patch_norm_eps: eps of the norm of 'latent_only'. The released code names none, and PyTorch then takes one that
@@ -680,7 +680,7 @@ def emoji_vae() -> VAEConfig:
 
 
 def wan21_vae() -> VAEConfig:
-    """The VAE of Wan 2.1: 8x in space, 4x in time, 16 channels; with 2x2 patches of its latents, 16x and 64 channels."""
+    """The VAE of Wan 2.1, 8x in space, 4x in time, 16 channels; with 2x2 patches of its latents 16x, 64 channels."""
     return VAEConfig(
         latent_channels=64,
         encoder_width=96,

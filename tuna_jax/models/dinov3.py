@@ -45,7 +45,7 @@ class LayerScale(nnx.Module):
 
 
 class DINOv3Layer(nnx.Module):
-    """Pre-LN ViT block: bidirectional attention with rotated patches, and an MLP, gated or not; both with layer scale."""
+    """Pre-LN ViT block: bidirectional attention with rotated patches, and an MLP, gated or not, with layer scale."""
 
     def __init__(self, config: RepresentationConfig, backend: str, *, rngs: nnx.Rngs):
         width, own = config.width, config.dinov3

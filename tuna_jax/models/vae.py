@@ -7,7 +7,8 @@ Wan 2.1 has the space-to-depth at the other end: its convolutions take pixels, i
 pixels, and 2x2 of them are one latent position of the model, with 64 channels. Only `encode_moments` and `decode` know
 of that: the encoder of representations, flow, noise and flow head see one token per 16x16 pixels with either.
 
-    pixels [B, 1+4k, H, W, 3] -> encoder -> 1x1x1 conv -> mu, log_var [B, 1+k, H/8, W/8, 16] -> patches [.., H/16, W/16, 64]
+    pixels [B, 1+4k, H, W, 3] -> encoder -> 1x1x1 conv -> mu, log_var [B, 1+k, H/8, W/8, 16]
+    -> 2x2 patches [B, 1+k, H/16, W/16, 64]; the decoder inverts that
 
 Everything is causal in time, so one code path serves a whole clip at once (fast) and a clip in
 chunks (low memory): every layer takes and returns a history (`vae_layers.py`). A run over a whole clip drops the
@@ -80,7 +81,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents `[B, T, h, w, C]` -> space-to-depth pixels `[B, F, 8h, 8w, 12]`; for Wan 2.1 pixels `[B, F, 8h, 8w, 3]`."""
+    """Latents `[B, T, h, w, C]` -> space-to-depth pixels `[B, F, 8h, 8w, 12]`, for Wan 2.1 pixels `[.., 3]`."""
 
     WHOLE, TILED = slice(None, 2), slice(2, None)
 

@@ -248,7 +248,7 @@ def duplicate_up(x: Video, outputs: int, time: int, space: int, first: bool) -> 
 
 
 class DownLevel(nnx.Module):
-    """Residual blocks, then down-sampling (not at the last level), plus group averaging (`residual`: not in Wan 2.1)."""
+    """Residual blocks, then down-sampling (not at the last level), plus group averaging (only with `residual`)."""
 
     def __init__(
         self,
