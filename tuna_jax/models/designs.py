@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tuna_jax.config import TunaConfig
+from tuna_jax.models.dinov3 import DINOv3Encoder
 from tuna_jax.models.layers import Linear, RMSNorm, xavier_init
 from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.models.representation import Connector, RepresentationEncoder
@@ -48,10 +49,13 @@ class Design(NamedTuple):
     tokens: Callable[[Any, Inputs], Float[Array, "b n d"]]
 
 
-def _encoder(config: TunaConfig, channels: int, rngs: nnx.Rngs) -> RepresentationEncoder:
-    return RepresentationEncoder(
-        config.representation, channels, config.attention_backend, rngs=rngs
-    )
+ENCODERS = {"siglip": RepresentationEncoder, "dinov3": DINOv3Encoder}
+"""The representation encoders, by `RepresentationConfig.kind`."""
+
+
+def _encoder(config: TunaConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
+    encoder = ENCODERS[config.representation.kind]
+    return encoder(config.representation, channels, config.attention_backend, rngs=rngs)
 
 
 class PatchEmbedding(nnx.Module):

@@ -78,6 +78,8 @@ RULES: tuple[Rule, ...] = (
     # Latents in, velocities out.
     Rule(r"representation\.patch\.kernel", ("small", "width"), optional=True),
     Rule(r"representation\.position", ("small", "width"), optional=True),
+    Rule(r"representation\.registers", ("small", "width"), optional=True),
+    Rule(r"representation\.cls", None, optional=True),
     Rule(r"embedding\.patch\.kernel", ("small", "width"), optional=True),
     Rule(r"flow_head\.layers\.modulation\.linear\.kernel", ("layer", "width", "modulation")),
     Rule(r"flow_head\.final\.modulation\.linear\.kernel", ("width", "modulation")),
