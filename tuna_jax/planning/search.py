@@ -118,7 +118,8 @@ def candidates(experiment: Experiment, devices: int) -> Iterator[Candidate]:
 
 def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Candidate) -> Estimate:
     """The estimates of the formulas for one candidate."""
-    sizes = _sizes(experiment.config, experiment.settings.optimizer.frozen)
+    chosen = experiment.settings.optimizer
+    sizes = _sizes(experiment.config, chosen.frozen, chosen.trained)
     limits = bound(_work(experiment, stream, candidate, sizes), chip)
     return Estimate(
         candidate=candidate,
@@ -131,9 +132,9 @@ def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Cand
 
 
 @functools.cache
-def _sizes(config: TunaConfig, frozen: tuple[str, ...]) -> _Sizes:
+def _sizes(config: TunaConfig, frozen: tuple[str, ...], trained_only: tuple[str, ...]) -> _Sizes:
     shapes = tuna.shapes(config)
-    chosen = trainable(shapes, frozen)
+    chosen = trainable(shapes, frozen, trained_only)
 
     def count(tree: Any) -> int:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

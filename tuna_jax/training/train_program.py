@@ -54,7 +54,8 @@ class Program:
         init = functools.partial(tuna.init, config)
         params = jax.eval_shape(init, jax.random.key(0))
         update = optimizer.build(settings.optimizer, params, settings.steps)
-        trained = optimizer.trainable(params, settings.optimizer.frozen)
+        chosen = settings.optimizer
+        trained = optimizer.trainable(params, chosen.frozen, chosen.trained)
         self._make_state = functools.partial(
             state.initial,
             optimizer=update,
@@ -74,7 +75,7 @@ class Program:
             ema=settings.optimizer.ema,
             log_every=settings.log_every,
             tasks=len(tasks),
-            trained=trained if settings.optimizer.frozen else None,
+            trained=trained if chosen.frozen or chosen.trained else None,
             encode=functools.partial(encode, config.space, jnp.dtype(settings.vae_dtype)),
             accumulate=settings.accumulate,
             counts=tuna.target_counts,
