@@ -53,11 +53,16 @@ if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
 
 # The released code names the 1.5B model after its total size.
-_PRESET_OF_MANIFEST = {"tuna_2b": "tuna_1p5b", "tuna_7b": "tuna_7b"}
-# --part -> the layout of its backbone.
+_PRESET_OF_MANIFEST = {
+    "tuna_2b": "tuna_1p5b",
+    "tuna_7b": "tuna_7b",
+    "tuna_2r_pixel_7b": "tuna_r_7b",
+    "tuna_2_pixel_7b": "tuna_2_7b",
+}
+# --part -> the layout of its backbone; that of the representation encoder is its kind.
 _PARTS = {
     "language": "qwen",
-    "representation": "siglip",
+    "representation": "",
     "vae": "wan",
     "vae_diffusers": "diffusers",
 }
@@ -75,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="convert a PyTorch checkpoint, or assemble a model from pre-trained backbones",
         description="Reads an official TUNA state dict tensor by tensor and writes it under our names, layers "
         "stacked, with its configuration. Given pre-trained backbones instead (a Qwen2.5 or llama-style language "
-        "model, a SigLIP, a Wan 2.2 VAE), assembles a fresh TUNA from them. The sources are not changed.",
+        "model, a SigLIP or DINOv3, a Wan VAE), assembles a fresh TUNA from them. The sources are not changed.",
     )
     inward.add_argument(
         "source",
@@ -96,9 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inward.add_argument(
         "--positions",
         choices=("fresh", "interpolate"),
-        default="fresh",
+        default="",
         help="position table of a SigLIP with another grid: freshly initialised, or interpolated to the model's grid "
-        "(default fresh)",
+        "(default: fresh for a model on latents, interpolate for one on pixels)",
     )
     inward.add_argument(
         "--seed",
@@ -124,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outward.add_argument(
         "--part",
         choices=tuple(_PARTS),
-        help="only this part, in its backbone's own layout: language (Hugging Face's Qwen2), representation (SigLIP), "
-        "vae (Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json too",
+        help="only this part, in its backbone's own layout: language (Hugging Face's Qwen2), representation (SigLIP or "
+        "DINOv3), vae (Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json",
     )
 
     _add_check(outward)
@@ -205,7 +210,8 @@ def _add_check(command: argparse.ArgumentParser) -> None:
 def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
     which = command.add_mutually_exclusive_group(required=required)
     which.add_argument(
-        "--preset", help="the model's size: tiny, emoji, tuna_smol, tuna_1p5b or tuna_7b"
+        "--preset",
+        help="the model: tuna_1p5b, tuna_7b, tuna_r_7b, tuna_2_7b, ... (tuna_jax/config.py)",
     )
     which.add_argument(
         "--config",
@@ -279,10 +285,19 @@ def _to_torch(options: argparse.Namespace) -> int:
 
     config, params = checkpoint_source.open_parameters(options.source)
 
-    extra = {}
-    if options.part and export_backbone.backbone_config(config, _PARTS[options.part]):
-        part_config = export_backbone.backbone_config(config, _PARTS[options.part])
-        extra["config.json"] = json.dumps(part_config, indent=2)
+    layout, extra = _PARTS.get(options.part, ""), {}
+    if options.part == "representation":
+        if not config.has_encoder:
+            raise ValueError(
+                f"{options.source} has no representation encoder (design {config.design!r}); choose another --part"
+            )
+        layout = config.representation.kind
+    for name, write in (
+        ("config.json", export_backbone.backbone_config),
+        ("preprocessor_config.json", export_backbone.preprocessor_config),
+    ):
+        if layout and (values := write(config, layout)):
+            extra[name] = json.dumps(values, indent=2)
 
     def sink(specs: convert_checkpoint.Specs) -> Writer:
         return Writer(
@@ -297,7 +312,7 @@ def _to_torch(options: argparse.Namespace) -> int:
     how: Any = {"dtype": options.dtype, "progress": True}
     how["check_weights"] = options.check_weights
     if options.part:
-        count = export_backbone.to_backbone(config, params, _PARTS[options.part], sink, **how)
+        count = export_backbone.to_backbone(config, params, layout, sink, **how)
     else:
         count = convert_checkpoint.to_torch(config, params, sink, **how)
     print(f"{options.output}: {count} tensors of {options.source}")

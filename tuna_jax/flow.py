@@ -72,8 +72,28 @@ def interpolate(
     return t * clean + (1.0 - t) * noise
 
 
+def remaining(t: Float[Array, "*b"], floor: float) -> Float[Array, "*b"]:
+    """`max(floor, 1 - t)`, by which a clean prediction is divided (model.md section 12)."""
+    return jnp.maximum(floor, 1.0 - t)
+
+
+def velocity_from_clean(
+    clean: Float[Array, "*b c"], x: Float[Array, "*b c"], t: Float[Array, ...], floor: float
+) -> Float[Array, "*b c"]:
+    """`v = (x_1 - x_t) / max(floor, 1 - t)`; t has the leading axes of x."""
+    return (clean - x) / remaining(t, floor).reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def clean_from_velocity(
+    velocity: Float[Array, "*b c"], x: Float[Array, "*b c"], t: Float[Array, ...], floor: float
+) -> Float[Array, "*b c"]:
+    """The inverse of `velocity_from_clean`."""
+    return x + velocity * remaining(t, floor).reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
 def time_grid(steps: int, shift: float = 3.0) -> Float[np.ndarray, " points"]:
-    """The `steps + 1` sampling times of `steps` solver steps: `linspace(0, 1)` mapped by `t / (t + a - a t)`.
+    """The `steps + 1` sampling times of `steps` solver steps: `linspace(0, 1)` mapped by `t / (t + a - a t)`; a = 1 is
+    a uniform grid.
 
     The released code counts points: its `num_steps=50` is `steps=49` here.
 
@@ -83,6 +103,8 @@ def time_grid(steps: int, shift: float = 3.0) -> Float[np.ndarray, " points"]:
     if steps < 1:
         raise ValueError(f"steps is {steps}; sampling requires at least 1 solver step")
     t = np.linspace(0.0, 1.0, steps + 1, dtype=np.float32)
+    if shift == 1.0:
+        return t
     return (t / (t + shift - shift * t)).astype(np.float32)
 
 
@@ -107,8 +129,17 @@ def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None
     return None if tuple(interval) == EVERYWHERE else np.asarray(interval, np.float32)
 
 
-def guides(t: Float[Array, ""], bounds: Float[Array, " 2"]) -> Bool[Array, ""]:
-    """Whether time t is within the bounds of a guidance interval, both ends included."""
+def guides(t: Float[Array, ""], bounds: Float[Array, " 2"], ends: bool = True) -> Bool[Array, ""]:
+    """Whether time t is within the bounds of a guidance interval.
+
+    Args:
+      t: a time of the grid.
+      bounds: (low, high).
+      ends: whether both ends are in it. Without them, 0 as the lower end still is (model.md section 12).
+    """
+    if not ends:
+        above = (bounds[0] == 0.0) | (t > bounds[0] + _ROUNDING)
+        return above & (t < bounds[1] - _ROUNDING)
     return (t >= bounds[0] - _ROUNDING) & (t <= bounds[1] + _ROUNDING)
 
 
@@ -127,7 +158,12 @@ SOLVERS = {"euler": euler_step, "heun": heun_step}
 
 
 def integrate(
-    velocity: Velocity, x: Array, grid: Float[Array, " points"], solver: str = "euler"
+    velocity: Velocity,
+    x: Array,
+    grid: Float[Array, " points"],
+    solver: str = "euler",
+    *,
+    euler_at_end: bool = False,
 ) -> tuple[Array, Array]:
     """Solves `dx/dt = velocity(x, t)` along the grid in one `lax.scan`.
 
@@ -136,6 +172,7 @@ def integrate(
       x: state at `grid[0]`.
       grid: increasing times, one more than the solver steps.
       solver: 'euler' or 'heun'.
+      euler_at_end: whether the last step is one of Euler's method, which does not evaluate the velocity at `grid[-1]`.
 
     Returns:
       The state at `grid[-1]`, and the states after every step, `[steps, ...]`.
@@ -152,4 +189,8 @@ def integrate(
         state = SOLVERS[solver](velocity, state, t, next_t - t)
         return state, state
 
-    return jax.lax.scan(step, x, (grid[:-1], grid[1:]))
+    if not euler_at_end or solver == "euler":
+        return jax.lax.scan(step, x, (grid[:-1], grid[1:]))
+    before, states = jax.lax.scan(step, x, (grid[:-2], grid[1:-1]))
+    final = euler_step(velocity, before, grid[-2], grid[-1] - grid[-2])
+    return final, jnp.concatenate([states, final[None]])

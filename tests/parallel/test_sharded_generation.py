@@ -45,7 +45,7 @@ want = jax.device_get(run(params, None))
 got = run(on(long), Activations(long))
 shard = got.hidden.addressable_shards[0].data.shape
 report("hidden", jax.device_get(got.hidden), want.hidden, shard=shard)
-report("velocity", jax.device_get(got.velocity), want.velocity)
+report("velocity", jax.device_get(got.prediction), want.prediction)
 
 # ---- pictures and text from a prefix
 wide = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))

@@ -46,7 +46,8 @@ class Sink(Protocol):
 
 def parameter_shapes(config: TunaConfig) -> dict[str, Any]:
     """Shapes of all parameters, those of the VAE under 'vae'; nothing is allocated."""
-    return tuna.shapes(config) | {"vae": vae.shapes(config.vae)}
+    stored = {} if config.vae is None else {"vae": vae.shapes(config.vae)}
+    return tuna.shapes(config) | stored
 
 
 def without_buffers(state: StateDict) -> StateDict:

@@ -6,12 +6,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuna_jax.config import (
+    FlowConfig,
     FlowHeadConfig,
     LanguageConfig,
+    PixelConfig,
     RepresentationConfig,
     TunaConfig,
     VAEConfig,
 )
+
+
+def _space(
+    official: Mapping[str, Any],
+) -> tuple[VAEConfig | None, PixelConfig | None, FlowConfig]:
+    """Latents of a VAE (TUNA), or pixels (Tuna-R and Tuna-2), and the flow on them."""
+    wan = official.get("vae")
+    if wan is None:
+        noise = official["noise_scheduler"]
+        pixels = PixelConfig(patch=official["tuna_model"]["patch_size"], order="raster")
+        flow = FlowConfig(
+            prediction="clean", noise_scale=noise["noise_scale"], min_remaining=noise["t_eps"]
+        )
+        return None, pixels, flow
+    vae = VAEConfig(
+        latent_channels=wan["z_dim"],
+        encoder_width=wan["dim"],
+        decoder_width=wan["dec_dim"],
+        multipliers=tuple(wan["dim_mult"]),
+        blocks=wan["num_res_blocks"],
+        halve_time=tuple(wan["temperal_downsample"]),
+        latent_stats="custom",
+        latent_mean=tuple(wan["mean"]),
+        latent_std=tuple(wan["std"]),
+    )
+    return vae, None, FlowConfig()
+
+
+def _representation(siglip: Mapping[str, Any], model: Mapping[str, Any]) -> RepresentationConfig:
+    dropped = model["siglip_feature_layer"] + 1  # -2 keeps all layers except the last.
+    return RepresentationConfig(
+        width=siglip["hidden_size"],
+        layers=siglip["num_hidden_layers"] + dropped if dropped < 0 else dropped,
+        heads=siglip["num_attention_heads"],
+        mlp=siglip["intermediate_size"],
+        grid=model["siglip_image_size"] // model.get("siglip_patch_size", model["patch_size"]),
+        norm_eps=siglip["layer_norm_eps"],
+    )
 
 
 def config_from_official(official: Mapping[str, Any], tied: bool) -> TunaConfig:
@@ -21,30 +61,17 @@ def config_from_official(official: Mapping[str, Any], tied: bool) -> TunaConfig:
       official: `config` of `state_dict.json`.
       tied: whether the head of the language transformer is its embedding.
     """
-    llm, head, wan = official["llm"], official["diffusion_head"], official["vae"]
-    siglip, model = official["siglip_hf"], official["tuna_model"]
+    llm, head, model = official["llm"], official["diffusion_head"], official["tuna_model"]
     scaling = head["rope_scaling"]
-    dropped = model["siglip_feature_layer"] + 1  # -2 keeps all layers except the last.
+    vae, pixels, flow = _space(official)
+    siglip = official.get("siglip_hf")
     return TunaConfig(
-        vae=VAEConfig(
-            latent_channels=wan["z_dim"],
-            encoder_width=wan["dim"],
-            decoder_width=wan["dec_dim"],
-            multipliers=tuple(wan["dim_mult"]),
-            blocks=wan["num_res_blocks"],
-            halve_time=tuple(wan["temperal_downsample"]),
-            latent_stats="custom",
-            latent_mean=tuple(wan["mean"]),
-            latent_std=tuple(wan["std"]),
-        ),
-        representation=RepresentationConfig(
-            width=siglip["hidden_size"],
-            layers=siglip["num_hidden_layers"] + dropped if dropped < 0 else dropped,
-            heads=siglip["num_attention_heads"],
-            mlp=siglip["intermediate_size"],
-            grid=model["siglip_image_size"] // model["siglip_patch_size"],
-            norm_eps=siglip["layer_norm_eps"],
-        ),
+        vae=vae,
+        pixels=pixels,
+        flow=flow,
+        design="latent_only" if siglip is None else "cascade",
+        mask_token=bool(model.get("enable_mask_token", False)),
+        representation=RepresentationConfig() if siglip is None else _representation(siglip, model),
         language=LanguageConfig(
             vocabulary=official["llm_vocab_size"],
             width=llm["hidden_size"],

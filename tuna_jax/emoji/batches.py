@@ -28,8 +28,8 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
-    config = dataclasses.asdict(bundle.config.vae)
-    del config["by_frame"]  # A frame is encoded as an image with either value.
+    config = dataclasses.asdict(bundle.config.space)
+    config.pop("by_frame", None)  # A frame is encoded as an image with either value.
     key = fingerprint.fingerprint({"weights": bundle.vae_params, "config": config})
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     tokenizer = bundle.tokenizer

@@ -59,7 +59,7 @@ class ModelBundle:
     @property
     def grid(self) -> Grid:
         """Latent grid of an image."""
-        return Grid(*self.config.vae.latent_shape(1, self.size, self.size)[:3])
+        return Grid(*self.config.space.latent_shape(1, self.size, self.size)[:3])
 
     def model(self, params: Any) -> Tuna:
         """The inference pipeline with these parameters."""
@@ -149,6 +149,29 @@ def load_bundle(settings: EmojiExperiment) -> ModelBundle:
         tokenizer has ids.
     """
     config = from_dict(settings.model)
+    config, vae_params = _with_vae(config, settings)
+    tokenizer = Tokenizer(settings.data.vocabulary)
+    if config.language.vocabulary < tokenizer.size:
+        raise ValueError(
+            f"config.model.language.vocabulary is {config.language.vocabulary}, but the vocabulary "
+            f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the embedding requires a row for each id"
+        )
+    return ModelBundle(config, vae_params, tokenizer, settings.data.size, settings.samples)
+
+
+def _with_vae(config: TunaConfig, settings: EmojiExperiment) -> tuple[TunaConfig, Any]:
+    """The model's config with that of its VAE, and the VAE's parameters; a model on pixels has none."""
+    if config.vae is None:
+        if settings.vae:
+            raise ValueError(
+                f"config.vae is {settings.vae}, and the model works on pixels; set config.vae=''"
+            )
+        config.space.latent_shape(
+            settings.data.clips.frames if settings.data.clips.rows else 1,
+            settings.data.size,
+            settings.data.size,
+        )
+        return config, {}
     vae_config, vae_params = load_image_vae(settings.vae or None)
     if vae_config.latent_channels != config.vae.latent_channels:
         raise ValueError(
@@ -156,14 +179,7 @@ def load_bundle(settings: EmojiExperiment) -> ModelBundle:
             f"{config.vae.latent_channels}; set config.model.vae.latent_channels, or another file in "
             f"config.vae"
         )
-    tokenizer = Tokenizer(settings.data.vocabulary)
-    if config.language.vocabulary < tokenizer.size:
-        raise ValueError(
-            f"config.model.language.vocabulary is {config.language.vocabulary}, but the vocabulary "
-            f"{settings.data.vocabulary!r} has {tokenizer.size} ids; the embedding requires a row for each id"
-        )
-    config = dataclasses.replace(config, vae=for_clips(vae_config, settings.data))
-    return ModelBundle(config, vae_params, tokenizer, settings.data.size, settings.samples)
+    return dataclasses.replace(config, vae=for_clips(vae_config, settings.data)), vae_params
 
 
 def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:

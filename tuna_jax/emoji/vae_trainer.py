@@ -180,7 +180,7 @@ def train_vae(
         param_sharding.batch_sharding(mesh),
     )
     config = dataclasses.replace(
-        model_config.preset(settings.preset).vae,
+        model_config.preset(settings.preset).video_vae,
         encoder_width=settings.encoder_width,
         decoder_width=settings.decoder_width,
         blocks=settings.blocks,

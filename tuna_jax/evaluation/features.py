@@ -122,7 +122,7 @@ def _tokens(
 
 
 def _rows_per_chunk(model: Tuna, images: np.ndarray) -> int:
-    shape = model.config.vae.latent_shape(1, *images.shape[1:3])
+    shape = model.config.space.latent_shape(1, *images.shape[1:3])
     return batching.rows_per_chunk(int(np.prod(shape[:3])))
 
 

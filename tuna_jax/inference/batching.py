@@ -19,7 +19,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.inference import option_checks
 from tuna_jax.inference.generation.flow_sampler import to_uint8
 from tuna_jax.inference.generation.prefix_cache import Prefix
-from tuna_jax.models import vae
+from tuna_jax.models import latent_space, pixels
 from tuna_jax.models.logical_sharding import LogicalSharding, constrain, use_sharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
 from tuna_jax.sequence import Special, TokenSequence, stack
@@ -75,6 +75,7 @@ def prefix_of(
     special: Special,
     latents: Float[Any, "b n t h w c"] | None = None,
     width: int | None = None,
+    images: Float[Any, "b n t h w p"] | None = None,
 ) -> Prefix:
     """What generation starts from: sequences padded to one width, with the latents of their input images.
 
@@ -83,11 +84,31 @@ def prefix_of(
       special: special token ids; the pad id is used.
       latents: clean latents of the slots; None if there are none.
       width: tokens per row; None: `width_of(sequences)`.
+      images: patches of their clean pixels, for designs that see pixels (`clean_patches`).
     """
     slots = 0 if latents is None else latents.shape[1]
     batch = stack(sequences, width or width_of(sequences), slots, special)
     tokens, lengths, spans = (jnp.asarray(batch[name]) for name in ("tokens", "lengths", "spans"))
-    return Prefix(tokens, lengths, spans, None if latents is None else jnp.asarray(latents))
+    given = (None if array is None else jnp.asarray(array) for array in (latents, images))
+    return Prefix(tokens, lengths, spans, *given)
+
+
+def clean_patches(
+    config: TunaConfig, clips: UInt8[Any, "n frames height width 3"]
+) -> Float[Array, "n frames h w p"] | None:
+    """Patches of clean pixels for a design that sees them; None for other designs.
+
+    Raises:
+      ValueError: a clip of several frames; the encoders of these designs see images.
+    """
+    if not config.sees_pixels:
+        return None
+    if clips.shape[1] != 1:
+        raise ValueError(
+            f"a clip of {clips.shape[1]} frames was given, and the design {config.design!r} sees the pixels of images; "
+            f"give an image"
+        )
+    return pixels.from_uint8(config.image_patches, jnp.asarray(clips))
 
 
 def keys(seed: Any, count: int) -> Array:
@@ -126,13 +147,15 @@ def encode(
     sharding: LogicalSharding | None = None,
     tile_above: int = TILE_ABOVE,
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, "n t h w c"]]:
-    """The mean and standard deviation of the VAE's posterior for clips, normalised, float32.
+    """The mean and standard deviation of the VAE's posterior for clips, normalised, float32; of a model without a VAE,
+    patches of pixels and zeros.
 
     An image is a clip of one frame. Frames of more than `tile_above` pixels are encoded in tiles.
     """
     with use_sharding(sharding):
         clips = constrain(jnp.asarray(clips), "batch", None, None, None, None)
-        return vae.posterior(config.vae, vae_params, clips, tile_above=tile_above)
+        mean, std = latent_space.posterior(config.space, vae_params, clips, tile_above=tile_above)
+        return mean, jnp.zeros_like(mean) if std is None else std
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))
@@ -172,13 +195,14 @@ def _decode(
     sharding: LogicalSharding | None,
     tile_above: int,
 ) -> tuple[UInt8[Array, "n frames height width 3"], Bool[Array, " n"]]:
-    params = vae.for_frames(config.vae, vae_params, latents.shape[1])
     chunked = latents.shape[1] > _MAX_UNCHUNKED_FRAMES
-    height, width = (side * config.vae.spatial_factor for side in latents.shape[2:4])
+    height, width = (side * config.space.spatial_factor for side in latents.shape[2:4])
     tiles = tiling(height, width, tile_above)
     with use_sharding(sharding):
         latents = constrain(jnp.asarray(latents), "batch", None, None, None, None)
-        pixels = vae.decode(config.vae, params, latents, chunked=chunked, tiles=tiles)
-        axes = tuple(range(1, pixels.ndim))
-        finite = jnp.isfinite(latents).all(axes) & jnp.isfinite(pixels).all(axes)
-        return to_uint8(pixels), finite
+        decoded = latent_space.decode(
+            config.space, vae_params, latents, chunked=chunked, tiles=tiles
+        )
+        axes = tuple(range(1, decoded.ndim))
+        finite = jnp.isfinite(latents).all(axes) & jnp.isfinite(decoded).all(axes)
+        return to_uint8(decoded), finite

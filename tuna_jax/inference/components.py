@@ -33,6 +33,10 @@ def read_vae(
       ValueError: the file has no complete VAE, one with another number of latent channels than the model, or with
         `check_weights` weights that are not finite.
     """
+    if config.vae is None:
+        raise ValueError(
+            f"the VAE {path} is given to a model that works on pixels and has none; leave it out"
+        )
     vae_config, params = open_vae(path, config)
     if check_weights:
         check_finite(f"the VAE in {path}", flatten(params))
@@ -65,6 +69,8 @@ def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
             return load_image_vae(path)
     stored_config, state = checkpoint_source.open_any(path)
     vae_config = config.vae if stored_config is None else stored_config.vae
+    if vae_config is None:
+        raise ValueError(f"{path} is a model that works on pixels; it has no VAE")
     layout = detect_format.detect_layout(state)
     if layout in ("wan", "diffusers"):
         rows = rows_of(layout, config)

@@ -228,7 +228,7 @@ def read(
                 f"the same dtype"
             )
         programs[spec] = jax.jit(exported.call)
-    return Programs(config.vae.spatial_factor, programs)
+    return Programs(config.space.spatial_factor, programs)
 
 
 def _stored_spec(values: Mapping[str, Any]) -> tuple[SamplerSpec, str]:
@@ -263,7 +263,7 @@ def _argument_shapes(
 ) -> tuple[Any, ...]:
     """Shapes and dtypes of a program's arguments."""
     shape = jax.ShapeDtypeStruct
-    latent_shape = config.vae.latent_shape(spec.frames, spec.height, spec.width)
+    latent_shape = config.space.latent_shape(spec.frames, spec.height, spec.width)
     prompt = (shape((spec.rows, spec.prompt), jnp.int32), shape((spec.rows,), jnp.int32))
     parameters = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), (params, vae_params))
     noise = shape((spec.rows, *latent_shape), jnp.float32)

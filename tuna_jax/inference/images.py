@@ -53,7 +53,7 @@ def load_sources(
       FileNotFoundError: there is no such file.
     """
     size = model.size if size is None else option_checks.size("size", size)
-    model.config.vae.latent_shape(1, *size)  # Rejects a wrong size before files are read.
+    model.config.space.latent_shape(1, *size)  # Rejects a wrong size before files are read.
     sources = [as_picture(image, size) for image in as_list(images)]
     if any(len(clip) != 1 for clip in sources):
         raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
@@ -106,10 +106,15 @@ def generate(
       ValueError: an option is unknown, invalid or has no effect, or the number of negative prompts or of seeds differs
         from the number of prompts.
     """
+    if model.config.design == "semantic_only":
+        raise ValueError(
+            "this model only understands images (its design is 'semantic_only'); it cannot generate or edit them"
+        )
     given = generation_config.sampling(options or {})
-    settings = _settings(model.samples, given)
+    defaults = model.samples if sources is None else model.samples.of_edits()
+    settings = _settings(defaults, given)
     frames = option_checks.whole("frames", frames, 1, option_checks.LARGEST_FRAMES)
-    shape = model.config.vae.latent_shape(frames, *given.get("size", model.size))
+    shape = model.config.space.latent_shape(frames, *given.get("size", model.size))
     grid = Grid(*shape[:3])
     negatives = _negative_prompts(given, len(prompts), settings.guidance)
 
@@ -141,13 +146,17 @@ def generate(
             if generated is not None:
                 clips, finite[rows] = generated
                 return clips
-        latents = None if sources is None else encode(model, sources[rows])[:, None]
+        latents = images = None
+        if sources is not None:
+            latents = encode(model, sources[rows])[:, None]
+            images = batching.clean_patches(model.config, sources[rows])
+            images = None if images is None else images[:, None]
         samples = flow_sampler.sample(
             model.config,
             model.generation_params,
-            batching.prefix_of(row_positive, special, latents, width),
+            batching.prefix_of(row_positive, special, latents, width, images),
             jnp.asarray(noise[rows]),
-            negative=batching.prefix_of(row_negative, special, latents, width),
+            negative=batching.prefix_of(row_negative, special, latents, width, images),
             guidance=settings.guidance,
             guidance_interval=settings.guidance_interval,
             steps=settings.steps,

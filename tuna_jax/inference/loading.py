@@ -52,8 +52,9 @@ def load(
     Args:
       path: a training run's workdir, its `model.safetensors` or one of its checkpoints; or a model that `convert
         from_torch` wrote, as safetensors (a file or a folder) or Orbax.
-      vae: the VAE, if the model stores none or another one shall be used: a file that `experiments/emoji/vae.py` wrote,
-        a converted model with a VAE, or the Wan 2.2 VAE in its own layout or diffusers'.
+      vae: the VAE, if the model stores none (and does not work on pixels) or another one shall be used: a file that
+        `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan 2.2 VAE in its own layout or
+        diffusers'.
       tokenizer: a tokenizer, the folder of a Hugging Face tokenizer, or the name or file of a compact vocabulary. The
         default is the one that the run record names, otherwise Qwen2.5's.
       dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one.
@@ -86,8 +87,16 @@ def load(
     else:
         params = _read_sharded(source, stored_config, dtype, mesh, averaged, check_weights)
         stored_vae = None
-    vae_config, vae_params = _read_vae(path, record, stored_config, stored_vae, vae, check_weights)
-    config = dataclasses.replace(stored_config, vae=vae_config)
+    config, vae_params = stored_config, {}
+    if stored_config.vae is not None:
+        vae_config, vae_params = _read_vae(
+            path, record, stored_config, stored_vae, vae, check_weights
+        )
+        config = dataclasses.replace(stored_config, vae=vae_config)
+    elif vae is not None:
+        raise ValueError(
+            f"{path} works on pixels and has no VAE; leave out --vae={vae} (in Python: vae=)"
+        )
     model = Tuna(
         config,
         params,
@@ -111,12 +120,15 @@ def load(
 
 
 def vae_file(path: Path) -> Path | None:
-    """The file of the VAE that a run's record names; None if the model stores the VAE's weights.
+    """The file of the VAE that a run's record names; None if the model stores the VAE's weights or has none.
 
     Raises:
       ValueError, RuntimeError: the model cannot be read.
     """
-    record = run_record.read(path, checkpoint_source.open_parameters(path)[1])
+    config, state = checkpoint_source.open_parameters(path)
+    if config.vae is None:
+        return None
+    record = run_record.read(path, state)
     return None if record.vae == IN_MODEL else Path(record.vae or shipped_image_vae())
 
 
@@ -131,7 +143,7 @@ def _read_vae(
     """The configuration and the parameters, on the device, of the VAE at `vae`, by default of the record's."""
     if vae is None and record.vae == IN_MODEL:
         if stored_params is not None:
-            return config.vae, stored_params
+            return config.video_vae, stored_params
         try:
             return read_vae(path, config, check_weights=check_weights)
         except ValueError as error:
@@ -149,7 +161,7 @@ def _read_vae(
         raise ValueError(
             f"{error}. That is the emoji VAE of this package; name this model's with --vae=FILE, or Tuna.load(vae=)"
         ) from error
-    by_frame = vae_config.by_frame or record.config.vae.by_frame
+    by_frame = vae_config.by_frame or record.config.video_vae.by_frame
     return dataclasses.replace(vae_config, by_frame=by_frame), vae_params
 
 

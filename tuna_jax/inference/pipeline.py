@@ -278,7 +278,8 @@ class Tuna:
     ) -> TokenSequence:
         """The token sequence that the answer follows; see `conversation.prompt_tokens`."""
         grids = [
-            Grid(*self.config.vae.latent_shape(*clip.shape[:3])[:3]) for clip in conversation.media
+            Grid(*self.config.space.latent_shape(*clip.shape[:3])[:3])
+            for clip in conversation.media
         ]
         return prompt_tokens(self.tokenizer, conversation, grids, self.template, template)
 
@@ -295,18 +296,22 @@ class Tuna:
           media: the clips of each sequence, equally many of one shape, uint8 [frames, height, width, 3].
           width: tokens that the sequences are padded to; None: see `batching.prefix_of`.
         """
-        latents = None
+        latents = patches = None
         if media and media[0]:
-            mean = images.encode(self, np.stack([clip for row in media for clip in row]))
+            clips = np.stack([clip for row in media for clip in row])
+            mean = images.encode(self, clips)
             latents = mean.reshape(len(media), -1, *mean.shape[1:])
-        return batching.prefix_of(prompts, self.tokenizer.special, latents, width)
+            patches = batching.clean_patches(self.config, clips)
+        if patches is not None:
+            patches = patches.reshape(len(media), -1, *patches.shape[1:])
+        return batching.prefix_of(prompts, self.tokenizer.special, latents, width, patches)
 
     def load_media(self, media: Sequence[MediaInput], frames: int = 17) -> list[np.ndarray]:
         """Images and videos as clips of one shape, for a `Conversation`; the errors are those of `answer`.
 
         The shape is the nearest to the first of them that the model was trained on (`shapes`), or the model's size.
         """
-        step = self.config.vae.temporal_factor
+        step = self.config.space.temporal_factor
         frames = option_checks.frames(frames, step)
         size = trained_shapes.of_media(self.shapes, self.size, media)
         return [as_clip(item, size, frames, step) for item in media]

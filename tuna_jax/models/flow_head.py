@@ -1,4 +1,5 @@
-"""The flow head: a transformer on the LLM's hidden states that ends in velocities (model.md section 7)."""
+"""The flow head: a transformer on the LLM's hidden states that ends in velocities, or in clean patches of pixels
+(model.md sections 7 and 12)."""
 
 from __future__ import annotations
 
@@ -153,8 +154,8 @@ class FinalLayer(nnx.Module):
         self, x: Float[Array, "b s d"], time: Float[Array, "#b n d"], layout: Layout
     ) -> Float[Array, "b s c"]:
         shift, scale = self.modulation(time, layout.one_hot(time.shape[1]))
-        velocity = self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
-        return constrain(velocity, "batch", "sequence", "channels")
+        prediction = self.linear(modulate(self.norm(x), shift, scale)).astype(jnp.float32)
+        return constrain(prediction, "batch", "sequence", "channels")
 
 
 class FlowHead(nnx.Module):
@@ -165,7 +166,7 @@ class FlowHead(nnx.Module):
         self.layers = stacked(
             lambda r: FlowLayer(sizes, width, config.attention_backend, rngs=r), sizes.layers, rngs
         )
-        self.final = FinalLayer(width, config.vae.latent_channels, rngs=rngs)
+        self.final = FinalLayer(width, config.space.latent_channels, rngs=rngs)
         self.config = sizes
         self.remat, self.unroll = config.remat, config.unroll
 
@@ -177,7 +178,7 @@ class FlowHead(nnx.Module):
         grid: tuple[int, int],
         cache: KVCaches | None = None,
     ) -> tuple[Float[Array, "b s c"], KVCaches | None]:
-        """Hidden states -> a velocity at every token (meaningful only at image tokens), float32.
+        """Hidden states -> a prediction at every token (meaningful only at image tokens), float32.
 
         Args:
           hidden: hidden states of the language transformer, after its last norm.

@@ -1,4 +1,5 @@
-"""The representation encoder: SigLIP2 over (noisy) latents, and the connector (model.md sections 3 and 4)."""
+"""The representation encoder: SigLIP2 over (noisy) latents or pixels, and the connector (model.md sections 3, 4,
+12)."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ class RepresentationEncoder(nnx.Module):
 
     Args:
       config: sizes.
-      latent_channels: of the VAE.
+      latent_channels: of the VAE, or values of a patch of pixels.
       backend: of the attention, see `models/attention.attention`.
     """
 

@@ -4,6 +4,9 @@
     text ids -> token table ------------------------------------------┴-> language transformer -> text head -> logits
     t -> time embedding -> time tokens, modulation                              └-> flow head -> velocities
 
+What turns latents into visual tokens is the model's design (`designs.py`). Models without a VAE have patches of pixels
+in place of latents, and their flow head predicts the clean image (sections 12 and 13).
+
 Functions here take `(config, params, ...)`; params is the nested dict that `init` returns. It does not contain the
 frozen VAE.
 """
@@ -21,17 +24,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
-from tuna_jax.models import language, layers
+from tuna_jax.models import language, layers, pixels
 from tuna_jax.models.attention import Layout, sequence_layout
+from tuna_jax.models.designs import DESIGNS, Inputs
 from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
 from tuna_jax.models.logical_sharding import constrain
-from tuna_jax.models.representation import Connector, RepresentationEncoder
 from tuna_jax.models.text_loss import chunked_text_loss, text_loss
 from tuna_jax.sequence import IGNORE
 
 Latents = Float[Array, "b n t h w c"]
+Patches = Float[Array, "b n t h w p"]
 
 
 class Tuna(nnx.Module):
@@ -39,23 +43,47 @@ class Tuna(nnx.Module):
 
     def __init__(self, config: TunaConfig, *, rngs: nnx.Rngs):
         width = config.language.width
-        self.representation = RepresentationEncoder(
-            config.representation, config.vae.latent_channels, config.attention_backend, rngs=rngs
-        )
-        self.connector = Connector(config.representation.width, width, rngs=rngs)
+        for name, part in DESIGNS[config.design].parts(config, rngs).items():
+            setattr(self, name, part)
         self.time_embedding = TimeEmbedding(config.time_frequencies, width, rngs=rngs)
         self.language = LanguageModel(config, rngs=rngs)
         self.flow_head = FlowHead(config, rngs=rngs)
+        self.mask_token = (
+            nnx.Param(jax.random.normal(rngs.params(), (width,)) / jnp.sqrt(width))
+            if config.mask_token
+            else None
+        )
+        self.design = config.design
         self.dtype = jnp.dtype(config.compute_dtype)
         self.remat, self.unroll = config.remat, config.unroll
 
-    def visual_tokens(self, latents: Latents) -> Float[Array, "b n thw d"]:
-        """The unified visual representation z of every slot's latents."""
+    def visual_tokens(
+        self,
+        latents: Latents,
+        hidden: Bool[Array, "b n thw"] | None = None,
+        images: Patches | None = None,
+        generates: bool | Bool[Array, "b n"] = False,
+    ) -> Float[Array, "b n thw d"]:
+        """The unified visual representation z of every slot's latents.
+
+        Args:
+          latents: of every slot, noisy or clean.
+          hidden: where the mask token stands instead; None: nowhere.
+          images, generates: patches of clean pixels of the slots, and whether each is generated; only designs that see
+            pixels use them (`designs.Inputs`).
+        """
         batch, slots = latents.shape[:2]
         flat = latents.reshape(batch * slots, *latents.shape[2:]).astype(self.dtype)
         flat = constrain(flat, "batch", None, None, None, "channels")
-        z = self.connector(self.representation(flat, self.remat, self.unroll))
-        return constrain(z.reshape(batch, slots, *z.shape[1:]), "batch", "slots", "tokens", "width")
+        if images is not None:
+            images = images.reshape(batch * slots, *images.shape[2:]).astype(self.dtype)
+        if not isinstance(generates, bool):
+            generates = generates.reshape(-1)
+        z = DESIGNS[self.design].tokens(self, Inputs(flat, generates, images))
+        z = z.reshape(batch, slots, *z.shape[1:])
+        if hidden is not None:
+            z = hide(self.mask_token, z, hidden)
+        return constrain(z, "batch", "slots", "tokens", "width")
 
     def embed(
         self,
@@ -63,12 +91,16 @@ class Tuna(nnx.Module):
         layout: Layout,
         latents: Latents | None,
         time: Float[Array, "b n d"] | None,
+        hidden: Bool[Array, "b n thw"] | None = None,
+        images: Patches | None = None,
+        generates: bool | Bool[Array, "b n"] = False,
     ) -> Float[Array, "b s d"]:
-        """Token embeddings with every span replaced by its time token and visual tokens."""
+        """Token embeddings with every span replaced by its time token and visual tokens; the last three arguments are
+        those of `visual_tokens`."""
         x = self.language.embed(tokens, self.dtype)
         if latents is None or time is None:
             return x
-        visual = self.visual_tokens(latents)
+        visual = self.visual_tokens(latents, hidden, images, generates)
         spans = jnp.concatenate([time[:, :, None].astype(visual.dtype), visual], axis=2)
         batch, slots, length, width = spans.shape
         index = jnp.maximum(layout.slot, 0) * length + layout.within
@@ -79,16 +111,32 @@ class Tuna(nnx.Module):
         return constrain(x, "batch", "sequence", "width")
 
 
+def hide(
+    mask_token: Any, tokens: Float[Array, "*b d"], hidden: Bool[Array, "*b"]
+) -> Float[Array, "*b d"]:
+    """Visual tokens with the learned mask token, `nnx.Param` [d], where `hidden` is True (model.md section 13).
+
+    Raises:
+      ValueError: the model has no mask token.
+    """
+    if mask_token is None:
+        raise ValueError(
+            "tokens are to be hidden, and the model has no mask token (mask_token=True)"
+        )
+    return jnp.where(hidden[..., None], mask_token[...].astype(tokens.dtype), tokens)
+
+
 class Outputs(NamedTuple):
     """The results of a forward pass.
 
     Attributes:
       hidden: the language transformer's final hidden states.
-      velocity: float32 velocities of every token of the selected rows; None without latents or rows.
+      prediction: the flow head's float32 output at every token of the selected rows, which `span_predictions` takes
+        apart; None without latents or rows.
     """
 
     hidden: Float[Array, "b s d"]
-    velocity: Float[Array, "r s c"] | None
+    prediction: Float[Array, "r s c"] | None
 
 
 @functools.cache
@@ -112,8 +160,9 @@ def bind(config: TunaConfig, params: Params) -> Tuna:
 
 
 def init(config: TunaConfig, key: Array) -> Params:
-    """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `representation, connector, time_embedding, language,
-    flow_head`; layers are stacked on axis 0. `shapes` returns only their shapes."""
+    """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `time_embedding, language, flow_head` and those of
+    the design (`representation, connector` for TUNA); layers are stacked on axis 0. `shapes` returns only their
+    shapes."""
     return layers.split(Tuna(config, rngs=nnx.Rngs(key)))[1]
 
 
@@ -124,7 +173,10 @@ def forward(
     spans: Int[Array, "b n 2"],
     latents: Latents | None = None,
     t: Float[Array, "b n"] | None = None,
-    velocity_rows: Int[Array, " r"] | None = None,
+    flow_rows: Int[Array, " r"] | None = None,
+    hidden_tokens: Bool[Array, "b n thw"] | None = None,
+    images: Patches | None = None,
+    generates: bool | Bool[Array, "b n"] = False,
 ) -> Outputs:
     """Whole sequences through the whole network.
 
@@ -134,7 +186,9 @@ def forward(
       spans: `(offset, length)` of every slot, `(-1, -1)` if unused.
       latents: `[B, N, T, h, w, C]`, noisy or clean; None for text only (all spans must then be unused).
       t: flow time of every slot; 1 is clean.
-      velocity_rows: rows that the flow head runs on; None: all; empty: it is not run.
+      flow_rows: rows that the flow head runs on; None: all; empty: it is not run.
+      hidden_tokens: visual tokens that the mask token replaces (model.md section 13); None: none.
+      images, generates: see `Tuna.visual_tokens`.
     """
     model = bind(config, params)
     layout = sequence_layout(spans, tokens.shape[1])
@@ -142,12 +196,13 @@ def forward(
         hidden, _ = model.language(model.embed(tokens, layout, None, None), layout)
         return Outputs(hidden, None)
     time = constrain(model.time_embedding(t), "batch", "slots", "width")
-    hidden, _ = model.language(model.embed(tokens, layout, latents, time), layout)
-    if velocity_rows is not None and not len(velocity_rows):
+    embedded = model.embed(tokens, layout, latents, time, hidden_tokens, images, generates)
+    hidden, _ = model.language(embedded, layout)
+    if flow_rows is not None and not len(flow_rows):
         return Outputs(hidden, None)
-    selected, time, layout = _take((hidden, time, layout), velocity_rows)
-    velocity, _ = model.flow_head(selected, time, layout, (latents.shape[3], latents.shape[4]))
-    return Outputs(hidden, velocity)
+    selected, time, layout = _take((hidden, time, layout), flow_rows)
+    prediction, _ = model.flow_head(selected, time, layout, (latents.shape[3], latents.shape[4]))
+    return Outputs(hidden, prediction)
 
 
 def logits(config: TunaConfig, params: Params, hidden: Float[Array, "b s d"]) -> Array:
@@ -155,16 +210,31 @@ def logits(config: TunaConfig, params: Params, hidden: Float[Array, "b s d"]) ->
     return bind(config, params).language.logits(hidden)
 
 
-def span_velocities(
-    velocity: Float[Array, "b s c"], spans: Int[Array, "b n 2"], shape: tuple[int, ...]
+def span_predictions(
+    config: TunaConfig,
+    prediction: Float[Array, "b s c"],
+    spans: Int[Array, "b n 2"],
+    shape: tuple[int, ...],
 ) -> Latents:
-    """Velocities of every slot's image tokens as latents `[B, N, T, h, w, C]`; those of an unused slot are
-    meaningless."""
+    """Predictions at every slot's image tokens as latents `[B, N, T, h, w, C]`: velocities, or clean images
+    (`config.flow`). Those of an unused slot are meaningless."""
     batch, slots = spans.shape[:2]
     count = shape[0] * shape[1] * shape[2]
     index = jnp.maximum(spans[:, :, :1], 0) + 1 + jnp.arange(count)
-    index = jnp.minimum(index, velocity.shape[1] - 1).reshape(batch, slots * count, 1)
-    return jnp.take_along_axis(velocity, index, axis=1).reshape(batch, slots, *shape)
+    index = jnp.minimum(index, prediction.shape[1] - 1).reshape(batch, slots * count, 1)
+    taken = jnp.take_along_axis(prediction, index, axis=1).reshape(batch, slots, *shape)
+    return in_place(config, taken)
+
+
+def in_place(config: TunaConfig, predictions: Float[Array, "*b h w c"]) -> Array:
+    """Predictions in the order of image tokens -> at the positions of the latents that they predict.
+
+    Only models that predict strips of the raster (`PixelConfig.order`) predict something else than the token's own
+    patch.
+    """
+    if config.pixels is None or config.pixels.order == "patch":
+        return predictions
+    return pixels.from_strips(predictions, config.pixels.patch)
 
 
 def _rows_with(condition: Bool[Array, " b"], count: int | None) -> Int[Array, " r"] | None:
@@ -211,13 +281,19 @@ def loss(
     text_rows: int | None = None,
     counts: tuple[Float[Array, ""], Float[Array, ""]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """`flow_weight * MSE(velocity) + text_weight * CE(next token)` (model.md section 8).
+    """`flow_weight * MSE(velocity) + text_weight * CE(next token)` (model.md sections 8 and 12).
+
+    The velocity of a model that predicts the clean image is the one that follows from its prediction, so that its error
+    is divided by `max(min_remaining, 1 - t)`.
 
     Args:
       config, params: the model.
-      batch: `tokens`, `labels`, `spans`, `is_target`, `latents` (clean), as `data/` returns them.
-      noise: x_0 of every slot.
-      t: flow times; used where `is_target`, elsewhere the slot is clean (t = 1).
+      batch: `tokens`, `labels`, `spans`, `is_target`, `latents` (clean), as `data/` returns them; and optionally, as
+        `training/augment.py` draws them, `input_t` float32 [B, N], the times of slots that are not targets (default: 1,
+        clean), and `hidden_tokens` bool [B, N, T h w], visual tokens that the mask token replaces; and for designs that
+        see pixels `images`, the patches of clean pixels of every slot.
+      noise: standard normal, of the shape of `latents`; x_0 of every slot is `noise_scale` times it.
+      t: flow times; used where `is_target`.
       flow_weight, text_weight: weights of the two terms. A term without targets is exactly 0.
       flow_rows, text_rows: upper bounds, known to the caller, on the rows of the batch with a target, or with labels:
         the flow head, or the text head, runs on only this many rows (rows beyond are left out of the loss). None: on
@@ -231,16 +307,34 @@ def loss(
     """
     clean = batch["latents"]
     target = batch["is_target"] & (batch["spans"][:, :, 1] > 0)
-    t = jnp.where(target, t, 1.0)
+    t = jnp.where(target, t, batch.get("input_t", 1.0))
+    if config.flow.noise_scale != 1.0:
+        noise = config.flow.noise_scale * noise
     noisy = flow.interpolate(clean, noise, t)
     rows = _rows_with(target.any(1), flow_rows)
-    out = forward(config, params, batch["tokens"], batch["spans"], noisy, t, rows)
+    out = forward(
+        config,
+        params,
+        batch["tokens"],
+        batch["spans"],
+        noisy,
+        t,
+        rows,
+        batch.get("hidden_tokens"),
+        batch.get("images"),
+        target,
+    )
     flow_sum = flow_count = text_sum = text_count = jnp.zeros(len(clean), jnp.float32)
     token_sum = jnp.float32(0)
-    if out.velocity is not None:
-        spans, mask, velocity = _take((batch["spans"], target, clean - noise), rows)
-        predicted = span_velocities(out.velocity, spans, clean.shape[2:])
-        error = jnp.square(predicted - velocity) * mask[:, :, None, None, None, None]
+    if out.prediction is not None:
+        predicts_clean = config.flow.predicts_clean
+        wanted = clean if predicts_clean else clean - noise
+        spans, mask, wanted = _take((batch["spans"], target, wanted), rows)
+        predicted = span_predictions(config, out.prediction, spans, clean.shape[2:])
+        weight = mask.astype(jnp.float32)
+        if predicts_clean:
+            weight /= jnp.square(flow.remaining(_take(t, rows), config.flow.min_remaining))
+        error = jnp.square(predicted - wanted) * weight[:, :, None, None, None, None]
         flow_sum = _put_back(error.sum((1, 2, 3, 4, 5)), rows, len(clean))
         flow_count = target.sum(1).astype(jnp.float32) * (clean[0, 0].size)
     if text_rows != 0:

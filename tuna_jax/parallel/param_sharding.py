@@ -76,18 +76,26 @@ RULES: tuple[Rule, ...] = (
     Rule(r"language\.embedding", ("vocabulary", "width")),
     Rule(r"language\.(head|head\.kernel)", ("width", "vocabulary"), optional=True),
     # Latents in, velocities out.
-    Rule(r"representation\.patch\.kernel", ("small", "width")),
-    Rule(r"representation\.position", ("small", "width")),
+    Rule(r"representation\.patch\.kernel", ("small", "width"), optional=True),
+    Rule(r"representation\.position", ("small", "width"), optional=True),
+    Rule(r"representation\.registers", ("small", "width"), optional=True),
+    Rule(r"representation\.cls", None, optional=True),
+    Rule(r"embedding\.patch\.kernel", ("small", "width"), optional=True),
     Rule(r"flow_head\.layers\.modulation\.linear\.kernel", ("layer", "width", "modulation")),
     Rule(r"flow_head\.final\.modulation\.linear\.kernel", ("width", "modulation")),
     Rule(r"flow_head\.final\.linear\.kernel", ("width", "small")),
     # Two-layer perceptrons between the parts.
-    Rule(r"connector\.up\.kernel", ("width", "mlp")),
-    Rule(r"connector\.down\.kernel", ("mlp", "width")),
+    Rule(r"connector\.up\.kernel", ("width", "mlp"), optional=True),
+    Rule(r"connector\.down\.kernel", ("mlp", "width"), optional=True),
+    # The input of the fusion is two widths together, which a mesh axis may not divide.
+    Rule(r"fusion\.up\.kernel", ("small", "mlp"), optional=True),
+    Rule(r"fusion\.down\.kernel", ("mlp", "width"), optional=True),
+    Rule(r"projection\.kernel", ("small", "width"), optional=True),
     Rule(r"time_embedding\.up\.kernel", ("small", "width")),
     Rule(r"time_embedding\.down\.kernel", ("width", "mlp")),
     # Vectors are small and are replicated.
     Rule(r".*\.(bias|scale)", None),
+    Rule(r"mask_token", None, optional=True),
 )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuna_jax import flow
+from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import weight_map
 from tuna_jax.models import layers, representation, rope, tuna, vae
 from tuna_jax.models.attention import sequence_layout
@@ -56,7 +57,7 @@ def numbers(pattern: str, names: Any) -> list[tuple[str, re.Match[str]]]:
 # ---- components ----------------------------------------------------------------------------------
 
 
-def _module(model: tuna.Tuna, config: Any, key: str) -> Any:
+def module_of(model: Any, config: Any, key: str) -> Any:
     """The norm module with the PyTorch key `key + '.weight'`; a single layer if it is stacked."""
     for row in weight_map.rows(config):
         for index, name in enumerate(row.names()):
@@ -82,24 +83,19 @@ def components(golden: GoldenSet, case: Case) -> Computed:
         match = re.search(r"latent_shape=\[(\d+), (\d+), (\d+)\]", description)
         if match is None:
             raise GoldenError(f"components/{name}: its description has no latent_shape")
+        # The released pixel models give the extents in pixels, and the side of a patch.
+        patch = re.search(r"patch_size=(\d+)", description)
         _, height, width = (int(n) for n in match.groups())
+        if patch is not None:
+            height, width = height // int(patch[1]), width // int(patch[1])
         count = len(x[name])
         grids.setdefault(count, (height, width))
         index = jnp.arange(count)[None]
         angles = rope.visual_angles(index, height, width, head.head_dim, head.visual_rope_base)[0]
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         out[name] = jnp.stack([cos, -sin, sin, cos], -1).reshape(*angles.shape, 2, 2)
-    position = jnp.asarray(x["rope_positions"])
-    out["head_inv_freq"] = rope.scaled_frequencies(head)
-    # Our `half` table is sin with the sign of the swapped half.
-    sign = np.sign(np.arange(head.head_dim) - head.head_dim / 2 + 0.5)
-    table_ = rope.text_rotation(position, rope.scaled_frequencies(head))
-    out["head_cos"], out["head_sin"] = table_.cos, table_.half * sign
-    language = config.language
-    frequencies = rope.inverse_frequencies(language.head_dim, language.rope_base)
-    table_ = rope.text_rotation(position, frequencies)
-    sign = np.sign(np.arange(language.head_dim) - language.head_dim / 2 + 0.5)
-    out["llm_cos"], out["llm_sin"] = table_.cos, table_.half * sign
+    if "rope_positions" in x:
+        out |= _tables(config, jnp.asarray(x["rope_positions"]))
 
     spans = jnp.asarray(x["rope_mp"])
     grid = grids[int(x["rope_mp"][0, 0, 1]) - 1]
@@ -117,17 +113,34 @@ def components(golden: GoldenSet, case: Case) -> Computed:
     out["final_out"] = final(hidden, time, layout)
     # The descriptions do not specify the conditioning of the small input; it is zero.
     out["block0_small_out"] = block(small, zero, rotation, layout)[0]
-    out["final_small_out"] = final(10 * small, zero, layout)
+    if "final_small_out" in x:
+        out["final_small_out"] = final(10 * small, zero, layout)
     for name, match in numbers(r"norm_in\.(.*)", x):
-        module = _module(model, config, match[1])
+        module = module_of(model, config, match[1])
         out[f"norm_out.{match[1]}"] = module(jnp.asarray(x[name]))
+    return out
+
+
+def _tables(config: TunaConfig, position: jax.Array) -> dict[str, Any]:
+    """Frequencies and tables of both transformers' RoPE on text."""
+    head, out = config.flow_head, {}
+    out["head_inv_freq"] = rope.scaled_frequencies(head)
+    # Our `half` table is sin with the sign of the swapped half.
+    sign = np.sign(np.arange(head.head_dim) - head.head_dim / 2 + 0.5)
+    table_ = rope.text_rotation(position, rope.scaled_frequencies(head))
+    out["head_cos"], out["head_sin"] = table_.cos, table_.half * sign
+    language = config.language
+    frequencies = rope.inverse_frequencies(language.head_dim, language.rope_base)
+    table_ = rope.text_rotation(position, frequencies)
+    sign = np.sign(np.arange(language.head_dim) - language.head_dim / 2 + 0.5)
+    out["llm_cos"], out["llm_sin"] = table_.cos, table_.half * sign
     return out
 
 
 def siglip(golden: GoldenSet, case: Case) -> Computed:
     """The representation encoder and the connector, on native and interpolated grids and on video."""
     out: dict[str, Any] = {}
-    model = tuna.bind(golden.config, golden.params)
+    model: Any = tuna.bind(golden.config, golden.params)
     for name, match in numbers(r"(.*)\.x", case.tensors):
         latents = last(case.tensors[name])
         batch, time, height, width, _ = latents.shape
@@ -171,7 +184,7 @@ def llm(golden: GoldenSet, case: Case) -> Computed:
 
 def vae_image(golden: GoldenSet, case: Case) -> Computed:
     """Encoding, posterior and decoding of a single image."""
-    x, config, params = case.tensors, golden.config.vae, golden.vae_params
+    x, config, params = case.tensors, golden.config.video_vae, golden.vae_params
     pixels = last(x["image"])
     mu_raw, log_var = encode_moments(config, params, pixels)
     latents, _ = encode(config, params, pixels)
@@ -190,7 +203,7 @@ def vae_image(golden: GoldenSet, case: Case) -> Computed:
 
 def vae_video(golden: GoldenSet, case: Case) -> Computed:
     """Encoding and decoding of whole clips, and in our chunks, compared with the chunks of the released code."""
-    x, config, params = case.tensors, golden.config.vae, golden.vae_params
+    x, config, params = case.tensors, golden.config.video_vae, golden.vae_params
     out: dict[str, Any] = {}
     for name, match in numbers(r"latents_(\d+)f", x):
         frames = int(match[1])

@@ -54,7 +54,7 @@ class GoldenSet:
       folder: its folder.
       config: our config of its tiny model.
       params: parameters of TUNA.
-      vae_params: parameters of the VAE.
+      vae_params: parameters of the VAE; {} for Tuna-R and Tuna-2, which have none.
       info: content of `state_dict.json`.
     """
 
@@ -83,8 +83,9 @@ def load(folder: str | Path) -> GoldenSet:
     official = info["config"]
     config = config_from_official(official, info["tied_lm_head"])
     state = dict(_read_safetensors(folder / "model.safetensors"))
-    vae = _read_safetensors(folder / "vae.safetensors")
-    state |= {f"vae.model.{key}": tensor for key, tensor in vae.items()}
+    if config.vae is not None:
+        vae = _read_safetensors(folder / "vae.safetensors")
+        state |= {f"vae.model.{key}": tensor for key, tensor in vae.items()}
     params = weight_map.from_torch(
         config,
         parameter_shapes(config),
@@ -92,7 +93,7 @@ def load(folder: str | Path) -> GoldenSet:
         lambda key: state[key],
     )
     params = jax.tree.map(jnp.asarray, params)
-    vae_params = params.pop("vae")
+    vae_params = params.pop("vae", {})
     return GoldenSet(folder, config, params, vae_params, info)
 
 

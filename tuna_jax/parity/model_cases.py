@@ -23,7 +23,7 @@ from tuna_jax.parity.component_cases import Computed
 from tuna_jax.parity.golden_set import Case, Comparison, GoldenSet
 
 
-def _batch(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dict[str, jax.Array]:
+def batch_of(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dict[str, jax.Array]:
     """A training batch from a case; a slot is a target if the image mask covers its image tokens."""
     spans = x[f"{name}modality_positions"]
     masks = x[f"{name}image_masks"]
@@ -38,7 +38,8 @@ def _batch(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> dic
     }
 
 
-def _forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) -> dict[str, Any]:
+def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) -> dict[str, Any]:
+    """Outputs of a forward pass, by their names in the cases."""
     tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
     run = jax.jit(tuna.forward, static_argnums=0)
     result = run(golden.config, golden.params, tokens, spans, noisy, t)
@@ -51,16 +52,17 @@ def _forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any)
         "last_hidden": result.hidden,
     }
     if noisy is not None:
-        out["v_pred_all"] = result.velocity
-        assert result.velocity is not None
-        velocity = tuna.span_velocities(result.velocity, spans, noisy.shape[2:])
+        out["v_pred_all"] = result.prediction
+        assert result.prediction is not None
+        velocity = tuna.span_predictions(golden.config, result.prediction, spans, noisy.shape[2:])
         out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
     return out
 
 
-def _losses(
+def losses_of(
     golden: GoldenSet, batch: dict[str, jax.Array], noise: jax.Array, t: jax.Array
 ) -> tuple[dict[str, Any], Any]:
+    """The losses, by their names in the cases, and the gradients of all parameters."""
     weights = golden.info["config"]["tuna_model"]
 
     def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -82,7 +84,8 @@ def _losses(
     }, grads
 
 
-def _in_case(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+def in_case(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the case has."""
     return {name: value for name, value in values.items() if name in case.tensors}
 
 
@@ -100,11 +103,11 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     rows = len(x["text_tokens"])
     clean, noise = component_cases.slots(x["x1"], rows), component_cases.slots(x["x0"], rows)
     t = jnp.asarray(x["t"]).reshape(rows, -1)
-    batch = _batch(x, clean)
-    losses, grads = _losses(golden, batch, noise, t)
+    batch = batch_of(x, clean)
+    losses, grads = losses_of(golden, batch, noise, t)
     model = tuna.bind(golden.config, golden.params)
     noisy = flow.interpolate(clean, noise, t)
-    computed = _forward(golden, x, noisy, t) | losses
+    computed = forward(golden, x, noisy, t) | losses
     computed["image_embeds"] = model.visual_tokens(noisy).reshape(x["image_embeds"].shape)
     layout = sequence_layout(batch["spans"], batch["tokens"].shape[1])
     rotation = rope.flow_head_rotation(layout, golden.config.flow_head, *noisy.shape[3:5])
@@ -114,9 +117,20 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
             hidden, time, rotation, layout
         )
         computed[f"head_{index}"] = hidden
-    out = dict(_in_case(case, computed))
+    out = dict(in_case(case, computed))
 
-    zeros = jax.tree.map(jnp.zeros_like, {"vae": golden.vae_params})
+    out |= gradients_of(golden, case, grads)
+    ignored = batch | {"labels": jnp.asarray(x["text_labels_official"])}
+    with_ignored, _ = losses_of(golden, ignored, noise, t)
+    reference = case.scalar("loss_ntp_official_labels")
+    out["loss_ntp_official_labels"] = Comparison(with_ignored["loss_ntp"], reference)
+    return out
+
+
+def gradients_of(golden: GoldenSet, case: Case, grads: Any) -> dict[str, Any]:
+    """Gradients of all parameters: the arrays of the case, a norm of each, and the global norm."""
+    x, out = case.tensors, {}
+    zeros = jax.tree.map(jnp.zeros_like, {"vae": golden.vae_params} if golden.vae_params else {})
     state = weight_map.to_torch(golden.config, jax.tree.map(np.asarray, grads | zeros))
     for name, match in component_cases.numbers(r"grad\.(.*)", x):
         out[name] = state[match[1]]
@@ -130,16 +144,12 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     out["global_grad_norm"] = Comparison(ours, total)
     missing = set(trained) - set(case.meta["grad_norms"]) - set(case.meta["params_without_grad"])
     out["parameters without a golden gradient"] = Comparison(len(missing), 0)
-    ignored = batch | {"labels": jnp.asarray(x["text_labels_official"])}
-    with_ignored, _ = _losses(golden, ignored, noise, t)
-    reference = case.scalar("loss_ntp_official_labels")
-    out["loss_ntp_official_labels"] = Comparison(with_ignored["loss_ntp"], reference)
     return out
 
 
 def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
     """A training step from pixels: posterior sample, training time, noisy latents, loss."""
-    x, config = case.tensors, golden.config.vae
+    x, config = case.tensors, golden.config.video_vae
     rows = len(x["text_tokens"])
     mu, log_var = component_cases.encode(
         config, golden.vae_params, component_cases.last(x["images"][:, :, None])
@@ -149,14 +159,14 @@ def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
     noise = component_cases.last(x["x0"])
     noisy = flow.interpolate(latents, noise, t)
     slot_t = t.reshape(rows, -1)
-    batch = _batch(x, latents[:, None])
-    losses, _ = _losses(golden, batch, noise[:, None], slot_t)
+    batch = batch_of(x, latents[:, None])
+    losses, _ = losses_of(golden, batch, noise[:, None], slot_t)
     return {
         "latents": component_cases.first(latents),
         "t": t,
         "xt": component_cases.first(noisy),
         "ut": component_cases.first(latents - noise),
-        "logits": _forward(golden, x, noisy[:, None], slot_t)["logits"],
+        "logits": forward(golden, x, noisy[:, None], slot_t)["logits"],
         "loss": losses["loss_total"],
         "loss_flow": losses["loss_flow"],
         "loss_ntp": losses["loss_ntp"],
@@ -165,22 +175,29 @@ def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
 
 def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     """Understanding: the text loss, and greedy decoding with the KV cache."""
-    x, config, params = case.tensors, golden.config, golden.params
+    x = case.tensors
     rows = len(x["text_tokens"])
     clean = component_cases.slots(x["image_latents"], rows)
     t = jnp.asarray(x["t"]).reshape(rows, -1)
-    batch = _batch(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
-    losses, _ = _losses(golden, batch, jnp.zeros_like(clean), t)
-    out = dict(_in_case(case, _forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}))
+    batch = batch_of(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
+    losses, _ = losses_of(golden, batch, jnp.zeros_like(clean), t)
+    out = dict(in_case(case, forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}))
     out["loss_flow (no flow targets)"] = Comparison(losses["loss_flow"], 0.0)
+    images = component_cases.slots(x["gen_image_latents"], len(x["gen_text_tokens"]))
+    return out | decoded(golden, case, images)
 
+
+def decoded(golden: GoldenSet, case: Case, images: jax.Array) -> dict[str, Any]:
+    """Greedy decoding from a prompt with clean images, `B N T h w C`, free and with an early stop."""
+    x, config, params = case.tensors, golden.config, golden.params
+    out: dict[str, Any] = {}
     tokens = jnp.asarray(x["gen_text_tokens"], jnp.int32)
     spans = jnp.asarray(x["gen_modality_positions"], jnp.int32)
     start = prefix_cache.Prefix(
         tokens,
         jnp.full((len(tokens),), tokens.shape[1]),
         spans,
-        component_cases.slots(x["gen_image_latents"], len(tokens)),
+        images,
     )
     model = tuna.bind(config, params)
     layout = sequence_layout(spans, tokens.shape[1])
@@ -203,19 +220,19 @@ def _full(golden: GoldenSet, case: Case) -> Computed:
     x = case.tensors
     rows = len(x["text_tokens"])
     clean, noise, t = _path(x["xt"], x["ut"], x["t"], rows)
-    losses, _ = _losses(golden, _batch(x, clean), noise, t)
-    return _in_case(case, _forward(golden, x, component_cases.slots(x["xt"], rows), t) | losses)
+    losses, _ = losses_of(golden, batch_of(x, clean), noise, t)
+    return in_case(case, forward(golden, x, component_cases.slots(x["xt"], rows), t) | losses)
 
 
 def text_only(golden: GoldenSet, case: Case) -> Computed:
     """Text without images, and a batch in which one row has an unused slot."""
     x, config, params = case.tensors, golden.config, golden.params
-    forward = _forward(golden, x, None, None)
-    sums, counts = text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
+    computed = forward(golden, x, None, None)
+    sums, counts = text_loss(computed["logits"], jnp.asarray(x["text_labels"]))
     loss = sums.sum() / counts.sum()
     out = {
-        "input_embeds": forward["input_embeds"],
-        "logits": forward["logits"],
+        "input_embeds": computed["input_embeds"],
+        "logits": computed["logits"],
         "loss_ntp": loss,
         "loss_flow": 0.0 * loss,  # Without latents there is no flow term.
     }
@@ -223,8 +240,8 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
     out["wrapper_loss"] = Comparison(weight * loss, case.scalar("wrapper_loss"))
     rows = len(x["mix_text_tokens"])
     clean, noise, t = _path(x["mix_xt"], x["mix_ut"], x["mix_t"], rows)
-    batch = _batch(x, clean, "mix_")
-    losses, _ = _losses(golden, batch, noise, t)
+    batch = batch_of(x, clean, "mix_")
+    losses, _ = losses_of(golden, batch, noise, t)
     result = tuna.forward(
         config, params, batch["tokens"], batch["spans"], component_cases.slots(x["mix_xt"], rows), t
     )
@@ -236,7 +253,7 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
 # ---- sampling ------------------------------------------------------------------------------------
 
 
-def _prefixes(x: Mapping[str, np.ndarray], source: jax.Array | None) -> list[prefix_cache.Prefix]:
+def prefixes(x: Mapping[str, np.ndarray], source: jax.Array | None) -> list[prefix_cache.Prefix]:
     """[positive, negative] prefixes: everything before the last span, which is generated."""
     spans, tokens = x["modality_positions"], x["text_tokens"]
     half = len(tokens) // 2
@@ -257,7 +274,7 @@ def _prefixes(x: Mapping[str, np.ndarray], source: jax.Array | None) -> list[pre
 
 def _sampled(golden: GoldenSet, case: Case, source: jax.Array | None) -> dict[str, Any]:
     config, params, x = golden.config, golden.params, case.tensors
-    positive, negative = _prefixes(x, source)
+    positive, negative = prefixes(x, source)
     sampler = case.meta["sampler"]
     points, shift = sampler["num_steps"], sampler["time_shifting_factor"]
     states = flow_sampler.sample(
@@ -274,7 +291,7 @@ def _sampled(golden: GoldenSet, case: Case, source: jax.Array | None) -> dict[st
     out: dict[str, Any] = {"latents_final": component_cases.first(states[-1])}
     for name, match in component_cases.numbers(r"latents_after_(\d+)_updates", x):
         out[name] = component_cases.first(states[int(match[1]) - 1])
-    decoded = component_cases.decode(config.vae, golden.vae_params, states[-1])
+    decoded = component_cases.decode(config.video_vae, golden.vae_params, states[-1])
     out["decoded"] = component_cases.first(decoded)
     out["decoded_clamped"] = component_cases.first(jnp.clip(decoded, -1, 1))
     if "uint8" in x:
@@ -288,13 +305,15 @@ def t2i_generate(golden: GoldenSet, case: Case) -> Computed:
     """Guided Euler sampling on the prefix cache, then decoding."""
     x, config = case.tensors, golden.config
     out = _sampled(golden, case, None)
-    both = prefix_cache.join(*_prefixes(x, None))
+    both = prefix_cache.join(*prefixes(x, None))
     noise = component_cases.last(x["z"])
     span = 1 + noise[0, ..., 0].size
     capacity = both.tokens.shape[1] + span
     cache, _ = prefix_cache.prefill(config, golden.params, both, capacity, with_flow_head=True)
     start = both.lengths
-    velocity = prefix_cache.span_velocity(config, golden.params, cache, start, noise, jnp.zeros(()))
+    velocity = prefix_cache.span_prediction(
+        config, golden.params, cache, start, noise, jnp.zeros(())
+    )
     return out | {"v_t0": component_cases.first(velocity)}
 
 

@@ -196,7 +196,7 @@ def _batch(config: TunaConfig, settings: Settings) -> dict[str, np.ndarray]:
     shape = (settings.rows, settings.tokens)
     tokens = random.integers(0, config.language.vocabulary, shape).astype(np.int32)
     span = np.array([2, 1 + side * side], np.int32)
-    latents = (settings.rows, 1, 1, side, side, config.vae.latent_channels)
+    latents = (settings.rows, 1, 1, side, side, config.space.latent_channels)
     return {
         "tokens": tokens,
         "labels": np.where(np.arange(settings.tokens) > settings.tokens // 2, tokens, -100).astype(

@@ -97,7 +97,7 @@ def measure(settings: Settings, folder: Path) -> list[harness.Group]:
     params = prepared(config, params)  # as `Tuna` does on first use
     random = np.random.default_rng(0)
     shape = (settings.batch, settings.frames, settings.side, settings.side)
-    shape = (*shape, config.vae.latent_channels)
+    shape = (*shape, config.space.latent_channels)
     noise = random.standard_normal(shape).astype(np.float32)
     source = random.standard_normal(shape).astype(np.float32) if settings.task == "edit" else None
     words = random.integers(8, config.language.vocabulary, (2, settings.batch, settings.prompt))

@@ -121,7 +121,7 @@ def _batch(config: TunaConfig, settings: Settings) -> dict[str, np.ndarray]:
     span = np.asarray([offset, 1 + settings.frames * settings.side**2], np.int32)
     has_label = (index > 0) & (index <= settings.words)
     latents = (settings.batch, 1, settings.frames, settings.side, settings.side)
-    latents = random.standard_normal((*latents, config.vae.latent_channels))
+    latents = random.standard_normal((*latents, config.space.latent_channels))
     return {
         "tokens": tokens,
         "labels": np.where(has_label, tokens, -100).astype(np.int32),

@@ -40,13 +40,13 @@ class Settings:
         harness.at_least(self, batch=1, rounds=1)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; choose float32 or bfloat16")
-        preset(self.preset).vae.latent_shape(self.frames, self.size, self.size)
+        preset(self.preset).video_vae.latent_shape(self.frames, self.size, self.size)
 
 
 def measure(settings: Settings, folder: Path) -> list[harness.Group]:
     """Encoding and decoding, each whole and, for clips, also in chunks."""
     del folder
-    config, dtype = preset(settings.preset).vae, jnp.dtype(settings.dtype)
+    config, dtype = preset(settings.preset).video_vae, jnp.dtype(settings.dtype)
     params = jax.jit(functools.partial(vae.init, config))(jax.random.key(0))
     random = np.random.default_rng(0)
     shape = (settings.batch, settings.frames, settings.size, settings.size, 3)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.inference.generation.prefix_cache import Prefix
-from tuna_jax.models import tuna, vae
+from tuna_jax.models import latent_space, tuna
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import AXES, make_mesh
@@ -152,7 +152,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
     config, settings = experiment.config, experiment.settings.samples
     rows = param_sharding.batch_parts(mesh)
     size = picture_size(settings.size, "config.samples.size")
-    latent = config.vae.latent_shape(1, size.height, size.width)
+    latent = config.space.latent_shape(1, size.height, size.width)
     split = param_sharding.batch_sharding(mesh)
 
     def sample(params: Any, tokens: Any, lengths: Any, negative: Any, noise: Any) -> Any:
@@ -193,7 +193,7 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
 
 def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
     """The VAE's decoder: one image of `config.samples.size` for every part of the batch on the mesh."""
-    config = experiment.config.vae
+    config = experiment.config.space
     rows = param_sharding.batch_parts(mesh)
     size = picture_size(experiment.settings.samples.size, "config.samples.size")
     split = param_sharding.batch_sharding(mesh)
@@ -206,19 +206,20 @@ def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
         rows=rows,
         tokens=0,
         pictures=rows,
-        jitted=jax.jit(lambda params, x: vae.decode(config, params, x), out_shardings=split),
+        jitted=jax.jit(
+            lambda params, x: latent_space.decode(config, params, x), out_shardings=split
+        ),
         arguments=(params, latents),
         parts={"parameters": _bytes({k: params[k] for k in ("decoder", "latent_in")})},
     )
 
 
 def _vae_shapes(experiment: Experiment) -> Any:
-    config = experiment.config.vae
-    return vae.shapes(config)
+    return latent_space.shapes(experiment.config.space)
 
 
 def _encoder(frozen: Any) -> Any:
-    return None if frozen is None else {key: frozen[key] for key in ("encoder", "moments")}
+    return None if not frozen else {key: frozen[key] for key in ("encoder", "moments")}
 
 
 def _on(sharding: NamedSharding, tree: Any) -> Any:

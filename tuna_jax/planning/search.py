@@ -155,13 +155,12 @@ def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int,
     """(layers, tokens per row, width, hidden width, heads) of the stacks that a batch of the stream runs."""
     config, length = experiment.config, stream.shape.length
     shape = stream.shape
-    frames = 1 + (shape.frames - 1) // config.vae.temporal_factor
+    frames = 1 + (shape.frames - 1) // config.space.temporal_factor
     pixels = shape.size.height * shape.size.width
-    visual = shape.slots * frames * pixels // config.vae.spatial_factor**2
-    stacks = [
-        (config.representation, visual, config.representation.width),
-        (config.language, length, config.language.width),
-    ]
+    visual = shape.slots * frames * pixels // config.space.spatial_factor**2
+    stacks: list[tuple[Any, int, int]] = [(config.language, length, config.language.width)]
+    if config.has_encoder:
+        stacks.insert(0, (config.representation, visual, config.representation.width))
     if stream.heads.flow_rows != 0:
         stacks.append((config.flow_head, length, config.language.width))
     return [(part.layers, tokens, width, part.mlp, part.heads) for part, tokens, width in stacks]

@@ -83,7 +83,7 @@ class Experiment:
         streams = []
         for name, configured in by_name.items():
             sized = dataclasses.replace(configured, rows=rows or configured.rows)
-            shape = max(possible_shapes(name, sized, self.config.vae), key=_extent)
+            shape = max(possible_shapes(name, sized, self.config.space), key=_extent)
             streams.append(
                 Stream(name=name, share=sized.weight / total, shape=shape, heads=sized.heads)
             )

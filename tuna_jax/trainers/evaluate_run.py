@@ -142,7 +142,8 @@ def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> 
     data, held_out = evaluation_data(settings.data)
     losses: Losses = {}
     evaluate_batch = make_evaluation(model.config, settings)
-    fingerprint = vae_fingerprint(model.config.vae, model.vae_params)
+    vae = model.config.vae
+    fingerprint = None if vae is None else vae_fingerprint(vae, model.vae_params)
     bar = tqdm(total=batches * len(data.streams), unit="batch", file=sys.stderr, desc="losses")
     for name, stream in stream_settings(data).items():
         only = dataclasses.replace(data, streams={name: data.streams[name]}, workers=0)

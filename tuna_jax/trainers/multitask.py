@@ -48,7 +48,7 @@ def load_components(
     vae: PathLike | None = None,
     tokenizer: Tokenizer | PathLike | None = None,
 ) -> tuple[TunaConfig, Any, Tokenizer]:
-    """The model's config including the VAE's, the VAE's parameters, and the tokenizer.
+    """The model's config including the VAE's, the VAE's parameters ({} without a VAE), and the tokenizer.
 
     Args:
       settings: the experiment.
@@ -61,6 +61,12 @@ def load_components(
     config = from_dict(settings.model)
     tokenizer = read_tokenizer(tokenizer or settings.data.vocabulary or None, config)
     named = vae or settings.vae
+    if config.vae is None:
+        if named:
+            raise ValueError(
+                f"config.vae is {named}, and the model works on pixels and has no VAE; set config.vae=''"
+            )
+        return config, {}, tokenizer
     try:
         vae_config, params = read_vae(Path(named or shipped_image_vae()), config)
     except ValueError as error:
@@ -93,7 +99,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_components(settings)
     precomputed = any(stream.latents for stream in streams.values())
-    fingerprint = vae_fingerprint(config.vae, vae_params) if precomputed else None
+    fingerprint = vae_fingerprint(config.video_vae, vae_params) if precomputed else None
     host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
     invalid_examples = InvalidExamples(
         workdir / f"invalid_examples{host}.jsonl",

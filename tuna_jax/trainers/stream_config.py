@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from tuna_jax.config import VAEConfig
+from tuna_jax.config import PixelConfig, VAEConfig
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.mixture.bucketing import named_sizes
 from tuna_jax.data.mixture.stream import UNUSED_SIZE, BatchShape
@@ -180,17 +180,32 @@ def _parse_sizes(text: str, where: str) -> tuple[Size, ...]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def possible_shapes(name: str, settings: StreamSettings, vae: VAEConfig) -> list[BatchShape]:
+def possible_shapes(
+    name: str, settings: StreamSettings, space: VAEConfig | PixelConfig
+) -> list[BatchShape]:
     """Every shape that a batch of a stream can have, derived from its config without reading its data.
 
+    Args:
+      name: of the stream.
+      settings: of the stream.
+      space: the model's latents.
+
     Raises:
-      ValueError: no sequence length is long enough for an image size.
+      ValueError: no sequence length is long enough for an image size, a clip is meant for a model that works on pixels,
+        or precomputed latents are.
     """
     where = f"config.data.streams.{name}"
+    if isinstance(space, PixelConfig) and settings.latents:
+        raise ValueError(
+            f"{where}.latents is {settings.latents!r}, and the model works on pixels; name the manifest instead"
+        )
     edit = settings.task == "edit"
     shapes = []
     for size in picture_sizes(settings, f"{where}.sizes"):
-        latent = vae.latent_shape(settings.frames, size.height, size.width)
+        try:
+            latent = space.latent_shape(settings.frames, size.height, size.width)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         span = 0 if settings.task == "chat" else 1 + math.prod(latent[:3])
         for slots in settings.slots or ((2,) if edit else (1,)):
             fitting = [n for n in settings.lengths if n >= span * (2 if edit else 1) + 4]

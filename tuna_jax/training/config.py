@@ -6,6 +6,7 @@ import dataclasses
 
 from tuna_jax.parallel.mesh import MeshSettings
 from tuna_jax.training import optimizer
+from tuna_jax.training.augment import InputNoise, Masking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class LoopSettings:
       accumulate: number of parts in which a batch's gradient is computed, one after the other, to save memory.
       flow_weight, text_weight: weights of the two losses.
       time: distribution of training times.
+      input_noise: noise on images that are asked about.
+      masking: visual tokens that are hidden.
       mesh: sizes of the mesh axes.
       vae_dtype: compute dtype of the frozen VAE, if the step encodes pixels.
       log_every, checkpoint_every, sample_every: intervals in steps; sample_every=0 turns samples off.
@@ -69,6 +72,8 @@ class LoopSettings:
     flow_weight: float = 1.0
     text_weight: float = 0.2
     time: TimeSettings = TimeSettings()
+    input_noise: InputNoise = InputNoise()
+    masking: Masking = Masking()
     mesh: MeshSettings = MeshSettings()
     vae_dtype: str = "float32"
     log_every: int = 20

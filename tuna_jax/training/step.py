@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from tuna_jax.models.latent_space import sample_normal
 from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.parallel import param_sharding
 from tuna_jax.training.state import Params, TrainState
@@ -56,9 +57,13 @@ Counts = Callable[[Batch], tuple[Array, Array]]
 """The denominators of the losses of a whole batch: `models.tuna.target_counts`."""
 
 Encode = Callable[[Any, Array, jax.Array], Float[Array, "b n t h w c"]]
-"""`(parameters of the frozen VAE, uint8 pixels [B, N, F, H, W, 3], key) -> latents`, a sample of the posterior."""
+"""`(parameters of the frozen VAE, uint8 pixels [B, N, F, H, W, 3], key) -> latents`, a sample of the posterior, or
+patches of pixels."""
 
 SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
+
+Augment = Callable[[Batch, jax.Array], dict[str, Array]]
+"""`(batch with latents, key) -> further keys of the batch`, see `training/augment.py`."""
 
 
 # Reduces copies of the donated state (docs/dev/log.md).
@@ -83,6 +88,8 @@ def make_step(
     encode: Encode | None = None,
     accumulate: int = 1,
     counts: Counts | None = None,
+    augment: Augment | None = None,
+    patches: Callable[[Array], Array] | None = None,
 ) -> Step:
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
@@ -101,6 +108,8 @@ def make_step(
       accumulate: number of parts in which a batch's gradient is computed, one after the other. Times, noise and latents
         are those of the whole batch, and the result is the same up to rounding.
       counts: required if `accumulate` is greater than 1.
+      patches: `(uint8 pixels) -> images`, the patches of clean pixels that the model's design sees; None: it sees none.
+      augment: noise on input images and hidden tokens; None: neither.
 
     A loss or gradient that is not finite leaves parameters, average and optimizer unchanged and adds one to
     `state.skipped`. The step still counts, so that the run continues with other data and random numbers.
@@ -114,12 +123,16 @@ def make_step(
         if encode is not None and "pixels" in batch:
             latents = encode(frozen, batch["pixels"], jax.random.fold_in(key, 2))
             batch = {**batch, "latents": latents}
+            if patches is not None:
+                batch = {**batch, "images": patches(batch["pixels"])}
         elif "moments" in batch:
             moments = jnp.moveaxis(batch["moments"], 2, 0).astype(jnp.float32)
-            latents = sample_posterior(moments[0], moments[1], jax.random.fold_in(key, 2))
+            latents = sample_normal(moments[0], moments[1], jax.random.fold_in(key, 2))
             batch = {**batch, "latents": latents}
         t = sample_time(time_key, batch["is_target"].shape)
         noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)
+        if augment is not None:
+            batch = {**batch, **augment(batch, jax.random.fold_in(key, 3))}
 
         def value_of(params: Params, batch: Batch, noise: Array, t: Array, *totals: Any) -> Any:
             if trained is not None:
@@ -196,13 +209,6 @@ def _in_parts(
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
     (value, grads), rows = jax.lax.scan(add, start, jax.tree.map(split, whole))
     return (value, {name: x.T.reshape(-1) for name, x in rows.items()}), grads
-
-
-def sample_posterior(
-    mean: Float[Array, "*extent"], std: Float[Array, "*extent"], key: jax.Array
-) -> Float[Array, "*extent"]:
-    """A sample of the posterior; model.md section 1."""
-    return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from tuna_jax import flow
-from tuna_jax.config import TunaConfig, VAEConfig
+from tuna_jax.config import TunaConfig
 from tuna_jax.hardware import flops
-from tuna_jax.models import tuna, vae
+from tuna_jax.models import latent_space, pixels, tuna
 from tuna_jax.models.logical_sharding import constrain, use_sharding
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.sequence import IGNORE
-from tuna_jax.training import optimizer, state, step
+from tuna_jax.training import augment, optimizer, state, step
 from tuna_jax.training.config import LoopSettings, TimeSettings
 
 Arrays = Mapping[str, Any]
@@ -75,9 +75,11 @@ class Program:
             log_every=settings.log_every,
             tasks=len(tasks),
             trained=trained if settings.optimizer.frozen else None,
-            encode=functools.partial(encode, config.vae, jnp.dtype(settings.vae_dtype)),
+            encode=functools.partial(encode, config.space, jnp.dtype(settings.vae_dtype)),
             accumulate=settings.accumulate,
             counts=tuna.target_counts,
+            augment=_augment(config, settings),
+            patches=image_patches(config),
         )
         self.step: step.Step = _with_activation_sharding(plain_step, Activations(mesh))
         self.jitted = step.compile_step(self.step, self.shardings, mesh)
@@ -200,19 +202,42 @@ def _round_up(rows: int | None, parts: int, batch: int) -> int:
 
 
 def encode(
-    config: VAEConfig,
+    space: latent_space.Space,
     dtype: Any,
     params: Any,
-    pixels: UInt8[Array, "b n f h w 3"],
+    images: UInt8[Array, "b n f h w 3"],
     key: jax.Array,
 ) -> Float[Array, "b n t y x c"]:
-    """A sample of the posterior of every slot's clip, float32; model.md section 1."""
-    batch, slots = pixels.shape[:2]
-    clips = pixels.reshape(batch * slots, *pixels.shape[2:])
+    """A sample of the latents of every slot's clip, float32 (model.md section 1), or its patches of pixels."""
+    batch, slots = images.shape[:2]
+    clips = images.reshape(batch * slots, *images.shape[2:])
     clips = constrain(clips, "batch", None, None, None, None)
-    mean, std = vae.posterior(config, params, clips, dtype)
-    latents = step.sample_posterior(mean, std, key)
+    latents = latent_space.sample(space, params, clips, key, dtype)
     return latents.reshape(batch, slots, *latents.shape[1:])
+
+
+def image_patches(config: TunaConfig) -> Callable[[Array], Array] | None:
+    """`(uint8 pixels [B, N, 1, H, W, 3]) -> patches` for a design that sees clean pixels; None for other designs."""
+    if not config.sees_pixels:
+        return None
+    return functools.partial(pixels.from_uint8, config.image_patches)
+
+
+def _augment(config: TunaConfig, settings: LoopSettings) -> step.Augment | None:
+    """Draws of `settings.input_noise` and `settings.masking`; None if both are off.
+
+    Raises:
+      ValueError: the model has no mask token.
+    """
+    noise, masking = settings.input_noise, settings.masking
+    if masking.high > 0 and not config.mask_token:
+        raise ValueError(
+            f"config.masking.high is {masking.high}, and the model has no mask token; set "
+            f"config.model.mask_token=True, or config.masking.high=0"
+        )
+    if not noise.probability and not masking.high:
+        return None
+    return functools.partial(augment.draw, noise, masking)
 
 
 def _make_loss(config: TunaConfig, settings: LoopSettings, parts: int) -> step.Loss:

@@ -99,6 +99,11 @@ def _convert_fields(
 
 def _convert(hint: Any, value: Any, where: str, current: Any = None) -> Any:
     """`value` as the type `hint`, or a ValueError that names `where`."""
+    optional = type(None) in typing.get_args(hint)
+    if optional:
+        if value is None:
+            return None
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value

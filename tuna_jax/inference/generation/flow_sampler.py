@@ -16,7 +16,7 @@ from tuna_jax.inference.generation.prefix_cache import (
     join,
     prefill,
     prepared,
-    span_velocity,
+    span_prediction,
 )
 from tuna_jax.models.cpu_fast_paths import unstack, unstacks
 from tuna_jax.models.layers import Params
@@ -45,7 +45,9 @@ def _sample(
     with use_sharding(sharding):
         velocity = _velocity(config, params, positive, negative, noise, guidance, bounds)
         grid = jnp.asarray(flow.time_grid(steps, shift))
-        final, states = flow.integrate(velocity, noise.astype(jnp.float32), grid, solver)
+        start = config.flow.noise_scale * noise.astype(jnp.float32)
+        at_end = config.flow.predicts_clean
+        final, states = flow.integrate(velocity, start, grid, solver, euler_at_end=at_end)
         return states if trajectory else final
 
 
@@ -69,17 +71,28 @@ def _velocity(
         cache, positive_cache = unstack((cache, positive_cache))
 
     def guided(x: Latent, t: Array) -> Latent:
-        v = span_velocity(config, params, cache, prefix.lengths, x, t)
-        return v if negative is None else flow.guided(v[: len(x)], v[len(x) :], guidance)
+        p = span_prediction(config, params, cache, prefix.lengths, x, t)
+        if negative is not None:
+            p = flow.guided(p[: len(x)], p[len(x) :], guidance)
+        return velocity_of(config, p, x, t)
 
     if bounds is None:
         return guided
 
     def unguided(x: Latent, t: Array) -> Latent:
-        v = span_velocity(config, params, positive_cache, positive.lengths, x, t)
-        return v.astype(jnp.float32)  # The dtype of `guided`, whose guidance scale is float32.
+        p = span_prediction(config, params, positive_cache, positive.lengths, x, t)
+        # float32 is the dtype of `guided`, whose guidance scale is float32.
+        return velocity_of(config, p.astype(jnp.float32), x, t)
 
-    return lambda x, t: jax.lax.cond(flow.guides(t, bounds), guided, unguided, x, t)
+    ends = not config.flow.predicts_clean
+    return lambda x, t: jax.lax.cond(flow.guides(t, bounds, ends), guided, unguided, x, t)
+
+
+def velocity_of(config: TunaConfig, prediction: Latent, x: Latent, t: Array) -> Latent:
+    """The velocity at state x and time t that a prediction means (`config.flow`)."""
+    if not config.flow.predicts_clean:
+        return prediction
+    return flow.velocity_from_clean(prediction, x, t, config.flow.min_remaining)
 
 
 def sample(
@@ -102,14 +115,16 @@ def sample(
     Args:
       config, params: the model.
       positive: tokens up to and including `<boi>` of the span to generate, with clean source slots for editing.
-      noise: state at t = 0, standard normal, `[B, T, h, w, C]`.
+      noise: standard normal, `[B, T, h, w, C]`; times `config.flow.noise_scale` it is the state at t = 0.
       negative: the negative branch of guidance (a negative or empty prompt); required unless guidance is 0 or 1.
-      guidance: scale g of `v_neg + g (v_pos - v_neg)`; 0 and 1 sample without guidance, only with the positive branch.
-      guidance_interval: (low, high), the times of the grid at which guidance is applied, both ends included. At other
-        times only the positive branch runs, for half the work. All intervals except (0, 1) share one program.
+      guidance: scale g of `p_neg + g (p_pos - p_neg)`, p being what the model predicts; 0 and 1 sample without
+        guidance, only with the positive branch.
+      guidance_interval: (low, high), the times of the grid at which guidance is applied, both ends included; without
+        them for a model that predicts the clean image (`FlowConfig`). At other times only the positive branch runs,
+        for half the work. All intervals except (0, 1) share one program.
       steps: solver steps; the time grid has one point more.
       shift: `a` of the time grid's map, see `flow.time_grid`.
-      solver: 'euler' or 'heun'.
+      solver: 'euler' or 'heun'; of a model that predicts the clean image, Heun's last step is one of Euler's.
       trajectory: whether to return the states after every step, `[steps, B, T, h, w, C]`, instead of the last one.
       sharding: how activations are sharded: `parallel.activation_sharding.Activations(mesh, generation=True)` if the
         parameters are sharded over a mesh of several devices; None leaves it to the compiler.

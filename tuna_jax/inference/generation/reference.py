@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
+from tuna_jax.inference.generation.flow_sampler import velocity_of
 from tuna_jax.inference.generation.prefix_cache import Prefix, join, last_hidden
 from tuna_jax.models import tuna
 from tuna_jax.models.layers import Params
@@ -69,24 +70,31 @@ def sample(
 
     def velocity(x: Latent, t: Array) -> Latent:
         both = x if negative is None else jnp.concatenate([x, x])
-        v = _velocity(config, params, prefix, both, t, length or least)
-        if negative is None:
-            return v
-        guided = flow.guided(v[: len(x)], v[len(x) :], guidance)
-        if bounds is None:
-            return guided
-        return jnp.where(flow.guides(t, jnp.asarray(bounds)), guided, v[: len(x)])
+        p = _prediction(config, params, prefix, both, t, length or least)
+        if negative is not None:
+            guided = flow.guided(p[: len(x)], p[len(x) :], guidance)
+            if bounds is None:
+                p = guided
+            else:
+                ends = not config.flow.predicts_clean
+                guides = flow.guides(t, jnp.asarray(bounds), ends)
+                p = jnp.where(guides, guided, p[: len(x)])
+        return velocity_of(config, p, x, t)
 
     final, states = flow.integrate(
-        velocity, noise.astype(jnp.float32), jnp.asarray(flow.time_grid(steps, shift)), solver
+        velocity,
+        config.flow.noise_scale * noise.astype(jnp.float32),
+        jnp.asarray(flow.time_grid(steps, shift)),
+        solver,
+        euler_at_end=config.flow.predicts_clean,
     )
     return states if trajectory else final
 
 
-def _velocity(
+def _prediction(
     config: TunaConfig, params: Params, prefix: Prefix, x: Latent, t: Array, length: int
 ) -> Latent:
-    """Velocity of the noisy span behind every row's prefix, from a forward pass over all `length` tokens."""
+    """The prediction for the noisy span behind every row's prefix, from a forward pass over all `length` tokens."""
     span = 1 + x.shape[1] * x.shape[2] * x.shape[3]
     # The token ids within the span and behind it have no effect on the span.
     tokens = jnp.pad(prefix.tokens, ((0, 0), (0, length - prefix.tokens.shape[1])))
@@ -96,9 +104,17 @@ def _velocity(
     if prefix.latents is not None:
         latents = jnp.concatenate([prefix.latents, latents], axis=1)
         times = jnp.concatenate([jnp.ones(prefix.spans.shape[:2]), times], axis=1)
-    out = tuna.forward(config, params, tokens, spans, latents, times)
-    assert out.velocity is not None
-    return tuna.span_velocities(out.velocity, noisy[:, None], x.shape[1:])[:, 0]
+    # The image that is generated has no clean pixels; designs that see them do not look at its slot.
+    images = None
+    if prefix.images is not None:
+        images = jnp.concatenate([prefix.images, jnp.zeros_like(prefix.images[:, :1])], axis=1)
+    generates = jnp.arange(spans.shape[1]) == spans.shape[1] - 1
+    generates = True if images is None else jnp.broadcast_to(generates, spans.shape[:2])
+    out = tuna.forward(
+        config, params, tokens, spans, latents, times, images=images, generates=generates
+    )
+    assert out.prediction is not None
+    return tuna.span_predictions(config, out.prediction, noisy[:, None], x.shape[1:])[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_new_tokens"))
@@ -113,7 +129,16 @@ def generate(
     def add(tokens: Array, step: Array) -> tuple[Array, Array]:
         # The flow head runs on no rows.
         no_rows = jnp.zeros((0,), jnp.int32)
-        out = tuna.forward(config, params, tokens, prefix.spans, prefix.latents, times, no_rows)
+        out = tuna.forward(
+            config,
+            params,
+            tokens,
+            prefix.spans,
+            prefix.latents,
+            times,
+            no_rows,
+            images=prefix.images,
+        )
         position = prefix.lengths + step
         hidden = last_hidden(out.hidden, position)
         token = jnp.argmax(tuna.logits(config, params, hidden)[:, 0], -1).astype(jnp.int32)
