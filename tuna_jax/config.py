@@ -220,8 +220,8 @@ def _require_divisible(height: int, width: int, factor: int) -> None:
 class PixelConfig:
     """Pixels in place of a VAE's latents (model.md sections 12 and 13).
 
-    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The channels
-    of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
+    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The
+    channels of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
 
     Attributes:
       patch: side of a patch in pixels.

@@ -53,7 +53,12 @@ if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
 
 # The released code names the 1.5B model after its total size.
-_PRESET_OF_MANIFEST = {"tuna_2b": "tuna_1p5b", "tuna_7b": "tuna_7b"}
+_PRESET_OF_MANIFEST = {
+    "tuna_2b": "tuna_1p5b",
+    "tuna_7b": "tuna_7b",
+    "tuna_2r_pixel_7b": "tuna_r_7b",
+    "tuna_2_pixel_7b": "tuna_2_7b",
+}
 # --part -> the layout of its backbone; that of the representation encoder is its kind.
 _PARTS = {
     "language": "qwen",
@@ -205,7 +210,8 @@ def _add_check(command: argparse.ArgumentParser) -> None:
 def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
     which = command.add_mutually_exclusive_group(required=required)
     which.add_argument(
-        "--preset", help="the model's size: tiny, emoji, tuna_smol, tuna_1p5b or tuna_7b"
+        "--preset",
+        help="the model: tuna_1p5b, tuna_7b, tuna_r_7b, tuna_2_7b, ... (tuna_jax/config.py)",
     )
     which.add_argument(
         "--config",

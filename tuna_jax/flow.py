@@ -129,9 +129,7 @@ def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None
     return None if tuple(interval) == EVERYWHERE else np.asarray(interval, np.float32)
 
 
-def guides(
-    t: Float[Array, ""], bounds: Float[Array, " 2"], ends: bool = True
-) -> Bool[Array, ""]:
+def guides(t: Float[Array, ""], bounds: Float[Array, " 2"], ends: bool = True) -> Bool[Array, ""]:
     """Whether time t is within the bounds of a guidance interval.
 
     Args:

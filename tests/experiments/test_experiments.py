@@ -13,7 +13,7 @@ import pytest
 from tuna_jax.config import from_dict
 from tuna_jax.emoji import vae_trainer
 from tuna_jax.emoji.config import EmojiExperiment
-from tuna_jax.models import vae
+from tuna_jax.models import latent_space, vae
 from tuna_jax.parallel.mesh import make_mesh, sizes
 from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import abstract_batch, possible_shapes, stream_settings
@@ -64,9 +64,9 @@ def test_stage_is_traced(path):
     config = from_dict(settings.model)
     streams = stream_settings(settings.data)
     program = Program(settings, config, tuple(streams), make_mesh())
-    frozen = jax.eval_shape(lambda: vae.init(config.vae, jax.random.key(0)))
+    frozen = latent_space.shapes(config.space)
     for name, stream in streams.items():
-        shapes = possible_shapes(name, stream, config.vae)
+        shapes = possible_shapes(name, stream, config.space)
         assert len(shapes) <= 10
         largest = max(shapes, key=lambda shape: shape.length)
         check(program, abstract_batch(largest), frozen, stream.heads)

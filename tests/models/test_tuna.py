@@ -55,7 +55,7 @@ def test_an_unused_slot_changes_nothing() -> None:
     out = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t)
     other = batch["latents"].at[0, 1].set(7.0)
     again = forward(PARAMS, batch["tokens"], SPANS, other, t.at[0, 1].set(0.9))
-    np.testing.assert_array_equal(out.velocity, again.velocity)
+    np.testing.assert_array_equal(out.prediction, again.prediction)
     np.testing.assert_array_equal(out.hidden, again.hidden)
 
 
@@ -65,7 +65,7 @@ def test_padding_changes_no_real_token() -> None:
     out = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t)
     longer = jnp.pad(batch["tokens"], ((0, 0), (0, 5)), constant_values=9)
     again = forward(PARAMS, longer, SPANS, batch["latents"], t)
-    np.testing.assert_allclose(out.velocity, again.velocity[:, :16], atol=1e-5)
+    np.testing.assert_allclose(out.prediction, again.prediction[:, :16], atol=1e-5)
 
 
 def test_the_source_of_an_edit_and_an_unused_slot_add_no_flow_loss() -> None:
@@ -129,7 +129,7 @@ def test_a_fresh_head_predicts_zero() -> None:
     fresh = tuna.init(CONFIG, jax.random.key(0))
     batch = _batch()
     out = forward(fresh, batch["tokens"], SPANS, batch["latents"], jnp.full((2, 2), 0.4))
-    assert float(jnp.abs(out.velocity).max()) == 0.0
+    assert float(jnp.abs(out.prediction).max()) == 0.0
 
 
 @pytest.mark.slow
@@ -187,11 +187,11 @@ def test_text_loss_in_chunks_is_that_of_the_whole(chunk: int) -> None:
 def test_bfloat16_is_near_float32() -> None:
     batch = _batch()
     t = jnp.full((2, 2), 0.4)
-    exact = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t).velocity
+    exact = forward(PARAMS, batch["tokens"], SPANS, batch["latents"], t).prediction
     half = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     run = jax.jit(tuna.forward, static_argnums=0)
     out = run(half, PARAMS, batch["tokens"], SPANS, batch["latents"], t)
     assert out.hidden.dtype == jnp.bfloat16
-    assert out.velocity.dtype == jnp.float32
-    error = jnp.linalg.norm(out.velocity - exact) / jnp.linalg.norm(exact)
+    assert out.prediction.dtype == jnp.float32
+    error = jnp.linalg.norm(out.prediction - exact) / jnp.linalg.norm(exact)
     assert float(error) < 0.05

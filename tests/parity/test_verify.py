@@ -54,6 +54,9 @@ def test_only_the_exclusions_of_the_readme() -> None:
         "text_only/ds_loss_ntp",
         "text_only/ds_v_pred_all",
         "full_mmu/loss_flow_official",
+        "full_mmu/noise_loss_official",
+        "transport/loss_empty_mask_official",
+        "text_only/x0_pred_all_norm",
         "full_mmu/wrapper_total_loss_mmu",
         "vae_video/latents_11f",
         "vae_video/log_var_11f",
@@ -61,7 +64,12 @@ def test_only_the_exclusions_of_the_readme() -> None:
 
 
 def test_full_size_manifests_match_exactly(capsys: pytest.CaptureFixture) -> None:
-    for name, count in (("tuna_2b", 1488), ("tuna_7b", 1176)):
+    for name, count in (
+        ("tuna_2b", 1488),
+        ("tuna_7b", 1176),
+        ("tuna_2r_pixel_7b", 980),
+        ("tuna_2_pixel_7b", 560),
+    ):
         path = GOLDENS / "manifests" / f"{name}.json"
         assert convert.main(["verify", "--manifest", str(path)]) == 0
         assert f"{count} keys" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Schedule, frozen parameters, weight decay, clipping and Muon."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,3 +143,46 @@ def test_muon_treats_each_stacked_layer_as_a_matrix():
 def test_an_unknown_algorithm_is_an_error():
     with pytest.raises(ValueError, match=r"optimizer\.algorithm.*'sgd'"):
         build(OptimizerSettings(algorithm="sgd"), {"kernel": jnp.ones((2, 2))}, 2000)
+
+
+def test_decay_of_all_parameters_is_the_released_codes_adamw() -> None:
+    """Three updates beside `torch.optim.AdamW` over all parameters, as the released code builds it."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    params = {
+        name: random.normal(size=shape).astype(np.float32)
+        for name, shape in {"kernel": (5, 4), "bias": (4,), "scale": (4,)}.items()
+    }
+    settings = OptimizerSettings(
+        learning_rate=1e-2, warmup=0, clip_norm=0.0, weight_decay=0.3, decay="all"
+    )
+    theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in params.items()}
+    reference = torch.optim.AdamW(
+        theirs.values(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3
+    )
+    ours = jax.tree.map(jnp.asarray, params)
+    weights_only = dict(ours)
+    update = build(settings, ours, 10)
+    other = build(dataclasses.replace(settings, decay="weights"), ours, 10)
+    state, other_state = update.init(ours), other.init(ours)
+    for step in range(3):
+        gradients = {
+            name: random.normal(size=value.shape).astype(np.float32) * (step + 1)
+            for name, value in params.items()
+        }
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(gradients[name])
+        reference.step()
+        updates, state = update.update(gradients, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        updates, other_state = other.update(gradients, other_state, weights_only)
+        weights_only = optax.apply_updates(weights_only, updates)
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=2e-6, atol=2e-7)
+    np.testing.assert_allclose(weights_only["kernel"], ours["kernel"], rtol=1e-6)
+    assert float(jnp.abs(weights_only["bias"] - ours["bias"]).max()) > 1e-3
+
+
+def test_an_unknown_decay_is_named() -> None:
+    with pytest.raises(ValueError, match="decay"):
+        build(OptimizerSettings(decay="none"), {"kernel": jnp.ones((2, 2))}, 5000)

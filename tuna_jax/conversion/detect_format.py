@@ -263,7 +263,7 @@ def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _nearest(layout: str, state: StateDict) -> tuple[str, TunaConfig]:
-    """The name and config of the preset whose shapes match best; no preset has the VAE of Wan 2.1, which is tried too."""
+    """The name and config of the preset whose shapes match best; Wan 2.1's VAE, which none has, is tried too."""
     configs = {name: preset(name) for name in PRESETS}
     if layout != "tuna":
         configs = {name: config for name, config in configs.items() if config.vae is not None}

@@ -401,10 +401,9 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 def rows(config: TunaConfig) -> list[Row]:
     """The weight map of an official state dict of TUNA (including the VAE), Tuna-R or Tuna-2."""
+    vision = embedding_rows(config)
     if config.has_encoder:
         vision = [*representation_rows(config), *connector_rows()]
-    else:
-        vision = embedding_rows(config)
     return [
         *language_rows(config),
         *vision,

@@ -163,9 +163,13 @@ def _with_vae(config: TunaConfig, settings: EmojiExperiment) -> tuple[TunaConfig
     """The model's config with that of its VAE, and the VAE's parameters; a model on pixels has none."""
     if config.vae is None:
         if settings.vae:
-            raise ValueError(f"config.vae is {settings.vae}, and the model works on pixels; set config.vae=''")
+            raise ValueError(
+                f"config.vae is {settings.vae}, and the model works on pixels; set config.vae=''"
+            )
         config.space.latent_shape(
-            settings.data.clips.frames if settings.data.clips.rows else 1, settings.data.size, settings.data.size
+            settings.data.clips.frames if settings.data.clips.rows else 1,
+            settings.data.size,
+            settings.data.size,
         )
         return config, {}
     vae_config, vae_params = load_image_vae(settings.vae or None)

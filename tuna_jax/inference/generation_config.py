@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from tuna_jax.config import TunaConfig
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference import batching, option_checks
 from tuna_jax.utils import old_names
@@ -19,8 +20,9 @@ class SamplingSettings:
       count: number of images on the contact sheet that training writes.
       steps: solver steps.
       guidance: guidance scale.
+      edit_guidance: guidance scale of edits; None: `guidance`.
       guidance_interval: (low, high), the times of the grid at which guidance is applied.
-      shift: shift of the time grid.
+      shift: shift of the time grid; 1 is a uniform grid.
       solver: 'euler' or 'heun'.
 
     Raises:
@@ -30,6 +32,7 @@ class SamplingSettings:
     count: int = 24
     steps: int = 15
     guidance: float = 2.0
+    edit_guidance: float | None = None
     guidance_interval: tuple[float, float] = EVERYWHERE
     shift: float = 3.0
     solver: str = "euler"
@@ -38,6 +41,23 @@ class SamplingSettings:
         option_checks.whole("count", self.count, 0, 2**31 - 1)
         for name in ("steps", "guidance", "guidance_interval", "shift", "solver"):
             option_checks.SAMPLING[name](name, getattr(self, name))
+        if self.edit_guidance is not None:
+            option_checks.SAMPLING["guidance"]("edit_guidance", self.edit_guidance)
+
+    def of_edits(self) -> SamplingSettings:
+        """The settings of edits."""
+        if self.edit_guidance is None:
+            return self
+        return dataclasses.replace(self, guidance=self.edit_guidance)
+
+
+def of_released_model(config: TunaConfig) -> SamplingSettings:
+    """The sampling that the released code's launchers choose for a model of this kind (model.md sections 9 and 12)."""
+    if config.vae is not None:
+        return SamplingSettings(steps=49, guidance=3.0)
+    if config.has_encoder:  # Tuna-R
+        return SamplingSettings(steps=50, guidance=4.0, edit_guidance=5.0, shift=1.0, solver="heun")
+    return SamplingSettings(steps=50, guidance=3.0, edit_guidance=2.0, shift=1.0)
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -107,7 +107,8 @@ def generate(
         from the number of prompts.
     """
     given = generation_config.sampling(options or {})
-    settings = _settings(model.samples, given)
+    defaults = model.samples if sources is None else model.samples.of_edits()
+    settings = _settings(defaults, given)
     frames = option_checks.whole("frames", frames, 1, option_checks.LARGEST_FRAMES)
     shape = model.config.space.latent_shape(frames, *given.get("size", model.size))
     grid = Grid(*shape[:3])

@@ -52,8 +52,9 @@ def load(
     Args:
       path: a training run's workdir, its `model.safetensors` or one of its checkpoints; or a model that `convert
         from_torch` wrote, as safetensors (a file or a folder) or Orbax.
-      vae: the VAE, if the model stores none (and does not work on pixels) or another one shall be used: a file that `experiments/emoji/vae.py` wrote,
-        a converted model with a VAE, or the Wan 2.2 VAE in its own layout or diffusers'.
+      vae: the VAE, if the model stores none (and does not work on pixels) or another one shall be used: a file that
+        `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan 2.2 VAE in its own layout or
+        diffusers'.
       tokenizer: a tokenizer, the folder of a Hugging Face tokenizer, or the name or file of a compact vocabulary. The
         default is the one that the run record names, otherwise Qwen2.5's.
       dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one.

@@ -278,7 +278,8 @@ class Tuna:
     ) -> TokenSequence:
         """The token sequence that the answer follows; see `conversation.prompt_tokens`."""
         grids = [
-            Grid(*self.config.space.latent_shape(*clip.shape[:3])[:3]) for clip in conversation.media
+            Grid(*self.config.space.latent_shape(*clip.shape[:3])[:3])
+            for clip in conversation.media
         ]
         return prompt_tokens(self.tokenizer, conversation, grids, self.template, template)
 

@@ -17,7 +17,7 @@ from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion import checkpoint_source
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.flow import EVERYWHERE
-from tuna_jax.inference import trained_shapes
+from tuna_jax.inference import generation_config, trained_shapes
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
@@ -99,12 +99,13 @@ def _shapes(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_converted(config: TunaConfig) -> RunRecord:
     """The record of a model that `convert from_torch` wrote."""
-    side = config.representation.grid * config.vae.spatial_factor
+    side = config.representation.grid * config.space.spatial_factor
     return RunRecord(
         kind="converted",
         model=config.to_dict(),
         vae=IN_MODEL,
         size=(side, side),
+        sampling=generation_config.of_released_model(config),
         shapes=trained_shapes.of_released_model(side),
     )
 

@@ -48,14 +48,14 @@ def _cascade_parts(config: TunaConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
 
 
 def _cascade(model: Any, latents: Latents) -> Float[Array, "b n d"]:
-    """TUNA and Tuna-R: the representation encoder on (noisy) latents or pixels, then the connector (model.md sections 3,
-    4 and 12)."""
+    """TUNA and Tuna-R: the representation encoder on (noisy) latents or pixels, then the connector (model.md sections
+    3, 4 and 12)."""
     return model.connector(model.representation(latents, model.remat, model.unroll))
 
 
 class PatchEmbedding(nnx.Module):
-    """`RMSNorm(Linear(latents))` at every position: on pixels, a convolution with the patch as kernel and stride (model.md
-    section 13)."""
+    """`RMSNorm(Linear(latents))` at every position: on pixels, a convolution with the patch as kernel and stride
+    (model.md section 13)."""
 
     def __init__(self, channels: int, width: int, eps: float, *, rngs: nnx.Rngs):
         self.patch = Linear(channels, width, init=xavier_init, rngs=rngs)

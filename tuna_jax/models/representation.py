@@ -1,4 +1,5 @@
-"""The representation encoder: SigLIP2 over (noisy) latents or pixels, and the connector (model.md sections 3, 4, 12)."""
+"""The representation encoder: SigLIP2 over (noisy) latents or pixels, and the connector (model.md sections 3, 4,
+12)."""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ def hide(
       ValueError: the model has no mask token.
     """
     if mask_token is None:
-        raise ValueError("tokens are to be hidden, and the model has no mask token (mask_token=True)")
+        raise ValueError(
+            "tokens are to be hidden, and the model has no mask token (mask_token=True)"
+        )
     return jnp.where(hidden[..., None], mask_token[...].astype(tokens.dtype), tokens)
 
 
@@ -140,8 +142,9 @@ def bind(config: TunaConfig, params: Params) -> Tuna:
 
 
 def init(config: TunaConfig, key: Array) -> Params:
-    """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `time_embedding, language, flow_head` and those of the
-    design (`representation, connector` for TUNA); layers are stacked on axis 0. `shapes` returns only their shapes."""
+    """Fresh float32 parameters, AdaLN-Zero: nested dict with keys `time_embedding, language, flow_head` and those of
+    the design (`representation, connector` for TUNA); layers are stacked on axis 0. `shapes` returns only their
+    shapes."""
     return layers.split(Tuna(config, rngs=nnx.Rngs(key)))[1]
 
 
@@ -204,7 +207,8 @@ def span_predictions(
 def in_place(config: TunaConfig, predictions: Float[Array, "*b h w c"]) -> Array:
     """Predictions in the order of image tokens -> at the positions of the latents that they predict.
 
-    Only models that predict strips of the raster (`PixelConfig.order`) predict something else than the token's own patch.
+    Only models that predict strips of the raster (`PixelConfig.order`) predict something else than the token's own
+    patch.
     """
     if config.pixels is None or config.pixels.order == "patch":
         return predictions

@@ -39,6 +39,7 @@ def batch_of(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> d
 
 
 def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) -> dict[str, Any]:
+    """Outputs of a forward pass, by their names in the cases."""
     tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
     run = jax.jit(tuna.forward, static_argnums=0)
     result = run(golden.config, golden.params, tokens, spans, noisy, t)
@@ -53,9 +54,7 @@ def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) 
     if noisy is not None:
         out["v_pred_all"] = result.prediction
         assert result.prediction is not None
-        velocity = tuna.span_predictions(
-            golden.config, result.prediction, spans, noisy.shape[2:]
-        )
+        velocity = tuna.span_predictions(golden.config, result.prediction, spans, noisy.shape[2:])
         out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
     return out
 
@@ -63,6 +62,7 @@ def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) 
 def losses_of(
     golden: GoldenSet, batch: dict[str, jax.Array], noise: jax.Array, t: jax.Array
 ) -> tuple[dict[str, Any], Any]:
+    """The losses, by their names in the cases, and the gradients of all parameters."""
     weights = golden.info["config"]["tuna_model"]
 
     def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -85,6 +85,7 @@ def losses_of(
 
 
 def in_case(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the case has."""
     return {name: value for name, value in values.items() if name in case.tensors}
 
 
@@ -226,12 +227,12 @@ def _full(golden: GoldenSet, case: Case) -> Computed:
 def text_only(golden: GoldenSet, case: Case) -> Computed:
     """Text without images, and a batch in which one row has an unused slot."""
     x, config, params = case.tensors, golden.config, golden.params
-    forward = forward(golden, x, None, None)
-    sums, counts = text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
+    computed = forward(golden, x, None, None)
+    sums, counts = text_loss(computed["logits"], jnp.asarray(x["text_labels"]))
     loss = sums.sum() / counts.sum()
     out = {
-        "input_embeds": forward["input_embeds"],
-        "logits": forward["logits"],
+        "input_embeds": computed["input_embeds"],
+        "logits": computed["logits"],
         "loss_ntp": loss,
         "loss_flow": 0.0 * loss,  # Without latents there is no flow term.
     }
@@ -310,7 +311,9 @@ def t2i_generate(golden: GoldenSet, case: Case) -> Computed:
     capacity = both.tokens.shape[1] + span
     cache, _ = prefix_cache.prefill(config, golden.params, both, capacity, with_flow_head=True)
     start = both.lengths
-    velocity = prefix_cache.span_prediction(config, golden.params, cache, start, noise, jnp.zeros(()))
+    velocity = prefix_cache.span_prediction(
+        config, golden.params, cache, start, noise, jnp.zeros(())
+    )
     return out | {"v_t0": component_cases.first(velocity)}
 
 

@@ -58,7 +58,7 @@ def _noise(golden: GoldenSet) -> float:
 def components(golden: GoldenSet, case: Case) -> Computed:
     """What TUNA's case has, and the patch embedding, the order of predicted pixels, and the mask token."""
     x, config = case.tensors, golden.config
-    model = tuna.bind(config, golden.params)
+    model: Any = tuna.bind(config, golden.params)
     computed = dict(component_cases.components(golden, case))
     patch = _space(golden).patch
     for name, match in component_cases.numbers(r"patch_(\w+)\.x", x):
@@ -133,7 +133,7 @@ def transport(golden: GoldenSet, case: Case) -> Computed:
     out |= _weighted_losses(x, floor)
     for name, match in component_cases.numbers(r"grid_(\d+)", x):
         out[name] = flow.time_grid(int(match[1]), 1.0)
-    for name, match in component_cases.numbers(r"ode_(euler|heun)_(\w+)", x):
+    for _, match in component_cases.numbers(r"ode_(euler|heun)_(\w+)", x):
         if not match[2].endswith(("_guidance", "_times")):
             out |= _solve_toy(case, match[1], match[2], floor)
     return out
@@ -301,9 +301,7 @@ def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
     """A training step from RGB with all random draws."""
     x = case.tensors
     rows = len(x["text_tokens"])
-    clean, noise = (
-        _slots(golden, image, rows) for image in (x["images"][:, :, None], x["noise"])
-    )
+    clean, noise = (_slots(golden, image, rows) for image in (x["images"][:, :, None], x["noise"]))
     normal = golden.info["config"]["noise_scheduler"]
     t = flow.training_time(normal["P_mean"] + normal["P_std"] * jnp.asarray(x["u"]))
     slot_t = t.reshape(rows, -1)
@@ -357,12 +355,12 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
 def text_only(golden: GoldenSet, case: Case) -> Computed:
     """Text without images."""
     x = case.tensors
-    forward = model_cases.forward(golden, x, None, None)
-    sums, counts = text_loss(forward["logits"], jnp.asarray(x["text_labels"]))
+    computed = model_cases.forward(golden, x, None, None)
+    sums, counts = text_loss(computed["logits"], jnp.asarray(x["text_labels"]))
     loss = sums.sum() / counts.sum()
     weight = golden.info["config"]["tuna_model"]["ntp_coeff"]
     return {
-        "logits": forward["logits"],
+        "logits": computed["logits"],
         "loss_ntp": loss,
         "loss_flow": 0.0 * loss,  # Without images there is no flow term.
         "wrapper_loss": Comparison(weight * loss, case.scalar("wrapper_loss")),
@@ -381,7 +379,8 @@ def generate(golden: GoldenSet, case: Case) -> Computed:
     noise = patches(golden, x["noise"])
     sampler = case.meta["sampler"]
     steps, solver = sampler["num_steps"], sampler["sampling_method"]
-    interval = sampler["cfg_interval"] or flow.EVERYWHERE
+    low, high = sampler["cfg_interval"] or flow.EVERYWHERE
+    interval = (float(low), float(high))
     states = flow_sampler.sample(
         config,
         params,
@@ -389,7 +388,7 @@ def generate(golden: GoldenSet, case: Case) -> Computed:
         noise,
         negative=negative,
         guidance=float(sampler["guidance_scale"]),
-        guidance_interval=tuple(interval),
+        guidance_interval=interval,
         steps=steps,
         shift=1.0,
         solver=solver,

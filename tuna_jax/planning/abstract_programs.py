@@ -206,7 +206,9 @@ def decoder(experiment: Experiment, mesh: Mesh) -> Planned:
         rows=rows,
         tokens=0,
         pictures=rows,
-        jitted=jax.jit(lambda params, x: latent_space.decode(config, params, x), out_shardings=split),
+        jitted=jax.jit(
+            lambda params, x: latent_space.decode(config, params, x), out_shardings=split
+        ),
         arguments=(params, latents),
         parts={"parameters": _bytes({k: params[k] for k in ("decoder", "latent_in")})},
     )

@@ -28,7 +28,12 @@ from tuna_jax.planning.topology import chip_count
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "experiments" / "shardings"
-TOPOLOGIES = {"tuna_1p5b": ("v5e:8x8",), "tuna_7b": ("v5p:4x4x4",)}
+TOPOLOGIES = {
+    "tuna_1p5b": ("v5e:8x8",),
+    "tuna_7b": ("v5p:4x4x4",),
+    "tuna_r_7b": ("v5p:4x4x4",),
+    "tuna_2_7b": ("v5p:4x4x4",),
+}
 """The slices that each model's stages are planned for; each slice has one golden file per stage."""
 
 

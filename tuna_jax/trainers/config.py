@@ -21,13 +21,15 @@ class SampleGridSettings:
     Attributes:
       prompts: a prompt per image; without prompts there is no sheet.
       size: 'HEIGHTxWIDTH' of an image; also the default size of `Tuna.load`.
-      steps, guidance, guidance_interval, shift, solver: see `inference.generation_config.SamplingSettings`.
+      steps, guidance, edit_guidance, guidance_interval, shift, solver: see
+        `inference.generation_config.SamplingSettings`.
     """
 
     prompts: tuple[str, ...] = ()
     size: str = "512x512"
     steps: int = 49
     guidance: float = 3.0
+    edit_guidance: float | None = None
     guidance_interval: tuple[float, float] = EVERYWHERE
     shift: float = 3.0
     solver: str = "euler"
@@ -38,6 +40,7 @@ class SampleGridSettings:
         return SamplingSettings(
             steps=self.steps,
             guidance=self.guidance,
+            edit_guidance=self.edit_guidance,
             guidance_interval=self.guidance_interval,
             shift=self.shift,
             solver=self.solver,

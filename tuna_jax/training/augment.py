@@ -34,8 +34,8 @@ class InputNoise:
 class Masking:
     """Visual tokens that the model's mask token replaces, in every image.
 
-    The share of an image's tokens is uniform in [low, high]; a negative one hides none. The released Tuna-2 takes -0.7 and
-    0.3, so that 70 % of the images stay whole.
+    The share of an image's tokens is uniform in [low, high]; a negative one hides none. The released Tuna-2 takes -0.7
+    and 0.3, so that 70 % of the images stay whole.
 
     Attributes:
       low, high: bounds of the share; `high` 0 turns masking off.
@@ -47,14 +47,14 @@ class Masking:
     def __post_init__(self) -> None:
         if not (self.low <= self.high and 0.0 <= self.high <= 1.0 and self.low >= -100.0):
             raise ValueError(
-                f"config.masking has low {self.low} and high {self.high}; the bounds of the share of hidden tokens must "
-                f"satisfy low <= high and 0 <= high <= 1"
+                f"config.masking has low {self.low} and high {self.high}; the bounds of the share of hidden tokens "
+                f"must satisfy low <= high and 0 <= high <= 1"
             )
 
 
 def input_times(
-    coin: Float[Array, "b n"], level: Float[Array, "b n"], settings: InputNoise
-) -> Float[Array, "b n"]:
+    coin: Float[Array, "*b"], level: Float[Array, "*b"], settings: InputNoise
+) -> Float[Array, "*b"]:
     """Times of images that are asked about.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,8 +23,9 @@ class OptimizerSettings:
       warmup: number of updates of the linear warm-up from 0.
       cosine_tail: share of the run, at its end, over which the rate decays to 0 along a cosine; 0 keeps it constant.
       b1, b2, epsilon: Adam's constants.
-      weight_decay: decoupled weight decay of matrices and kernels (the stacking axis of layers does not count as an
-        axis).
+      weight_decay: decoupled weight decay.
+      decay: which parameters decay: 'weights': matrices and kernels (the stacking axis of layers does not count as an
+        axis), not biases, norms and modulation offsets; 'all': every trained parameter, as in the released code.
       clip_norm: largest global norm of the gradient; 0 turns clipping off.
       frozen: parameter-path prefixes ('language', 'representation.position') that are not trained.
       ema: decay of the exponential moving average of the parameters; 0 turns it off.
@@ -37,6 +39,7 @@ class OptimizerSettings:
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+    decay: str = "weights"
     clip_norm: float = 1.0
     frozen: tuple[str, ...] = ()
     ema: float = 0.9999
@@ -94,19 +97,27 @@ def _algorithm(
             b2=settings.b2,
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
-            mask=decayed,
+            mask=_decays(settings.decay),
         )
     if settings.algorithm == "muon":
         return optax.contrib.muon(
             schedule,
             consistent_rms=0.2,
             weight_decay=settings.weight_decay,
-            weight_decay_mask=decayed,
+            weight_decay_mask=_decays(settings.decay),
             adam_b1=settings.b1,
             adam_b2=settings.b2,
             muon_weight_dimension_numbers=_matrices,
         )
     raise ValueError(f"optimizer.algorithm is {settings.algorithm!r}; choose 'adamw' or 'muon'")
+
+
+def _decays(which: str) -> Callable[[Any], Any] | None:
+    """The mask of weight decay; None: all parameters."""
+    masks = {"weights": decayed, "all": None}
+    if which not in masks:
+        raise ValueError(f"optimizer.decay is {which!r}; choose one of {', '.join(masks)}")
+    return masks[which]
 
 
 def _matrices(params: Any) -> Any:

@@ -224,8 +224,8 @@ def _augment(config: TunaConfig, settings: LoopSettings) -> step.Augment | None:
     noise, masking = settings.input_noise, settings.masking
     if masking.high > 0 and not config.mask_token:
         raise ValueError(
-            f"config.masking.high is {masking.high}, and the model has no mask token; set config.model.mask_token=True, "
-            f"or config.masking.high=0"
+            f"config.masking.high is {masking.high}, and the model has no mask token; set "
+            f"config.model.mask_token=True, or config.masking.high=0"
         )
     if not noise.probability and not masking.high:
         return None

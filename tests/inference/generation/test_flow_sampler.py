@@ -46,8 +46,8 @@ def _uncached_velocity(prompt: prefix_cache.Prefix, x: jax.Array, t: jax.Array) 
         out = jax.jit(functools.partial(tuna.forward, CONFIG))(
             PARAMS, tokens[None], spans, latents, time
         )
-        assert out.velocity is not None
-        rows.append(tuna.span_velocities(out.velocity, spans, latents.shape[2:])[0, -1])
+        assert out.prediction is not None
+        rows.append(tuna.span_predictions(CONFIG, out.prediction, spans, latents.shape[2:])[0, -1])
     return jnp.stack(rows)
 
 

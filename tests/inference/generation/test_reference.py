@@ -13,7 +13,7 @@ from tuna_jax import flow
 from tuna_jax.config import preset
 from tuna_jax.hardware import flops
 from tuna_jax.inference.generation import flow_sampler, reference, text_decoder
-from tuna_jax.inference.generation.prefix_cache import Prefix, prefill, span_velocity, text_prefix
+from tuna_jax.inference.generation.prefix_cache import Prefix, prefill, span_prediction, text_prefix
 from tuna_jax.models import tuna
 
 CONFIG = preset("tiny")
@@ -128,7 +128,7 @@ def test_guidance_is_applied_only_within_its_interval() -> None:
     @jax.jit
     def velocity(prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
         cache, _ = prefill(CONFIG, PARAMS, prefix, prefix.tokens.shape[1] + 5, with_flow_head=True)
-        return span_velocity(CONFIG, PARAMS, cache, prefix.lengths, x, jnp.float32(t))
+        return span_prediction(CONFIG, PARAMS, cache, prefix.lengths, x, jnp.float32(t))
 
     never, always, within = states(guidance=1.0), states(), states(guidance_interval=INTERVALS[0])
     np.testing.assert_array_equal(always, states(guidance_interval=(0.0, 1.0)))

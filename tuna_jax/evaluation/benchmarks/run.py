@@ -66,7 +66,9 @@ def run(
     chosen = tuple(sizes) or default_sizes(model, benchmark)
     generation_config.sampling({**sampling, "seed": seed})  # Before folders are claimed.
     frames = frames if benchmark.clips else 1
-    tokens = max(int(np.prod(model.config.space.latent_shape(frames, *size)[:3])) for size in chosen)
+    tokens = max(
+        int(np.prod(model.config.space.latent_shape(frames, *size)[:3])) for size in chosen
+    )
     most = batch_size or batching.rows_per_chunk(tokens * (2 if benchmark.edits else 1))
     plan = Plan(chosen, frames, fps, seed, most, shard)
     settings = {"prompts": benchmark.digest(), **described(model, sampling)}

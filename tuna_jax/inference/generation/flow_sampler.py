@@ -117,9 +117,11 @@ def sample(
       positive: tokens up to and including `<boi>` of the span to generate, with clean source slots for editing.
       noise: standard normal, `[B, T, h, w, C]`; times `config.flow.noise_scale` it is the state at t = 0.
       negative: the negative branch of guidance (a negative or empty prompt); required unless guidance is 0 or 1.
-      guidance: scale g of `p_neg + g (p_pos - p_neg)`, p being what the model predicts; 0 and 1 sample without guidance, only with the positive branch.
+      guidance: scale g of `p_neg + g (p_pos - p_neg)`, p being what the model predicts; 0 and 1 sample without
+        guidance, only with the positive branch.
       guidance_interval: (low, high), the times of the grid at which guidance is applied, both ends included; without
-        them for a model that predicts the clean image (`FlowConfig`). At other times only the positive branch runs, for half the work. All intervals except (0, 1) share one program.
+        them for a model that predicts the clean image (`FlowConfig`). At other times only the positive branch runs,
+        for half the work. All intervals except (0, 1) share one program.
       steps: solver steps; the time grid has one point more.
       shift: `a` of the time grid's map, see `flow.time_grid`.
       solver: 'euler' or 'heun'; of a model that predicts the clean image, Heun's last step is one of Euler's.
