@@ -122,5 +122,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 from tests.fixtures.files import files, module_files  # noqa: E402, F401
-from tests.fixtures.judges import judge, through_vae  # noqa: E402, F401
+from tests.fixtures.judges import (  # noqa: E402, F401
+    hard_judge,
+    judge,
+    through_hard_vae,
+    through_vae,
+)
 from tests.fixtures.tiny_run import tiny_run  # noqa: E402, F401
