@@ -31,10 +31,22 @@ _WAN22_STD = (
     + (0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
 )
 
+# Per-channel statistics of the Wan 2.1 VAE's latents, from the upstream checkpoint (diffusers' `AutoencoderKLWan`).
+_WAN21_MEAN = (
+    (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
+    + (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
+)  # fmt: skip
+_WAN21_STD = (
+    (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
+    + (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+)  # fmt: skip
+
 REMAT_POLICIES = ("none", "full", "dots", "dots_attention", "attention")
 ATTENTION_BACKENDS = ("xla", "auto", "splash", "cudnn")
-LATENT_STATS = ("tuna", "wan2.2", "custom")
-DESIGNS = ("cascade", "latent_only")
+LATENT_STATS = ("tuna", "wan2.2", "wan2.1", "custom")
+ENCODERS = ("siglip", "dinov3")
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "silu")
+DESIGNS = ("cascade", "decoupled", "late_fusion", "semantic_only", "latent_only")
 PREDICTIONS = ("velocity", "clean")
 PIXEL_ORDERS = ("raster", "patch")
 TORCH_FLOAT32_EPS = 2.0**-23
@@ -48,23 +60,33 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """The Wan 2.2 causal video VAE (model.md section 1).
+    """The causal video VAE of Wan 2.2 (model.md section 1), and that of Wan 2.1 (`wan21_vae`).
+
+    Both are a stack of convolutions that compresses 8x in space. A visual token covers 16x16 pixels with either, by
+    2x2 patches at the one or the other end of the stack: Wan 2.2 has them before it, of pixels (`pixel_patch`); Wan 2.1
+    has none, and TUNA takes 2x2 patches of its latents (`latent_patch`).
 
     Attributes:
-      latent_channels: channels of the latent.
+      latent_channels: channels of a latent position as the model sees it: those of the VAE, `vae_channels`, times
+        `latent_patch^2`.
       encoder_width: channels of the encoder's first level; level i has `encoder_width * multipliers[i]`.
       decoder_width: the same for the decoder.
       multipliers: width multipliers, one per level.
       blocks: residual blocks per level of the encoder; the decoder has one more.
       halve_time: for every level except the last, whether the encoder halves time there (the decoder mirrors it).
       latent_stats: which per-channel statistics normalise latents: 'tuna' (mean := std, as in the training of the
-        released checkpoints), 'wan2.2' (upstream's), or 'custom' (`latent_mean`, `latent_std`).
-      latent_mean: per-channel mean for 'custom'.
-      latent_std: per-channel standard deviation for 'custom'.
+        released checkpoints), 'wan2.2' and 'wan2.1' (upstream's), or 'custom' (`latent_mean`, `latent_std`).
+      latent_mean: per-channel mean for 'custom', one for each of `vae_channels`.
+      latent_std: per-channel standard deviation for 'custom', likewise.
       consistent_posterior: whether to divide the posterior's standard deviation by `latent_std` too. False matches the
         released code.
       by_frame: whether every frame of a clip is encoded as an image: F frames are F latent frames. Lets a VAE that was
         trained on images encode clips.
+      residual: whether levels have parameter-free shortcuts, and up-sampling keeps the width (Wan 2.2); otherwise they
+        have none, and up-sampling halves the width (Wan 2.1).
+      pixel_patch: side of the patches of pixels that enter the convolutions, 1 or 2 (space-to-depth).
+      latent_patch: side of the patches of the VAE's latents that are one latent position of the model
+        (space-to-depth; the channels of a patch are its latents row by row, each with its `vae_channels`).
     """
 
     latent_channels: int = 48
@@ -78,8 +100,25 @@ class VAEConfig:
     latent_std: tuple[float, ...] = ()
     consistent_posterior: bool = False
     by_frame: bool = False
+    residual: bool = True
+    pixel_patch: int = 2
+    latent_patch: int = 1
 
     def __post_init__(self) -> None:
+        _require(
+            self.pixel_patch in (1, 2), f"vae.pixel_patch is {self.pixel_patch}; choose 1 or 2"
+        )
+        _require(
+            self.latent_patch > 0 and self.latent_channels % self.latent_patch**2 == 0,
+            f"vae.latent_patch is {self.latent_patch}; it must be at least 1, and vae.latent_channels, "
+            f"{self.latent_channels}, divisible by its square",
+        )
+        odd = [m for m in self.multipliers[1:] if self.decoder_width * m % 2]
+        _require(
+            self.residual or not odd,
+            f"vae.decoder_width {self.decoder_width} times the multiplier {odd[:1]} is odd; without vae.residual, "
+            f"up-sampling halves the width",
+        )
         _require(
             len(self.halve_time) == len(self.multipliers) - 1,
             f"vae.halve_time has {len(self.halve_time)} entries; it requires one for every level except the last, "
@@ -91,26 +130,59 @@ class VAEConfig:
         )
         mean, std = self.statistics
         _require(
-            len(mean) == len(std) == self.latent_channels,
+            len(mean) == len(std) == self.vae_channels,
             f"vae.latent_stats={self.latent_stats!r} has {len(mean)} means and {len(std)} standard deviations for "
-            f"vae.latent_channels={self.latent_channels}; use 'custom' with latent_mean and latent_std of that length",
+            f"vae.latent_channels={self.latent_channels} and vae.latent_patch={self.latent_patch}, "
+            f"{self.vae_channels} channels of the VAE; use 'custom' with latent_mean and latent_std of that length",
         )
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Per-channel (mean, std) of the latents, each of length `latent_channels`."""
+        """Per-channel (mean, std) of the VAE's latents, each of length `vae_channels`."""
         if self.latent_stats == "custom":
             return self.latent_mean, self.latent_std
+        if self.latent_stats == "wan2.1":
+            return _WAN21_MEAN, _WAN21_STD
         return (_WAN22_STD if self.latent_stats == "tuna" else _WAN22_MEAN), _WAN22_STD
+
+    def identity(self) -> dict[str, Any]:
+        """Its fields as a dict, to recognise latents by. Fields that earlier versions did not have are left out where
+        they have their defaults, so that what those versions stored is still recognised."""
+        added = {"residual": True, "pixel_patch": 2, "latent_patch": 1}
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in added or v != added[k]}
+
+    @property
+    def vae_channels(self) -> int:
+        """Channels of the VAE's own latents, before they are put together in patches (16 for Wan 2.1)."""
+        return self.latent_channels // self.latent_patch**2
+
+    @property
+    def stack_factor(self) -> int:
+        """Positions of the convolutional stack's input per position of its output, in height and in width (8)."""
+        return 2 ** (len(self.multipliers) - 1)
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent position in height and in width (16 for Wan 2.2)."""
-        return 2 ** len(self.multipliers)
+        """Pixels per latent position of the model in height and in width (16)."""
+        return self.pixel_patch * self.stack_factor * self.latent_patch
+
+    @property
+    def encoder_levels(self) -> tuple[tuple[int, int], ...]:
+        """(input, output) channels of the encoder's levels."""
+        widths = [self.encoder_width * m for m in (1, *self.multipliers)]
+        return tuple(zip(widths[:-1], widths[1:], strict=True))
+
+    @property
+    def decoder_levels(self) -> tuple[tuple[int, int], ...]:
+        """(input, output) channels of the residual blocks of the decoder's levels; up-sampling comes after them."""
+        outputs = [self.decoder_width * m for m in self.multipliers[::-1]]
+        after = outputs if self.residual else [width // 2 for width in outputs]
+        return tuple(zip([outputs[0], *after[:-1]], outputs, strict=True))
 
     @property
     def temporal_factor(self) -> int:
-        """Frames per latent frame after the first (4 for Wan 2.2)."""
+        """Frames per latent frame after the first (4 for Wan)."""
         return 1 if self.by_frame else 2 ** sum(self.halve_time)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -148,8 +220,8 @@ def _require_divisible(height: int, width: int, factor: int) -> None:
 class PixelConfig:
     """Pixels in place of a VAE's latents (model.md sections 12 and 13).
 
-    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The
-    channels of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
+    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The channels
+    of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
 
     Attributes:
       patch: side of a patch in pixels.
@@ -235,18 +307,74 @@ class FlowConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RepresentationConfig:
-    """The SigLIP2 encoder over latents or pixels (model.md sections 3 and 12). `layers` counts those in use: all except
-    the original's last."""
+class DINOv3Config:
+    """What DINOv3 (arXiv 2508.10104) has and SigLIP has not, with the values of its ViT-S/16, B/16 and L/16.
 
+    Attributes:
+      registers: number of register tokens, which attend and are attended to like patches and are dropped at the end.
+      rope_base: base of the rotary positions.
+      layer_scale: initial value of the scales of attention's and the MLP's outputs.
+      query_bias, key_bias, value_bias, out_bias, mlp_bias: which linear layers have biases.
+      gated: whether the MLP is `down(activation(gate(x)) * up(x))`; otherwise it is `down(activation(up(x)))`.
+      activation: of the MLP: 'gelu' (exact), 'gelu_pytorch_tanh' or 'silu'.
+    """
+
+    registers: int = 4
+    rope_base: float = 100.0
+    layer_scale: float = 1.0
+    query_bias: bool = True
+    key_bias: bool = False
+    value_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    gated: bool = False
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.registers >= 0,
+            f"representation.dinov3.registers is {self.registers}; it must be at least 0",
+        )
+        _require(
+            self.activation in ACTIVATIONS,
+            f"representation.dinov3.activation is {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentationConfig:
+    """The representation encoder over latents or pixels (model.md sections 3 and 12).
+
+    Attributes:
+      kind: 'siglip': SigLIP, and SigLIP2 with a fixed resolution (`models/representation.py`); 'dinov3': DINOv3
+        (`models/dinov3.py`).
+      width, heads, mlp: sizes of a layer.
+      layers: those in use: all except the original's last.
+      grid: side of the grid of tokens that the encoder starts from; SigLIP's table of positions has `grid^2` rows, and
+        DINOv3 has none.
+      norm_eps: eps of the LayerNorms; 1e-6 for SigLIP, 1e-5 for DINOv3.
+      dinov3: more constants of 'dinov3'; 'siglip' ignores them.
+    """
+
+    kind: str = "siglip"
     width: int = 1152
     layers: int = 26
     heads: int = 16
     mlp: int = 4304
     grid: int = 32
     norm_eps: float = 1e-6
+    dinov3: DINOv3Config = DINOv3Config()
 
     def __post_init__(self) -> None:
+        _require(
+            self.kind in ENCODERS,
+            f"representation.kind is {self.kind!r}; choose one of {', '.join(ENCODERS)}",
+        )
+        _require(
+            self.kind != "dinov3" or self.width % (4 * self.heads) == 0,
+            f"representation.width {self.width} is not divisible by 4 representation.heads, {4 * self.heads}; DINOv3's "
+            f"rotary positions split a head into four",
+        )
         _require(
             self.width % self.heads == 0,
             f"representation.width {self.width} is not divisible by representation.heads {self.heads}",
@@ -316,7 +444,10 @@ class TunaConfig:
       vae: the frozen VAE; None for models that work on pixels.
       pixels: how a model without a VAE reads and predicts pixels; None for models with one.
       design: what turns latents (or patches of pixels) into visual tokens. 'cascade': the representation encoder and
-        the connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels).
+        the connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels); 'late_fusion':
+        both, concatenated and fused (Show-o2); 'decoupled': the encoder on clean pixels for images that are given, one
+        linear layer and a norm for the image that is generated; 'semantic_only': the encoder on clean pixels, which
+        cannot generate.
       flow: what the flow head predicts.
       representation, language, flow_head: the other parts; designs without an encoder ignore `representation`.
       patch_norm_eps: eps of the norm of 'latent_only'. The released code names none, and PyTorch then takes one that
@@ -403,6 +534,16 @@ class TunaConfig:
     def has_encoder(self) -> bool:
         """Whether the design has a representation encoder."""
         return self.design != "latent_only"
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether the representation encoder runs on clean pixels, beside latents that the flow head generates."""
+        return self.design in ("decoupled", "semantic_only")
+
+    @property
+    def image_patches(self) -> PixelConfig:
+        """The patches of clean pixels that the encoder of such a design sees: one per latent position."""
+        return self.pixels or PixelConfig(patch=self.space.spatial_factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, the inverse of `from_dict`; what checkpoints store."""
@@ -548,6 +689,19 @@ def emoji_vae() -> VAEConfig:
         latent_stats="custom",
         latent_mean=(0.0,) * 16,
         latent_std=(1.0,) * 16,
+    )
+
+
+def wan21_vae() -> VAEConfig:
+    """The VAE of Wan 2.1, 8x in space, 4x in time, 16 channels; with 2x2 patches of its latents 16x, 64 channels."""
+    return VAEConfig(
+        latent_channels=64,
+        encoder_width=96,
+        decoder_width=96,
+        latent_stats="wan2.1",
+        residual=False,
+        pixel_patch=1,
+        latent_patch=2,
     )
 
 

@@ -59,10 +59,10 @@ _PRESET_OF_MANIFEST = {
     "tuna_2r_pixel_7b": "tuna_r_7b",
     "tuna_2_pixel_7b": "tuna_2_7b",
 }
-# --part -> the layout of its backbone.
+# --part -> the layout of its backbone; that of the representation encoder is its kind.
 _PARTS = {
     "language": "qwen",
-    "representation": "siglip",
+    "representation": "",
     "vae": "wan",
     "vae_diffusers": "diffusers",
 }
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="convert a PyTorch checkpoint, or assemble a model from pre-trained backbones",
         description="Reads an official TUNA state dict tensor by tensor and writes it under our names, layers "
         "stacked, with its configuration. Given pre-trained backbones instead (a Qwen2.5 or llama-style language "
-        "model, a SigLIP, a Wan 2.2 VAE), assembles a fresh TUNA from them. The sources are not changed.",
+        "model, a SigLIP or DINOv3, a Wan VAE), assembles a fresh TUNA from them. The sources are not changed.",
     )
     inward.add_argument(
         "source",
@@ -101,15 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inward.add_argument(
         "--positions",
         choices=("fresh", "interpolate"),
-        default="fresh",
+        default="",
         help="position table of a SigLIP with another grid: freshly initialised, or interpolated to the model's grid "
-        "(default fresh)",
+        "(default: fresh for a model on latents, interpolate for one on pixels)",
+    )
+    inward.add_argument(
+        "--missing_layers",
+        choices=("refuse", "initialise"),
+        default="refuse",
+        help="whole layers that a TUNA checkpoint lacks, as the authors' foundation checkpoints do: list them and "
+        "stop, or fill them with layers that change nothing until they are trained (default: refuse)",
     )
     inward.add_argument(
         "--seed",
         type=parsing.seed,
         default=0,
-        help="seed of the parameters that no backbone has (default 0)",
+        help="seed of the parameters that no backbone has, and of filled layers (default 0)",
     )
 
     _add_check(inward)
@@ -129,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outward.add_argument(
         "--part",
         choices=tuple(_PARTS),
-        help="only this part, in its backbone's own layout: language (Hugging Face's Qwen2), representation (SigLIP), "
-        "vae (Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json too",
+        help="only this part, in its backbone's own layout: language (Hugging Face's Qwen2), representation (SigLIP or "
+        "DINOv3), vae (Wan2.2_VAE.pth's names), vae_diffusers (AutoencoderKLWan). A folder as OUT gets a config.json",
     )
 
     _add_check(outward)
@@ -234,6 +241,7 @@ def _from_torch(options: argparse.Namespace) -> int:
         checkpoint_source,
         convert_checkpoint,
         detect_format,
+        missing_layers,
         pretrained_backbones,
     )
     from tuna_jax.conversion.safetensors_writer import Writer
@@ -251,6 +259,7 @@ def _from_torch(options: argparse.Namespace) -> int:
 
     state = detect_format.open_official(options.source)
     if not isinstance(state, list):
+        absent = missing_layers.missing(config, state.entries)
         count = convert_checkpoint.to_ours(
             config,
             state,
@@ -258,8 +267,15 @@ def _from_torch(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             progress=True,
             check_weights=options.check_weights,
+            fill=options.missing_layers,
+            seed=options.seed,
         )
         print(f"{options.output}: {count} tensors of {', '.join(options.source)}")
+        if absent:
+            print(
+                f"initialised layers: {missing_layers.describe(absent)}; train them before use: "
+                f"config.optimizer.trained={tuple(layer.trained for layer in absent)}"
+            )
         for what, names in convert_checkpoint.left_out(config, state).items():
             print(f"{what}:" + "".join(f"\n  {name}" for name in names or ["none"]))
         return 0
@@ -285,10 +301,19 @@ def _to_torch(options: argparse.Namespace) -> int:
 
     config, params = checkpoint_source.open_parameters(options.source)
 
-    extra = {}
-    if options.part and export_backbone.backbone_config(config, _PARTS[options.part]):
-        part_config = export_backbone.backbone_config(config, _PARTS[options.part])
-        extra["config.json"] = json.dumps(part_config, indent=2)
+    layout, extra = _PARTS.get(options.part, ""), {}
+    if options.part == "representation":
+        if not config.has_encoder:
+            raise ValueError(
+                f"{options.source} has no representation encoder (design {config.design!r}); choose another --part"
+            )
+        layout = config.representation.kind
+    for name, write in (
+        ("config.json", export_backbone.backbone_config),
+        ("preprocessor_config.json", export_backbone.preprocessor_config),
+    ):
+        if layout and (values := write(config, layout)):
+            extra[name] = json.dumps(values, indent=2)
 
     def sink(specs: convert_checkpoint.Specs) -> Writer:
         return Writer(
@@ -303,7 +328,7 @@ def _to_torch(options: argparse.Namespace) -> int:
     how: Any = {"dtype": options.dtype, "progress": True}
     how["check_weights"] = options.check_weights
     if options.part:
-        count = export_backbone.to_backbone(config, params, _PARTS[options.part], sink, **how)
+        count = export_backbone.to_backbone(config, params, layout, sink, **how)
     else:
         count = convert_checkpoint.to_torch(config, params, sink, **how)
     print(f"{options.output}: {count} tensors of {options.source}")
@@ -323,6 +348,8 @@ def _inspect(options: argparse.Namespace) -> int:
         if summary.layout
         else "weights of an unknown layout"
     )
+    if summary.layout == "tuna":
+        kind = f"{kind}: {detect_format.family(state)}"
     print(
         f"{options.source}: {kind}, in {len(summary.files)} file{'s' * (len(summary.files) != 1)}\n"
     )
@@ -342,6 +369,14 @@ def _inspect(options: argparse.Namespace) -> int:
         from tuna_jax.utils import nonfinite_values
 
         print(f"\nNaN or infinity in {len(bad)} tensors: {nonfinite_values.describe(bad)}")
+    if summary.layout == "tuna" and options.check_weights and summary.config is not None:
+        from tuna_jax.conversion import missing_layers
+
+        absent = missing_layers.missing(summary.config, state.entries)
+        if absent:
+            print(f"\nWhole layers are missing: {missing_layers.describe(absent)}")
+        for name, signs in missing_layers.untrained(summary.config, state).items():
+            print(f"\n{name} looks untrained: {', '.join(signs)}")
     if not summary.compared_with:
         return 0 if summary.layout and not bad else 1
     if summary.differences:

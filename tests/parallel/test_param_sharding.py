@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -34,6 +35,18 @@ def test_every_preset_has_a_sharding_for_every_parameter(preset):
     assert specs["flow_head.layers.mlp.down.kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert specs["language.embedding"] == PartitionSpec(None, "fsdp")
     assert specs["language.norm.scale"] == PartitionSpec()
+
+
+def test_dinov3_has_a_sharding_for_every_parameter():
+    own = config.DINOv3Config(gated=True)
+    sizes = dataclasses.replace(config.preset("tiny").representation, kind="dinov3", dinov3=own)
+    model = dataclasses.replace(config.preset("tiny"), representation=sizes)
+    tree = param_sharding.shardings(tuna.shapes(model), mesh(data=2, fsdp=2, tensor=2))
+    encoder = tree["representation"]
+    assert encoder["layers"]["gate"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert encoder["layers"]["down"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
+    assert encoder["registers"].spec == PartitionSpec(None, "fsdp")
+    assert encoder["layers"]["layer_scale1"]["scale"].spec == encoder["cls"].spec == PartitionSpec()
 
 
 def test_large_matrices_of_the_7b_are_split_over_all_of_a_pod():

@@ -7,17 +7,20 @@ XLA's partitioner once exchanged rows of the connector's output in such programs
 import pytest
 
 PROGRAM = """
-import functools, json
+import dataclasses, functools, json
 import jax, jax.numpy as jnp, numpy as np
-from tuna_jax.config import preset
+from flax import nnx
+from tuna_jax.config import DINOv3Config, preset
 from tuna_jax.inference.generation import flow_sampler as images, prefix_cache as prefix, text_decoder as text
-from tuna_jax.models import attention, splash, tuna
+from tuna_jax.models import attention, layers, splash, tuna
+from tuna_jax.models.dinov3 import DINOv3Encoder
 from tuna_jax.models.logical_sharding import use_sharding
 from tuna_jax.parallel import param_sharding as rules
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 
 config = preset("tiny")
+VISION_RULES = [rule for rule in rules.RULES if "representation" in rule.pattern or "bias|scale" in rule.pattern]
 random = np.random.default_rng(0)
 params = jax.tree.map(
     lambda x: x + 0.05 * random.standard_normal(x.shape).astype(np.float32),
@@ -46,6 +49,20 @@ got = run(on(long), Activations(long))
 shard = got.hidden.addressable_shards[0].data.shape
 report("hidden", jax.device_get(got.hidden), want.hidden, shard=shard)
 report("velocity", jax.device_get(got.prediction), want.prediction)
+
+# ---- DINOv3, whose five tokens before the patches do not divide by the context axis
+vision = dataclasses.replace(config.representation, kind="dinov3", dinov3=DINOv3Config(gated=True))
+structure, encoder = layers.split(DINOv3Encoder(vision, 8, rngs=nnx.Rngs(0)))
+split = rules.shardings({"representation": encoder}, long, rules=VISION_RULES)["representation"]
+def encode(params, latents, sharding):
+    with use_sharding(sharding):
+        return layers.merge(structure, params)(latents)
+run_encoder = jax.jit(encode, static_argnums=2)
+latents = normal(4, 2, 3, 5, 8)
+want_features = jax.device_get(run_encoder(encoder, latents, None))
+for name, where in (("training", Activations(long)), ("generation", Activations(long, generation=True))):
+    report(f"dinov3 in {name}", jax.device_get(run_encoder(jax.device_put(encoder, split), latents, where)),
+           want_features)
 
 # ---- pictures and text from a prefix
 wide = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
@@ -97,7 +114,8 @@ report("unmasked gradients", jnp.stack(found), jnp.stack(expected))
 def test_programs_without_a_backward_pass_are_those_of_one_device(on_eight_devices):
     found = {line["name"]: line for line in on_eight_devices(PROGRAM)}
     kernel = {"splash", "dq", "dk", "dv", "unmasked", "unmasked gradients"}
-    assert {*found} == {"hidden", "velocity", "pictures", "text"} | kernel
+    encoder = {"dinov3 in training", "dinov3 in generation"}
+    assert {*found} == {"hidden", "velocity", "pictures", "text"} | kernel | encoder
     for name, line in found.items():
         assert line["error"] <= 1e-5, name
     assert found["hidden"]["shard"] == [2, 12, 64], (

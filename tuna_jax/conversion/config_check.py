@@ -34,6 +34,16 @@ _VISION = {
     "mlp": "intermediate_size",
     "norm_eps": "layer_norm_eps",
 }
+# Of `RepresentationConfig.dinov3`.
+_DINOV3 = {"registers": "num_register_tokens", "rope_base": "rope_theta"}
+_DINOV3_FLAGS = {
+    "query_bias": "query_bias",
+    "key_bias": "key_bias",
+    "value_bias": "value_bias",
+    "out_bias": "proj_bias",
+    "mlp_bias": "mlp_bias",
+    "gated": "use_gated_mlp",
+}
 # Our field -> name in GGUF metadata, after the architecture.
 _GGUF = {
     "width": "embedding_length",
@@ -58,6 +68,7 @@ _MODEL_TYPES = {
     "qwen": ("qwen2", "llama", "mistral", "qwen2_vl", "qwen2_5_vl")
     + ("qwen2_vl_text", "qwen2_5_vl_text"),
     "siglip": ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
+    "dinov3": ("dinov3_vit",),
 }
 # Setting -> the values that change nothing; null never does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -89,6 +100,7 @@ _NEUTRAL_VISION: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("quantization_config", "compression_config"), ()),
     **dict.fromkeys(("qk_norm", "use_qk_norm", "use_sliding_window", "use_rope"), (False,)),
 }
+_NEUTRAL_VAE: dict[str, tuple[Any, ...]] = {"attn_scales": ([],), "quantization_config": ()}
 # Of a GGUF file's metadata.
 _NEUTRAL_GGUF: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"), (1,)),
@@ -101,14 +113,14 @@ _NEUTRAL_GGUF: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_config_json(source: str | Path) -> dict[str, Any]:
-    """The `config.json` in the folder of a source, or of its file; {} without that file.
+def read_config_json(source: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """The file `name` in the folder of a source, or of its file; {} without that file.
 
     Raises:
       SourceError: it is not JSON, or not an object; what it is instead is named.
     """
     source = Path(source)
-    path = (source if source.is_dir() else source.parent) / "config.json"
+    path = (source if source.is_dir() else source.parent) / name
     try:
         values = read_json(path)
     except FileNotFoundError:
@@ -144,14 +156,14 @@ def disagreements(
 
     Args:
       config: the model.
-      layout: 'qwen', 'siglip', 'wan' or 'diffusers'.
+      layout: 'qwen', 'siglip', 'dinov3', 'wan' or 'diffusers'.
       values: the backbone's `config.json`, or {}.
       metadata: a GGUF file's metadata, or {}.
       keys: of its tensors.
     """
     if layout == "diffusers":
-        return _statistics(config, values)
-    if layout not in _ACTIVATIONS:
+        return _of_vae(config, values)
+    if layout not in _MODEL_TYPES:
         return []
     part = "language" if layout == "qwen" else "representation"
     sizes = getattr(config, part)
@@ -166,11 +178,15 @@ def disagreements(
             "the backbone has a RoPE of its own for some layers, TUNA's is the same in all"
         )
     lines += _numbers(part, sizes, _declared(layout, values, metadata if is_gguf else None))
+    if layout == "dinov3":
+        lines += _dinov3(config, values)
+    own = (config.representation.dinov3.activation,)
+    activations = own if layout == "dinov3" else _ACTIVATIONS[layout]
     for key in _ACTIVATION_KEYS:
         activation = values.get(key)
-        if activation is not None and activation not in _ACTIVATIONS[layout]:
+        if activation is not None and activation not in activations:
             lines.append(
-                f"the backbone's activation is {activation!r}, TUNA's is {_ACTIVATIONS[layout][0]!r}"
+                f"the backbone's activation is {activation!r}, TUNA's is {activations[0]!r}"
             )
     neutral = _NEUTRAL if layout == "qwen" else _NEUTRAL_VISION
     lines += _unsupported(values, neutral)
@@ -286,9 +302,29 @@ def _scale(sizes: Any, name: str, value: Any) -> list[str]:
     return [f"the backbone has {name}={value!r}, TUNA scales attention by {usual:g}"]
 
 
-def _statistics(config: TunaConfig, values: Mapping[str, Any]) -> list[str]:
-    """The mean and standard deviation of the latents of a VAE: no shape shows their values."""
-    lines = []
+def _dinov3(config: TunaConfig, values: Mapping[str, Any]) -> list[str]:
+    """What only DINOv3 declares. (Its stochastic depth and changes of coordinates are for its training alone.)"""
+    own, part = config.representation.dinov3, "representation.dinov3"
+    named = [(field, values.get(name)) for field, name in _DINOV3.items()]
+    lines = _numbers(part, own, [(field, value) for field, value in named if value is not None])
+    for field, name in _DINOV3_FLAGS.items():
+        ours, theirs = getattr(own, field), values.get(name)
+        if theirs is not None and theirs is not ours:
+            lines.append(f"{part}.{field} is {ours}, the backbone's {name} is {theirs!r}")
+    return lines
+
+
+def _of_vae(config: TunaConfig, values: Mapping[str, Any]) -> list[str]:
+    """What diffusers declares of a VAE and no shape shows: the values of its latents' statistics, and its structure."""
+    lines, ours = [], config.video_vae
+    patch = values.get("patch_size")
+    for name, mine, theirs in (
+        ("residual", ours.residual, values.get("is_residual")),
+        ("pixel_patch", ours.pixel_patch, patch if patch or "patch_size" not in values else 1),
+    ):
+        if theirs is not None and theirs != mine:
+            lines.append(f"vae.{name} is {mine}, the VAE's is {theirs!r}")
+    lines += _unsupported(values, _NEUTRAL_VAE)
     for name, ours in zip(
         ("latents_mean", "latents_std"), config.video_vae.statistics, strict=True
     ):

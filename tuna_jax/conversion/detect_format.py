@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset
+from tuna_jax.config import PRESETS, TunaConfig, from_dict, preset, wan21_vae
 from tuna_jax.conversion import config_check, convert_checkpoint, official_config, weight_map
 from tuna_jax.conversion.gguf import open_gguf
-from tuna_jax.conversion.pretrained_backbones import Backbone, rows_of
+from tuna_jax.conversion.pretrained_backbones import VISION, Backbone, rows_of
 from tuna_jax.conversion.readers import (
     Entry,
     SourceError,
@@ -27,9 +27,12 @@ from tuna_jax.utils.text_files import read_json
 LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tuna": ("an official TUNA state dict", ("tuna.model.embed_tokens.weight",)),
     "tuna_jax": ("parameters of tuna_jax", ("language.embedding", "flow_head.final.linear.kernel")),
-    "wan": ("the Wan 2.2 VAE, in its own names", ("encoder.conv1.weight", "decoder.conv1.weight")),
+    "wan": (
+        "a Wan VAE (2.2 or 2.1), in its own names",
+        ("encoder.conv1.weight", "decoder.conv1.weight"),
+    ),
     "diffusers": (
-        "the Wan 2.2 VAE, in diffusers' names",
+        "a Wan VAE (2.2 or 2.1), in diffusers' names",
         (
             "encoder.conv_in.weight",
             "quant_conv.weight",
@@ -47,11 +50,23 @@ LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "vision_model.post_layernorm.weight",
         ),
     ),
+    "dinov3": (
+        "a DINOv3 vision transformer, in Hugging Face's names",
+        (
+            "embeddings.cls_token",
+            "layer.0.attention.q_proj.weight",
+            "layer.0.layer_scale1.lambda1",
+        ),
+    ),
 }
 # Keys of a SigLIP vision encoder saved separately by transformers 5: without the prefix `vision_model.`.
 _BARE_SIGLIP = ("embeddings.patch_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight")
+# A DINOv3 whose file was written without transformers' own renaming has `model.layer.` for `layer.`.
+_NESTED_DINOV3 = ("embeddings.cls_token", "model.layer.0.layer_scale1.lambda1")
 # Layouts of pretrained backbones; `pretrained_backbones.py` assembles them.
-BACKBONES = ("qwen", "siglip", "wan", "diffusers")
+BACKBONES = ("qwen", "siglip", "dinov3", "wan", "diffusers")
+# They match a config after the adaptations of `pretrained_backbones.py`.
+_ADAPTED = ("qwen", "siglip", "dinov3")
 
 # Layout -> (prefix of keys, name of the component).
 _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -59,6 +74,8 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tuna.", "language transformer"),
         ("vision_model.", "representation encoder"),
         ("siglip_proj.", "connector"),
+        ("vision_encoder.", "patch embedding"),
+        ("mask_token", "mask token"),
         ("time_embed.", "time embedding"),
         ("diffusion_head_", "flow head"),
         (weight_map.VAE_PREFIX, "VAE"),
@@ -67,6 +84,10 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("language.", "language transformer"),
         ("representation.", "representation encoder"),
         ("connector.", "connector"),
+        ("embedding.", "patch embedding"),
+        ("projection.", "projection"),
+        ("fusion.", "fusion"),
+        ("mask_token", "mask token"),
         ("time_embedding.", "time embedding"),
         ("flow_head.", "flow head"),
         ("vae.", "VAE"),
@@ -75,6 +96,7 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "diffusers": (("", "VAE"),),
     "qwen": (("", "language transformer"),),
     "siglip": (("vision_model.", "representation encoder"),),
+    "dinov3": (("", "representation encoder"),),
 }
 
 
@@ -99,6 +121,7 @@ class Summary:
       files: its files.
       compared_with: the config of `differences`: a preset's name, a file, or 'its own config'; '' if there is none.
       differences: every tensor that is missing, unexpected, or of another shape than in this config.
+      config: that config; None if there is none.
     """
 
     layout: str
@@ -106,6 +129,7 @@ class Summary:
     files: tuple[str, ...]
     compared_with: str
     differences: str
+    config: TunaConfig | None = None
 
 
 def detect_layout(state: StateDict) -> str:
@@ -121,6 +145,8 @@ def open_weights(path: str | Path) -> StateDict:
     state = open_gguf(path) if Path(path).suffix == ".gguf" else open_files(path)
     if all(key in state.entries for key in _BARE_SIGLIP):
         return state.renamed(lambda key: f"vision_model.{key}")
+    if all(key in state.entries for key in _NESTED_DINOV3):
+        return state.renamed(lambda key: key.removeprefix("model."))
     return state
 
 
@@ -149,7 +175,13 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Backbone]:
     sources = list(zip(opened, layouts, strict=True))
     if "tuna" not in layouts:
         return [
-            Backbone(path, layout, state, _declared(path, layout))
+            Backbone(
+                path,
+                layout,
+                state,
+                _declared(path, layout),
+                _declared(path, layout, "preprocessor_config.json") if layout in VISION else {},
+            )
             for (path, state), layout in sources
         ]
     parts = []
@@ -165,11 +197,11 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Backbone]:
     return merge(parts)
 
 
-def _declared(path: str, layout: str) -> dict[str, Any]:
-    """The config.json of a backbone; {} for files that declare their numbers themselves, or have none to declare."""
+def _declared(path: str, layout: str, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file beside a backbone; {} for files that declare their numbers themselves, or have none to declare."""
     if layout == "wan" or Path(path).suffix == ".gguf":
         return {}
-    return config_check.read_config_json(path)
+    return config_check.read_config_json(path, name)
 
 
 def read_config(path: str | Path) -> TunaConfig:
@@ -203,16 +235,25 @@ def summarize(state: StateDict, config: TunaConfig | None = None, config_name: s
     """
     layout = detect_layout(state)
     if config is None and layout in ("tuna", "wan", "diffusers"):
-        config_name = _nearest_preset(layout, state)
-        config = preset(config_name)
+        config_name, config = _nearest(layout, state)
     differences = "" if config is None else _differences(layout, config, state)
     return Summary(
         layout,
         tuple(_components(layout, state)),
         tuple(sorted({entry.file for entry in state.entries.values()})),
-        config_name if config is not None and layout not in ("", "qwen", "siglip") else "",
+        config_name if config is not None and layout not in ("", *_ADAPTED) else "",
         differences,
+        config,
     )
+
+
+def family(state: StateDict) -> str:
+    """Which model an official state dict is: 'TUNA', 'Tuna-R' or 'Tuna-2'."""
+    if "vision_encoder.patch_embedding.weight" in state.entries:
+        return "Tuna-2 (pixels, no encoder)"
+    patch = state.entries.get("vision_model.embeddings.patch_embedding.weight")
+    on_pixels = patch is not None and patch.shape[2:] != (1, 1)
+    return "Tuna-R (an encoder on pixels)" if on_pixels else "TUNA (an encoder on a VAE's latents)"
 
 
 def not_finite(state: StateDict) -> list[tuple[str, int, int]]:
@@ -239,17 +280,25 @@ def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _nearest_preset(layout: str, state: StateDict) -> str:
+def _nearest(layout: str, state: StateDict) -> tuple[str, TunaConfig]:
+    """The name and config of the preset whose shapes match best, and of Wan 2.1's VAE, which no preset has."""
+    configs = {name: preset(name) for name in PRESETS}
+    if layout != "tuna":
+        configs = {name: config for name, config in configs.items() if config.vae is not None}
+        wan21 = dataclasses.replace(preset("tuna_1p5b"), vae=wan21_vae())
+        configs["tuna_1p5b with config.wan21_vae()"] = wan21
+
     def matching(name: str) -> int:
-        expected = _expected(layout, preset(name))
+        expected = _expected(layout, configs[name])
         return sum(state.entries[key].shape == expected.get(key) for key in state.entries)
 
-    return max(PRESETS, key=matching)
+    name = max(configs, key=matching)
+    return name, configs[name]
 
 
 def _differences(layout: str, config: TunaConfig, state: StateDict) -> str:
-    if not layout or layout in ("qwen", "siglip"):
-        return ""  # They match after the adaptations of `pretrained_backbones.py`.
+    if not layout or layout in _ADAPTED:
+        return ""
     state = convert_checkpoint.without_buffers(state)
     expected, optional = _expected(layout, config), weight_map.aliases(config)
     if layout == "tuna" and not weight_map.has_vae(state.entries):

@@ -10,7 +10,7 @@ Official TUNA state dicts are the PyTorch side. The VAE's keys there are `vae.mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,7 @@ CONV3D = Transform((2, 3, 4, 1, 0))  # [out, in, t, h, w] -> [t, h, w, in, out]
 GAMMA2D = Transform((0,), units=2)  # [c, 1, 1] -> [c]
 GAMMA3D = Transform((0,), units=3)  # [c, 1, 1, 1] -> [c]
 TOKEN = Transform((0,), leading=2)  # [1, 1, c] -> [c]
+TOKENS = Transform((0, 1), leading=1)  # [1, n, c] -> [n, c]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,12 @@ def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
 
 
 def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> list[Row]:
-    """SigLIP's vision transformer, in its Hugging Face names after a prefix, and its patch embedding."""
+    """The vision transformer, in its Hugging Face names after a prefix, and its patch embedding.
+
+    The released code has no DINOv3; in a state dict in its layout, the names of transformers follow the same prefix.
+    """
+    if config.representation.kind == "dinov3":
+        return dinov3_rows(config, torch)
     count, path = config.representation.layers, "representation.layers"
     layer = f"{torch}encoder.layers.{{}}"
     rows = [
@@ -161,8 +167,48 @@ def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> lis
     return rows + _linear(f"{layer}.mlp.fc2", f"{path}.down", count)
 
 
+def dinov3_rows(config: TunaConfig, torch: str) -> list[Row]:
+    """DINOv3's vision transformer, in the names of its Hugging Face repositories after a prefix."""
+    count, own, path = (
+        config.representation.layers,
+        config.representation.dinov3,
+        "representation.layers",
+    )
+    patch, layer = f"{torch}embeddings.patch_embeddings", f"{torch}layer.{{}}"
+    rows = [
+        Row(f"{patch}.weight", "representation.patch.kernel", _patch_transform(config)),
+        Row(f"{patch}.bias", "representation.patch.bias", SAME1),
+        Row(f"{torch}embeddings.cls_token", "representation.cls", TOKEN),
+    ]
+    if own.registers:
+        rows.append(Row(f"{torch}embeddings.register_tokens", "representation.registers", TOKENS))
+    for number in (1, 2):
+        rows += _norm(f"{layer}.norm{number}", f"{path}.norm{number}", count, bias=True)
+        scale = f"layer_scale{number}"
+        rows.append(Row(f"{layer}.{scale}.lambda1", f"{path}.{scale}.scale", SAME1, count))
+    for theirs, ours, bias in (
+        ("q", "query", own.query_bias),
+        ("k", "key", own.key_bias),
+        ("v", "value", own.value_bias),
+        ("o", "out", own.out_bias),
+    ):
+        rows += _linear(f"{layer}.attention.{theirs}_proj", f"{path}.{ours}", count, bias)
+    for name in ("gate", "up", "down") if own.gated else ("up", "down"):
+        rows += _linear(f"{layer}.mlp.{name}_proj", f"{path}.{name}", count, own.mlp_bias)
+    return rows
+
+
+def patch_of(config: TunaConfig) -> tuple[int, int]:
+    """(side, channels) of the kernel of the patch embedding, as a convolution of pixels or of a VAE's latents."""
+    if config.vae is not None:
+        return config.vae.latent_patch, config.vae.vae_channels
+    assert config.pixels is not None
+    return config.pixels.patch, 3
+
+
 def _patch_transform(config: TunaConfig) -> Transform:
-    return CONV1X1 if config.pixels is None else PatchTransform(patch=config.pixels.patch)
+    side, channels = patch_of(config)
+    return CONV1X1 if side == 1 else PatchTransform(patch=side, colours=channels)
 
 
 def connector_rows() -> list[Row]:
@@ -212,7 +258,11 @@ def flow_head_rows(config: TunaConfig) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class VAENames:
-    """Names of the VAE's parts in a layout; `{i}` is a level and `{j}` a block, or the sampler after the last block."""
+    """Names of the VAE's parts in a layout.
+
+    `{i}` is a level and `{j}` a block, or the sampler after the last block; `{k}` counts the blocks and samplers of all
+    levels.
+    """
 
     moments: str
     latent_in: str
@@ -267,10 +317,27 @@ DIFFUSERS = VAENames(
     conv2="conv2",
     shortcut="conv_shortcut",
 )
+# The same two layouts for Wan 2.1, whose levels are one list (in diffusers only those of the encoder).
+_FLAT = {
+    WAN: dataclasses.replace(
+        WAN,
+        down_block="downsamples.{k}",
+        down_sampler="downsamples.{k}",
+        up_block="upsamples.{k}",
+        up_sampler="upsamples.{k}",
+    ),
+    DIFFUSERS: dataclasses.replace(
+        DIFFUSERS,
+        down_block="down_blocks.{k}",
+        down_sampler="down_blocks.{k}",
+        up_sampler="up_blocks.{i}.upsamplers.0",
+    ),
+}
 
 
 def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) -> list[Row]:
-    """The Wan 2.2 VAE, in the names of a layout after a prefix."""
+    """The Wan VAE, 2.2 or 2.1 (`config.residual`), in the names of a layout, WAN or DIFFUSERS, after a prefix."""
+    names = names if config.residual else _FLAT[names]
 
     def conv(theirs: str, ours: str, transform: Transform = CONV3D) -> list[Row]:
         return [
@@ -296,30 +363,29 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
         rows += conv(f"{attention}.proj", f"{side}.middle.attention.out", CONV1X1)
         return rows + block(second, f"{side}.middle.block2", False)
 
-    def levels(side: str, widths: list[int], blocks: int) -> list[Row]:
+    def levels(side: str, sizes: Sequence[tuple[int, int]], blocks: int) -> list[Row]:
         down = side == "encoder"
         halve = config.halve_time if down else config.halve_time[::-1]
         stack = names.down_block if down else names.up_block
         sampler = names.down_sampler if down else names.up_sampler
         resample = "downsample" if down else "upsample"
         rows: list[Row] = []
-        for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            ours = f"{side}.levels.{i}"
+        for i, (inputs, outputs) in enumerate(sizes):
+            ours, before = f"{side}.levels.{i}", i * (blocks + 1)
             for j in range(blocks):
                 changes = j == 0 and inputs != outputs
-                rows += block(f"{side}.{stack.format(i=i, j=j)}", f"{ours}.blocks.{j}", changes)
+                theirs = f"{side}.{stack.format(i=i, j=j, k=before + j)}"
+                rows += block(theirs, f"{ours}.blocks.{j}", changes)
             if i < len(halve):
-                theirs = f"{side}.{sampler.format(i=i, j=blocks)}"
+                theirs = f"{side}.{sampler.format(i=i, j=blocks, k=before + blocks)}"
                 rows += conv(f"{theirs}.resample.1", f"{ours}.{resample}", CONV2D)
                 if halve[i]:
                     rows += conv(f"{theirs}.time_conv", f"{ours}.{resample}.time_conv")
         return rows
 
-    down = [config.encoder_width * m for m in (1, *config.multipliers)]
-    up = [config.decoder_width * m for m in (config.multipliers[-1], *config.multipliers[::-1])]
     return [
         *conv(f"encoder.{names.conv_in}", "encoder.conv_in"),
-        *levels("encoder", down, config.blocks),
+        *levels("encoder", config.encoder_levels, config.blocks),
         *middle("encoder"),
         *gamma(f"encoder.{names.norm_out}", "encoder.head.norm"),
         *conv(f"encoder.{names.conv_out}", "encoder.head.conv"),
@@ -327,7 +393,7 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
         *conv(names.latent_in, "latent_in"),
         *conv(f"decoder.{names.conv_in}", "decoder.conv_in"),
         *middle("decoder"),
-        *levels("decoder", up, config.blocks + 1),
+        *levels("decoder", config.decoder_levels, config.blocks + 1),
         *gamma(f"decoder.{names.norm_out}", "decoder.head.norm"),
         *conv(f"decoder.{names.conv_out}", "decoder.head.conv"),
     ]
@@ -335,6 +401,11 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 def rows(config: TunaConfig) -> list[Row]:
     """The weight map of an official state dict of TUNA (including the VAE), Tuna-R or Tuna-2."""
+    if config.design not in ("cascade", "latent_only"):
+        raise ConversionError(
+            f"a model of the design {config.design!r} has no layout in the released code; TUNA, Tuna-R ('cascade') and "
+            f"Tuna-2 ('latent_only') have one"
+        )
     vision = embedding_rows(config)
     if config.has_encoder:
         vision = [*representation_rows(config), *connector_rows()]

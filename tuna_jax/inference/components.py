@@ -52,8 +52,8 @@ def open_vae(path: Path, config: TunaConfig) -> tuple[VAEConfig, Any]:
     """A VAE's config and its parameters in host memory.
 
     Args:
-      path: a file that `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan 2.2 VAE in its own
-        layout or diffusers'.
+      path: a file that `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan VAE, 2.2 or 2.1,
+        in its own layout or diffusers'.
       config: the model's config, whose VAE part is used for a file that stores no config.
 
     Raises:

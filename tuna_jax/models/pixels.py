@@ -1,7 +1,8 @@
 """Images as patches of pixels, for models without a VAE (model.md section 12).
 
 Patches stand where other models have latents: `[..., h, w, C]` with `C = 3 patch^2`, the pixels of a patch row by row
-with the three colours of a pixel together.
+with the three colours of a pixel together. Patches of a VAE's latents (`VAEConfig.latent_patch`) have the same order,
+with the channels of a latent in place of the colours.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from jaxtyping import Array, Float, UInt8
 from tuna_jax.config import PixelConfig
 
 
-def patchify(pixels: Float[Array, "*b height width 3"], patch: int) -> Float[Array, "*b h w c"]:
+def patchify(
+    pixels: Float[Array, "*b height width colours"], patch: int
+) -> Float[Array, "*b h w c"]:
     """Images -> patches of `patch` x `patch` pixels."""
     *batch, height, width, colours = pixels.shape
     h, w = height // patch, width // patch
@@ -20,11 +23,14 @@ def patchify(pixels: Float[Array, "*b height width 3"], patch: int) -> Float[Arr
     return jnp.moveaxis(x, -3, -4).reshape(*batch, h, w, patch * patch * colours)
 
 
-def unpatchify(patches: Float[Array, "*b h w c"], patch: int) -> Float[Array, "*b height width 3"]:
+def unpatchify(
+    patches: Float[Array, "*b h w c"], patch: int
+) -> Float[Array, "*b height width colours"]:
     """The inverse of `patchify`."""
-    *batch, h, w, _ = patches.shape
-    x = jnp.moveaxis(patches.reshape(*batch, h, w, patch, patch, 3), -3, -4)
-    return x.reshape(*batch, h * patch, w * patch, 3)
+    *batch, h, w, channels = patches.shape
+    colours = channels // patch**2
+    x = jnp.moveaxis(patches.reshape(*batch, h, w, patch, patch, colours), -3, -4)
+    return x.reshape(*batch, h * patch, w * patch, colours)
 
 
 def from_strips(strips: Float[Array, "*b h w c"], patch: int) -> Float[Array, "*b h w c"]:

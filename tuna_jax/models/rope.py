@@ -1,6 +1,7 @@
-"""Rotary positions: half-split 1-D for text, adjacent-pair 3-D for image tokens (model.md sections 6 and 7).
+"""Rotary positions: half-split 1-D for text, adjacent-pair 3-D for image tokens (model.md sections 6 and 7), and
+DINOv3's half-split 2-D for patches.
 
-Both are `x cos + partner(x) sin`, with different partners and signs. A `Rotation` has one table for each, so that text
+All are `x cos + partner(x) sin`, with different partners and signs. A `Rotation` has one table for each, so that text
 and image tokens share a sequence and every layer applies the same three multiplications.
 """
 
@@ -62,6 +63,33 @@ def text_rotation(
 ) -> Rotation:
     """Half-split rotation at absolute positions, the same for every token (the language transformer)."""
     return Rotation(*_half_tables(position[:, :, None].astype(jnp.float32) * frequencies))
+
+
+def patch_rotation(height: int, width: int, head_dim: int, base: float, before: int) -> Rotation:
+    """DINOv3's half-split rotation of the patches of an image, behind tokens that are not rotated (arXiv 2508.10104).
+
+    The coordinates of a patch are those of its centre in an image from -1 to 1 in height and in width, whatever its
+    size. Half of the angles are of the row, half of the column. (In its own training DINOv3 shifts, stretches and
+    scales the coordinates at random; this is not done here.)
+
+    Args:
+      height, width: grid of patches, row-major.
+      head_dim: a multiple of 4.
+      base: the frequencies are `2 pi base ** -(4 i / head_dim)`.
+      before: number of tokens before the patches (CLS and registers).
+
+    Returns:
+      Tables `[1, before + height width, head_dim]`.
+    """
+    rows, columns = (
+        (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) * np.float32(2)
+        - np.float32(1)
+        for size in (height, width)
+    )
+    centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2, 1)
+    frequencies = inverse_frequencies(head_dim // 2, base)
+    angles = (np.float32(2 * math.pi) * centres * frequencies).reshape(1, height * width, -1)
+    return Rotation(*_half_tables(jnp.pad(jnp.asarray(angles), ((0, 0), (before, 0), (0, 0)))))
 
 
 def visual_angles(

@@ -1,7 +1,14 @@
-"""The Wan 2.2 causal video VAE: pixels to latents and back (model.md section 1).
+"""The causal video VAEs of Wan 2.2 (model.md section 1) and Wan 2.1: pixels to latents and back.
 
     pixels [B, 1+4k, H, W, 3] -> space-to-depth 2x2 -> encoder (8x in space, 4x in time) -> 1x1x1 conv -> mu, log_var
     latent [B, 1+k, H/16, W/16, C] -> 1x1x1 conv -> decoder -> depth-to-space 2x2 -> pixels
+
+Wan 2.1 has the space-to-depth at the other end: its convolutions take pixels, its latents have 16 channels at every 8x8
+pixels, and 2x2 of them are one latent position of the model, with 64 channels. Only `encode_moments` and `decode` know
+of that: the encoder of representations, flow, noise and flow head see one token per 16x16 pixels with either.
+
+    pixels [B, 1+4k, H, W, 3] -> encoder -> 1x1x1 conv -> mu, log_var [B, 1+k, H/8, W/8, 16]
+    -> 2x2 patches [B, 1+k, H/16, W/16, 64]; the decoder inverts that
 
 Everything is causal in time, so one code path serves a whole clip at once (fast) and a clip in
 chunks (low memory): every layer takes and returns a history (`vae_layers.py`). A run over a whole clip drops the
@@ -22,6 +29,7 @@ from jaxtyping import Array, UInt8
 from tuna_jax.config import VAEConfig
 from tuna_jax.models import layers
 from tuna_jax.models.layers import Params
+from tuna_jax.models.pixels import patchify, unpatchify
 from tuna_jax.models.vae_layers import (
     CausalConv,
     DownLevel,
@@ -42,22 +50,27 @@ _WHOLE = 5
 
 
 class Encoder(nnx.Module):
-    """Space-to-depth pixels `[B, F, H/2, W/2, 12]` -> features `[B, T, H/16, W/16, 2 C]`."""
+    """Space-to-depth pixels `[B, F, H/2, W/2, 12]` -> features `[B, T, H/16, W/16, 2 C]`.
+
+    Wan 2.1: pixels `[B, F, H, W, 3]` -> features `[B, T, H/8, W/8, 2 C]`.
+    """
 
     TILED, WHOLE = slice(None, -2), slice(-2, None)
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        widths = [config.encoder_width * m for m in (1, *config.multipliers)]
-        self.conv_in = CausalConv(12, widths[0], (3, 3, 3), rngs=rngs)
+        sizes = config.encoder_levels
+        self.conv_in = CausalConv(3 * config.pixel_patch**2, sizes[0][0], (3, 3, 3), rngs=rngs)
         self.levels = nnx.List([])
-        for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            last = i == len(config.multipliers) - 1
-            time = 1 if last or not config.halve_time[i] else 2
+        for i, (inputs, outputs) in enumerate(sizes):
+            last = i == len(sizes) - 1
+            time, space = 1 if last or not config.halve_time[i] else 2, 1 if last else 2
             self.levels.append(
-                DownLevel(inputs, outputs, config.blocks, time, 1 if last else 2, rngs=rngs)
+                DownLevel(
+                    inputs, outputs, config.blocks, time, space, residual=config.residual, rngs=rngs
+                )
             )
-        self.middle = Middle(widths[-1], rngs=rngs)
-        self.head = Head(widths[-1], 2 * config.latent_channels, rngs=rngs)
+        self.middle = Middle(sizes[-1][1], rngs=rngs)
+        self.head = Head(sizes[-1][1], 2 * config.vae_channels, rngs=rngs)
 
     def __call__(
         self, x: Video, history: History = None, selected: slice = _ALL
@@ -68,24 +81,23 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents `[B, T, h, w, C]` -> space-to-depth pixels `[B, F, 8h, 8w, 12]`."""
+    """Latents `[B, T, h, w, C]` -> space-to-depth pixels `[B, F, 8h, 8w, 12]`, for Wan 2.1 pixels `[.., 3]`."""
 
     WHOLE, TILED = slice(None, 2), slice(2, None)
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        multipliers = config.multipliers[::-1]
-        widths = [config.decoder_width * m for m in (multipliers[0], *multipliers)]
+        sizes, blocks = config.decoder_levels, config.blocks + 1
         double_time = config.halve_time[::-1]
-        self.conv_in = CausalConv(config.latent_channels, widths[0], (3, 3, 3), rngs=rngs)
-        self.middle = Middle(widths[0], rngs=rngs)
+        self.conv_in = CausalConv(config.vae_channels, sizes[0][0], (3, 3, 3), rngs=rngs)
+        self.middle = Middle(sizes[0][0], rngs=rngs)
         self.levels = nnx.List([])
-        for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            last = i == len(multipliers) - 1
-            time = 1 if last or not double_time[i] else 2
+        for i, (inputs, outputs) in enumerate(sizes):
+            last = i == len(sizes) - 1
+            time, space = 1 if last or not double_time[i] else 2, 1 if last else 2
             self.levels.append(
-                UpLevel(inputs, outputs, config.blocks + 1, time, 1 if last else 2, rngs=rngs)
+                UpLevel(inputs, outputs, blocks, time, space, residual=config.residual, rngs=rngs)
             )
-        self.head = Head(widths[-1], 12, rngs=rngs)
+        self.head = Head(sizes[-1][1], 3 * config.pixel_patch**2, rngs=rngs)
 
     def __call__(
         self, x: Video, history: History = None, selected: slice = _ALL
@@ -117,7 +129,7 @@ class WanVAE(nnx.Module):
     """Encoder, decoder and the two 1x1x1 convolutions between them and the latent."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        channels = config.latent_channels
+        channels = config.vae_channels
         self.encoder = Encoder(config, rngs=rngs)
         self.moments = CausalConv(2 * channels, 2 * channels, (1, 1, 1), rngs=rngs)
         self.latent_in = CausalConv(channels, channels, (1, 1, 1), rngs=rngs)
@@ -131,7 +143,7 @@ def _template(config: VAEConfig) -> tuple[Any, Params]:
 
 def _structure(config: VAEConfig) -> tuple[Any, Params]:
     """Graphdef and shapes, traced once for all VAEs of one size: statistics and flags do not change them."""
-    zeros = (0.0,) * config.latent_channels
+    zeros = (0.0,) * config.vae_channels
     sizes = dataclasses.replace(
         config,
         latent_stats="custom",
@@ -213,7 +225,7 @@ def encode_moments(
       tiles: how frames are split in space; None: they are not split.
 
     Returns:
-      mu and log_var, each `[B, 1+k, H/16, W/16, C]`.
+      mu and log_var, each `[B, 1+k, H/16, W/16, C]`; with `latent_patch` the channels are those of `pixels.patchify`.
     """
     config.latent_shape(*pixels.shape[1:4])
     if config.by_frame and pixels.shape[1] > 1:
@@ -221,17 +233,19 @@ def encode_moments(
         mu, log_var = (_as_clips(x, pixels.shape[1]) for x in moments)
         return mu, log_var
     model = layers.merge(_graphdef(config), params)
-    x = space_to_depth(pixels)
+    x = space_to_depth(pixels) if config.pixel_patch == 2 else pixels
     size = config.temporal_factor
     if tiles is not None:
         run = functools.partial(
             _run, model.encoder, size=size, chunked=chunked, selected=Encoder.TILED
         )
-        features = in_tiles(run, x, tiles, config.spatial_factor // 2, 1)
+        features = in_tiles(run, x, tiles, config.stack_factor, 1)
         features = _run(model.encoder, features, 1, True, Encoder.WHOLE)
     else:
         features = _run(model.encoder, x, size, chunked)
     mu, log_var = jnp.split(model.moments(features)[0], 2, axis=-1)
+    if config.latent_patch > 1:
+        mu, log_var = (patchify(x, config.latent_patch) for x in (mu, log_var))
     return mu, log_var
 
 
@@ -269,8 +283,10 @@ def _in_chunks(part: Any, x: Video, size: int, selected: slice) -> Video:
 
 
 def _statistics(config: VAEConfig) -> tuple[Array, Array]:
-    mean, std = config.statistics
-    return jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    """Mean and standard deviation of every channel of the model's latents; all latents of a patch share them."""
+    mean, std = (jnp.asarray(values, jnp.float32) for values in config.statistics)
+    times = config.latent_patch**2
+    return jnp.tile(mean, times), jnp.tile(std, times)
 
 
 def encode(
@@ -342,11 +358,16 @@ def decode(
         return _as_clips(images, latents.shape[1])
     mean, std = _statistics(config)
     model = layers.merge(_graphdef(config), params)
-    x = model.latent_in(latents * std + mean)[0]
+    x = latents * std + mean
+    if config.latent_patch > 1:
+        x = unpatchify(x, config.latent_patch)
+    x = model.latent_in(x)[0]
     if tiles is not None:
         x = _run(model.decoder, x, 1, True, Decoder.WHOLE)
         run = functools.partial(
             _run, model.decoder, size=1, chunked=chunked, selected=Decoder.TILED
         )
-        return depth_to_space(in_tiles(run, x, tiles, 1, config.spatial_factor // 2))
-    return depth_to_space(_run(model.decoder, x, 1, chunked))
+        y = in_tiles(run, x, tiles, 1, config.stack_factor)
+    else:
+        y = _run(model.decoder, x, 1, chunked)
+    return depth_to_space(y) if config.pixel_patch == 2 else y

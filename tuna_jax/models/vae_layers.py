@@ -1,4 +1,4 @@
-"""Layers of the causal video VAE (model.md section 1): norm, causal convolution, residual blocks, resampling.
+"""Layers of the causal video VAEs (model.md section 1): norm, causal convolution, residual blocks, resampling.
 
 Every layer takes the *history* of its input and returns the history for the next chunk. A history of None means that
 the first frame of the input is the first of the clip, which is a chunk of its own.
@@ -192,9 +192,9 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles space by nearest neighbour and a convolution (and time, after the first frame)."""
 
-    def __init__(self, channels: int, double_time: bool, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(fan_in_init(rngs.params(), (3, 3, channels, channels), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+    def __init__(self, channels: int, outputs: int, double_time: bool, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(fan_in_init(rngs.params(), (3, 3, channels, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.time_conv = (
             CausalConv(channels, 2 * channels, (3, 1, 1), rngs=rngs) if double_time else None
         )
@@ -248,10 +248,18 @@ def duplicate_up(x: Video, outputs: int, time: int, space: int, first: bool) -> 
 
 
 class DownLevel(nnx.Module):
-    """Residual blocks, then down-sampling (not at the last level), plus group averaging."""
+    """Residual blocks, then down-sampling (not at the last level), plus group averaging (only with `residual`)."""
 
     def __init__(
-        self, inputs: int, outputs: int, blocks: int, time: int, space: int, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        time: int,
+        space: int,
+        *,
+        residual: bool = True,
+        rngs: nnx.Rngs,
     ):
         widths = [inputs] + [outputs] * blocks
         self.blocks = nnx.List(
@@ -259,27 +267,43 @@ class DownLevel(nnx.Module):
         )
         self.downsample = Downsample(outputs, time == 2, rngs=rngs) if space == 2 else None
         self.outputs, self.time, self.space = outputs, time, space
+        self.residual = residual
 
     def __call__(self, x: Video, history: History = None) -> tuple[Video, History]:
-        shortcut = average_down(x, self.outputs, self.time, self.space)
+        entered = x
         x, after = _run_blocks(self.blocks, x, history)
         if self.downsample is not None:
             x, after["resample"] = self.downsample(x, (history or {}).get("resample"))
-        return x + shortcut, after
+        if self.residual:
+            x = x + average_down(entered, self.outputs, self.time, self.space)
+        return x, after
 
 
 class UpLevel(nnx.Module):
-    """Residual blocks, then up-sampling plus duplication (neither at the last level)."""
+    """Residual blocks, then up-sampling plus duplication (neither at the last level).
+
+    Without `residual` (Wan 2.1) there is no duplication, and the up-sampling's convolution halves the width.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, blocks: int, time: int, space: int, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        time: int,
+        space: int,
+        *,
+        residual: bool = True,
+        rngs: nnx.Rngs,
     ):
         widths = [inputs] + [outputs] * blocks
         self.blocks = nnx.List(
             [ResidualBlock(i, o, rngs=rngs) for i, o in zip(widths[:-1], widths[1:], strict=True)]
         )
-        self.upsample = Upsample(outputs, time == 2, rngs=rngs) if space == 2 else None
+        after = outputs if residual else outputs // 2
+        self.upsample = Upsample(outputs, after, time == 2, rngs=rngs) if space == 2 else None
         self.outputs, self.time, self.space = outputs, time, space
+        self.residual = residual
 
     def __call__(self, x: Video, history: History = None) -> tuple[Video, History]:
         entered = x
@@ -287,6 +311,8 @@ class UpLevel(nnx.Module):
         if self.upsample is None:
             return x, after
         x, after["resample"] = self.upsample(x, (history or {}).get("resample"))
+        if not self.residual:
+            return x, after
         first = history is None
         return x + duplicate_up(entered, self.outputs, self.time, self.space, first), after
 

@@ -23,7 +23,7 @@ TILE_ABOVE = 1024 * 1024
 
 
 class Tiling(NamedTuple):
-    """How frames are split, in latent positions (16 pixels each).
+    """How frames are split, in the VAE's latent positions: 16 pixels each, and 8 for Wan 2.1 (before its patches).
 
     Attributes:
       most: the largest side of a tile.

@@ -78,6 +78,8 @@ RULES: tuple[Rule, ...] = (
     # Latents in, velocities out.
     Rule(r"representation\.patch\.kernel", ("small", "width"), optional=True),
     Rule(r"representation\.position", ("small", "width"), optional=True),
+    Rule(r"representation\.registers", ("small", "width"), optional=True),
+    Rule(r"representation\.cls", None, optional=True),
     Rule(r"embedding\.patch\.kernel", ("small", "width"), optional=True),
     Rule(r"flow_head\.layers\.modulation\.linear\.kernel", ("layer", "width", "modulation")),
     Rule(r"flow_head\.final\.modulation\.linear\.kernel", ("width", "modulation")),
@@ -85,6 +87,10 @@ RULES: tuple[Rule, ...] = (
     # Two-layer perceptrons between the parts.
     Rule(r"connector\.up\.kernel", ("width", "mlp"), optional=True),
     Rule(r"connector\.down\.kernel", ("mlp", "width"), optional=True),
+    # The input of the fusion is two widths together, which a mesh axis may not divide.
+    Rule(r"fusion\.up\.kernel", ("small", "mlp"), optional=True),
+    Rule(r"fusion\.down\.kernel", ("mlp", "width"), optional=True),
+    Rule(r"projection\.kernel", ("small", "width"), optional=True),
     Rule(r"time_embedding\.up\.kernel", ("small", "width")),
     Rule(r"time_embedding\.down\.kernel", ("width", "mlp")),
     # Vectors are small and are replicated.

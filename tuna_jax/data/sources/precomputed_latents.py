@@ -14,7 +14,6 @@ posterior's standard deviation, and 49,152 normal random numbers per row would c
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -29,6 +28,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import BFloat16
 
+from tuna_jax.config import VAEConfig
 from tuna_jax.data.invalid_examples import report_as_invalid
 from tuna_jax.data.media.image import Encoded, Medium, Size
 from tuna_jax.data.sources.base import Example
@@ -40,9 +40,9 @@ from tuna_jax.utils.text_files import read_text
 SETTINGS_FILE = "latents.json"
 
 
-def vae_fingerprint(config: Any, params: Mapping[str, Any]) -> str:
-    """A hash that distinguishes VAEs: of the config (a dataclass), and the parameters as read from their file."""
-    return fingerprint({"weights": params, "config": dataclasses.asdict(config)})
+def vae_fingerprint(config: VAEConfig, params: Mapping[str, Any]) -> str:
+    """A hash that distinguishes VAEs: of the config, and the parameters as read from their file."""
+    return fingerprint({"weights": params, "config": config.identity()})
 
 
 def shard_name(shard: int, shards: int) -> str:
