@@ -112,7 +112,7 @@ def _write(
     metadata: dict[str, str],
 ) -> Path:
     """Writes tensors in float16 (int8 ones as they are), and statistics in float32, atomically."""
-    stored = {
+    stored: dict[str, np.ndarray] = {
         name: np.ascontiguousarray(leaf, np.int8 if leaf.dtype == np.int8 else np.float16)
         for name, leaf in tensors.items()
     }

@@ -134,8 +134,9 @@ def _measure(
     tasks = task_functions(bundle, params, settings)
     data = parse(EmojiExperiment, settings).data
     if data.world == "hard":
+        generates = tasks.generate is not None
         return measure_hard(
-            tasks.generate,
+            (lambda prompts, seeds: bundle.generate(params, prompts, seeds)) if generates else None,
             tasks.answer,
             reconstruct=bundle.reconstruct,
             judge=_hard_judge(),

@@ -231,7 +231,7 @@ def raw_features(images: Images) -> list[Float[np.ndarray, "n d"]]:
     pixels = images.astype(np.float32).mean(-1)
     contrast = np.abs(pixels - ground.mean(-1)[:, None, None]).mean((1, 2)) + 1.0
     lost = [
-        np.abs(pixels - uniform_filter(pixels, (0, width, width))).mean((1, 2))
+        np.abs(pixels - uniform_filter(pixels, width, axes=(1, 2))).mean((1, 2))
         for width in (3, 5, 9)
     ]
     sharpness = np.log((np.stack(lost, 1) + 0.05) / contrast[:, None])
