@@ -29,6 +29,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+# The tree of this file, and not an installed one of another tree.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 HANG = 60.0  # Seconds; a picture of 170 million pixels takes ten on a busy machine.
 WARM, EVERY = 2000, 500  # Cases before memory is first compared, and between measurements.
 FRAMES, SIDE = 6, 48

@@ -1,12 +1,25 @@
 """Commands teach their use, and name what is wrong with an argument."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tuna_jax.cli import main
 from tuna_jax.cli.main import COMMANDS
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Restores the variables that commands set for their process, such as `plan` and `convert`."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
 
 SWEEP = ["evaluate", "--sweep=experiments/sweeps/emoji.py"]
 
@@ -61,8 +74,21 @@ def test_a_module_runs_as_before() -> None:
         (["benchmark", "sample", "--rounds=0"], "rounds"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: list[str], named: str, tmp_path: Path) -> None:
-    done = _run(*(argument.format(tmp=tmp_path) for argument in arguments))
-    assert done.returncode != 0
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_argument_is_named(
+    arguments: list[str], named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The entry point in this process: an exception, which would be a traceback, fails the test."""
+    try:
+        status = main.main([argument.format(tmp=tmp_path) for argument in arguments])
+    except SystemExit as error:
+        status = error.code
+    assert status not in (None, 0)
+    stderr = capfd.readouterr().err
+    assert named in (status if isinstance(status, str) else stderr)
+    assert "Traceback" not in stderr
+
+
+def test_a_process_ends_with_the_status_of_its_command() -> None:
+    done = _run("generate", "--model=nowhere", "--prompt=a cat")
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr and "Traceback" not in done.stderr

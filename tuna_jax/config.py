@@ -46,7 +46,7 @@ ATTENTION_BACKENDS = ("xla", "auto", "splash", "cudnn")
 LATENT_STATS = ("tuna", "wan2.2", "wan2.1", "custom")
 ENCODERS = ("siglip", "dinov3")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "silu")
-DESIGNS = ("cascade", "latent_only")
+DESIGNS = ("cascade", "decoupled", "late_fusion", "semantic_only", "latent_only")
 PREDICTIONS = ("velocity", "clean")
 PIXEL_ORDERS = ("raster", "patch")
 TORCH_FLOAT32_EPS = 2.0**-23
@@ -220,8 +220,8 @@ def _require_divisible(height: int, width: int, factor: int) -> None:
 class PixelConfig:
     """Pixels in place of a VAE's latents (model.md sections 12 and 13).
 
-    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The
-    channels of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
+    An image is an array of patches, `[1, H / patch, W / patch, 3 patch^2]`: the "latents" of such a model. The channels
+    of a patch are its pixels row by row, each with red, green and blue, in [-1, 1].
 
     Attributes:
       patch: side of a patch in pixels.
@@ -444,7 +444,10 @@ class TunaConfig:
       vae: the frozen VAE; None for models that work on pixels.
       pixels: how a model without a VAE reads and predicts pixels; None for models with one.
       design: what turns latents (or patches of pixels) into visual tokens. 'cascade': the representation encoder and
-        the connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels).
+        the connector (TUNA, Tuna-R); 'latent_only': one linear layer and a norm (Tuna-2, on pixels); 'late_fusion':
+        both, concatenated and fused (Show-o2); 'decoupled': the encoder on clean pixels for images that are given, one
+        linear layer and a norm for the image that is generated; 'semantic_only': the encoder on clean pixels, which
+        cannot generate.
       flow: what the flow head predicts.
       representation, language, flow_head: the other parts; designs without an encoder ignore `representation`.
       patch_norm_eps: eps of the norm of 'latent_only'. The released code names none, and PyTorch then takes one that
@@ -531,6 +534,16 @@ class TunaConfig:
     def has_encoder(self) -> bool:
         """Whether the design has a representation encoder."""
         return self.design != "latent_only"
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether the representation encoder runs on clean pixels, beside latents that the flow head generates."""
+        return self.design in ("decoupled", "semantic_only")
+
+    @property
+    def image_patches(self) -> PixelConfig:
+        """The patches of clean pixels that the encoder of such a design sees: one per latent position."""
+        return self.pixels or PixelConfig(patch=self.space.spatial_factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, the inverse of `from_dict`; what checkpoints store."""

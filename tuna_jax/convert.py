@@ -106,10 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "(default: fresh for a model on latents, interpolate for one on pixels)",
     )
     inward.add_argument(
+        "--missing_layers",
+        choices=("refuse", "initialise"),
+        default="refuse",
+        help="whole layers that a TUNA checkpoint lacks, as the authors' foundation checkpoints do: list them and "
+        "stop, or fill them with layers that change nothing until they are trained (default: refuse)",
+    )
+    inward.add_argument(
         "--seed",
         type=parsing.seed,
         default=0,
-        help="seed of the parameters that no backbone has (default 0)",
+        help="seed of the parameters that no backbone has, and of filled layers (default 0)",
     )
 
     _add_check(inward)
@@ -234,6 +241,7 @@ def _from_torch(options: argparse.Namespace) -> int:
         checkpoint_source,
         convert_checkpoint,
         detect_format,
+        missing_layers,
         pretrained_backbones,
     )
     from tuna_jax.conversion.safetensors_writer import Writer
@@ -251,6 +259,7 @@ def _from_torch(options: argparse.Namespace) -> int:
 
     state = detect_format.open_official(options.source)
     if not isinstance(state, list):
+        absent = missing_layers.missing(config, state.entries)
         count = convert_checkpoint.to_ours(
             config,
             state,
@@ -258,8 +267,15 @@ def _from_torch(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             progress=True,
             check_weights=options.check_weights,
+            fill=options.missing_layers,
+            seed=options.seed,
         )
         print(f"{options.output}: {count} tensors of {', '.join(options.source)}")
+        if absent:
+            print(
+                f"initialised layers: {missing_layers.describe(absent)}; train them before use: "
+                f"config.optimizer.trained={tuple(layer.trained for layer in absent)}"
+            )
         for what, names in convert_checkpoint.left_out(config, state).items():
             print(f"{what}:" + "".join(f"\n  {name}" for name in names or ["none"]))
         return 0
@@ -332,6 +348,8 @@ def _inspect(options: argparse.Namespace) -> int:
         if summary.layout
         else "weights of an unknown layout"
     )
+    if summary.layout == "tuna":
+        kind = f"{kind}: {detect_format.family(state)}"
     print(
         f"{options.source}: {kind}, in {len(summary.files)} file{'s' * (len(summary.files) != 1)}\n"
     )
@@ -351,6 +369,14 @@ def _inspect(options: argparse.Namespace) -> int:
         from tuna_jax.utils import nonfinite_values
 
         print(f"\nNaN or infinity in {len(bad)} tensors: {nonfinite_values.describe(bad)}")
+    if summary.layout == "tuna" and options.check_weights and summary.config is not None:
+        from tuna_jax.conversion import missing_layers
+
+        absent = missing_layers.missing(summary.config, state.entries)
+        if absent:
+            print(f"\nWhole layers are missing: {missing_layers.describe(absent)}")
+        for name, signs in missing_layers.untrained(summary.config, state).items():
+            print(f"\n{name} looks untrained: {', '.join(signs)}")
     if not summary.compared_with:
         return 0 if summary.layout and not bad else 1
     if summary.differences:

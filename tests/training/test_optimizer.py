@@ -186,3 +186,46 @@ def test_decay_of_all_parameters_is_the_released_codes_adamw() -> None:
 def test_an_unknown_decay_is_named() -> None:
     with pytest.raises(ValueError, match="decay"):
         build(OptimizerSettings(decay="none"), {"kernel": jnp.ones((2, 2))}, 5000)
+
+
+def test_only_the_named_layers_are_trained() -> None:
+    tree = {
+        "language": {"layers": {"kernel": jnp.ones((3, 2, 2))}, "embedding": jnp.ones((4, 2))},
+        "flow_head": {"layers": {"kernel": jnp.ones((2, 2, 2))}},
+    }
+    settings = OptimizerSettings(
+        learning_rate=0.1, warmup=0, weight_decay=0.5, trained=("language.layers[1]", "flow_head")
+    )
+    update = build(settings, tree, 10)
+    state = update.init(tree)
+    for _ in range(2):
+        updates, state = update.update(jax.tree.map(jnp.ones_like, tree), state, tree)
+        tree = optax.apply_updates(tree, updates)
+    kernel = np.asarray(tree["language"]["layers"]["kernel"])
+    assert (kernel[[0, 2]] == 1).all() and (kernel[1] < 0.9).all()
+    assert (np.asarray(tree["language"]["embedding"]) == 1).all()
+    assert (np.asarray(tree["flow_head"]["layers"]["kernel"]) < 0.9).all()
+
+
+@pytest.mark.parametrize("prefix", ["language.layers[3]", "languages", "language.layers[a]"])
+def test_a_trained_prefix_that_matches_nothing_is_named(prefix: str) -> None:
+    tree = {"language": {"layers": {"kernel": jnp.ones((3, 2, 2))}}}
+    with pytest.raises(ValueError, match=r"optimizer\.trained"):
+        trainable(tree, (), (prefix,))
+
+
+def test_clipping_ignores_layers_that_are_not_trained() -> None:
+    tree = {"layers": {"kernel": jnp.zeros((2, 1, 1))}}
+    settings = OptimizerSettings(
+        learning_rate=1.0,
+        warmup=0,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        trained=("layers[0]",),
+        epsilon=1.0,
+    )
+    gradients = {"layers": {"kernel": jnp.asarray([[[0.5]], [[1e6]]])}}
+    update = build(settings, tree, 10)
+    updates, _ = update.update(gradients, update.init(tree), tree)
+    # Adam's first update is g / (|g| + epsilon); a gradient that had been clipped with layer 1 would be near 0.
+    np.testing.assert_allclose(updates["layers"]["kernel"][:, 0, 0], [-0.5 / 1.5, 0.0], rtol=1e-5)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tuna_jax.config import TunaConfig, from_dict
-from tuna_jax.conversion import weight_map
+from tuna_jax.conversion import missing_layers, weight_map
 from tuna_jax.conversion.readers import SourceError, StateDict, open_files
 from tuna_jax.conversion.safetensors_writer import Writer
 from tuna_jax.models import tuna, vae
@@ -77,6 +77,8 @@ def to_ours(
     dtype: str = "",
     progress: bool = False,
     check_weights: bool = True,
+    fill: str = "refuse",
+    seed: int = 0,
 ) -> int:
     """An official state dict -> our parameters, stacked over layers, by dotted name.
 
@@ -88,15 +90,20 @@ def to_ours(
       progress: show a progress bar.
       check_weights: whether to look for tensors that are not finite. They are converted to the bit like all others,
         and one warning names them; loading a model refuses them.
+      fill: what to do about whole layers that are missing: 'refuse', or 'initialise' (`missing_layers.filled`).
+      seed: of initialised layers.
 
     Returns:
-      The number of converted PyTorch tensors.
+      The number of converted PyTorch tensors, those of initialised layers included.
 
     Raises:
       ConversionError: a missing, unexpected or wrongly shaped tensor, an alias that differs, layers of one family
         in several dtypes. The message lists all tensors of a kind, and nothing is written.
     """
     state = without_buffers(state)
+    if fill == "initialise":
+        state, _ = missing_layers.filled(config, state, seed=seed)
+    missing_layers.check(config, state)
     shapes = parameter_shapes(config)
     expected, rows = weight_map.torch_shapes(config, shapes), weight_map.rows(config)
     if not weight_map.has_vae(state.entries):

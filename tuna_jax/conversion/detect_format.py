@@ -74,6 +74,8 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tuna.", "language transformer"),
         ("vision_model.", "representation encoder"),
         ("siglip_proj.", "connector"),
+        ("vision_encoder.", "patch embedding"),
+        ("mask_token", "mask token"),
         ("time_embed.", "time embedding"),
         ("diffusion_head_", "flow head"),
         (weight_map.VAE_PREFIX, "VAE"),
@@ -82,6 +84,10 @@ _COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("language.", "language transformer"),
         ("representation.", "representation encoder"),
         ("connector.", "connector"),
+        ("embedding.", "patch embedding"),
+        ("projection.", "projection"),
+        ("fusion.", "fusion"),
+        ("mask_token", "mask token"),
         ("time_embedding.", "time embedding"),
         ("flow_head.", "flow head"),
         ("vae.", "VAE"),
@@ -115,6 +121,7 @@ class Summary:
       files: its files.
       compared_with: the config of `differences`: a preset's name, a file, or 'its own config'; '' if there is none.
       differences: every tensor that is missing, unexpected, or of another shape than in this config.
+      config: that config; None if there is none.
     """
 
     layout: str
@@ -122,6 +129,7 @@ class Summary:
     files: tuple[str, ...]
     compared_with: str
     differences: str
+    config: TunaConfig | None = None
 
 
 def detect_layout(state: StateDict) -> str:
@@ -235,7 +243,17 @@ def summarize(state: StateDict, config: TunaConfig | None = None, config_name: s
         tuple(sorted({entry.file for entry in state.entries.values()})),
         config_name if config is not None and layout not in ("", *_ADAPTED) else "",
         differences,
+        config,
     )
+
+
+def family(state: StateDict) -> str:
+    """Which model an official state dict is: 'TUNA', 'Tuna-R' or 'Tuna-2'."""
+    if "vision_encoder.patch_embedding.weight" in state.entries:
+        return "Tuna-2 (pixels, no encoder)"
+    patch = state.entries.get("vision_model.embeddings.patch_embedding.weight")
+    on_pixels = patch is not None and patch.shape[2:] != (1, 1)
+    return "Tuna-R (an encoder on pixels)" if on_pixels else "TUNA (an encoder on a VAE's latents)"
 
 
 def not_finite(state: StateDict) -> list[tuple[str, int, int]]:
@@ -263,7 +281,7 @@ def _expected(layout: str, config: TunaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _nearest(layout: str, state: StateDict) -> tuple[str, TunaConfig]:
-    """The name and config of the preset whose shapes match best; Wan 2.1's VAE, which none has, is tried too."""
+    """The name and config of the preset whose shapes match best, and of Wan 2.1's VAE, which no preset has."""
     configs = {name: preset(name) for name in PRESETS}
     if layout != "tuna":
         configs = {name: config for name, config in configs.items() if config.vae is not None}

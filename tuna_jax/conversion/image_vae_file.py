@@ -3,6 +3,11 @@
 A safetensors file has the parameters in float16 under their dotted names, and two more tensors, `latent_mean` and
 `latent_std` (float32 [C]): the per-channel statistics that normalise the latents. Its metadata has the VAE's config as
 JSON.
+
+A file can also hold only what differs from a VAE of the package, whose name is its metadata's `adapts`: of a kernel
+NAME, `NAME.left` and `NAME.right`, whose product is the nearest matrix of low rank to the difference (as in LoRA, Hu et
+al. 2022, but computed after training all weights), as int8 columns and rows with a scale for each,
+`NAME.left_scale` and `NAME.right_scale`; every other parameter whole.
 """
 
 from __future__ import annotations
@@ -27,12 +32,21 @@ from tuna_jax.config import VAEConfig
 from tuna_jax.models import vae
 from tuna_jax.utils.param_tree import flatten, unflatten
 
+# Parameters with fewer values are stored whole.
+_SMALL = 2_000
 _MEAN, _STD = "latent_mean", "latent_std"
 
 
 def shipped_image_vae() -> Path:
     """Path of the emoji VAE in the installed package."""
     return Path(str(resources.files("tuna_jax") / "assets" / "emoji_vae.safetensors"))
+
+
+def vae_path(value: str | os.PathLike[str] | None) -> Path:
+    """The file that a config's `vae` names: a VAE of the package ('' or None: 'emoji_vae'), or a path."""
+    name = os.fspath(value) if value else "emoji_vae"
+    shipped = shipped_image_vae().parent / f"{name}.safetensors"
+    return shipped if os.sep not in name and shipped.is_file() else Path(name)
 
 
 def export(
@@ -49,14 +63,63 @@ def export(
       params: nested dict; written in float16.
       statistics: per-channel (mean, standard deviation) of the latents.
     """
-    path = Path(path)
-    tensors: dict[str, np.ndarray] = {
-        name: np.asarray(leaf, np.float16) for name, leaf in flatten(params).items()
+    tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    return _write(Path(path), tensors, statistics, {"vae": json.dumps(dataclasses.asdict(config))})
+
+
+def export_adaptation(
+    path: str | Path,
+    config: VAEConfig,
+    params: Any,
+    statistics: tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]],
+    *,
+    adapts: str,
+    share: float,
+) -> Path:
+    """Writes a VAE as its difference from one of the package; see the module's text.
+
+    Args:
+      path, config, params, statistics: as for `export`.
+      adapts: name of a VAE of the package of the same size.
+      share: largest number of values that are stored of a kernel, relative to its own.
+    """
+    _, base = load_image_vae(adapts)
+    old = flatten(base)
+    tensors: dict[str, np.ndarray] = {}
+    for name, leaf in flatten(params).items():
+        new = np.asarray(leaf, np.float32)
+        if new.size < _SMALL:
+            tensors[name] = new
+            continue
+        difference = (new - old[name]).reshape(-1, new.shape[-1])
+        rows, columns = difference.shape
+        rank = max(1, int(share * rows * columns / (rows + columns)))
+        left, values, right = np.linalg.svd(difference, full_matrices=False)
+        root = np.sqrt(values[:rank])
+        for side, factor in (("left", left[:, :rank] * root), ("right", right[:rank].T * root)):
+            scale = (np.abs(factor).max(0) / 127).astype(np.float16)
+            whole = np.rint(factor / np.maximum(scale.astype(np.float32), 1e-12))
+            tensors[f"{name}.{side}"] = np.clip(whole, -127, 127).astype(np.int8)
+            tensors[f"{name}.{side}_scale"] = scale
+    metadata = {"vae": json.dumps(dataclasses.asdict(config)), "adapts": adapts}
+    return _write(Path(path), tensors, statistics, metadata)
+
+
+def _write(
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    statistics: tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]],
+    metadata: dict[str, str],
+) -> Path:
+    """Writes tensors in float16 (int8 ones as they are), and statistics in float32, atomically."""
+    stored = {
+        name: np.ascontiguousarray(leaf, np.int8 if leaf.dtype == np.int8 else np.float16)
+        for name, leaf in tensors.items()
     }
-    tensors[_MEAN], tensors[_STD] = (np.asarray(values, np.float32) for values in statistics)
+    stored[_MEAN], stored[_STD] = (np.asarray(values, np.float32) for values in statistics)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    save_file(tensors, scratch, metadata={"vae": json.dumps(dataclasses.asdict(config))})
+    save_file(stored, scratch, metadata=metadata)
     os.replace(scratch, path)
     return path
 
@@ -65,14 +128,14 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
     """Reads an exported VAE: its config, including the latent statistics, and its parameters in float32.
 
     Args:
-      path: the safetensors file; None takes the VAE of the package.
+      path: the safetensors file, or the name of a VAE of the package; None takes 'emoji_vae'.
 
     Raises:
       FileNotFoundError: the file does not exist.
       ValueError: the file has no statistics or config, or its tensors do not match its config (the message lists the
         first missing, unexpected and wrongly shaped ones).
     """
-    path = shipped_image_vae() if path is None else Path(path)
+    path = vae_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no VAE at {path}; experiments/emoji/vae.py trains one")
     with safe_open(path, framework="numpy") as file:
@@ -83,6 +146,8 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
             f"{path} is not an exported image VAE: it requires metadata 'vae' and tensors {_MEAN} and {_STD}"
         )
     mean, std = tensors.pop(_MEAN), tensors.pop(_STD)
+    if "adapts" in metadata:
+        tensors = _adapted(metadata["adapts"], tensors)
     fields = json.loads(metadata["vae"]) | {
         "latent_stats": "custom",
         "latent_mean": mean.tolist(),
@@ -101,6 +166,22 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
         {n: t.shape for n, t in tensors.items()},
     )
     return config, unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+
+
+def _adapted(base: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a VAE of the package with stored differences; tensors that match none are kept as they are."""
+    result = {name: np.asarray(leaf) for name, leaf in flatten(load_image_vae(base)[1]).items()}
+    for name, tensor in tensors.items():
+        kernel, _, side = name.rpartition(".")
+        if not side.startswith(("left", "right")):
+            result[name] = tensor
+        elif side == "left" and kernel in result:
+            left, right = (
+                tensors[f"{kernel}.{s}"] * tensors[f"{kernel}.{s}_scale"].astype(np.float32)
+                for s in ("left", "right")
+            )
+            result[kernel] = result[kernel] + (left @ right.T).reshape(result[kernel].shape)
+    return result
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -141,7 +141,7 @@ def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
 
 
 def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> list[Row]:
-    """The vision transformer, in its Hugging Face names after a prefix, and its patch embedding: 1x1 on latents.
+    """The vision transformer, in its Hugging Face names after a prefix, and its patch embedding.
 
     The released code has no DINOv3; in a state dict in its layout, the names of transformers follow the same prefix.
     """
@@ -401,6 +401,11 @@ def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) 
 
 def rows(config: TunaConfig) -> list[Row]:
     """The weight map of an official state dict of TUNA (including the VAE), Tuna-R or Tuna-2."""
+    if config.design not in ("cascade", "latent_only"):
+        raise ConversionError(
+            f"a model of the design {config.design!r} has no layout in the released code; TUNA, Tuna-R ('cascade') and "
+            f"Tuna-2 ('latent_only') have one"
+        )
     vision = embedding_rows(config)
     if config.has_encoder:
         vision = [*representation_rows(config), *connector_rows()]

@@ -11,9 +11,9 @@ import jax
 from tuna_jax.emoji import image_streams, latent_pool, task_streams
 from tuna_jax.emoji.config import EmojiData
 from tuna_jax.emoji.model_bundle import ModelBundle
+from tuna_jax.emoji.world import worlds
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
 from tuna_jax.emoji.world.edits import EditSource
-from tuna_jax.emoji.world.scenes import SceneSource
 from tuna_jax.training.step import Heads
 from tuna_jax.utils import fingerprint
 
@@ -28,6 +28,12 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
+    world = worlds.world(data.world, data.partial, data.difficulty)
+    if world.name != "scenes" and not data.images_only:
+        raise ValueError(
+            f"config.data.world is {world.name!r}, which has no edits, clips or dialogues; set the rows of "
+            "config.data.edits, config.data.clips and config.data.dialogues to 0"
+        )
     config = dataclasses.asdict(bundle.config.space)
     config.pop("by_frame", None)  # A frame is encoded as an image with either value.
     key = fingerprint.fingerprint({"weights": bundle.vae_params, "config": config})
@@ -44,10 +50,12 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             result.append(task_streams.Group(dataset, share))
 
     if data.generation_rows or data.understanding_rows or data.dialogues.rows:
-        source = SceneSource(
+        source = world.source(
             "train", data.seed, data.size, length=data.scenes, weights=dict(data.layouts) or None
         )
-        pool = latent_pool.encode_pool(source, data.scenes, bundle.encode, key, progress=progress)
+        pool = latent_pool.encode_pool(
+            source, data.scenes, bundle.encode, key, pictures=world.render, progress=progress
+        )
         image_tasks = [
             image_streams.text_to_image_stream(
                 pool,
@@ -56,6 +64,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
                 seed=2 * data.seed,
                 caption_dropout=data.caption_dropout,
                 spread=data.generation_spread,
+                world=world,
             ),
             image_streams.understanding_stream(
                 pool,
@@ -63,6 +72,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
                 rows=data.understanding_rows,
                 seed=2 * data.seed + 1,
                 question_weights=dict(data.questions) or None,
+                world=world,
             ),
         ]
         add_group(image_tasks, data.share, data.length)

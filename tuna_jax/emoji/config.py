@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tuna_jax.emoji.world.hard.scenes import Difficulty
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
@@ -77,15 +78,19 @@ class EmojiData:
     """The mixture of generation and understanding.
 
     Attributes:
+      world: 'scenes', or 'hard': up to five objects with sizes and colours, in captions that leave things open (see
+        docs/hard_world.md). It has no edits, clips or dialogues.
+      partial: in the hard world, share of the captions that leave things open.
+      nouns, colours: in the hard world, how many nouns of each of its two kinds, and how many colours; 0 nouns: all.
       scenes: number of training scenes that are encoded before training.
-      size: side of an image in pixels.
+      size: side of an image in pixels; at least 96 in the hard world.
       seed: seed of the scenes, of their order, and of captions and questions.
       length: tokens per row; a longer row is an error that names its length.
       generation_rows, understanding_rows: rows per batch with each task.
       caption_dropout: share of generation rows without a caption, for classifier-free guidance.
       generation_spread: how far target latents spread around the posterior mean, in posterior standard deviations:
         1 samples the posterior, 0 takes the mean. Input images of understanding rows always sample the posterior.
-      layouts: relative frequency of each layout of scenes; empty takes the defaults of `SceneSource`.
+      layouts: relative frequency of each layout of scenes; empty takes the defaults of the world's source.
       questions: relative frequency of each kind of question; empty takes the defaults of the stream.
       vocabulary: name of a compact vocabulary of the package, or a JSON file with one.
       threads: host threads that make batches.
@@ -93,6 +98,10 @@ class EmojiData:
       edits, clips, dialogues: the other groups; a group with 0 rows is off.
     """
 
+    world: str = "scenes"
+    partial: float = 0.5
+    nouns: int = 0
+    colours: int = 6
     scenes: int = 40_000
     size: int = 64
     seed: int = 0
@@ -109,6 +118,11 @@ class EmojiData:
     edits: EditData = EditData()
     clips: ClipData = ClipData()
     dialogues: DialogueData = DialogueData()
+
+    @property
+    def difficulty(self) -> Difficulty:
+        """`nouns` and `colours` for the hard world."""
+        return Difficulty(self.nouns, self.colours)
 
     @property
     def images_only(self) -> bool:

@@ -29,20 +29,11 @@ from jaxtyping import Float32
 from tuna_jax.data.loader import Batch
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.emoji.latent_pool import LatentPool
-from tuna_jax.emoji.world.captions import KINDS, captions, questions, sentence
-from tuna_jax.emoji.world.scenes import Scene
+from tuna_jax.emoji.world.captions import captions, questions, sentence
+from tuna_jax.emoji.world.worlds import SCENES, World
 from tuna_jax.sequence import Grid, TokenSequence, stack, text_to_image, understanding
 
 STREAMS = ("t2i", "understand")
-DEFAULT_QUESTION_WEIGHTS: dict[str, float] = {
-    "name": 5.0,
-    "ground": 1.0,
-    "where": 1.0,
-    "count": 1.0,
-    "relation": 0.5,
-    "list": 1.0,
-    "describe": 1.0,
-}
 
 
 class Sample(NamedTuple):
@@ -88,7 +79,7 @@ def endless(
 
 
 def text_to_image_stream(
-    pool: LatentPool[Scene],
+    pool: LatentPool[Any],
     tokenizer: Tokenizer,
     *,
     rows: int,
@@ -96,6 +87,7 @@ def text_to_image_stream(
     caption_dropout: float = 0.1,
     sentences: float = 0.1,
     spread: float = 1.0,
+    world: World = SCENES,
 ) -> Stream:
     """Caption -> image: `<bos> caption <boi> [time][img]*n <eoi> <eos>` (model.md section 5).
 
@@ -107,11 +99,12 @@ def text_to_image_stream(
         caption_dropout: share of rows with an empty prompt, for classifier-free guidance.
         sentences: share of captions with a capital letter and a full stop.
         spread: of the latents around the posterior mean, in posterior standard deviations.
+        world: gives the captions of the pool's scenes.
     """
     grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
 
     def make_sample(index: int, random: np.random.Generator) -> Sample:
-        text = choose_phrasing(captions(pool.source[index]), random, sentences)
+        text = choose_phrasing(world.phrasings(pool.source[index], random), random, sentences)
         ids = [] if random.random() < caption_dropout else encode(text)
         latents = pool.sample(index, random, spread)[None]
         return Sample(text_to_image(special, ids, grid), latents, STREAMS.index("t2i"))
@@ -126,13 +119,14 @@ def choose_phrasing(phrasings: Sequence[str], random: np.random.Generator, sente
 
 
 def understanding_stream(
-    pool: LatentPool[Scene],
+    pool: LatentPool[Any],
     tokenizer: Tokenizer,
     *,
     rows: int,
     seed: int = 1,
     question_weights: Mapping[str, float] | None = None,
     sentences: float = 0.1,
+    world: World = SCENES,
 ) -> Stream:
     """Question -> answer, in the plain template: `<bos> <boi> [time][img]*n <eoi> question answer <eos>`.
 
@@ -141,15 +135,17 @@ def understanding_stream(
         tokenizer: encodes the text.
         rows: rows per batch.
         seed: as in `text_to_image_stream`.
-        question_weights: relative frequency of each kind of question (`captions.KINDS`) among those that a
-            scene has; questions of one kind are equally likely. A kind that is not named has weight 0.
+        question_weights: relative frequency of each kind of question (`World.kinds`) among those that a
+            scene has; None takes the world's. Questions of one kind are equally likely. A kind that is not named has
+            weight 0.
         sentences: share of questions with a capital letter.
+        world: gives the questions about the pool's scenes.
     """
-    weights = dict(DEFAULT_QUESTION_WEIGHTS if question_weights is None else question_weights)
-    unknown = sorted(set(weights) - set(KINDS))
+    weights = dict(world.question_weights if question_weights is None else question_weights)
+    unknown = sorted(set(weights) - set(world.kinds))
     if unknown:
         raise ValueError(
-            f"question_weights has unknown kinds {unknown}; the kinds are {', '.join(KINDS)}"
+            f"question_weights has unknown kinds {unknown}; the kinds are {', '.join(world.kinds)}"
         )
     always = [kind for kind in ("ground", "count", "describe") if weights.get(kind, 0) > 0]
     if not always:
@@ -160,7 +156,7 @@ def understanding_stream(
     grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
 
     def make_sample(index: int, random: np.random.Generator) -> Sample:
-        candidates = questions(pool.source[index])
+        candidates = world.questions(pool.source[index])
         kinds = sorted({item.kind for item in candidates})
         shares = np.array([weights.get(kind, 0.0) for kind in kinds])
         kind = kinds[int(random.choice(len(kinds), p=shares / shares.sum()))]

@@ -91,8 +91,10 @@ class ModelBundle:
         """Images, encoded to the posterior mean and decoded."""
         return batching.in_chunks(lambda part: self.decode(self.encode(part)[0]), images)
 
-    def generate(self, params: Any, prompts: Sequence[str], seed: int = 0) -> Images:
-        """Images of the prompts; image i depends only on (seed, i) and its prompt."""
+    def generate(
+        self, params: Any, prompts: Sequence[str], seed: int | Sequence[int] = 0
+    ) -> Images:
+        """Images of the prompts; image i depends only on (seed, i), or on (seed[i], 0), and on its prompt."""
         return self.model(params).generate_image(prompts, seed=seed)
 
     def edit(

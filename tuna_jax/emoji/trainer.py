@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tuna_jax.data import loader
 from tuna_jax.emoji import image_streams, task_streams
 from tuna_jax.emoji.batches import groups, heads
 from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.emoji.model_bundle import load_bundle
-from tuna_jax.emoji.world.captions import captions
-from tuna_jax.emoji.world.scenes import SceneSource
+from tuna_jax.emoji.world import worlds
 from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
@@ -88,6 +89,11 @@ def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
 
 
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:
-    """First captions of held-out scenes: one object and two objects in turn."""
-    sources = [SceneSource(split, data.seed, data.size) for split in ("test_single", "test_pairs")]
-    return [captions(sources[index % 2][index])[0] for index in range(count)]
+    """First captions of held-out scenes: of one object, of two objects (and so on) in turn."""
+    world = worlds.world(data.world, data.partial, data.difficulty)
+    sources = [world.source(split, data.seed, data.size) for split in world.sheet_splits]
+    scenes = [sources[index % len(sources)][index] for index in range(count)]
+    return [
+        world.phrasings(scene, np.random.default_rng(index))[0]
+        for index, scene in enumerate(scenes)
+    ]

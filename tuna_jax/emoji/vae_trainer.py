@@ -24,6 +24,7 @@ from tuna_jax import config as model_config
 from tuna_jax.conversion import image_vae_file
 from tuna_jax.data.prefetch import prefetch
 from tuna_jax.emoji.world.clips import ClipImages
+from tuna_jax.emoji.world.hard.rendering import HardImages
 from tuna_jax.emoji.world.rendering import SceneImages
 from tuna_jax.models import vae
 from tuna_jax.parallel import param_sharding
@@ -50,12 +51,14 @@ class ImageSettings:
     """The training images; see `tuna_jax.emoji.world.rendering.SceneImages`.
 
     Attributes:
+      world: 'scenes', or 'hard': `tuna_jax.emoji.world.hard.rendering.HardImages`, which have no `varied` or `clips`.
       size: side in pixels.
       seed: seed of the training images; the held-out images use a different one.
       varied: share of images that are not scenes (any colours, sizes and overlaps).
       clips: share of images that are frames of clips; see `tuna_jax.emoji.world.clips.ClipImages`.
     """
 
+    world: str = "scenes"
     size: int = 64
     seed: int = 0
     varied: float = 0.5
@@ -147,14 +150,24 @@ def run(values: Mapping[str, Any], workdir: str | Path) -> Path | None:
     if jax.process_count() > 1:
         raise ValueError("one process trains a VAE; start this command without a launcher")
     settings = parse(VAESettings, values)
-    data = settings.images
-    scenes = SceneImages(data.seed, data.size, length=10**12, varied=data.varied)
-    images = ClipImages(scenes, data.clips, data.seed, data.size) if data.clips else scenes
-    held_out = SceneImages(data.seed + 1_000_003, data.size, varied=0.0)
+    images, held_out = _images(settings.images)
     exported = train_vae(settings, workdir, images, held_out)
     if exported is not None:
         print(exported)
     return exported
+
+
+def _images(data: ImageSettings) -> tuple[Images, Images]:
+    """The images of training, and held-out ones."""
+    if data.world not in ("scenes", "hard"):
+        raise ValueError(f"config.images.world is {data.world!r}; it must be 'scenes' or 'hard'")
+    if data.world == "hard":
+        return HardImages(data.seed, data.size, length=10**12), HardImages(
+            data.seed + 1_000_003, data.size
+        )
+    scenes = SceneImages(data.seed, data.size, length=10**12, varied=data.varied)
+    images = ClipImages(scenes, data.clips, data.seed, data.size) if data.clips else scenes
+    return images, SceneImages(data.seed + 1_000_003, data.size, varied=0.0)
 
 
 def train_vae(

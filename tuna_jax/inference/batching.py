@@ -19,7 +19,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.inference import option_checks
 from tuna_jax.inference.generation.flow_sampler import to_uint8
 from tuna_jax.inference.generation.prefix_cache import Prefix
-from tuna_jax.models import latent_space
+from tuna_jax.models import latent_space, pixels
 from tuna_jax.models.logical_sharding import LogicalSharding, constrain, use_sharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
 from tuna_jax.sequence import Special, TokenSequence, stack
@@ -75,6 +75,7 @@ def prefix_of(
     special: Special,
     latents: Float[Any, "b n t h w c"] | None = None,
     width: int | None = None,
+    images: Float[Any, "b n t h w p"] | None = None,
 ) -> Prefix:
     """What generation starts from: sequences padded to one width, with the latents of their input images.
 
@@ -83,11 +84,31 @@ def prefix_of(
       special: special token ids; the pad id is used.
       latents: clean latents of the slots; None if there are none.
       width: tokens per row; None: `width_of(sequences)`.
+      images: patches of their clean pixels, for designs that see pixels (`clean_patches`).
     """
     slots = 0 if latents is None else latents.shape[1]
     batch = stack(sequences, width or width_of(sequences), slots, special)
     tokens, lengths, spans = (jnp.asarray(batch[name]) for name in ("tokens", "lengths", "spans"))
-    return Prefix(tokens, lengths, spans, None if latents is None else jnp.asarray(latents))
+    given = (None if array is None else jnp.asarray(array) for array in (latents, images))
+    return Prefix(tokens, lengths, spans, *given)
+
+
+def clean_patches(
+    config: TunaConfig, clips: UInt8[Any, "n frames height width 3"]
+) -> Float[Array, "n frames h w p"] | None:
+    """Patches of clean pixels for a design that sees them; None for other designs.
+
+    Raises:
+      ValueError: a clip of several frames; the encoders of these designs see images.
+    """
+    if not config.sees_pixels:
+        return None
+    if clips.shape[1] != 1:
+        raise ValueError(
+            f"a clip of {clips.shape[1]} frames was given, and the design {config.design!r} sees the pixels of images; "
+            f"give an image"
+        )
+    return pixels.from_uint8(config.image_patches, jnp.asarray(clips))
 
 
 def keys(seed: Any, count: int) -> Array:
@@ -179,9 +200,9 @@ def _decode(
     tiles = tiling(height, width, tile_above)
     with use_sharding(sharding):
         latents = constrain(jnp.asarray(latents), "batch", None, None, None, None)
-        pixels = latent_space.decode(
+        decoded = latent_space.decode(
             config.space, vae_params, latents, chunked=chunked, tiles=tiles
         )
-        axes = tuple(range(1, pixels.ndim))
-        finite = jnp.isfinite(latents).all(axes) & jnp.isfinite(pixels).all(axes)
-        return to_uint8(pixels), finite
+        axes = tuple(range(1, decoded.ndim))
+        finite = jnp.isfinite(latents).all(axes) & jnp.isfinite(decoded).all(axes)
+        return to_uint8(decoded), finite

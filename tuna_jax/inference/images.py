@@ -106,6 +106,10 @@ def generate(
       ValueError: an option is unknown, invalid or has no effect, or the number of negative prompts or of seeds differs
         from the number of prompts.
     """
+    if model.config.design == "semantic_only":
+        raise ValueError(
+            "this model only understands images (its design is 'semantic_only'); it cannot generate or edit them"
+        )
     given = generation_config.sampling(options or {})
     defaults = model.samples if sources is None else model.samples.of_edits()
     settings = _settings(defaults, given)
@@ -142,13 +146,17 @@ def generate(
             if generated is not None:
                 clips, finite[rows] = generated
                 return clips
-        latents = None if sources is None else encode(model, sources[rows])[:, None]
+        latents = images = None
+        if sources is not None:
+            latents = encode(model, sources[rows])[:, None]
+            images = batching.clean_patches(model.config, sources[rows])
+            images = None if images is None else images[:, None]
         samples = flow_sampler.sample(
             model.config,
             model.generation_params,
-            batching.prefix_of(row_positive, special, latents, width),
+            batching.prefix_of(row_positive, special, latents, width, images),
             jnp.asarray(noise[rows]),
-            negative=batching.prefix_of(row_negative, special, latents, width),
+            negative=batching.prefix_of(row_negative, special, latents, width, images),
             guidance=settings.guidance,
             guidance_interval=settings.guidance_interval,
             steps=settings.steps,

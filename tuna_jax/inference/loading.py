@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.conversion import checkpoint_source, convert_checkpoint
-from tuna_jax.conversion.image_vae_file import shipped_image_vae
+from tuna_jax.conversion.image_vae_file import vae_path
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference import run_record
@@ -129,7 +129,7 @@ def vae_file(path: Path) -> Path | None:
     if config.vae is None:
         return None
     record = run_record.read(path, state)
-    return None if record.vae == IN_MODEL else Path(record.vae or shipped_image_vae())
+    return None if record.vae == IN_MODEL else vae_path(record.vae)
 
 
 def _read_vae(
@@ -152,7 +152,7 @@ def _read_vae(
             raise ValueError(
                 f"{path} stores no VAE; name one: --vae=FILE, or Tuna.load(vae=)"
             ) from error
-    file = Path(vae or record.vae or shipped_image_vae())
+    file = vae_path(vae or record.vae)
     try:
         vae_config, vae_params = read_vae(file, config, check_weights=check_weights)
     except ValueError as error:

@@ -296,11 +296,15 @@ class Tuna:
           media: the clips of each sequence, equally many of one shape, uint8 [frames, height, width, 3].
           width: tokens that the sequences are padded to; None: see `batching.prefix_of`.
         """
-        latents = None
+        latents = patches = None
         if media and media[0]:
-            mean = images.encode(self, np.stack([clip for row in media for clip in row]))
+            clips = np.stack([clip for row in media for clip in row])
+            mean = images.encode(self, clips)
             latents = mean.reshape(len(media), -1, *mean.shape[1:])
-        return batching.prefix_of(prompts, self.tokenizer.special, latents, width)
+            patches = batching.clean_patches(self.config, clips)
+        if patches is not None:
+            patches = patches.reshape(len(media), -1, *patches.shape[1:])
+        return batching.prefix_of(prompts, self.tokenizer.special, latents, width, patches)
 
     def load_media(self, media: Sequence[MediaInput], frames: int = 17) -> list[np.ndarray]:
         """Images and videos as clips of one shape, for a `Conversation`; the errors are those of `answer`.

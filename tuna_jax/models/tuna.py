@@ -26,7 +26,7 @@ from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import language, layers, pixels
 from tuna_jax.models.attention import Layout, sequence_layout
-from tuna_jax.models.designs import DESIGNS
+from tuna_jax.models.designs import DESIGNS, Inputs
 from tuna_jax.models.flow_head import FlowHead, TimeEmbedding
 from tuna_jax.models.language import LanguageModel
 from tuna_jax.models.layers import Params
@@ -35,6 +35,7 @@ from tuna_jax.models.text_loss import chunked_text_loss, text_loss
 from tuna_jax.sequence import IGNORE
 
 Latents = Float[Array, "b n t h w c"]
+Patches = Float[Array, "b n t h w p"]
 
 
 class Tuna(nnx.Module):
@@ -57,13 +58,28 @@ class Tuna(nnx.Module):
         self.remat, self.unroll = config.remat, config.unroll
 
     def visual_tokens(
-        self, latents: Latents, hidden: Bool[Array, "b n thw"] | None = None
+        self,
+        latents: Latents,
+        hidden: Bool[Array, "b n thw"] | None = None,
+        images: Patches | None = None,
+        generates: bool | Bool[Array, "b n"] = False,
     ) -> Float[Array, "b n thw d"]:
-        """The unified visual representation z of every slot's latents; the mask token where `hidden` is True."""
+        """The unified visual representation z of every slot's latents.
+
+        Args:
+          latents: of every slot, noisy or clean.
+          hidden: where the mask token stands instead; None: nowhere.
+          images, generates: patches of clean pixels of the slots, and whether each is generated; only designs that see
+            pixels use them (`designs.Inputs`).
+        """
         batch, slots = latents.shape[:2]
         flat = latents.reshape(batch * slots, *latents.shape[2:]).astype(self.dtype)
         flat = constrain(flat, "batch", None, None, None, "channels")
-        z = DESIGNS[self.design].tokens(self, flat)
+        if images is not None:
+            images = images.reshape(batch * slots, *images.shape[2:]).astype(self.dtype)
+        if not isinstance(generates, bool):
+            generates = generates.reshape(-1)
+        z = DESIGNS[self.design].tokens(self, Inputs(flat, generates, images))
         z = z.reshape(batch, slots, *z.shape[1:])
         if hidden is not None:
             z = hide(self.mask_token, z, hidden)
@@ -76,13 +92,15 @@ class Tuna(nnx.Module):
         latents: Latents | None,
         time: Float[Array, "b n d"] | None,
         hidden: Bool[Array, "b n thw"] | None = None,
+        images: Patches | None = None,
+        generates: bool | Bool[Array, "b n"] = False,
     ) -> Float[Array, "b s d"]:
-        """Token embeddings with every span replaced by its time token and visual tokens; `hidden` as for
-        `visual_tokens`."""
+        """Token embeddings with every span replaced by its time token and visual tokens; the last three arguments are
+        those of `visual_tokens`."""
         x = self.language.embed(tokens, self.dtype)
         if latents is None or time is None:
             return x
-        visual = self.visual_tokens(latents, hidden)
+        visual = self.visual_tokens(latents, hidden, images, generates)
         spans = jnp.concatenate([time[:, :, None].astype(visual.dtype), visual], axis=2)
         batch, slots, length, width = spans.shape
         index = jnp.maximum(layout.slot, 0) * length + layout.within
@@ -157,6 +175,8 @@ def forward(
     t: Float[Array, "b n"] | None = None,
     flow_rows: Int[Array, " r"] | None = None,
     hidden_tokens: Bool[Array, "b n thw"] | None = None,
+    images: Patches | None = None,
+    generates: bool | Bool[Array, "b n"] = False,
 ) -> Outputs:
     """Whole sequences through the whole network.
 
@@ -168,6 +188,7 @@ def forward(
       t: flow time of every slot; 1 is clean.
       flow_rows: rows that the flow head runs on; None: all; empty: it is not run.
       hidden_tokens: visual tokens that the mask token replaces (model.md section 13); None: none.
+      images, generates: see `Tuna.visual_tokens`.
     """
     model = bind(config, params)
     layout = sequence_layout(spans, tokens.shape[1])
@@ -175,7 +196,8 @@ def forward(
         hidden, _ = model.language(model.embed(tokens, layout, None, None), layout)
         return Outputs(hidden, None)
     time = constrain(model.time_embedding(t), "batch", "slots", "width")
-    hidden, _ = model.language(model.embed(tokens, layout, latents, time, hidden_tokens), layout)
+    embedded = model.embed(tokens, layout, latents, time, hidden_tokens, images, generates)
+    hidden, _ = model.language(embedded, layout)
     if flow_rows is not None and not len(flow_rows):
         return Outputs(hidden, None)
     selected, time, layout = _take((hidden, time, layout), flow_rows)
@@ -268,7 +290,8 @@ def loss(
       config, params: the model.
       batch: `tokens`, `labels`, `spans`, `is_target`, `latents` (clean), as `data/` returns them; and optionally, as
         `training/augment.py` draws them, `input_t` float32 [B, N], the times of slots that are not targets (default: 1,
-        clean), and `hidden_tokens` bool [B, N, T h w], visual tokens that the mask token replaces.
+        clean), and `hidden_tokens` bool [B, N, T h w], visual tokens that the mask token replaces; and for designs that
+        see pixels `images`, the patches of clean pixels of every slot.
       noise: standard normal, of the shape of `latents`; x_0 of every slot is `noise_scale` times it.
       t: flow times; used where `is_target`.
       flow_weight, text_weight: weights of the two terms. A term without targets is exactly 0.
@@ -298,6 +321,8 @@ def loss(
         t,
         rows,
         batch.get("hidden_tokens"),
+        batch.get("images"),
+        target,
     )
     flow_sum = flow_count = text_sum = text_count = jnp.zeros(len(clean), jnp.float32)
     token_sum = jnp.float32(0)

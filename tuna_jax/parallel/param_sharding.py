@@ -87,6 +87,10 @@ RULES: tuple[Rule, ...] = (
     # Two-layer perceptrons between the parts.
     Rule(r"connector\.up\.kernel", ("width", "mlp"), optional=True),
     Rule(r"connector\.down\.kernel", ("mlp", "width"), optional=True),
+    # The input of the fusion is two widths together, which a mesh axis may not divide.
+    Rule(r"fusion\.up\.kernel", ("small", "mlp"), optional=True),
+    Rule(r"fusion\.down\.kernel", ("mlp", "width"), optional=True),
+    Rule(r"projection\.kernel", ("small", "width"), optional=True),
     Rule(r"time_embedding\.up\.kernel", ("small", "width")),
     Rule(r"time_embedding\.down\.kernel", ("width", "mlp")),
     # Vectors are small and are replicated.

@@ -118,7 +118,8 @@ def candidates(experiment: Experiment, devices: int) -> Iterator[Candidate]:
 
 def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Candidate) -> Estimate:
     """The estimates of the formulas for one candidate."""
-    sizes = _sizes(experiment.config, experiment.settings.optimizer.frozen)
+    chosen = experiment.settings.optimizer
+    sizes = _sizes(experiment.config, chosen.frozen, chosen.trained)
     limits = bound(_work(experiment, stream, candidate, sizes), chip)
     return Estimate(
         candidate=candidate,
@@ -131,9 +132,9 @@ def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Cand
 
 
 @functools.cache
-def _sizes(config: TunaConfig, frozen: tuple[str, ...]) -> _Sizes:
+def _sizes(config: TunaConfig, frozen: tuple[str, ...], trained_only: tuple[str, ...]) -> _Sizes:
     shapes = tuna.shapes(config)
-    chosen = trainable(shapes, frozen)
+    chosen = trainable(shapes, frozen, trained_only)
 
     def count(tree: Any) -> int:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -158,10 +159,9 @@ def _layers(experiment: Experiment, stream: Stream) -> list[tuple[int, int, int,
     frames = 1 + (shape.frames - 1) // config.space.temporal_factor
     pixels = shape.size.height * shape.size.width
     visual = shape.slots * frames * pixels // config.space.spatial_factor**2
-    stacks = [
-        (config.representation, visual, config.representation.width),
-        (config.language, length, config.language.width),
-    ]
+    stacks: list[tuple[Any, int, int]] = [(config.language, length, config.language.width)]
+    if config.has_encoder:
+        stacks.insert(0, (config.representation, visual, config.representation.width))
     if stream.heads.flow_rows != 0:
         stacks.append((config.flow_head, length, config.language.width))
     return [(part.layers, tokens, width, part.mlp, part.heads) for part, tokens, width in stacks]

@@ -13,7 +13,7 @@ from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import tuna
 from tuna_jax.training.config import LoopSettings
-from tuna_jax.training.train_program import encode
+from tuna_jax.training.train_program import encode, image_patches
 
 Sums = dict[str, jax.Array]
 """Per row of the batch, float32 `[B]`: `flow_sum`, `flow_count`, `text_sum`, `text_count`; a loss is sum / count."""
@@ -32,6 +32,8 @@ def make_evaluation(
       settings: `time` and `vae_dtype` of the run.
     """
 
+    patches = image_patches(config)
+
     @functools.partial(jax.jit, static_argnames=("flow_rows", "text_rows"))
     def evaluate(
         params: Any,
@@ -48,6 +50,8 @@ def make_evaluation(
                 config.space, jnp.dtype(settings.vae_dtype), vae_params, batch["pixels"], vae_key
             )
             batch = {**batch, "latents": latents}
+            if patches is not None:
+                batch = {**batch, "images": patches(batch["pixels"])}
         elif "moments" in batch:
             batch = {**batch, "latents": batch["moments"][:, :, 0].astype(jnp.float32)}
         mu = flow.shift_mu() if settings.time.shift else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -28,6 +30,9 @@ class OptimizerSettings:
         axis), not biases, norms and modulation offsets; 'all': every trained parameter, as in the released code.
       clip_norm: largest global norm of the gradient; 0 turns clipping off.
       frozen: parameter-path prefixes ('language', 'representation.position') that are not trained.
+      trained: prefixes of the only parameters that are trained; empty: all that are not frozen. Numbers in brackets
+        name
+        some of the stacked layers: 'language.layers[12, 13]'.
       ema: decay of the exponential moving average of the parameters; 0 turns it off.
     """
 
@@ -42,6 +47,7 @@ class OptimizerSettings:
     decay: str = "weights"
     clip_norm: float = 1.0
     frozen: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
     ema: float = 0.9999
 
 
@@ -62,13 +68,18 @@ def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.Gradien
     Frozen parameters have zero updates and no optimizer state. Clipping uses only the gradients of trained parameters.
 
     Raises:
-      ValueError: a prefix in `settings.frozen` matches no parameter, or the schedule is longer than the run.
+      ValueError: a prefix in `settings.frozen` or `settings.trained` matches no parameter, or the schedule is longer
+        than the run.
     """
-    trained = trainable(params, settings.frozen)
+    trained = trainable(params, settings.frozen, settings.trained)
     schedule = learning_rate(settings, steps)
+    # Before clipping, so that only the gradients of trained layers count; and after weight decay.
+    only = _only_layers(params, settings.trained)
     chain = [
+        only,
         _clip(settings.clip_norm) if settings.clip_norm else optax.identity(),
         _algorithm(settings, schedule),
+        only,
     ]
     labels = jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained)
     return optax.multi_transform(
@@ -142,25 +153,82 @@ def path_name(path: tuple[Any, ...]) -> str:
     return ".".join(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
-def trainable(params: Any, frozen: tuple[str, ...]) -> Any:
-    """Tree of bools like `params`: False if a path has one of the prefixes in `frozen`.
+def trainable(params: Any, frozen: tuple[str, ...], trained: tuple[str, ...] = ()) -> Any:
+    """Tree of bools like `params`: False if a path has one of the prefixes in `frozen`, or none of those in `trained`.
 
-    A prefix matches whole names: 'language' matches 'language.embedding' and not 'language_model.embedding'.
+    A prefix matches whole names: 'language' matches 'language.embedding' and not 'language_model.embedding'. A
+    parameter of which only some layers are trained is True.
 
     Raises:
-      ValueError: a prefix matches no parameter.
+      ValueError: a prefix matches no parameter, or a layer does not exist.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for prefix in frozen:
-        if not any(_under(name, prefix) for name in names):
-            parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(
-                f"config.optimizer.frozen: the prefix {prefix!r} matches no parameter; the top-level names are "
-                f"{', '.join(parts)}"
-            )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(_under(path_name(path), prefix) for prefix in frozen), params
-    )
+    named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    chosen = [_split_layers(prefix) for prefix in trained]
+    for key, prefixes in (("frozen", frozen), ("trained", [prefix for prefix, _ in chosen])):
+        for prefix in prefixes:
+            if not any(_under(name, prefix) for name in named):
+                parts = sorted({name.split(".")[0] for name in named})
+                raise ValueError(
+                    f"config.optimizer.{key}: the prefix {prefix!r} matches no parameter; the top-level names are "
+                    f"{', '.join(parts)}"
+                )
+    for (prefix, layers), text in zip(chosen, trained, strict=True):
+        for name, leaf in named.items():
+            if layers and _under(name, prefix) and max(layers) >= leaf.shape[0]:
+                raise ValueError(
+                    f"config.optimizer.trained: {text!r} names layer {max(layers)}, and {name} has {leaf.shape[0]} "
+                    f"layers, counted from 0"
+                )
+
+    def trains(path: tuple[Any, ...], leaf: Any) -> bool:
+        del leaf
+        name = path_name(path)
+        if any(_under(name, prefix) for prefix in frozen):
+            return False
+        return not chosen or any(_under(name, prefix) for prefix, _ in chosen)
+
+    return jax.tree_util.tree_map_with_path(trains, params)
+
+
+def _split_layers(text: str) -> tuple[str, tuple[int, ...]]:
+    """'language.layers[12, 13]' -> ('language.layers', (12, 13)); without brackets no numbers."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[([\d,\s]+)\])?", text)
+    if match is None:
+        raise ValueError(
+            f"config.optimizer.trained: {text!r} is not a prefix such as 'flow_head' or 'language.layers[12, 13]'"
+        )
+    numbers = match[2] or ""
+    return match[1], tuple(int(number) for number in numbers.split(",") if number.strip())
+
+
+def _only_layers(params: Any, trained: tuple[str, ...]) -> optax.GradientTransformation:
+    """Zero for the layers of stacked parameters that `trained` does not name."""
+    chosen = [_split_layers(prefix) for prefix in trained]
+    if not any(layers for _, layers in chosen):
+        return optax.identity()
+
+    def factor(path: tuple[Any, ...], leaf: Any) -> Any:
+        own = [layers for prefix, layers in chosen if _under(path_name(path), prefix)]
+        if not own or not all(own):
+            return np.float32(1)
+        mask = np.zeros((leaf.shape[0],) + (1,) * (leaf.ndim - 1), np.float32)
+        mask[sorted({layer for layers in own for layer in layers})] = 1
+        return mask
+
+    factors = jax.tree_util.tree_map_with_path(factor, params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+
+        def times(update: Any, factor: Any) -> Any:
+            if isinstance(update, optax.MaskedNode):
+                return update
+            return update * jnp.asarray(factor, update.dtype)
+
+        is_masked = lambda node: isinstance(node, optax.MaskedNode)
+        return jax.tree.map(times, updates, factors, is_leaf=is_masked), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def decayed(params: Any) -> Any:

@@ -89,6 +89,7 @@ def make_step(
     accumulate: int = 1,
     counts: Counts | None = None,
     augment: Augment | None = None,
+    patches: Callable[[Array], Array] | None = None,
 ) -> Step:
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
@@ -107,6 +108,7 @@ def make_step(
       accumulate: number of parts in which a batch's gradient is computed, one after the other. Times, noise and latents
         are those of the whole batch, and the result is the same up to rounding.
       counts: required if `accumulate` is greater than 1.
+      patches: `(uint8 pixels) -> images`, the patches of clean pixels that the model's design sees; None: it sees none.
       augment: noise on input images and hidden tokens; None: neither.
 
     A loss or gradient that is not finite leaves parameters, average and optimizer unchanged and adds one to
@@ -121,6 +123,8 @@ def make_step(
         if encode is not None and "pixels" in batch:
             latents = encode(frozen, batch["pixels"], jax.random.fold_in(key, 2))
             batch = {**batch, "latents": latents}
+            if patches is not None:
+                batch = {**batch, "images": patches(batch["pixels"])}
         elif "moments" in batch:
             moments = jnp.moveaxis(batch["moments"], 2, 0).astype(jnp.float32)
             latents = sample_normal(moments[0], moments[1], jax.random.fold_in(key, 2))

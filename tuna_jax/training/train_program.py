@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.hardware import flops
-from tuna_jax.models import latent_space, tuna
+from tuna_jax.models import latent_space, pixels, tuna
 from tuna_jax.models.logical_sharding import constrain, use_sharding
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
@@ -54,7 +54,8 @@ class Program:
         init = functools.partial(tuna.init, config)
         params = jax.eval_shape(init, jax.random.key(0))
         update = optimizer.build(settings.optimizer, params, settings.steps)
-        trained = optimizer.trainable(params, settings.optimizer.frozen)
+        chosen = settings.optimizer
+        trained = optimizer.trainable(params, chosen.frozen, chosen.trained)
         self._make_state = functools.partial(
             state.initial,
             optimizer=update,
@@ -74,11 +75,12 @@ class Program:
             ema=settings.optimizer.ema,
             log_every=settings.log_every,
             tasks=len(tasks),
-            trained=trained if settings.optimizer.frozen else None,
+            trained=trained if chosen.frozen or chosen.trained else None,
             encode=functools.partial(encode, config.space, jnp.dtype(settings.vae_dtype)),
             accumulate=settings.accumulate,
             counts=tuna.target_counts,
             augment=_augment(config, settings),
+            patches=image_patches(config),
         )
         self.step: step.Step = _with_activation_sharding(plain_step, Activations(mesh))
         self.jitted = step.compile_step(self.step, self.shardings, mesh)
@@ -204,15 +206,22 @@ def encode(
     space: latent_space.Space,
     dtype: Any,
     params: Any,
-    pixels: UInt8[Array, "b n f h w 3"],
+    images: UInt8[Array, "b n f h w 3"],
     key: jax.Array,
 ) -> Float[Array, "b n t y x c"]:
     """A sample of the latents of every slot's clip, float32 (model.md section 1), or its patches of pixels."""
-    batch, slots = pixels.shape[:2]
-    clips = pixels.reshape(batch * slots, *pixels.shape[2:])
+    batch, slots = images.shape[:2]
+    clips = images.reshape(batch * slots, *images.shape[2:])
     clips = constrain(clips, "batch", None, None, None, None)
     latents = latent_space.sample(space, params, clips, key, dtype)
     return latents.reshape(batch, slots, *latents.shape[1:])
+
+
+def image_patches(config: TunaConfig) -> Callable[[Array], Array] | None:
+    """`(uint8 pixels [B, N, 1, H, W, 3]) -> patches` for a design that sees clean pixels; None for other designs."""
+    if not config.sees_pixels:
+        return None
+    return functools.partial(pixels.from_uint8, config.image_patches)
 
 
 def _augment(config: TunaConfig, settings: LoopSettings) -> step.Augment | None:

@@ -93,17 +93,20 @@ class _Decoder:
         self._frames = self._decoded()
 
     def close(self) -> None:
-        """Ends decoding, before the container is closed: a generator that outlives it keeps FFmpeg's memory."""
+        """Ends decoding, before the container is closed: frames and packets that outlive it keep FFmpeg's memory."""
         if self._frames is not None:
             self._frames.close()
         self._frames = self._next = None
 
     def _decoded(self) -> Generator[Any, None, None]:
-        if self._codec is None:
-            yield from self.container.decode(self.stream)
-            return
-        for packet in self.container.demux(self.stream):
-            yield from self._codec.decode(packet if packet.size else None)
+        # `av`'s generators leak 260 bytes each if they are dropped before their end and not closed. So does
+        # `container.decode`, closed or not: it drops the generator of its packets.
+        with contextlib.closing(self.container.demux(self.stream)) as packets:
+            for packet in packets:
+                if self._codec is None:
+                    yield from packet.decode()
+                else:
+                    yield from self._codec.decode(packet if packet.size else None)
 
     def _pull(self) -> tuple[int, Any] | None:
         assert self._frames is not None

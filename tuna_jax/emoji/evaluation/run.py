@@ -14,6 +14,8 @@ from typing import Any
 
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.emoji.evaluation import learning_curves, report
+from tuna_jax.emoji.evaluation.hard.judge import HardJudge
+from tuna_jax.emoji.evaluation.hard.suite import measure_hard
 from tuna_jax.emoji.evaluation.judges import ObjectJudge
 from tuna_jax.emoji.evaluation.suite import Evaluation, TaskFunctions, measure
 from tuna_jax.emoji.model_bundle import (
@@ -23,6 +25,9 @@ from tuna_jax.emoji.model_bundle import (
     load_trained,
 )
 from tuna_jax.utils.config_parsing import parse
+
+# Galleries take seconds to build; all checkpoints of all runs share them.
+_judge, _hard_judge = functools.cache(ObjectJudge), functools.cache(HardJudge)
 
 
 def task_functions(bundle: ModelBundle, params: Any, values: Mapping[str, Any]) -> TaskFunctions:
@@ -63,7 +68,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def _evaluate_model(source: Path, output: Path, options: argparse.Namespace) -> None:
     started = time.time() if options.started is None else options.started
     bundle, params, settings = _load(source, options)
-    evaluation = _measure(bundle, params, settings, ObjectJudge(), options)
+    evaluation = _measure(bundle, params, settings, options)
     metrics, sampling = _folder(source) / "metrics.jsonl", bundle.samples
     page = report.write(
         output,
@@ -85,6 +90,13 @@ def _evaluate_model(source: Path, output: Path, options: argparse.Namespace) -> 
             f"{name:34} {100 * score.value:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  "
             f"chance {100 * score.chance:.1f} %  n={score.count}"
         )
+    for name, score in evaluation.distances.items():
+        low, high = score.ci95
+        least = evaluation.distance_ceilings[name].value
+        print(
+            f"{name:34} {score.value:7.2f}  [{low:.2f}, {high:.2f}]  plain grounds {score.chance:.1f}, "
+            f"true pictures {least:.2f}  n={score.count}"
+        )
     for name, value in {"vae_psnr_db": evaluation.vae_psnr_db, **evaluation.decibels}.items():
         print(f"{name:34} {value:5.1f}")
     print(page)
@@ -92,7 +104,7 @@ def _evaluate_model(source: Path, output: Path, options: argparse.Namespace) -> 
 
 def _evaluate_checkpoints(runs: list[Path], output: Path, options: argparse.Namespace) -> None:
     """Evaluates every checkpoint that was not evaluated before, and plots the scores of all runs over steps."""
-    judge, curves = ObjectJudge(), {}
+    curves = {}
     for workdir in runs:
         bundle, _, settings = _load(workdir, options)
         evaluated = learning_curves.read(workdir)
@@ -100,7 +112,7 @@ def _evaluate_checkpoints(runs: list[Path], output: Path, options: argparse.Name
             if step not in evaluated:
                 print(f"{workdir.name}, step {step}", file=sys.stderr, flush=True)
                 params = load_checkpoint(path)
-                evaluation = _measure(bundle, params, settings, judge, options)
+                evaluation = _measure(bundle, params, settings, options)
                 learning_curves.append(workdir, step, evaluation.scores)
         curve = learning_curves.read(workdir)
         if not curve:
@@ -117,17 +129,34 @@ def _measure(
     bundle: ModelBundle,
     params: Any,
     settings: Mapping[str, Any],
-    judge: ObjectJudge,
     options: argparse.Namespace,
 ) -> Evaluation:
+    tasks = task_functions(bundle, params, settings)
+    data = parse(EmojiExperiment, settings).data
+    if data.world == "hard":
+        return measure_hard(
+            tasks.generate,
+            tasks.answer,
+            reconstruct=bundle.reconstruct,
+            judge=_hard_judge(),
+            generations=options.images,
+            questions=options.questions,
+            size=bundle.size,
+            difficulty=data.difficulty,
+            log=_log,
+        )
     return measure(
-        task_functions(bundle, params, settings),
+        tasks,
         reconstruct=bundle.reconstruct,
-        judge=judge,
+        judge=_judge(),
         generations=options.images,
         questions=options.questions,
-        log=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+        log=_log,
     )
+
+
+def _log(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def _load(source: Path, options: argparse.Namespace) -> tuple[ModelBundle, Any, dict[str, Any]]:

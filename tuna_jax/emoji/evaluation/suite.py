@@ -80,6 +80,9 @@ class Evaluation:
         vae_psnr_db: PSNR of the VAE's reconstructions, in dB.
         decibels: further PSNRs by name, in dB.
         clips: animated sheets for the report.
+        distances: distances from the world's pictures by name; the smaller, the better.
+        distance_ceilings: those of true renderings after the VAE: the least that can be expected.
+        world: the world's name.
     """
 
     scores: dict[str, Score]
@@ -89,6 +92,9 @@ class Evaluation:
     vae_psnr_db: float | None
     decibels: dict[str, float] = dataclasses.field(default_factory=dict)
     clips: list[ClipSheet] = dataclasses.field(default_factory=list)
+    distances: dict[str, Score] = dataclasses.field(default_factory=dict)
+    distance_ceilings: dict[str, Score] = dataclasses.field(default_factory=dict)
+    world: str = "scenes"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Art:
         if key not in self._resized:
             if name not in self._index:
                 raise KeyError(f"{name!r} is not in this art; its names are {self.names}")
-            self._resized[key] = _premultiplied(self._sprites[self._index[name]], size)
+            self._resized[key] = premultiplied(self._sprites[self._index[name]], size)
         return self._resized[key]
 
 
@@ -49,7 +49,7 @@ def default_art(directory: str | None = None) -> Art:
     return Art(NAMES, directory)
 
 
-def _premultiplied(sprite: UInt8[np.ndarray, "h w 4"], size: int) -> Sprite:
+def premultiplied(sprite: UInt8[np.ndarray, "h w 4"], size: int) -> Sprite:
     """Resizes with bicubic anti-aliasing; colour is weighted by alpha, so edges get no dark rim."""
     alpha = sprite[..., 3:].astype(np.float32) / 255
     planes = np.concatenate([sprite[..., :3] * alpha, alpha * 255], axis=-1)
@@ -66,7 +66,13 @@ def paste(
     canvas: UInt8[np.ndarray, "h w 3"], art: Art, name: str, left: int, top: int, size: int
 ) -> None:
     """Pastes one emoji onto the canvas in place; the box may extend beyond the canvas."""
-    colour, rest = art.sprite(name, size)
+    paste_sprite(canvas, art.sprite(name, size), left, top)
+
+
+def paste_sprite(canvas: UInt8[np.ndarray, "h w 3"], sprite: Sprite, left: int, top: int) -> None:
+    """Pastes a sprite onto the canvas in place; it may extend beyond the canvas."""
+    colour, rest = sprite
+    size = len(colour)
     height, width = canvas.shape[:2]
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
     if x0 >= x1 or y0 >= y1:

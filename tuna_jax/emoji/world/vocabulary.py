@@ -8,12 +8,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from tuna_jax.data.text import qwen_bpe
 from tuna_jax.data.text.tokenizer import DEFAULT_SYSTEM, VOCABULARIES, Tokenizer
 from tuna_jax.emoji.world.captions import captions, questions, sentence
 from tuna_jax.emoji.world.clips import MOTIONS, Clip, clip_captions, clip_questions
 from tuna_jax.emoji.world.dialogues import exchanges
 from tuna_jax.emoji.world.edits import EditSource
+from tuna_jax.emoji.world.hard.captions import bare_caption, caption, hard_questions
+from tuna_jax.emoji.world.hard.scenes import HardSceneSource
 from tuna_jax.emoji.world.scenes import (
     COUNTS,
     GROUNDS,
@@ -29,6 +33,7 @@ EMOJI = VOCABULARIES / "emoji.json"
 # Descriptions of the texts that each vocabulary covers.
 KINDS = {
     "emoji": "captions, questions and answers",
+    "emoji_hard": "captions, questions and answers of the hard world",
     "emoji_all": "captions, questions, answers, instructions and dialogues, of pictures, edits and clips",
 }
 DESCRIPTION = (
@@ -90,12 +95,31 @@ def all_texts() -> Iterator[str]:
         yield from (form for text in edits[index].instructions for form in (text, sentence(text)))
 
 
+def hard_texts() -> Iterator[str]:
+    """Texts that together contain every word of the hard world in all of its forms."""
+    yield from (f"system\n{DEFAULT_SYSTEM}", "user\n", "assistant\n")
+    for split in ("train", "test_bindings", "test_three", "test_counts"):
+        source = HardSceneSource(split)
+        # Every name occurs some hundred times, in every layout and with every number.
+        for index in range(12_000 if split == "train" else 1_000):
+            scene, random = source[index], np.random.default_rng(index)
+            forms = [caption(scene, random, 0.5).text, bare_caption(scene).text]
+            for item in hard_questions(scene):
+                forms += [item.question, item.answer]
+            for text in forms:
+                yield from (text, sentence(text))
+            yield from (f"{item.question} {item.answer}" for item in hard_questions(scene))
+
+
+_TEXTS = {"emoji": texts, "emoji_hard": hard_texts, "emoji_all": all_texts}
+
+
 def emoji_ids(kind: str = "emoji") -> list[int]:
     """The full ids of a vocabulary of the emoji world (a key of KINDS), ascending."""
     full = Tokenizer()
     ids = {full.id_of(character) for character in qwen_bpe.byte_characters()}
     ids |= {full.id_of(token) for token in (*qwen_bpe.QWEN_SPECIAL, *qwen_bpe.TUNA_SPECIAL)}
-    for text in set(texts() if kind == "emoji" else all_texts()):
+    for text in set(_TEXTS[kind]()):
         ids.update(full.encode(text))
     return sorted(ids)
 

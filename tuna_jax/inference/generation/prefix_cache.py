@@ -29,12 +29,14 @@ class Prefix(NamedTuple):
       lengths: number of tokens of each row without padding.
       spans: `(offset, length)` of the clean visual slots; `(-1, -1)` is an unused slot; N may be 0.
       latents: clean latents of the slots; None when N is 0.
+      images: patches of clean pixels of the slots, for designs that see pixels (`TunaConfig.sees_pixels`).
     """
 
     tokens: Int[Array, "b p"]
     lengths: Int[Array, " b"]
     spans: Int[Array, "b n 2"]
     latents: Float[Array, "b n t h w c"] | None = None
+    images: Float[Array, "b n t h w p"] | None = None
 
 
 class Cache(NamedTuple):
@@ -79,7 +81,7 @@ def prefill(
     # Modulation requires a slot even if no token belongs to one.
     slots = max(1, prefix.spans.shape[1])
     time = model.time_embedding(jnp.ones((batch, slots)))
-    x = model.embed(prefix.tokens, layout, prefix.latents, time)
+    x = model.embed(prefix.tokens, layout, prefix.latents, time, None, prefix.images)
     hidden, language_cache = model.language(x, layout, language.new_cache(config, batch, capacity))
     assert language_cache is not None
     if not with_flow_head:
@@ -111,7 +113,7 @@ def span_prediction(
       t: flow time of the latents.
     """
     model = tuna.bind(config, params)
-    visual = model.visual_tokens(x[:, None])[:, 0]
+    visual = model.visual_tokens(x[:, None], generates=True)[:, 0]
     visual = jnp.concatenate([visual] * (len(start) // len(x)))
     # All rows have the same time, which is therefore embedded once.
     time = model.time_embedding(t.reshape(1, 1))
@@ -147,14 +149,16 @@ def join(first: Prefix, second: Prefix) -> Prefix:
     def pad(tokens: Array) -> Array:
         return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
 
-    latents = None
-    if first.latents is not None and second.latents is not None:
-        latents = jnp.concatenate([first.latents, second.latents])
+    latents, images = (
+        None if one is None or other is None else jnp.concatenate([one, other])
+        for one, other in ((first.latents, second.latents), (first.images, second.images))
+    )
     return Prefix(
         jnp.concatenate([pad(first.tokens), pad(second.tokens)]),
         jnp.concatenate([first.lengths, second.lengths]),
         jnp.concatenate([first.spans, second.spans]),
         latents,
+        images,
     )
 
 

@@ -104,7 +104,15 @@ def _prediction(
     if prefix.latents is not None:
         latents = jnp.concatenate([prefix.latents, latents], axis=1)
         times = jnp.concatenate([jnp.ones(prefix.spans.shape[:2]), times], axis=1)
-    out = tuna.forward(config, params, tokens, spans, latents, times)
+    # The image that is generated has no clean pixels; designs that see them do not look at its slot.
+    images = None
+    if prefix.images is not None:
+        images = jnp.concatenate([prefix.images, jnp.zeros_like(prefix.images[:, :1])], axis=1)
+    generates = jnp.arange(spans.shape[1]) == spans.shape[1] - 1
+    generates = True if images is None else jnp.broadcast_to(generates, spans.shape[:2])
+    out = tuna.forward(
+        config, params, tokens, spans, latents, times, images=images, generates=generates
+    )
     assert out.prediction is not None
     return tuna.span_predictions(config, out.prediction, noisy[:, None], x.shape[1:])[:, 0]
 
@@ -121,7 +129,16 @@ def generate(
     def add(tokens: Array, step: Array) -> tuple[Array, Array]:
         # The flow head runs on no rows.
         no_rows = jnp.zeros((0,), jnp.int32)
-        out = tuna.forward(config, params, tokens, prefix.spans, prefix.latents, times, no_rows)
+        out = tuna.forward(
+            config,
+            params,
+            tokens,
+            prefix.spans,
+            prefix.latents,
+            times,
+            no_rows,
+            images=prefix.images,
+        )
         position = prefix.lengths + step
         hidden = last_hidden(out.hidden, position)
         token = jnp.argmax(tuna.logits(config, params, hidden)[:, 0], -1).astype(jnp.int32)
