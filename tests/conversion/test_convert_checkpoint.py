@@ -246,7 +246,7 @@ def test_inspect_describes_our_files_and_unknown_layouts(tmp_path, capsys):
     vae = {k.removeprefix("vae.model."): v for k, v in random_state(TINY).items() if "vae." in k}
     save_file(vae, tmp_path / "vae.safetensors")
     assert convert.main(["inspect", f"{tmp_path}/vae.safetensors", *UNCHECKED]) == 0
-    assert "the Wan 2.2 VAE" in capsys.readouterr().out
+    assert "a Wan VAE" in capsys.readouterr().out
 
 
 def test_a_config_survives_json(tmp_path):

@@ -11,11 +11,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from tuna_jax import convert
-from tuna_jax.config import preset, wan21_vae
-from tuna_jax.conversion import checkpoint_source, config_check, export_backbone, weight_map
+from tuna_jax.config import from_dict, preset, wan21_vae
+from tuna_jax.conversion import (
+    checkpoint_source,
+    config_check,
+    detect_format,
+    export_backbone,
+    weight_map,
+)
+from tuna_jax.conversion.readers import Entry, StateDict
 from tuna_jax.models import layers, vae
 from tuna_jax.models.vae_tiles import Tiling
-from tuna_jax.utils.param_tree import unflatten
+from tuna_jax.utils.param_tree import flatten, unflatten
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -194,6 +201,21 @@ def test_wans_own_names_are_those_that_diffusers_reads():
     assert read == {key: path for path, key in reference.items()}
 
 
+def test_a_file_of_its_own_is_recognised():
+    """Headers suffice: nothing of the size is allocated."""
+    config = dataclasses.replace(preset("tuna_1p5b"), vae=wan21_vae())
+    flat = flatten({"vae": vae.shapes(config.vae)})
+    entries = {
+        row.torch: Entry(
+            row.transform.torch_shape(flat[row.path].shape), np.dtype(np.float32), "file"
+        )
+        for row in weight_map.vae_rows(config.vae, "")
+    }
+    summary = detect_format.summarize(StateDict(entries, lambda key, index: np.zeros(0)))
+    assert (summary.layout, summary.differences) == ("wan", "")
+    assert "wan21" in summary.compared_with
+
+
 def test_the_default_statistics_are_those_of_diffusers():
     parameters = inspect.signature(diffusers.AutoencoderKLWan.__init__).parameters
     mean, std = wan21_vae().statistics
@@ -228,3 +250,15 @@ def test_the_other_vae_is_refused(ours, tmp_path, capsys):
 def test_odd_values_are_named(changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(wan21_vae(), **changes)
+
+
+def test_what_earlier_versions_stored_is_still_recognised():
+    """A config without the new fields, and the identity of a VAE from which fingerprints of latents are computed."""
+    old = TINY.to_dict()
+    for name in ("residual", "pixel_patch", "latent_patch"):
+        del old["vae"][name]
+    for name in ("kind", "dinov3"):
+        del old["representation"][name]
+    assert from_dict(old) == TINY
+    assert TINY.vae.identity() == {k: getattr(TINY.vae, k) for k in old["vae"]}
+    assert {"residual", "pixel_patch", "latent_patch"} <= set(wan21_vae().identity())

@@ -64,7 +64,7 @@ _BARE_SIGLIP = ("embeddings.patch_embedding.weight", "encoder.layers.0.self_attn
 # A DINOv3 whose file was written without transformers' own renaming has `model.layer.` for `layer.`.
 _NESTED_DINOV3 = ("embeddings.cls_token", "model.layer.0.layer_scale1.lambda1")
 # Layouts of pretrained backbones; `pretrained_backbones.py` assembles them.
-BACKBONES = ("qwen", "siglip", "dinov3", "wan", "diffusers")
+BACKBONES = ("qwen", "siglip", "wan", "diffusers", "dinov3")
 # They match a config after the adaptations of `pretrained_backbones.py`.
 _ADAPTED = ("qwen", "siglip", "dinov3")
 
