@@ -348,11 +348,12 @@ def _inspect(options: argparse.Namespace) -> int:
         if summary.layout
         else "weights of an unknown layout"
     )
-    if summary.layout == "tuna":
-        kind = f"{kind}: {detect_format.family(state)}"
     print(
-        f"{options.source}: {kind}, in {len(summary.files)} file{'s' * (len(summary.files) != 1)}\n"
+        f"{options.source}: {kind}, in {len(summary.files)} file{'s' * (len(summary.files) != 1)}"
     )
+    if summary.layout == "tuna":
+        print(f"model: {detect_format.family(state)}")
+    print()
     lines: list[tuple[Any, ...]] = [("component", "tensors", "parameters", "size", "dtypes")]
     for part in summary.components:
         size = f"{part.nbytes / 1e6:,.1f} MB"

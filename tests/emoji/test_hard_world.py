@@ -119,7 +119,7 @@ def test_a_model_of_pixels_gets_the_pictures(values):
     data = dataclasses.replace(settings.data, scenes=64)
     (group,) = batches.groups(loaded, data, progress=False)
     assert group.first["latents"].shape == (24, 1, 1, 6, 6, 16 * 16 * 3)
-    source = HardSceneSource("train", data.seed, 96)
+    source = HardSceneSource("train", data.seed, 96, difficulty=data.difficulty)
     pictures = np.stack([render_hard(source[i]) for i in range(64)])
     np.testing.assert_allclose(loaded.reconstruct(pictures[:4]), pictures[:4].astype(int), atol=1)
     corners = np.rint((group.first["latents"][:, 0, 0, 0, 0, :3] + 1) * 127.5)

@@ -9,8 +9,8 @@ from tuna_jax.planning import golden_shardings
 CASES = golden_shardings.stages()
 
 
-def test_golden_files_are_those_of_the_six_stages():
-    assert len({file for file, _ in CASES}) == 6
+def test_golden_files_are_those_of_all_stages():
+    assert len({file for file, _ in CASES}) == 10
     assert {golden_shardings.golden(*case) for case in CASES} == set(
         golden_shardings.FOLDER.glob("*.json")
     )

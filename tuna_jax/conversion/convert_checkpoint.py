@@ -103,12 +103,12 @@ def to_ours(
     state = without_buffers(state)
     if fill == "initialise":
         state, _ = missing_layers.filled(config, state, seed=seed)
-    missing_layers.check(config, state)
     shapes = parameter_shapes(config)
     expected, rows = weight_map.torch_shapes(config, shapes), weight_map.rows(config)
     if not weight_map.has_vae(state.entries):
         expected = weight_map.without_vae(expected)
         rows = [row for row in rows if not row.torch.startswith(weight_map.VAE_PREFIX)]
+    missing_layers.check(config, state, expected)
     weight_map.compare(expected, state.shapes, weight_map.aliases(config))
     weight_map.check_aliases(config, state.entries, state.read)
     flat = flatten(shapes)

@@ -77,10 +77,22 @@ def describe(found: Iterable[Layer]) -> str:
     return "; ".join(f"{part}: {', '.join(numbers)}" for part, numbers in by_part.items())
 
 
-def check(config: TunaConfig, state: StateDict) -> None:
-    """Raises ConversionError if whole layers are missing: they are listed by number, with what to do."""
+def check(config: TunaConfig, state: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ConversionError if whole layers are missing and all else fits: they are listed, with what to do.
+
+    Args:
+      config: the model.
+      state: in the released layout.
+      expected: keys and shapes of the model. If other tensors do not fit either, it is probably another model, and
+        `weight_map.compare` lists the differences.
+    """
     found = missing(config, state.entries)
-    if found:
+    gone = tuple(layer.prefix for layer in found)
+    optional = {*weight_map.aliases(config), *(key for key in expected if key.startswith(gone))}
+    fits = set(expected) - optional <= set(state.entries) and all(
+        expected.get(key) == tuple(entry.shape) for key, entry in state.entries.items()
+    )
+    if found and fits:
         names = ",".join(f"'{layer.trained}'" for layer in found)
         raise weight_map.ConversionError(
             f"{len(found)} whole layers are missing ({describe(found)}), as in the foundation checkpoints of the "

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from tuna_jax.config import VAEConfig
 from tuna_jax.emoji import image_streams, latent_pool, task_streams
 from tuna_jax.emoji.config import EmojiData
 from tuna_jax.emoji.model_bundle import ModelBundle
@@ -34,7 +35,8 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             f"config.data.world is {world.name!r}, which has no edits, clips or dialogues; set the rows of "
             "config.data.edits, config.data.clips and config.data.dialogues to 0"
         )
-    config = dataclasses.asdict(bundle.config.space)
+    space = bundle.config.space
+    config = space.identity() if isinstance(space, VAEConfig) else dataclasses.asdict(space)
     config.pop("by_frame", None)  # A frame is encoded as an image with either value.
     key = fingerprint.fingerprint({"weights": bundle.vae_params, "config": config})
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -73,14 +73,15 @@ def build(settings: OptimizerSettings, params: Any, steps: int) -> optax.Gradien
     """
     trained = trainable(params, settings.frozen, settings.trained)
     schedule = learning_rate(settings, steps)
-    # Before clipping, so that only the gradients of trained layers count; and after weight decay.
-    only = _only_layers(params, settings.trained)
     chain = [
-        only,
         _clip(settings.clip_norm) if settings.clip_norm else optax.identity(),
         _algorithm(settings, schedule),
-        only,
     ]
+    if any(layers for _, layers in map(_split_layers, settings.trained)):
+        # Before clipping, so that only the gradients of trained layers count; and after weight decay. Only then: it
+        # changes the structure of the state, which checkpoints store.
+        only = _only_layers(params, settings.trained)
+        chain = [only, *chain, only]
     labels = jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained)
     return optax.multi_transform(
         {"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels
@@ -204,8 +205,6 @@ def _split_layers(text: str) -> tuple[str, tuple[int, ...]]:
 def _only_layers(params: Any, trained: tuple[str, ...]) -> optax.GradientTransformation:
     """Zero for the layers of stacked parameters that `trained` does not name."""
     chosen = [_split_layers(prefix) for prefix in trained]
-    if not any(layers for _, layers in chosen):
-        return optax.identity()
 
     def factor(path: tuple[Any, ...], leaf: Any) -> Any:
         own = [layers for prefix, layers in chosen if _under(path_name(path), prefix)]
