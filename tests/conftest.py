@@ -11,7 +11,7 @@ _CACHE = Path(__file__).parents[1] / ".cache"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Tests compile more than they compute: they are three times as fast without fusion emitters, which ignore the level,
-# and a program in one piece takes LLVM a quarter less than in the pieces that would be compiled in parallel.
+# and a program in one piece takes LLVM less CPU time than in the pieces that would be compiled in parallel.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
