@@ -218,7 +218,7 @@ def _add_config(command: argparse.ArgumentParser, required: bool) -> None:
     which = command.add_mutually_exclusive_group(required=required)
     which.add_argument(
         "--preset",
-        help="the model: tuna_1p5b, tuna_7b, tuna_r_7b, tuna_2_7b, ... (tuna_jax/config.py)",
+        help="the model: tuna_1p5b, tuna_7b, tuna_r_7b, tuna_2_7b, ... (tuna_jax/config/presets.py)",
     )
     which.add_argument(
         "--config",

@@ -1,4 +1,4 @@
-"""Tuna-R 7B, stage 1: all abilities from pretrained parts (SigLIP2 on pixels, no VAE).
+"""Tuna-R 7B, stage 1: all tasks, from pretrained parts (SigLIP2 on pixels, no VAE).
 
 The initial parameters are converted from the pretrained models:
 
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema = 0.9999
 
-    # Times, noise on images that are asked about, weights: the released code (model.md section 12).
+    # Times, noise on the images of questions, weights: the released code (model.md section 12).
     config.time.mean, config.time.std, config.time.shift = -0.8, 0.8, False
     config.input_noise.probability, config.input_noise.level = 0.1, 0.1
     config.flow_weight, config.text_weight = 1.0, 1.0

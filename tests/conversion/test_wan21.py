@@ -17,7 +17,7 @@ from tuna_jax.conversion import (
     config_check,
     detect_format,
     export_backbone,
-    weight_map,
+    vae_weight_map,
 )
 from tuna_jax.conversion.readers import Entry, StateDict
 from tuna_jax.models import layers, vae
@@ -158,7 +158,10 @@ def test_chunks_and_tiles_are_the_whole(ours):
     tall = random.normal(size=(1, 1, 36, 1, 16)).astype(np.float32)
     decode = jax.jit(vae.decode, static_argnums=0, static_argnames=("chunked", "tiles"))
     encode = jax.jit(vae.encode, static_argnums=0, static_argnames=("chunked", "tiles"))
-    relative = lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))  # noqa: E731
+
+    def relative(a: jax.Array, b: jax.Array) -> float:
+        return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
     pixels = decode(SMALL, ours[1], latents)
     assert relative(decode(SMALL, ours[1], latents, chunked=True), pixels) < 1e-5
     moments = encode(SMALL, ours[1], pixels)[0]
@@ -193,8 +196,8 @@ def test_wans_own_names_are_those_that_diffusers_reads():
 
     config = wan21_vae()
     theirs, reference = (
-        {row.path: row.torch for row in weight_map.vae_rows(config, "", names)}
-        for names in (weight_map.WAN, weight_map.DIFFUSERS)
+        {row.path: row.torch for row in vae_weight_map.vae_rows(config, "", names)}
+        for names in (vae_weight_map.WAN, vae_weight_map.DIFFUSERS)
     )
     assert len(theirs) == len(set(theirs.values())) == 194
     read = convert_wan_vae_to_diffusers({key: path for path, key in theirs.items()})
@@ -209,7 +212,7 @@ def test_a_file_of_its_own_is_recognised():
         row.torch: Entry(
             row.transform.torch_shape(flat[row.path].shape), np.dtype(np.float32), "file"
         )
-        for row in weight_map.vae_rows(config.vae, "")
+        for row in vae_weight_map.vae_rows(config.vae, "")
     }
     summary = detect_format.summarize(StateDict(entries, lambda key, index: np.zeros(0)))
     assert (summary.layout, summary.differences) == ("wan", "")

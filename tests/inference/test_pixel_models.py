@@ -45,8 +45,13 @@ def test_generation_edits_and_answers(model, folder) -> None:
     assert image.shape == (1, 32, 48, 3) and image.std() > 0
     edited = model.edit_image(list(image), ["make it blue"], size=(32, 48), steps=2)
     assert edited.shape == image.shape and (edited != image).any()
-    default = model.edit_image(list(image), ["make it blue"], size=(32, 48), steps=2, guidance=1.5)
-    assert (edited != default).any()
+
+    def with_guidance(scale: float) -> np.ndarray:
+        options = {"size": (32, 48), "steps": 2, "guidance": scale}
+        return model.edit_image(list(image), ["make it blue"], **options)
+
+    np.testing.assert_array_equal(edited, with_guidance(model.samples.edit_guidance))
+    assert (edited != with_guidance(model.samples.guidance)).any()
     answers = {
         model.answer(x, "what is this?", max_new_tokens=6) for x in (image[0], 255 - image[0])
     }

@@ -146,7 +146,7 @@ def test_an_unknown_algorithm_is_an_error():
 
 
 def test_decay_of_all_parameters_is_the_released_codes_adamw() -> None:
-    """Three updates beside `torch.optim.AdamW` over all parameters, as the released code builds it."""
+    """Three updates, compared with `torch.optim.AdamW` over all parameters, as the released code builds it."""
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
     params = {

@@ -20,6 +20,7 @@ from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion import missing_layers, weight_map
 from tuna_jax.conversion.readers import SourceError, StateDict, open_files
 from tuna_jax.conversion.safetensors_writer import Writer
+from tuna_jax.conversion.weight_rows import Row
 from tuna_jax.models import tuna, vae
 from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten
@@ -188,7 +189,7 @@ def to_torch(
 
 
 def write_rows(
-    rows: Sequence[weight_map.Row],
+    rows: Sequence[Row],
     aliases: Mapping[str, str],
     params: StateDict,
     open_sink: Callable[[Specs], Any],

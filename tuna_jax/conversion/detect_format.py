@@ -121,7 +121,7 @@ class Summary:
       files: its files.
       compared_with: the config of `differences`: a preset's name, a file, or 'its own config'; '' if there is none.
       differences: every tensor that is missing, unexpected, or of another shape than in this config.
-      config: that config; None if there is none.
+      config: the config that was compared with; None without a comparison.
     """
 
     layout: str
@@ -198,7 +198,7 @@ def open_official(paths: Sequence[str | Path]) -> StateDict | list[Backbone]:
 
 
 def _declared(path: str, layout: str, name: str = "config.json") -> dict[str, Any]:
-    """A JSON file beside a backbone; {} for files that declare their numbers themselves, or have none to declare."""
+    """A JSON file next to a backbone's weights; {} for formats that store their sizes with the weights, or nowhere."""
     if layout == "wan" or Path(path).suffix == ".gguf":
         return {}
     return config_check.read_config_json(path, name)

@@ -18,6 +18,7 @@ import numpy as np
 from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.readers import Entry, StateDict
+from tuna_jax.conversion.weight_rows import Row
 from tuna_jax.models import tuna
 from tuna_jax.utils import seeds
 from tuna_jax.utils.param_tree import flatten
@@ -69,10 +70,10 @@ def missing(config: TunaConfig, keys: Iterable[str]) -> list[Layer]:
     ]
 
 
-def describe(found: Iterable[Layer]) -> str:
+def describe(some: Iterable[Layer]) -> str:
     """'language: 3, 4; flow_head: 7'."""
     by_part: dict[str, list[str]] = {}
-    for layer in found:
+    for layer in some:
         by_part.setdefault(layer.part, []).append(str(layer.index))
     return "; ".join(f"{part}: {', '.join(numbers)}" for part, numbers in by_part.items())
 
@@ -86,16 +87,16 @@ def check(config: TunaConfig, state: StateDict, expected: Mapping[str, tuple[int
       expected: keys and shapes of the model. If other tensors do not fit either, it is probably another model, and
         `weight_map.compare` lists the differences.
     """
-    found = missing(config, state.entries)
-    gone = tuple(layer.prefix for layer in found)
+    absent = missing(config, state.entries)
+    gone = tuple(layer.prefix for layer in absent)
     optional = {*weight_map.aliases(config), *(key for key in expected if key.startswith(gone))}
     fits = set(expected) - optional <= set(state.entries) and all(
         expected.get(key) == tuple(entry.shape) for key, entry in state.entries.items()
     )
-    if found and fits:
-        names = ",".join(f"'{layer.trained}'" for layer in found)
+    if absent and fits:
+        names = ",".join(f"'{layer.trained}'" for layer in absent)
         raise weight_map.ConversionError(
-            f"{len(found)} whole layers are missing ({describe(found)}), as in the foundation checkpoints of the "
+            f"{len(absent)} whole layers are missing ({describe(absent)}), as in the foundation checkpoints of the "
             f"authors. --missing_layers=initialise fills them with layers that change nothing until they are trained "
             f"(config.optimizer.trained=({names},)); otherwise take the complete weights, or a config with fewer layers"
         )
@@ -112,16 +113,16 @@ def filled(config: TunaConfig, state: StateDict, *, seed: int = 0) -> tuple[Stat
     A filled layer is the identity: fresh weights (as `tuna.init`), norms of one, biases of zero, and zeros where a
     residual branch ends. Its tensors have the dtypes of the first present layer of its part, else float32.
     """
-    found = missing(config, state.entries)
-    if not found:
-        return state, found
+    absent = missing(config, state.entries)
+    if not absent:
+        return state, absent
     rows = {
         part: [row for row in weight_map.rows(config) if row.path.startswith(f"{part}.layers.")]
         for part in _PREFIXES
     }
     entries: dict[str, Entry] = dict(state.entries)
-    origin: dict[str, tuple[Layer, weight_map.Row]] = {}
-    for layer in found:
+    origin: dict[str, tuple[Layer, Row]] = {}
+    for layer in absent:
         for row in rows[layer.part]:
             key = row.torch.format(layer.index)
             like = next((state.entries[k] for k in row.names() if k in state.entries), None)
@@ -138,10 +139,10 @@ def filled(config: TunaConfig, state: StateDict, *, seed: int = 0) -> tuple[Stat
         tensor = tensor.astype(entries[key].dtype)
         return tensor if index is None else tensor[index]
 
-    return StateDict(entries, read, state.metadata), found
+    return StateDict(entries, read, state.metadata), absent
 
 
-def _alone(config: TunaConfig) -> TunaConfig:
+def _single_layer(config: TunaConfig) -> TunaConfig:
     """The model with a single layer in each stack, so that one layer is made and not all."""
     return dataclasses.replace(
         config,
@@ -152,7 +153,7 @@ def _alone(config: TunaConfig) -> TunaConfig:
 
 def _one_layer(config: TunaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the parameters of one layer, without the axis of layers, by path."""
-    shapes = flatten(tuna.shapes(_alone(config)))
+    shapes = flatten(tuna.shapes(_single_layer(config)))
     return {
         path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
         for path, leaf in shapes.items()
@@ -166,7 +167,7 @@ def _fresh(config: TunaConfig, seed: int, layer: Layer, path: str) -> np.ndarray
         return np.zeros(_one_layer(config)[path].shape, np.float32)
     key = jax.random.fold_in(seeds.key(seed), layers(config).index(layer))
     # XLA removes everything else from the program.
-    return np.asarray(_maker(_alone(config), path)(key))[0]
+    return np.asarray(_maker(_single_layer(config), path)(key))[0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -184,7 +185,7 @@ def untrained(config: TunaConfig, state: StateDict) -> dict[str, list[str]]:
     output projections that are, and a standard deviation of the query's weights as in a fresh layer.
     """
     rows = weight_map.rows(config)
-    found: dict[str, list[str]] = {}
+    suspects: dict[str, list[str]] = {}
     for layer in layers(config):
         own = {
             row.path: row.torch.format(layer.index)
@@ -195,8 +196,8 @@ def untrained(config: TunaConfig, state: StateDict) -> dict[str, list[str]]:
         norms = [key for path, key in own.items() if path.endswith(".scale")]
         if not norms or not all(_is(state.read(key), 1.0) for key in norms):
             continue
-        found[layer.trained] = ["norms are one", *_further_signs(state, own)]
-    return found
+        suspects[layer.trained] = ["norms are one", *_further_signs(state, own)]
+    return suspects
 
 
 def _further_signs(state: StateDict, own: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,7 @@ As the released code starts training (model.md sections 1, 3 and 6):
 
     Qwen2.5        all of it; the token embedding is truncated or extended to the model's vocabulary
     SigLIP         all layers except the last. On latents the patch embedding is new, a convolution of latents; on
-    or DINOv3      pixels it is the backbone's, changed to take pixels in [-1, 1] (`_for_our_pixels`)
+    or DINOv3      pixels it is the backbone's, changed to take pixels in [-1, 1] (`backbone.for_our_pixels`)
     Wan VAE        all of it, 2.2 or 2.1
     new            patch embedding, connector, time embedding, flow head (AdaLN-Zero), initialised by `models.tuna.init`
 """
@@ -12,7 +12,7 @@ As the released code starts training (model.md sections 1, 3 and 6):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,17 +21,24 @@ import numpy as np
 from tqdm import tqdm
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.conversion import config_check, convert_checkpoint, weight_map
+from tuna_jax.conversion import config_check, convert_checkpoint, vae_weight_map, weight_map
+from tuna_jax.conversion.backbone import (
+    LAYERS,
+    PATCH,
+    VISION,
+    Backbone,
+    check_kind,
+    for_our_pixels,
+)
 from tuna_jax.conversion.convert_checkpoint import Specs
 from tuna_jax.conversion.readers import SourceError, StateDict
+from tuna_jax.conversion.weight_rows import Row
 from tuna_jax.models import tuna
 from tuna_jax.models.representation import interpolate_positions
 from tuna_jax.utils import nonfinite_values, seeds
 from tuna_jax.utils.param_tree import flatten
 
 POSITIONS = ("fresh", "interpolate")
-VISION = ("siglip", "dinov3")
-_NAMES = {"siglip": "SigLIP", "dinov3": "DINOv3"}
 
 # Prefixes of tensors that TUNA does not use -> reason.
 LEFT_OUT: dict[str, tuple[tuple[str, str], ...]] = {
@@ -51,40 +58,7 @@ LEFT_OUT: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-# Prefixes of a vision encoder's patch embedding, and of its layers; what normalised the pixels in its training, if the
-# backbone does not declare it (mean and standard deviation of red, green and blue from 0 to 1).
-_PATCH = {
-    "siglip": "vision_model.embeddings.patch_embedding",
-    "dinov3": "embeddings.patch_embeddings",
-}
-_LAYERS = {"siglip": "vision_model.encoder.layers", "dinov3": "layer"}
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-_NORMALISATION: dict[str, Normalisation] = {
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """A pretrained backbone.
-
-    Attributes:
-      path: its file or folder.
-      layout: 'qwen', 'siglip', 'dinov3', 'wan' or 'diffusers'.
-      state: its tensors.
-      declared: its `config.json`, or {}.
-      preprocessor: a vision encoder's `preprocessor_config.json`, or {}.
-    """
-
-    path: str
-    layout: str
-    state: StateDict
-    declared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def rows_of(layout: str, config: TunaConfig) -> list[weight_map.Row]:
+def rows_of(layout: str, config: TunaConfig) -> list[Row]:
     """The rows of the weight map for a backbone of this layout, in its own names."""
     if layout == "qwen":
         return weight_map.language_rows(config, "")
@@ -92,8 +66,10 @@ def rows_of(layout: str, config: TunaConfig) -> list[weight_map.Row]:
         rows = weight_map.representation_rows(config, "vision_model." if layout == "siglip" else "")
         new = ("representation.patch.kernel", "representation.patch.bias")
         return rows if config.pixels else [row for row in rows if row.path not in new]
-    return weight_map.vae_rows(
-        config.video_vae, "", weight_map.DIFFUSERS if layout == "diffusers" else weight_map.WAN
+    return vae_weight_map.vae_rows(
+        config.video_vae,
+        "",
+        vae_weight_map.DIFFUSERS if layout == "diffusers" else vae_weight_map.WAN,
     )
 
 
@@ -233,7 +209,7 @@ def _readers(
     `mixed` says whether layers of one family may have several dtypes.
     """
     state = convert_checkpoint.without_buffers(backbone.state)
-    _check_kind(config, backbone, state)
+    check_kind(config, backbone, state)
     rows = rows_of(backbone.layout, config)
     expected: dict[str, tuple[int, ...]] = {}
     for row in rows:
@@ -264,7 +240,7 @@ def _readers(
         if len(set(dtypes)) > 1 and not mixed:
             families.append((row.torch, dtypes))
 
-        def read(index: int, row: weight_map.Row = row, names: list[str] = names) -> np.ndarray:
+        def read(index: int, row: Row = row, names: list[str] = names) -> np.ndarray:
             key = names[index]
             tensor: Any = state.read(key) if key in state.entries else None
             change = repair.get(key)
@@ -273,88 +249,6 @@ def _readers(
         readers[row.path] = _Reader(read, row.layers, dtypes[0] if dtypes else np.dtype(np.float32))
     convert_checkpoint.check_dtypes(families)
     return readers
-
-
-def _check_kind(config: TunaConfig, backbone: Backbone, state: StateDict) -> None:
-    """Raises SourceError if the model has no part of the backbone's kind: most of its tensors would be reported."""
-    layout, path = backbone.layout, backbone.path
-    if layout in VISION:
-        kind = config.representation.kind
-        if not config.has_encoder:
-            raise SourceError(
-                f"{path} is a vision encoder, and a model of the design {config.design!r} has none; leave it out, or "
-                f"take a config with design='cascade'"
-            )
-        if layout != kind:
-            raise SourceError(
-                f"{path} is a {_NAMES[layout]}, and this config's encoder is a {_NAMES[kind]}; take one with "
-                f"representation.kind={layout!r}"
-            )
-    elif layout in ("wan", "diffusers"):
-        if config.vae is None:
-            raise SourceError(f"{path} is a VAE, and this model works on pixels; leave it out")
-        first = ("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma")
-        residual = not any(key in state.entries for key in first)
-        if residual != config.vae.residual:
-            raise SourceError(
-                f"{path} is a VAE of Wan {'2.2' if residual else '2.1'}, and this config's is of Wan "
-                f"{'2.2' if config.vae.residual else '2.1'}; take one with vae.residual={residual}"
-            )
-
-
-def _normalisation(backbone: Backbone) -> Normalisation:
-    """Mean and standard deviation, of pixels from 0 to 1, with which a vision encoder expects them to be normalised.
-
-    Raises:
-      SourceError: `preprocessor_config.json` declares something else than three numbers each, or no positive deviation.
-    """
-    values, default = backbone.preprocessor, _NORMALISATION[backbone.layout]
-    if values.get("do_normalize") is False:
-        return (0.0,) * 3, (1.0,) * 3
-    found = []
-    for name, usual in zip(("image_mean", "image_std"), default, strict=True):
-        value = values.get(name)
-        value = usual if value is None else value
-        numbers = isinstance(value, list | tuple) and len(value) == 3
-        if not numbers or not all(type(v) in (int, float) for v in value):
-            raise SourceError(
-                f"{backbone.path}: {name} in preprocessor_config.json is {value!r}; it must be three numbers"
-            )
-        found.append(tuple(float(v) for v in value))
-    if min(found[1]) <= 0:
-        raise SourceError(
-            f"{backbone.path}: image_std in preprocessor_config.json is {list(found[1])}; it must be greater than 0"
-        )
-    return found[0], found[1]
-
-
-def _for_our_pixels(
-    backbone: Backbone, notes: dict[str, list[str]]
-) -> Mapping[str, Callable[[Any], np.ndarray]]:
-    """Changes of the patch embedding that make it take pixels in [-1, 1] instead of the backbone's normalised ones.
-
-    `W (x' - mean) / std + b` with `x' = (x + 1) / 2` is again linear in x: each colour's weights are divided by
-    `2 std`, and the bias gets the sum of the weights times `(1/2 - mean) / std`. Float32, or float64 for the sum.
-    """
-    mean, std = (np.asarray(values) for values in _normalisation(backbone))
-    if np.all(mean == 0.5) and np.all(std == 0.5):
-        return {}
-    weight, bias = f"{_PATCH[backbone.layout]}.weight", f"{_PATCH[backbone.layout]}.bias"
-
-    def scaled(tensor: np.ndarray) -> np.ndarray:
-        scale = (1 / (2 * std))[:, None, None]
-        return (tensor.astype(np.float64) * scale).astype(tensor.dtype)
-
-    def shifted(tensor: np.ndarray) -> np.ndarray:
-        by_colour = backbone.state.read(weight).astype(np.float64).sum((2, 3))
-        return (tensor.astype(np.float64) + by_colour @ ((0.5 - mean) / std)).astype(tensor.dtype)
-
-    told = "declared" if backbone.preprocessor.get("image_mean") else "usual"
-    notes["adapted"].append(
-        f"{weight}, {bias}: for pixels in [-1, 1] instead of the {told} mean {mean.tolist()} and standard deviation "
-        f"{std.tolist()}"
-    )
-    return {weight: scaled, bias: shifted}
 
 
 # A tensor that a file may leave out -> the tensor that it equals then.
@@ -408,10 +302,10 @@ def _used(
     left_out = list(LEFT_OUT[layout])
     if layout in VISION:
         kept = config.representation.layers
-        left_out.append((f"{_LAYERS[layout]}.{kept}.", "the last layer, which TUNA drops"))
+        left_out.append((f"{LAYERS[layout]}.{kept}.", "the last layer, which TUNA drops"))
         if config.pixels is None:
             left_out.append(
-                (f"{_PATCH[layout]}.", "for pixels; the patch embedding of latents is new")
+                (f"{PATCH[layout]}.", "for pixels; the patch embedding of latents is new")
             )
         tokens = "embeddings.register_tokens"
         if layout == "dinov3" and tokens in state.entries and not state.entries[tokens].shape[1]:
@@ -445,9 +339,9 @@ def _adaptations(
     if (
         layout in VISION
         and config.pixels
-        and used.get(key := f"{_PATCH[layout]}.weight") == expected[key]
+        and used.get(key := f"{PATCH[layout]}.weight") == expected[key]
     ):
-        repair |= _for_our_pixels(backbone, notes)
+        repair |= for_our_pixels(backbone, notes)
     if layout == "qwen":
         rows = config.language.vocabulary
         for key in ("model.embed_tokens.weight", "lm_head.weight"):

@@ -9,118 +9,27 @@ Official TUNA state dicts are the PyTorch side. The VAE's keys there are `vae.mo
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from tuna_jax.config import TunaConfig, VAEConfig
+from tuna_jax.config import TunaConfig
+from tuna_jax.conversion.vae_weight_map import VAE_PREFIX, vae_rows
+from tuna_jax.conversion.weight_rows import (
+    CONV1X1,
+    SAME1,
+    SAME2,
+    TOKEN,
+    TOKENS,
+    PatchTransform,
+    Row,
+    Shape,
+    Transform,
+    linear_rows,
+    norm_rows,
+)
 from tuna_jax.utils.param_tree import flatten, unflatten
-
-Shape = tuple[int, ...]
-
-VAE_PREFIX = "vae.model."
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """An invertible change of layout: a permutation of axes, after adding or dropping unit axes.
-
-    Attributes:
-      axes: permutation that takes the PyTorch layout, without its dropped unit axes, to ours.
-      units: number of trailing unit axes of the PyTorch tensor that ours does not have.
-      leading: number of leading ones.
-    """
-
-    axes: tuple[int, ...]
-    units: int = 0
-    leading: int = 0
-
-    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        """PyTorch layout -> ours."""
-        shape = tensor.shape[self.leading : tensor.ndim - self.units]
-        return tensor.reshape(shape).transpose(self.axes)
-
-    def to_torch(self, tensor: np.ndarray) -> np.ndarray:
-        """Ours -> PyTorch layout."""
-        restored = tensor.transpose(tuple(int(i) for i in np.argsort(self.axes)))
-        return restored.reshape((1,) * self.leading + restored.shape + (1,) * self.units)
-
-    def torch_shape(self, ours: Shape) -> Shape:
-        """The PyTorch shape of a tensor with this shape in our layout."""
-        inner = tuple(ours[i] for i in np.argsort(self.axes))
-        return (1,) * self.leading + inner + (1,) * self.units
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchTransform(Transform):
-    """A convolution whose stride is its kernel, `[out, colours, patch, patch]`, and a matrix `[patch^2 colours, out]`.
-
-    The rows of the matrix are in the order of `models/pixels.patchify`: row, column, colour.
-    """
-
-    axes: tuple[int, ...] = (2, 3, 1, 0)
-    patch: int = 16
-    colours: int = 3
-
-    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        """PyTorch layout -> ours."""
-        return tensor.transpose(self.axes).reshape(-1, tensor.shape[0])
-
-    def to_torch(self, tensor: np.ndarray) -> np.ndarray:
-        """Ours -> PyTorch layout."""
-        split = tensor.reshape(self.patch, self.patch, self.colours, tensor.shape[-1])
-        return split.transpose(3, 2, 0, 1)
-
-    def torch_shape(self, ours: Shape) -> Shape:
-        """The PyTorch shape of a matrix with this shape."""
-        return (ours[1], self.colours, self.patch, self.patch)
-
-
-SAME1 = Transform((0,))
-SAME2 = Transform((0, 1))
-LINEAR = Transform((1, 0))  # [out, in] -> [in, out]
-CONV1X1 = Transform((1, 0), units=2)  # [out, in, 1, 1] -> [in, out]
-CONV2D = Transform((2, 3, 1, 0))  # [out, in, h, w] -> [h, w, in, out]
-CONV3D = Transform((2, 3, 4, 1, 0))  # [out, in, t, h, w] -> [t, h, w, in, out]
-GAMMA2D = Transform((0,), units=2)  # [c, 1, 1] -> [c]
-GAMMA3D = Transform((0,), units=3)  # [c, 1, 1, 1] -> [c]
-TOKEN = Transform((0,), leading=2)  # [1, 1, c] -> [c]
-TOKENS = Transform((0, 1), leading=1)  # [1, n, c] -> [n, c]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A tensor family.
-
-    Attributes:
-      torch: PyTorch key; `{}` is replaced by the layer number.
-      path: our dotted path.
-      transform: from the PyTorch layout to ours, for one layer.
-      layers: number of layers of the family; None for a single tensor.
-    """
-
-    torch: str
-    path: str
-    transform: Transform
-    layers: int | None = None
-
-    def names(self) -> list[str]:
-        """The PyTorch keys of the family, in order."""
-        if self.layers is None:
-            return [self.torch]
-        return [self.torch.format(i) for i in range(self.layers)]
-
-
-def _linear(torch: str, path: str, layers: int | None = None, bias: bool = True) -> list[Row]:
-    rows = [Row(f"{torch}.weight", f"{path}.kernel", LINEAR, layers)]
-    return rows + [Row(f"{torch}.bias", f"{path}.bias", SAME1, layers)] if bias else rows
-
-
-def _norm(torch: str, path: str, layers: int | None = None, bias: bool = False) -> list[Row]:
-    rows = [Row(f"{torch}.weight", f"{path}.scale", SAME1, layers)]
-    return rows + [Row(f"{torch}.bias", f"{path}.bias", SAME1, layers)] if bias else rows
 
 
 def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
@@ -128,15 +37,15 @@ def language_rows(config: TunaConfig, torch: str = "tuna.") -> list[Row]:
     count, layer, path = config.language.layers, f"{torch}model.layers.{{}}", "language.layers"
     rows = [Row(f"{torch}model.embed_tokens.weight", "language.embedding", SAME2)]
     for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-        rows += _linear(f"{layer}.self_attn.{theirs}_proj", f"{path}.{ours}", count)
-    rows += _linear(f"{layer}.self_attn.o_proj", f"{path}.out", count, bias=False)
+        rows += linear_rows(f"{layer}.self_attn.{theirs}_proj", f"{path}.{ours}", count)
+    rows += linear_rows(f"{layer}.self_attn.o_proj", f"{path}.out", count, bias=False)
     for name in ("gate", "up", "down"):
-        rows += _linear(f"{layer}.mlp.{name}_proj", f"{path}.mlp.{name}", count, bias=False)
-    rows += _norm(f"{layer}.input_layernorm", f"{path}.norm1", count)
-    rows += _norm(f"{layer}.post_attention_layernorm", f"{path}.norm2", count)
-    rows += _norm(f"{torch}model.norm", "language.norm")
+        rows += linear_rows(f"{layer}.mlp.{name}_proj", f"{path}.mlp.{name}", count, bias=False)
+    rows += norm_rows(f"{layer}.input_layernorm", f"{path}.norm1", count)
+    rows += norm_rows(f"{layer}.post_attention_layernorm", f"{path}.norm2", count)
+    rows += norm_rows(f"{torch}model.norm", "language.norm")
     if not config.language.tied:
-        rows += _linear(f"{torch}lm_head", "language.head", bias=False)
+        rows += linear_rows(f"{torch}lm_head", "language.head", bias=False)
     return rows
 
 
@@ -159,12 +68,12 @@ def representation_rows(config: TunaConfig, torch: str = "vision_model.") -> lis
         Row(f"{torch}embeddings.position_embedding.weight", "representation.position", SAME2),
     ]
     for number in (1, 2):
-        rows += _norm(f"{layer}.layer_norm{number}", f"{path}.norm{number}", count, bias=True)
+        rows += norm_rows(f"{layer}.layer_norm{number}", f"{path}.norm{number}", count, bias=True)
     for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
-        rows += _linear(f"{layer}.self_attn.{theirs}", f"{path}.{ours}", count)
-    rows += _linear(f"{layer}.self_attn.out_proj", f"{path}.out", count)
-    rows += _linear(f"{layer}.mlp.fc1", f"{path}.up", count)
-    return rows + _linear(f"{layer}.mlp.fc2", f"{path}.down", count)
+        rows += linear_rows(f"{layer}.self_attn.{theirs}", f"{path}.{ours}", count)
+    rows += linear_rows(f"{layer}.self_attn.out_proj", f"{path}.out", count)
+    rows += linear_rows(f"{layer}.mlp.fc1", f"{path}.up", count)
+    return rows + linear_rows(f"{layer}.mlp.fc2", f"{path}.down", count)
 
 
 def dinov3_rows(config: TunaConfig, torch: str) -> list[Row]:
@@ -183,7 +92,7 @@ def dinov3_rows(config: TunaConfig, torch: str) -> list[Row]:
     if own.registers:
         rows.append(Row(f"{torch}embeddings.register_tokens", "representation.registers", TOKENS))
     for number in (1, 2):
-        rows += _norm(f"{layer}.norm{number}", f"{path}.norm{number}", count, bias=True)
+        rows += norm_rows(f"{layer}.norm{number}", f"{path}.norm{number}", count, bias=True)
         scale = f"layer_scale{number}"
         rows.append(Row(f"{layer}.{scale}.lambda1", f"{path}.{scale}.scale", SAME1, count))
     for theirs, ours, bias in (
@@ -192,9 +101,9 @@ def dinov3_rows(config: TunaConfig, torch: str) -> list[Row]:
         ("v", "value", own.value_bias),
         ("o", "out", own.out_bias),
     ):
-        rows += _linear(f"{layer}.attention.{theirs}_proj", f"{path}.{ours}", count, bias)
+        rows += linear_rows(f"{layer}.attention.{theirs}_proj", f"{path}.{ours}", count, bias)
     for name in ("gate", "up", "down") if own.gated else ("up", "down"):
-        rows += _linear(f"{layer}.mlp.{name}_proj", f"{path}.{name}", count, own.mlp_bias)
+        rows += linear_rows(f"{layer}.mlp.{name}_proj", f"{path}.{name}", count, own.mlp_bias)
     return rows
 
 
@@ -214,9 +123,9 @@ def _patch_transform(config: TunaConfig) -> Transform:
 def connector_rows() -> list[Row]:
     """The connector between representation encoder and language transformer."""
     return [
-        *_norm("siglip_proj.0", "connector.norm"),
-        *_linear("siglip_proj.1", "connector.up"),
-        *_linear("siglip_proj.3", "connector.down"),
+        *norm_rows("siglip_proj.0", "connector.norm"),
+        *linear_rows("siglip_proj.1", "connector.up"),
+        *linear_rows("siglip_proj.3", "connector.down"),
     ]
 
 
@@ -226,15 +135,15 @@ def embedding_rows(config: TunaConfig) -> list[Row]:
     return [
         Row(f"{patch}.weight", "embedding.patch.kernel", _patch_transform(config)),
         Row(f"{patch}.bias", "embedding.patch.bias", SAME1),
-        *_norm("vision_encoder.norm", "embedding.norm"),
+        *norm_rows("vision_encoder.norm", "embedding.norm"),
     ]
 
 
 def time_rows() -> list[Row]:
     """The time embedding."""
     return [
-        *_linear("time_embed.mlp.0", "time_embedding.up"),
-        *_linear("time_embed.mlp.2", "time_embedding.down"),
+        *linear_rows("time_embed.mlp.0", "time_embedding.up"),
+        *linear_rows("time_embed.mlp.2", "time_embedding.down"),
     ]
 
 
@@ -243,160 +152,17 @@ def flow_head_rows(config: TunaConfig) -> list[Row]:
     count, layer, path = config.flow_head.layers, "diffusion_head_a.{}", "flow_head.layers"
     rows: list[Row] = []
     for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
-        rows += _linear(f"{layer}.self_attn.{theirs}_proj", f"{path}.{ours}", count, bias=False)
+        rows += linear_rows(f"{layer}.self_attn.{theirs}_proj", f"{path}.{ours}", count, bias=False)
     for theirs, ours in (("q", "query"), ("k", "key")):
-        rows += _norm(f"{layer}.self_attn.{theirs}_norm", f"{path}.{ours}_norm", count)
+        rows += norm_rows(f"{layer}.self_attn.{theirs}_norm", f"{path}.{ours}_norm", count)
     for name in ("gate", "up", "down"):
-        rows += _linear(f"{layer}.mlp.{name}_proj", f"{path}.mlp.{name}", count, bias=False)
-    rows += _norm(f"{layer}.input_layernorm", f"{path}.norm1", count)
-    rows += _norm(f"{layer}.post_attention_layernorm", f"{path}.norm2", count)
-    rows += _linear(f"{layer}.adaLN_modulation.1", f"{path}.modulation.linear", count)
-    rows += _norm("diffusion_head_b.norm_final", "flow_head.final.norm")
-    rows += _linear("diffusion_head_b.adaLN_modulation.1", "flow_head.final.modulation.linear")
-    return rows + _linear("diffusion_head_b.linear", "flow_head.final.linear")
-
-
-@dataclasses.dataclass(frozen=True)
-class VAENames:
-    """Names of the VAE's parts in a layout.
-
-    `{i}` is a level and `{j}` a block, or the sampler after the last block; `{k}` counts the blocks and samplers of all
-    levels.
-    """
-
-    moments: str
-    latent_in: str
-    conv_in: str
-    middle: tuple[str, str, str]
-    norm_out: str
-    conv_out: str
-    down_block: str
-    down_sampler: str
-    up_block: str
-    up_sampler: str
-    norm1: str
-    conv1: str
-    norm2: str
-    conv2: str
-    shortcut: str
-
-
-# `Wan2.2_VAE.pth` and official TUNA state dicts.
-WAN = VAENames(
-    moments="conv1",
-    latent_in="conv2",
-    conv_in="conv1",
-    middle=("middle.0", "middle.1", "middle.2"),
-    norm_out="head.0",
-    conv_out="head.2",
-    down_block="downsamples.{i}.downsamples.{j}",
-    down_sampler="downsamples.{i}.downsamples.{j}",
-    up_block="upsamples.{i}.upsamples.{j}",
-    up_sampler="upsamples.{i}.upsamples.{j}",
-    norm1="residual.0",
-    conv1="residual.2",
-    norm2="residual.3",
-    conv2="residual.6",
-    shortcut="shortcut",
-)
-# diffusers' `AutoencoderKLWan`.
-DIFFUSERS = VAENames(
-    moments="quant_conv",
-    latent_in="post_quant_conv",
-    conv_in="conv_in",
-    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
-    norm_out="norm_out",
-    conv_out="conv_out",
-    down_block="down_blocks.{i}.resnets.{j}",
-    down_sampler="down_blocks.{i}.downsampler",
-    up_block="up_blocks.{i}.resnets.{j}",
-    up_sampler="up_blocks.{i}.upsampler",
-    norm1="norm1",
-    conv1="conv1",
-    norm2="norm2",
-    conv2="conv2",
-    shortcut="conv_shortcut",
-)
-# The same two layouts for Wan 2.1, whose levels are one list (in diffusers only those of the encoder).
-_FLAT = {
-    WAN: dataclasses.replace(
-        WAN,
-        down_block="downsamples.{k}",
-        down_sampler="downsamples.{k}",
-        up_block="upsamples.{k}",
-        up_sampler="upsamples.{k}",
-    ),
-    DIFFUSERS: dataclasses.replace(
-        DIFFUSERS,
-        down_block="down_blocks.{k}",
-        down_sampler="down_blocks.{k}",
-        up_sampler="up_blocks.{i}.upsamplers.0",
-    ),
-}
-
-
-def vae_rows(config: VAEConfig, torch: str = VAE_PREFIX, names: VAENames = WAN) -> list[Row]:
-    """The Wan VAE, 2.2 or 2.1 (`config.residual`), in the names of a layout, WAN or DIFFUSERS, after a prefix."""
-    names = names if config.residual else _FLAT[names]
-
-    def conv(theirs: str, ours: str, transform: Transform = CONV3D) -> list[Row]:
-        return [
-            Row(f"{torch}{theirs}.weight", f"vae.{ours}.kernel", transform),
-            Row(f"{torch}{theirs}.bias", f"vae.{ours}.bias", SAME1),
-        ]
-
-    def gamma(theirs: str, ours: str, transform: Transform = GAMMA3D) -> list[Row]:
-        return [Row(f"{torch}{theirs}.gamma", f"vae.{ours}.gamma", transform)]
-
-    def block(theirs: str, ours: str, shortcut: bool) -> list[Row]:
-        rows = gamma(f"{theirs}.{names.norm1}", f"{ours}.norm1")
-        rows += conv(f"{theirs}.{names.conv1}", f"{ours}.conv1")
-        rows += gamma(f"{theirs}.{names.norm2}", f"{ours}.norm2")
-        rows += conv(f"{theirs}.{names.conv2}", f"{ours}.conv2")
-        return rows + conv(f"{theirs}.{names.shortcut}", f"{ours}.shortcut") if shortcut else rows
-
-    def middle(side: str) -> list[Row]:
-        first, attention, second = (f"{side}.{name}" for name in names.middle)
-        rows = block(first, f"{side}.middle.block1", False)
-        rows += gamma(f"{attention}.norm", f"{side}.middle.attention.norm", GAMMA2D)
-        rows += conv(f"{attention}.to_qkv", f"{side}.middle.attention.qkv", CONV1X1)
-        rows += conv(f"{attention}.proj", f"{side}.middle.attention.out", CONV1X1)
-        return rows + block(second, f"{side}.middle.block2", False)
-
-    def levels(side: str, sizes: Sequence[tuple[int, int]], blocks: int) -> list[Row]:
-        down = side == "encoder"
-        halve = config.halve_time if down else config.halve_time[::-1]
-        stack = names.down_block if down else names.up_block
-        sampler = names.down_sampler if down else names.up_sampler
-        resample = "downsample" if down else "upsample"
-        rows: list[Row] = []
-        for i, (inputs, outputs) in enumerate(sizes):
-            ours, before = f"{side}.levels.{i}", i * (blocks + 1)
-            for j in range(blocks):
-                changes = j == 0 and inputs != outputs
-                theirs = f"{side}.{stack.format(i=i, j=j, k=before + j)}"
-                rows += block(theirs, f"{ours}.blocks.{j}", changes)
-            if i < len(halve):
-                theirs = f"{side}.{sampler.format(i=i, j=blocks, k=before + blocks)}"
-                rows += conv(f"{theirs}.resample.1", f"{ours}.{resample}", CONV2D)
-                if halve[i]:
-                    rows += conv(f"{theirs}.time_conv", f"{ours}.{resample}.time_conv")
-        return rows
-
-    return [
-        *conv(f"encoder.{names.conv_in}", "encoder.conv_in"),
-        *levels("encoder", config.encoder_levels, config.blocks),
-        *middle("encoder"),
-        *gamma(f"encoder.{names.norm_out}", "encoder.head.norm"),
-        *conv(f"encoder.{names.conv_out}", "encoder.head.conv"),
-        *conv(names.moments, "moments"),
-        *conv(names.latent_in, "latent_in"),
-        *conv(f"decoder.{names.conv_in}", "decoder.conv_in"),
-        *middle("decoder"),
-        *levels("decoder", config.decoder_levels, config.blocks + 1),
-        *gamma(f"decoder.{names.norm_out}", "decoder.head.norm"),
-        *conv(f"decoder.{names.conv_out}", "decoder.head.conv"),
-    ]
+        rows += linear_rows(f"{layer}.mlp.{name}_proj", f"{path}.mlp.{name}", count, bias=False)
+    rows += norm_rows(f"{layer}.input_layernorm", f"{path}.norm1", count)
+    rows += norm_rows(f"{layer}.post_attention_layernorm", f"{path}.norm2", count)
+    rows += linear_rows(f"{layer}.adaLN_modulation.1", f"{path}.modulation.linear", count)
+    rows += norm_rows("diffusion_head_b.norm_final", "flow_head.final.norm")
+    rows += linear_rows("diffusion_head_b.adaLN_modulation.1", "flow_head.final.modulation.linear")
+    return rows + linear_rows("diffusion_head_b.linear", "flow_head.final.linear")
 
 
 def rows(config: TunaConfig) -> list[Row]:

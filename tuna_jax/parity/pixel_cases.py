@@ -1,11 +1,9 @@
-"""Computes the golden cases of the models on pixels, Tuna-R and Tuna-2 (model.md sections 12 and 13).
-
-Goldens have images `B 3 1 H W`; ours are patches `B 1 h w C`.
+"""Computes the golden cases of the whole models on pixels, Tuna-R and Tuna-2 (model.md sections 12 and 13), and lists
+all cases with their functions; `pixel_component_cases.py` has those of single components.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,180 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuna_jax import flow
-from tuna_jax.config import PixelConfig
 from tuna_jax.inference.generation import flow_sampler, prefix_cache
-from tuna_jax.models import pixels, representation, rope, tuna
+from tuna_jax.models import rope, tuna
 from tuna_jax.models.attention import sequence_layout
-from tuna_jax.models.layers import RMSNorm
 from tuna_jax.models.text_loss import text_loss
-from tuna_jax.parity import component_cases, model_cases
+from tuna_jax.parity import component_cases, model_cases, pixel_component_cases
 from tuna_jax.parity.component_cases import Computed
-from tuna_jax.parity.golden_set import Case, Comparison, GoldenError, GoldenSet
+from tuna_jax.parity.golden_set import Case, Comparison, GoldenSet
+from tuna_jax.parity.pixel_component_cases import images_of, noise_scale, patches, slots
 from tuna_jax.training import augment
 from tuna_jax.training.augment import InputNoise
-
-
-def _space(golden: GoldenSet) -> PixelConfig:
-    assert golden.config.pixels is not None
-    return golden.config.pixels
-
-
-def patches(golden: GoldenSet, images: Any) -> jax.Array:
-    """`B 3 1 H W` -> `B 1 h w C`."""
-    return pixels.patchify(component_cases.last(images), _space(golden).patch)
-
-
-def images_of(golden: GoldenSet, x: Any) -> jax.Array:
-    """`B 1 h w C` -> `B 3 1 H W`."""
-    return component_cases.first(pixels.unpatchify(jnp.asarray(x), _space(golden).patch))
-
-
-def _slots(golden: GoldenSet, images: Any, rows: int) -> jax.Array:
-    """`B*N 3 1 H W` -> `B N 1 h w C`."""
-    x = patches(golden, images)
-    return x.reshape(rows, -1, *x.shape[1:])
-
-
-def _noise(golden: GoldenSet) -> float:
-    return golden.config.flow.noise_scale
-
-
-# ---- components ----------------------------------------------------------------------------------
-
-
-def components(golden: GoldenSet, case: Case) -> Computed:
-    """What TUNA's case has, and the patch embedding, the order of predicted pixels, and the mask token."""
-    x, config = case.tensors, golden.config
-    model: Any = tuna.bind(config, golden.params)
-    computed = dict(component_cases.components(golden, case))
-    patch = _space(golden).patch
-    for name, match in component_cases.numbers(r"patch_(\w+)\.x", x):
-        latents = pixels.patchify(component_cases.last(x[name]), patch)[:, None]
-        _, _, height, width, _ = latents.shape
-        convolved = model.embedding.patch(latents.reshape(len(latents), height * width, -1))
-        convolved = jnp.moveaxis(convolved.reshape(len(latents), height, width, -1), -1, 1)
-        computed[f"patch_{match[1]}.conv"] = convolved
-        computed[f"patch_{match[1]}.out"] = model.embedding(latents)
-    for name, match in component_cases.numbers(r"norm_out_eps7\.(.*)", x):
-        norm = component_cases.module_of(model, config, match[1])
-        other = RMSNorm(norm.scale[...].shape[0], 2.0**-7)
-        other.scale = norm.scale
-        computed[name] = other(300.0 * jnp.asarray(x[f"norm_in.{match[1]}"]))
-    if "patch_norm_eps" in case.meta["scalars"]:
-        eps = config.patch_norm_eps
-        computed["patch_norm_eps"] = Comparison(eps, case.scalar("patch_norm_eps"))
-    if "order.image" in x:
-        image = component_cases.last(x["order.image"])  # B 1 H W 3
-        height, width = (side // patch for side in image.shape[2:4])
-        count = (len(image), 1, height, width)
-        strips = jnp.asarray(x["order.pred"]).reshape(*count, -1)
-        placed = tuna.in_place(config, strips)
-        computed["order.pixels"] = images_of(golden, placed)
-        # The inverse: what each token is trained to predict.
-        onto = jax.linear_transpose(lambda s: tuna.in_place(config, s), strips)
-        (tokens,) = onto(pixels.patchify(image, patch))
-        computed["order.tokens"] = tokens.reshape(len(image), height * width, -1)
-    if "mask.embeds" in x:
-        hidden = jnp.asarray(x["mask.mask"]) > 0
-        computed["mask.out"] = tuna.hide(model.mask_token, jnp.asarray(x["mask.embeds"]), hidden)
-    return computed
-
-
-def siglip(golden: GoldenSet, case: Case) -> Computed:
-    """Encoder and connector on pixels: native grid, resized grids, the same count in another shape."""
-    out: dict[str, Any] = {}
-    model: Any = tuna.bind(golden.config, golden.params)
-    for name, match in component_cases.numbers(r"(.*)\.x", case.tensors):
-        latents = patches(golden, case.tensors[name])
-        height, width = latents.shape[2:4]
-        encoder = model.representation
-        positions = representation.interpolate_positions(
-            encoder.position[...], encoder.grid, height, width
-        )
-        hidden = encoder(latents)
-        out[f"{match[1]}.pos_embed"] = positions[None]
-        out[f"{match[1]}.hidden"] = hidden
-        out[f"{match[1]}.proj"] = model.connector(hidden)
-    return out
-
-
-def transport(golden: GoldenSet, case: Case) -> Computed:
-    """Times, noising, clean prediction to velocity and back, weights of the loss, grids, and both solvers."""
-    x, constants = case.tensors, golden.config.flow
-    floor, scale = constants.min_remaining, constants.noise_scale
-    noise = golden.info["config"]["noise_scheduler"]
-    normal = noise["P_mean"] + noise["P_std"] * jnp.asarray(x["u"])
-    t = flow.training_time(normal)
-    clean, eps = jnp.asarray(x["x1"]), scale * jnp.asarray(x["noise"])
-    out: dict[str, Any] = {
-        "t_sampled": t,
-        "t_sampled_max_t0_1": flow.training_time(normal, t_min=1.0),
-        "zt": flow.interpolate(clean, eps, t),
-    }
-    for name, match in component_cases.numbers(r"zt_t0(\d+)", x):
-        fixed = jnp.full_like(t, float(f"0.{match[1]}"))
-        out[name] = flow.interpolate(clean, eps, fixed)
-    times, state = jnp.asarray(x["tv"]), out["zt"]
-    out["v_from_x"] = flow.velocity_from_clean(jnp.asarray(x["x_pred"]), state, times, floor)
-    out["x_from_v"] = flow.clean_from_velocity(jnp.asarray(x["v_in"]), state, times, floor)
-    out |= _weighted_losses(x, floor)
-    for name, match in component_cases.numbers(r"grid_(\d+)", x):
-        out[name] = flow.time_grid(int(match[1]), 1.0)
-    for _, match in component_cases.numbers(r"ode_(euler|heun)_(\w+)", x):
-        if not match[2].endswith(("_guidance", "_times")):
-            out |= _solve_toy(case, match[1], match[2], floor)
-    return out
-
-
-def _weighted_losses(x: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
-    t, mask = jnp.asarray(x["loss.t"]), jnp.asarray(x["loss.mask"]).astype(jnp.float32)
-    weights = 1.0 / jnp.square(flow.remaining(t, floor))
-    error = jnp.square(jnp.asarray(x["loss.pred"]) - jnp.asarray(x["loss.target"]))
-    weighted = error * weights[:, None, None]
-
-    def mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-        return (values * mask[..., None]).sum() / jnp.maximum(mask.sum() * values.shape[-1], 1.0)
-
-    return {
-        "loss.weights": weights,
-        "loss.weighted": mean(weighted, mask),
-        "loss.unweighted": mean(error, mask),
-        "loss.nomask": mean(weighted, jnp.ones_like(mask)),
-        "loss.empty_mask": mean(weighted, jnp.zeros_like(mask)),
-    }
-
-
-def _solve_toy(case: Case, solver: str, name: str, floor: float) -> dict[str, Any]:
-    """States, and the time and guidance of every evaluation, of the toy model that the case describes."""
-    x = case.tensors
-    label = f"ode_{solver}_{name}"
-    description = case.meta["tensors"][label]["desc"]
-    match = re.search(r"guidance ([\d.]+), cfg_interval=(None|\(([\d.]+), ([\d.]+)\))", description)
-    if match is None:
-        raise GoldenError(f"transport/{label}: its description has no guidance and cfg_interval")
-    scale = float(match[1])
-    interval = flow.EVERYWHERE if match[2] == "None" else (float(match[3]), float(match[4]))
-    bounds = flow.guidance_bounds(interval)
-    w, start = jnp.asarray(x["ode_w"]), jnp.asarray(x["ode_y0"])
-    points = len(x[label])
-    calls: list[tuple[float, float]] = []
-
-    def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-        positive, negative = jnp.tanh(z @ w) + t, 0.5 * jnp.tanh(z @ w) - t * z / 3
-        guides = bounds is None or flow.guides(t, jnp.asarray(bounds), ends=False)
-        g = jnp.where(guides, scale, 1.0)
-        jax.debug.callback(lambda t, g: calls.append((float(t), float(g))), t, g, ordered=True)
-        return flow.velocity_from_clean(flow.guided(positive, negative, g), z, t, floor)
-
-    grid = jnp.asarray(flow.time_grid(points - 1, 1.0))
-    _, states = flow.integrate(velocity, start, grid, solver, euler_at_end=True)
-    jax.effects_barrier()
-    return {
-        label: jnp.concatenate([start[None], states]),
-        f"{label}_times": np.asarray([t for t, _ in calls], np.float32),
-        f"{label}_guidance": np.asarray([g for _, g in calls], np.float32),
-    }
-
 
 # ---- whole model ---------------------------------------------------------------------------------
 
@@ -223,13 +57,16 @@ def _full(golden: GoldenSet, case: Case) -> tuple[dict[str, Any], dict[str, jax.
     """Outputs, losses and gradients of a training step, its batch, and the times."""
     x = case.tensors
     rows = len(x["text_tokens"])
-    clean, noisy = _slots(golden, x["x1"], rows), _slots(golden, x["xt"], rows)
+    clean, noisy = (
+        slots(golden, x["x1"], rows),
+        slots(golden, x["xt"], rows),
+    )
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     if "noise" in x:
-        noise = _slots(golden, x["noise"], rows)
+        noise = slots(golden, x["noise"], rows)
     else:
         wide = t[:, :, None, None, None, None]
-        noise = (noisy - wide * clean) / jnp.maximum(1.0 - wide, 1e-6) / _noise(golden)
+        noise = (noisy - wide * clean) / jnp.maximum(1.0 - wide, 1e-6) / noise_scale(golden)
     batch = model_cases.batch_of(x, clean)
     if "mask" in x:
         batch["hidden_tokens"] = jnp.asarray(x["mask"]).reshape(rows, clean.shape[1], -1) > 0
@@ -245,8 +82,8 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     x = case.tensors
     out, batch, t = _full(golden, case)
     model = tuna.bind(golden.config, golden.params)
-    noisy = _slots(golden, x["xt"], len(t))
-    path = flow.interpolate(batch["latents"], _noise(golden) * batch["noise"], t)
+    noisy = slots(golden, x["xt"], len(t))
+    path = flow.interpolate(batch["latents"], noise_scale(golden) * batch["noise"], t)
     out["xt (from x1 and noise)"] = Comparison(path, noisy)
     out["image_embeds"] = model.visual_tokens(noisy).reshape(x["image_embeds"].shape)
     layout = sequence_layout(batch["spans"], batch["tokens"].shape[1])
@@ -287,7 +124,7 @@ def full_edit(golden: GoldenSet, case: Case) -> Computed:
     normal = golden.info["config"]["noise_scheduler"]
     drawn = flow.training_time(normal["P_mean"] + normal["P_std"] * jnp.asarray(x["wrap_u"]))
     drawn = drawn.reshape(t.shape)
-    noise = _slots(golden, x["wrap_noise"], len(t))
+    noise = slots(golden, x["wrap_noise"], len(t))
     del batch["noise"]
     losses, _ = model_cases.losses_of(golden, batch, noise, drawn)
     out["wrap_t"] = jnp.where(batch["is_target"], drawn, 1.0).reshape(-1)
@@ -301,11 +138,11 @@ def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
     """A training step from RGB with all random draws."""
     x = case.tensors
     rows = len(x["text_tokens"])
-    clean, noise = (_slots(golden, image, rows) for image in (x["images"][:, :, None], x["noise"]))
+    clean, noise = (slots(golden, image, rows) for image in (x["images"][:, :, None], x["noise"]))
     normal = golden.info["config"]["noise_scheduler"]
     t = flow.training_time(normal["P_mean"] + normal["P_std"] * jnp.asarray(x["u"]))
     slot_t = t.reshape(rows, -1)
-    noisy = flow.interpolate(clean, _noise(golden) * noise, slot_t)
+    noisy = flow.interpolate(clean, noise_scale(golden) * noise, slot_t)
     batch = model_cases.batch_of(x, clean)
     out: dict[str, Any] = {}
     if "mask" in x:
@@ -328,7 +165,7 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     """Understanding: the text loss, clean and with noise on the images, and greedy decoding with the cache."""
     x = case.tensors
     rows = len(x["text_tokens"])
-    clean = _slots(golden, x["images"], rows)
+    clean = slots(golden, x["images"], rows)
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     batch = model_cases.batch_of(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
     losses, _ = model_cases.losses_of(golden, batch, jnp.zeros_like(clean), t)
@@ -341,14 +178,17 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     times = augment.input_times(
         jnp.asarray(x["noise_coin"]), jnp.asarray(x["noise_level"]), settings
     )
-    slot_t, noise = times.reshape(rows, -1), _slots(golden, x["noise_noise"], rows)
+    slot_t, noise = (
+        times.reshape(rows, -1),
+        slots(golden, x["noise_noise"], rows),
+    )
     losses, _ = model_cases.losses_of(golden, batch | {"input_t": slot_t}, noise, t)
-    noisy = flow.interpolate(clean, _noise(golden) * noise, slot_t)
+    noisy = flow.interpolate(clean, noise_scale(golden) * noise, slot_t)
     out["noise_t"] = times
     out["noise_xt"] = images_of(golden, noisy.reshape(-1, *noisy.shape[2:]))
     out["noise_logits"] = _forward(golden, x, noisy, slot_t)["logits"]
     out["noise_loss_ntp"] = losses["loss_ntp"]
-    images = _slots(golden, x["gen_images"], len(x["gen_text_tokens"]))
+    images = slots(golden, x["gen_images"], len(x["gen_text_tokens"]))
     return out | model_cases.decoded(golden, case, images)
 
 
@@ -460,9 +300,9 @@ def _calls(
 
 
 CASES: dict[str, Callable[[GoldenSet, Case], Computed]] = {
-    "components": components,
-    "siglip": siglip,
-    "transport": transport,
+    "components": pixel_component_cases.components,
+    "siglip": pixel_component_cases.siglip,
+    "transport": pixel_component_cases.transport,
     "full_t2i_loss": full_t2i_loss,
     "full_t2i_masked": full_t2i_masked,
     "full_t2i_wrapper": full_t2i_wrapper,

@@ -16,6 +16,12 @@ from typing import Any, TypeVar
 Settings = TypeVar("Settings")
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 def parse(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
     """Builds the dataclass `kind` from `values`, recursing into fields that are dataclasses themselves.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from tuna_jax.emoji.evaluation.hard.judge import is_right, seen_in, verdicts
+from tuna_jax.emoji.evaluation.hard.judge import SeenObject, is_right, seen_in, verdicts
 from tuna_jax.emoji.world.hard.captions import full_caption
 from tuna_jax.emoji.world.hard.nouns import variants
 from tuna_jax.emoji.world.hard.rendering import render_hard
@@ -156,3 +156,15 @@ def test_no_pictures_and_plain_grounds(hard_judge):
     plain = np.full((1, 96, 96, 3), GROUNDS["teal"], np.uint8)
     (seen,) = hard_judge(plain)
     assert seen.ground == "teal" and seen.objects == ()
+
+
+@pytest.mark.parametrize("name", ["", "snail"], ids=["unknown", "known"])
+def test_an_object_that_the_caption_does_not_name_is_wrong(scenes, name):
+    for scene in scenes[:20]:
+        claims, seen = full_caption(scene).claims, seen_in(scene)
+        assert is_right(claims, seen)
+        free = next(c for c in range(9) if all(item.cell != c for item in seen.objects))
+        further = SeenObject(name, "", "small" if name else "", free)
+        more = seen._replace(objects=(*seen.objects, further))
+        assert verdicts(claims, more)["objects"] is False
+        assert not is_right(claims, more)

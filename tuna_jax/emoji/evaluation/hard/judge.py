@@ -11,7 +11,7 @@ So a blob or half an object is wrong, and so is anything that the caption does n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -224,7 +224,8 @@ def is_right(claims: Claims, seen: Seen) -> bool:
     return all(value is not False for value in verdicts(claims, seen).values())
 
 
-def _all_of(groups) -> bool | None:  # noqa: ANN001  (an iterable of lists of bool)
+def _all_of(groups: Iterable[list[bool]]) -> bool | None:
+    """Whether no group is empty or has a False; None without groups."""
     listed = list(groups)
     return all(group and all(group) for group in listed) if listed else None
 

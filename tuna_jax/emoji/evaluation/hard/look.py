@@ -7,7 +7,7 @@ python -m tuna_jax.emoji.evaluation.hard.look --vae=emoji_hard_vae
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,28 +71,14 @@ def mistakes(
 
 def through_vae(name: str) -> Callable[[Images], Images]:
     """A function that encodes pictures with a VAE, to the posterior's mean, and decodes them."""
-    import jax
-
+    from tuna_jax.config import preset
     from tuna_jax.conversion.image_vae_file import load_image_vae
-    from tuna_jax.inference.generation.flow_sampler import to_uint8
-    from tuna_jax.models import vae
+    from tuna_jax.data.text.tokenizer import Tokenizer
+    from tuna_jax.emoji.model_bundle import ModelBundle
 
-    config, params = load_image_vae(name)
-
-    @functools.partial(jax.jit)
-    def encode_and_decode(params, images):  # noqa: ANN001, ANN202
-        mean, _ = vae.encode(config, params, images[:, None] / 127.5 - 1.0)
-        return to_uint8(vae.decode(config, params, mean))[:, 0]
-
-    def reconstruct(images: Images) -> Images:
-        parts = []
-        for start in range(0, len(images), 16):
-            part = images[start : start + 16].astype(np.float32)
-            padded = np.concatenate([part, np.zeros((16 - len(part), *part.shape[1:]), np.float32)])
-            parts.append(np.asarray(encode_and_decode(params, padded))[: len(part)])
-        return np.concatenate(parts)
-
-    return reconstruct
+    vae, params = load_image_vae(name)
+    config = dataclasses.replace(preset("emoji"), vae=vae)
+    return ModelBundle(config, params, Tokenizer("emoji_hard"), 96).reconstruct
 
 
 def main() -> None:

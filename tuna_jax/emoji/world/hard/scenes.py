@@ -30,7 +30,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,8 @@ from tuna_jax.emoji.world.scenes import (
     shade,
     split_number,
 )
+
+Value = TypeVar("Value")
 
 GRID = 3
 # Row by row.
@@ -327,15 +329,14 @@ class HardSceneSource:
         at = int(np.searchsorted(self._cumulative, random.random(), "right"))
         layout = self.layouts[min(at, len(self.layouts) - 1)]
         reason = _REASON[self.split]
-        while (
-            True
-        ):  # Rejection keeps the remaining combinations uniform; one in ten scenes is held out.
+        # Rejection keeps the remaining combinations uniform; one in ten scenes is held out.
+        while True:
             scene = self._scene(random, layout)
             if held_out_kinds(scene) == reason and self._belongs(scene):
                 return scene
 
     def _belongs(self, scene: HardScene) -> bool:
-        """Whether all objects are visible, and a scene has what its test split is about beside what is held out."""
+        """Whether all objects are visible, and that the scene has what its test split requires."""
         if any((group.name, scene.ground) in INVISIBLE for group in scene.groups):
             return False
         if self.split != "test_bindings":
@@ -380,7 +381,8 @@ class HardSceneSource:
 _ART_NAMES = tuple(name for name in NAMES if name not in COLOURED_NAMES)
 
 
-def _choose(random: np.random.Generator, values: Sequence):  # noqa: ANN202  (an element of values)
+def _choose(random: np.random.Generator, values: Sequence[Value]) -> Value:
+    """One of the values, uniformly."""
     return values[int(random.integers(len(values)))]
 
 
