@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from tuna_jax.utils.config_parsing import unknown_key
 
-_OVERRIDE = re.compile(r"--?(no)?(config|sweep)\.")
+_OVERRIDE = re.compile(r"--?(no)?(config|sweep|study)\.")
 
 
 def add_config(

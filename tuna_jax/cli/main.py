@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train or resume the model that an experiment file describes",
     "generate": "generate and edit images, generate video, answer questions, chat",
     "evaluate": "evaluate a training run: a report, learning curves, or a sweep over checkpoints",
+    "ablate": "train the arms of a study over several seeds, and compare them",
     "evaluate-benchmarks": "generate for published benchmarks (GenEval, DPG-Bench, VBench, ...) and check the folders",
     "evaluate-vqa": "visual question answering with known answers",
     "evaluate-images": "PSNR, SSIM, FID, CMMD and CKNNA of folders of images",

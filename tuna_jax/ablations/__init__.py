@@ -1,0 +1,1 @@
+"""Comparisons of settings over several seeds: what `tuna-jax ablate` does."""
