@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
@@ -19,6 +18,8 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion; (0, 1) if `count` is 0."""
     if count == 0:
         return 0.0, 1.0
+    from scipy import stats  # Its import takes a second, which every training run would wait for.
+
     test = stats.binomtest(successes, count)
     bounds = test.proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
     return float(bounds.low), float(bounds.high)
@@ -31,6 +32,8 @@ def bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """
     if len(values) < 2:
         return float(values[0]), float(values[0])
+    from scipy import stats
+
     bounds = stats.bootstrap(
         (values,),
         np.mean,
