@@ -10,6 +10,7 @@ VALUES = {
     "question": "Which colour is best?",
     "experiment": {"kind": "fake", "steps": 4, "seed": 0, "data": {"seed": 0, "size": 64}},
     "arms": {"red": {}, "blue": {"data": {"size": 96}}, "green": {"data": {"size": 128}}},
+    "reference": "red",
     "seeds": (0, 1, 2),
     "seed_keys": ("seed", "data.seed"),
     "every": 2,

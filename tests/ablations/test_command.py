@@ -63,7 +63,13 @@ def test_runs_that_fail_are_named_and_the_others_are_compared(
 def test_equal_runs_of_two_studies_are_trained_once(trained: Path) -> None:
     parsed = study.parse(studies.values(seeds=(0,)))
     other = study.parse(
-        studies.values(seeds=(0,), name="Other", arms={"same": {"data": {"size": 96}}}, claims={})
+        studies.values(
+            seeds=(0,),
+            name="Other",
+            arms={"same": {"data": {"size": 96}}},
+            reference="same",
+            claims={},
+        )
     )
     for number, each in enumerate((parsed, other)):
         workdir = trained / str(number)

@@ -19,6 +19,13 @@ def test_a_run_is_the_experiment_with_the_arm_and_the_seed() -> None:
     )
 
 
+def test_an_arm_can_have_fewer_tasks() -> None:
+    tasks = studies.VALUES["tasks"] | {"where": {"kind": "answer", "question": "where"}}
+    parsed = study.parse(studies.values(tasks=tasks, arm_tasks={"red": ("where",)}))
+    assert list(parsed.run_values("red", 0)["evaluate"]["tasks"]) == ["where"]
+    assert list(parsed.run_values("blue", 0)["evaluate"]["tasks"]) == ["name", "where"]
+
+
 def test_the_hash_covers_arms_claims_and_seeds() -> None:
     hashes = {
         study.parse(studies.values(**changes)).hash
@@ -44,10 +51,13 @@ def _claim(**changes: object) -> dict[str, object]:
         ({"sedes": (0,)}, "study.sedes"),
         ({"arms": {}}, "study.arms"),
         ({"question": ""}, "study.question"),
+        ({"reference": "rad"}, "study.reference"),
         ({"seeds": ()}, "study.seeds"),
         ({"seeds": (1, 1)}, "study.seeds"),
         ({"seed_keys": ("data.sede",)}, "data.sede"),
         ({"every": 3}, "study.every"),
+        ({"arm_tasks": {"red": ("nane",)}}, "study.arm_tasks.red"),
+        ({"arm_tasks": {"rad": ("name",)}}, "study.arm_tasks.rad"),
         ({"arms": {"red": {"steps": 5}}}, "'red'"),
         ({"arms": {"red": {"data": 3}}}, "study.arms.red.data"),
         ({"arms": {"red": {"steps": {"a": 3}}}}, "red"),

@@ -23,7 +23,7 @@ class Line:
         metric: 'TASK/METRIC'.
         chance: of guesses; None if it is not known.
         means: by arm; an arm without results has none.
-        differences: by arm, to the first arm, in pairs.
+        differences: by arm, to the study's reference, in pairs.
     """
 
     metric: str
@@ -34,7 +34,6 @@ class Line:
 
 def lines(study: Study, rows: Sequence[Row]) -> list[Line]:
     """One `Line` per metric."""
-    first = next(iter(study.arms))
     result = []
     for metric in comparison.metrics(rows):
         values = {
@@ -42,9 +41,9 @@ def lines(study: Study, rows: Sequence[Row]) -> list[Line]:
         }
         present = {arm: scores for arm, scores in values.items() if scores}
         differences = {
-            arm: comparison.paired(scores, values[first])
+            arm: comparison.paired(scores, values[study.reference])
             for arm, scores in present.items()
-            if arm != first
+            if arm != study.reference
         }
         chances = [row["chance"] for row in rows if comparison.name(row) == metric]
         result.append(
@@ -78,9 +77,8 @@ def interval(metric: str, value: Estimate, signed: bool = False) -> str:
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:
-    """Means, differences to the first arm, and claims, as a Markdown table that also reads well in a terminal."""
-    first = next(iter(study.arms))
-    text = ["| score | arm | mean over seeds (95 % interval) | seeds | minus " + first + " |"]
+    """Means, differences to the reference, and claims, as a Markdown table that also reads well in a terminal."""
+    text = [f"| score | arm | mean over seeds (95 % interval) | seeds | minus {study.reference} |"]
     text.append("|---|---|---|---|---|")
     for line in lines(study, rows):
         for arm, mean in line.means.items():
@@ -150,7 +148,6 @@ def write(path: Path, study: Study, rows: Sequence[Row], failed: Mapping[str, st
         title=study.name,
         study=study,
         lines=lines(study, rows),
-        first=next(iter(study.arms)),
         tested=[(entry, _claim_columns(entry)) for entry in comparison.test_claims(study, rows)],
         images=images,
         failed=failed,

@@ -39,12 +39,15 @@ class Study:
         name: of the study; the title of its report.
         question: what it asks, in a sentence.
         experiment: the experiment that all arms share, as the nested mapping of an experiment file.
-        arms: by name, nested overrides of the experiment. The first arm is the one that the others are compared with.
+        arms: by name, nested overrides of the experiment.
+        reference: the arm that the others are compared with.
         seeds: one run per arm and seed. Runs of the same seed see the same batches and noise, so they are compared in
             pairs.
         seed_keys: dotted keys of the experiment that are set to the seed.
         every: interval of evaluations in steps; it divides the steps of every arm.
         tasks: tasks of sweeps by name (`sweeps/registry.py`).
+        arm_tasks: for arms that are measured by some of the tasks only, such as models that cannot generate: their
+            names.
         settings: one value for each sampling setting that is not the experiment's.
         batch, evaluation_seed: of the evaluation.
         claims: by name.
@@ -54,10 +57,12 @@ class Study:
     question: str
     experiment: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
+    reference: str
     tasks: Mapping[str, Mapping[str, Any]]
     every: int
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     seed_keys: tuple[str, ...] = ("seed",)
+    arm_tasks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch: int = 32
     evaluation_seed: int = 7
@@ -91,7 +96,9 @@ class Study:
             section[name] = seed
         values["evaluate"] = {
             "every": self.every,
-            "tasks": {name: dict(options) for name, options in self.tasks.items()},
+            "tasks": {
+                name: dict(self.tasks[name]) for name in self.arm_tasks.get(arm, tuple(self.tasks))
+            },
             "settings": {name: (value,) for name, value in self.settings.items()},
             "batch": self.batch,
             "seed": self.evaluation_seed,
@@ -111,7 +118,7 @@ def parse(values: Mapping[str, Any]) -> Study:
     for key in values:
         if key not in fields:
             raise ValueError(unknown_key(f"study.{key}", key, sorted(fields)))
-    required = ("name", "question", "experiment", "arms", "tasks", "every")
+    required = ("name", "question", "experiment", "arms", "reference", "tasks", "every")
     missing = [key for key in required if not values.get(key)]
     if missing:
         raise ValueError(f"the study sets no {' and no '.join(f'study.{key}' for key in missing)}")
@@ -139,6 +146,10 @@ def _claim(where: str, entry: Any) -> Claim:
 def _check(study: Study) -> None:
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"study.seeds is {study.seeds}; it must name at least one seed, each once")
+    if study.reference not in study.arms:
+        raise ValueError(
+            f"study.reference is {study.reference!r}; the arms are {', '.join(study.arms)}"
+        )
     if "steps" not in study.experiment:
         raise ValueError("study.experiment sets no steps; it must be a whole experiment")
     for key in study.seed_keys:
@@ -149,6 +160,13 @@ def _check(study: Study) -> None:
                     f"study.seed_keys names {key!r}, which study.experiment does not set"
                 )
             section = section[part]
+    for arm, names in study.arm_tasks.items():
+        unknown = [name for name in names if name not in study.tasks]
+        if arm not in study.arms or unknown or not names:
+            raise ValueError(
+                f"study.arm_tasks.{arm} is {names}; it must name tasks ({', '.join(study.tasks)}) of one of the arms "
+                f"({', '.join(study.arms)})"
+            )
     for arm in study.arms:
         current_names(study.run_values(arm, study.seeds[0]))  # The merge names what does not fit.
         if study.every < 1 or study.steps(arm) % study.every:
