@@ -22,6 +22,7 @@ def _environment() -> Iterator[None]:
 
 
 SWEEP = ["evaluate", "--sweep=experiments/sweeps/emoji.py"]
+STUDY = ["ablate", "--study=experiments/ablations/design.py"]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
@@ -62,6 +63,10 @@ def test_a_module_runs_as_before() -> None:
         ([*SWEEP, "--workdir=w", "--sweep.bach=3"], "sweep.bach"),
         ([*SWEEP, "--workdir=w", "--output={tmp}", "--sweep.settings.guidance=()"], "guidance"),
         ([*SWEEP, "--workdir=w", "--learning_curve"], "--learning_curve"),
+        (["ablate", "--study=nowhere.py", "--workdir={tmp}"], "nowhere.py"),
+        ([*STUDY, "--workdir={tmp}", "--study.evry=3"], "study.evry"),
+        ([*STUDY, "--workdir={tmp}", "--arms=cascad"], "cascad"),
+        ([*STUDY, "--workdir={tmp}", "--report"], "results.jsonl"),
         (["convert", "inspect", "nowhere"], "nowhere"),
         (["convert", "verify"], "--manifest"),
         (["plan", "--config=experiments/tuna/tuna_1p5b_stage1.py"], "--topology"),

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
+from tuna_jax.ablations import study
 from tuna_jax.cli import config_flags, parsing
 from tuna_jax.cli.main import COMMANDS
 
@@ -197,16 +198,18 @@ def _check_tuna_jax(arguments: list[str]) -> None:
 
 
 def _check_config(arguments: Sequence[str]) -> None:
-    """The experiment's and the sweep's file exist, and all keys on the command line are keys of theirs."""
+    """The files of experiments, sweeps and studies exist, and all keys on the command line are keys of theirs."""
     others, overrides = config_flags.split_overrides(arguments)
     files = [
         (name, argument.partition("=")[2])
         for argument in others
-        for name in ("config", "sweep")
+        for name in ("config", "sweep", "study")
         if argument.startswith(f"--{name}=") and argument.endswith(".py")
     ]
     for name, file in files:
-        config_flags.read(file, overrides, name)
+        values = config_flags.read(file, overrides, name)
+        if name == "study":
+            study.parse(values)
     _require(bool(files) or not overrides, f"{overrides}: there is no file whose keys they are")
 
 
