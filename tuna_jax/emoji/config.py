@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tuna_jax.emoji.world.hard.scenes import Difficulty
+from tuna_jax.emoji.world.hard.held_out import LAYOUTS, Difficulty, available_splits
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
@@ -123,6 +123,12 @@ class EmojiData:
     def difficulty(self) -> Difficulty:
         """`nouns` and `colours` for the hard world."""
         return Difficulty(self.nouns, self.colours)
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """The test splits of the hard world whose layouts are trained."""
+        trained = [name for name, weight in self.layouts.items() if weight > 0]
+        return available_splits(self.difficulty, trained or LAYOUTS)
 
     @property
     def images_only(self) -> bool:

@@ -91,7 +91,10 @@ def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:
     """First captions of held-out scenes: of one object, of two objects (and so on) in turn."""
     world = worlds.world(data.world, data.partial, data.difficulty)
-    sources = [world.source(split, data.seed, data.size) for split in world.sheet_splits]
+    splits = world.sheet_splits
+    if world.name == "hard":  # A model is shown what it was trained for.
+        splits = tuple(split for split in splits if split in data.test_splits)
+    sources = [world.source(split, data.seed, data.size) for split in splits]
     scenes = [sources[index % len(sources)][index] for index in range(count)]
     return [
         world.phrasings(scene, np.random.default_rng(index))[0]
