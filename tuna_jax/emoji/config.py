@@ -86,7 +86,8 @@ class EmojiData:
       size: side of an image in pixels; at least 96 in the hard world.
       seed: seed of the scenes, of their order, and of captions and questions.
       length: tokens per row; a longer row is an error that names its length.
-      generation_rows, understanding_rows: rows per batch with each task.
+      generation_rows, understanding_rows: rows per batch with each task; 0 turns it off. Without rows of generation
+        there are no contact sheets.
       caption_dropout: share of generation rows without a caption, for classifier-free guidance.
       generation_spread: how far target latents spread around the posterior mean, in posterior standard deviations:
         1 samples the posterior, 0 takes the mean. Input images of understanding rows always sample the posterior.
