@@ -150,6 +150,20 @@ def test_an_item_and_its_noise_depend_only_on_the_seed_and_the_item():
         assert calls == [(9, i) for i in (*range(32, 48), *range(16, 32))] and rows == 32
 
 
+def test_items_are_of_the_splits_that_are_named():
+    part = prompts("full", splits=("test_counts",))
+    task = TASKS["hard_generate"](count=COUNT, splits=("test_counts",), **SMALL)
+    outcome = task.run(Oracle(part), [0, 5], 7)
+    assert set(part.splits) == {"test_counts"} and task.options["splits"] == ["test_counts"]
+    assert outcome.values["count"] == [1.0, 1.0] == outcome.values["right"]
+    task = TASKS["hard_answer"](question="ground", count=2, splits=("test_counts",), **SMALL)
+    asked = items.questions_of_kind("ground", 2, difficulty=WORLD, splits=("test_counts",))
+    assert all(scene.layout == "count" for scene, _ in asked)
+    model = Oracle()
+    model.scenes.update({(render_hard(s).tobytes(), q.question): q.answer for s, q in asked})
+    assert task.run(model, [0, 1], 7).values == {"exact": [1.0, 1.0]}
+
+
 def test_answers_are_exact_or_wrong():
     task = TASKS["hard_answer"](question="describe", count=6, **SMALL)
     asked = items.questions_of_kind("describe", 6, difficulty=WORLD)
