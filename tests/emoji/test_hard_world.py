@@ -87,6 +87,17 @@ def test_batches_have_the_worlds_scenes_and_texts(bundle, values):
         batches.groups(bundle, talking, progress=False)
 
 
+def test_a_model_of_few_layouts_is_measured_on_their_splits(values):
+    data = parse(EmojiExperiment, values).data
+    assert len(data.test_splits) == 6
+    weights = {"single": 0.5, "count": 0.5, "pair": 0.0}
+    data = dataclasses.replace(data, layouts=weights)
+    assert data.test_splits == ("test_single", "test_colours", "test_counts")
+    small = dataclasses.replace(data, layouts={}, nouns=4, colours=3)
+    assert small.test_splits == data.test_splits
+    assert len(set(trainer.sheet_prompts(6, small))) == 6
+
+
 @pytest.mark.parametrize(
     ("name", "partial", "match"), [("easy", 0.5, "hard"), ("hard", 2.0, "0 and 1")]
 )

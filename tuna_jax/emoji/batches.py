@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from tuna_jax.config import VAEConfig
+from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.emoji import image_streams, latent_pool, task_streams
 from tuna_jax.emoji.config import EmojiData
 from tuna_jax.emoji.model_bundle import ModelBundle
@@ -29,6 +29,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
+    check_design(bundle.config, data)
     world = worlds.world(data.world, data.partial, data.difficulty)
     if world.name != "scenes" and not data.images_only:
         raise ValueError(
@@ -42,6 +43,11 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     tokenizer = bundle.tokenizer
     result: list[task_streams.Group] = []
+
+    def with_pixels(
+        pool: latent_pool.LatentPool[Any], pictures: Callable[[Any], Any]
+    ) -> latent_pool.LatentPool[Any]:
+        return dataclasses.replace(pool, pictures=pictures if bundle.config.sees_pixels else None)
 
     def add_group(
         streams: list[image_streams.Stream], share: float, length: int, slots: int = 1
@@ -58,6 +64,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
         pool = latent_pool.encode_pool(
             source, data.scenes, bundle.encode, key, pictures=world.render, progress=progress
         )
+        pool = with_pixels(pool, world.render)
         image_tasks = [
             image_streams.text_to_image_stream(
                 pool,
@@ -98,6 +105,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             pictures=task_streams.render_edit,
             progress=progress,
         )
+        edit_pool = with_pixels(edit_pool, task_streams.render_edit)
         editing = task_streams.editing_stream(
             edit_pool,
             tokenizer,
@@ -140,6 +148,28 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
         ]
         add_group(clip_tasks, data.clips.share, data.clips.length)
     return result
+
+
+def check_design(config: TunaConfig, data: EmojiData) -> None:
+    """Raises ValueError if the model's design cannot be trained on a task that has rows; the message names the key."""
+    design = f"config.model.design is {config.design!r}"
+    if config.design == "semantic_only":
+        rows = {
+            "generation_rows": data.generation_rows,
+            "edits.rows": data.edits.rows,
+            "clips.generation_rows": data.clips.generation_rows,
+        }
+        for key, number in rows.items():
+            if number:
+                raise ValueError(
+                    f"{design}, which only understands, and config.data.{key} is {number}; set config.data.{key}=0, "
+                    f"or take another design"
+                )
+    if config.sees_pixels and data.clips.rows:
+        raise ValueError(
+            f"{design}, which sees the pixels of images; set config.data.clips.generation_rows and "
+            f"config.data.clips.understanding_rows to 0, or take another design"
+        )
 
 
 def heads(data: EmojiData, batch: Mapping[str, Any]) -> Heads:

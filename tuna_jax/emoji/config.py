@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tuna_jax.emoji.world.hard.scenes import Difficulty
+from tuna_jax.emoji.world.hard.held_out import LAYOUTS, Difficulty, available_splits
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
@@ -86,7 +86,8 @@ class EmojiData:
       size: side of an image in pixels; at least 96 in the hard world.
       seed: seed of the scenes, of their order, and of captions and questions.
       length: tokens per row; a longer row is an error that names its length.
-      generation_rows, understanding_rows: rows per batch with each task.
+      generation_rows, understanding_rows: rows per batch with each task; 0 turns it off. Without rows of generation
+        there are no contact sheets.
       caption_dropout: share of generation rows without a caption, for classifier-free guidance.
       generation_spread: how far target latents spread around the posterior mean, in posterior standard deviations:
         1 samples the posterior, 0 takes the mean. Input images of understanding rows always sample the posterior.
@@ -123,6 +124,12 @@ class EmojiData:
     def difficulty(self) -> Difficulty:
         """`nouns` and `colours` for the hard world."""
         return Difficulty(self.nouns, self.colours)
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """The test splits of the hard world whose layouts are trained."""
+        trained = [name for name, weight in self.layouts.items() if weight > 0]
+        return available_splits(self.difficulty, trained or LAYOUTS)
 
     @property
     def images_only(self) -> bool:

@@ -10,6 +10,7 @@ A Batch is a plain dict of NumPy arrays (B rows, S tokens, N visual slots, laten
     is_target  bool    [B, N]            True: noised, flow loss; False: clean
     latents    float32 [B, N, T, h, w, C]  clean normalised latents, sampled from the posterior
     stream     int32   [B]               index into the mixture's streams
+    pixels     uint8   [B, N, 1, H, W, 3]  the clean images of the slots, only for designs that see them
 
 Every stream has the same rows of every batch, so shapes and proportions are constant. Batch n depends only on
 (seed, n): `batches(...)[n]` is random access, and the iterator's state is a small JSON.
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from tuna_jax.data.loader import Batch
 from tuna_jax.data.text.tokenizer import Tokenizer
@@ -37,11 +38,15 @@ STREAMS = ("t2i", "understand")
 
 
 class Sample(NamedTuple):
-    """One row, before padding: its token sequence and the latents of its visual slots."""
+    """One row, before padding: its token sequence, and the latents and clean pixels of its visual slots.
+
+    Pixels are None for designs that see latents only.
+    """
 
     sequence: TokenSequence
     latents: Float32[np.ndarray, "n t h w c"]
     stream: int
+    pixels: UInt8[np.ndarray, "n 1 height width 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,8 @@ def text_to_image_stream(
         text = choose_phrasing(world.phrasings(pool.source[index], random), random, sentences)
         ids = [] if random.random() < caption_dropout else encode(text)
         latents = pool.sample(index, random, spread)[None]
-        return Sample(text_to_image(special, ids, grid), latents, STREAMS.index("t2i"))
+        sequence, stream = text_to_image(special, ids, grid), STREAMS.index("t2i")
+        return Sample(sequence, latents, stream, pool.pixels(index))
 
     return Stream("t2i", endless(pool, seed, make_sample), rows)
 
@@ -166,7 +172,7 @@ def understanding_stream(
             question = sentence(question)
         latents = pool.sample(index, random)[None]
         sequence = understanding(special, encode(question), encode(answer), grid)
-        return Sample(sequence, latents, STREAMS.index("understand"))
+        return Sample(sequence, latents, STREAMS.index("understand"), pool.pixels(index))
 
     return Stream("understand", endless(pool, seed, make_sample), rows)
 
@@ -226,16 +232,22 @@ def batches(
     def collate(samples: Sequence[Sample]) -> Batch:
         batch = stack([s.sequence for s in samples], length, slots, tokenizer.special)
         del batch["lengths"]
-        shape = samples[0].latents.shape[1:]
-        latents = np.zeros((len(samples), slots, *shape), np.float32)
-        for row, sample in enumerate(samples):
-            latents[row, : len(sample.latents)] = sample.latents
-        stream = np.array([s.stream for s in samples], np.int32)
-        return {**batch, "latents": latents, "stream": stream}
+        batch["latents"] = _padded([s.latents for s in samples], slots)
+        batch["stream"] = np.array([s.stream for s in samples], np.int32)
+        pixels = [s.pixels for s in samples if s.pixels is not None]
+        return {**batch, "pixels": _padded(pixels, slots)} if pixels else batch
 
     choice = _RowSelection(rows, process_index, process_count)
     mixture = grain.MapDataset.select_from_datasets([s.samples for s in streams], choice)
     return mixture.batch(sum(rows) // process_count, drop_remainder=True, batch_fn=collate)
+
+
+def _padded(rows: Sequence[np.ndarray], slots: int) -> np.ndarray:
+    """Rows of at most `slots` slots each, all of one shape, as one array; unused slots are 0."""
+    padded = np.zeros((len(rows), slots, *rows[0].shape[1:]), rows[0].dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
 
 
 def longest_row(tokenizer: Tokenizer, grid: Grid, scenes: int = 4_000) -> int:

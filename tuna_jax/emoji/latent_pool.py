@@ -51,11 +51,14 @@ class LatentPool(Generic[Item]):
         source: the items.
         mean: normalised posterior mean, float16 or float32 [n, T, h, w, C].
         std: posterior standard deviation in the same units, same shape.
+        pictures: renders an item again, for designs that see clean pixels (`TunaConfig.sees_pixels`); None for other
+            designs. Rendering costs less than a millisecond, and storing the pictures would take hundreds of megabytes.
     """
 
     source: Source[Item]
     mean: Float[np.ndarray, "n t h w c"]
     std: Float[np.ndarray, "n t h w c"]
+    pictures: Callable[[Any], UInt8[np.ndarray, "*frames height width 3"]] | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -65,6 +68,13 @@ class LatentPool(Generic[Item]):
         """(T, h, w, C) of one item."""
         t, h, w, c = self.mean.shape[1:]
         return t, h, w, c
+
+    def pixels(self, index: int) -> UInt8[np.ndarray, "slots 1 height width 3"] | None:
+        """The clean pixels of item `index`, an image per slot; None for designs that see latents only."""
+        if self.pictures is None:
+            return None
+        picture = self.pictures(self.source[index])
+        return picture.reshape(-1, 1, *picture.shape[-3:])
 
     def sample(
         self, index: int, random: np.random.Generator, spread: float | Sequence[float] = 1.0

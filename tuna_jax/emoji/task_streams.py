@@ -90,7 +90,8 @@ def editing_stream(
         text = choose_phrasing(pool.source[index].instructions, random, sentences)
         ids = [] if random.random() < instruction_dropout else encode(text)
         latents = pool.sample(index, random, (source_spread, spread))[:, None]
-        return Sample(sequence.editing(special, ids, grid), latents, TASKS.index("edit"))
+        tokens, stream = sequence.editing(special, ids, grid), TASKS.index("edit")
+        return Sample(tokens, latents, stream, pool.pixels(index))
 
     return Stream("edit", endless(pool, seed, make_sample), rows)
 
@@ -168,7 +169,8 @@ def dialogue_stream(
             if len(tokens.tokens) <= length or len(turns) == 1:
                 break
             turns = turns[:-1]
-        return Sample(tokens, pool.sample(index, random)[None], TASKS.index("dialogue"))
+        latents, stream = pool.sample(index, random)[None], TASKS.index("dialogue")
+        return Sample(tokens, latents, stream, pool.pixels(index))
 
     return Stream("dialogue", endless(pool, seed, make_sample), rows)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tuna_jax.data import loader
 from tuna_jax.emoji import image_streams, task_streams
-from tuna_jax.emoji.batches import groups, heads
+from tuna_jax.emoji.batches import check_design, groups, heads
 from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.emoji.model_bundle import load_bundle
 from tuna_jax.emoji.world import worlds
@@ -46,6 +46,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         settings.optimizer, settings.steps
     )  # Raises before minutes are spent on encoding data.
     bundle = load_bundle(settings)
+    check_design(bundle.config, settings.data)
     data_groups = groups(bundle, settings.data)
     mixture = task_streams.alternate(data_groups, settings.data.seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
@@ -74,7 +75,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         iterator,
         tasks=image_streams.STREAMS if settings.data.images_only else task_streams.TASKS,
         record={**values, RECORD_KEY: run_record.to_json()},
-        sample=sample,
+        sample=sample if settings.data.generation_rows else None,
         evaluate=evaluator(settings, bundle.model, workdir),
         heads=functools.partial(heads, settings.data),
         shapes_to_compile=[
@@ -91,7 +92,10 @@ def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:
     """First captions of held-out scenes: of one object, of two objects (and so on) in turn."""
     world = worlds.world(data.world, data.partial, data.difficulty)
-    sources = [world.source(split, data.seed, data.size) for split in world.sheet_splits]
+    splits = world.sheet_splits
+    if world.name == "hard":  # A model is shown what it was trained for.
+        splits = tuple(split for split in splits if split in data.test_splits)
+    sources = [world.source(split, data.seed, data.size) for split in splits]
     scenes = [sources[index % len(sources)][index] for index in range(count)]
     return [
         world.phrasings(scene, np.random.default_rng(index))[0]

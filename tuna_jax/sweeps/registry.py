@@ -25,6 +25,10 @@ TASKS: dict[str, str | Callable[..., Task]] = {
     "converse": "tuna_jax.emoji.evaluation.sweep_tasks:converse",
     "edit": "tuna_jax.emoji.evaluation.sweep_tasks:edit",
     "generate_clips": "tuna_jax.emoji.evaluation.sweep_tasks:generate_clips",
+    "hard_generate": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_generate",
+    "hard_answer": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_answer",
+    "hard_diversity": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_diversity",
+    "hard_distance": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_distance",
     "questions": "tuna_jax.sweeps.file_tasks:questions",
     "benchmark": "tuna_jax.sweeps.file_tasks:benchmark",
 }

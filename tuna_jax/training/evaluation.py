@@ -45,13 +45,13 @@ def make_evaluation(
         text_rows: int | None = None,
     ) -> Sums:
         time_key, noise_key, vae_key = jax.random.split(key, 3)
-        if "pixels" in batch:
+        if patches is not None and "pixels" in batch:
+            batch = {**batch, "images": patches(batch["pixels"])}
+        if "pixels" in batch and "latents" not in batch:
             latents = encode(
                 config.space, jnp.dtype(settings.vae_dtype), vae_params, batch["pixels"], vae_key
             )
             batch = {**batch, "latents": latents}
-            if patches is not None:
-                batch = {**batch, "images": patches(batch["pixels"])}
         elif "moments" in batch:
             batch = {**batch, "latents": batch["moments"][:, :, 0].astype(jnp.float32)}
         mu = flow.shift_mu() if settings.time.shift else None

@@ -255,9 +255,10 @@ def _start_message(
 
 
 def _describe(batch: Arrays) -> str:
-    (name,) = {"pixels", "moments", "latents"} & set(batch)
+    media = [name for name in ("pixels", "moments", "latents") if name in batch]
     rows, length = batch["tokens"].shape
-    return f"{rows} rows of {length} tokens, {name} {list(batch[name].shape[1:])}"
+    shapes = (f"{name} {list(batch[name].shape[1:])}" for name in media)
+    return ", ".join([f"{rows} rows of {length} tokens", *shapes])
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

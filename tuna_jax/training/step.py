@@ -94,7 +94,8 @@ def make_step(
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
     A batch holds `latents`; or `moments`, bfloat16 [B, N, 2, T, h, w, C], which the step samples; or `pixels`, which
-    the step encodes with the VAE parameters `frozen`.
+    the step encodes with the VAE parameters `frozen`. `latents` with `pixels` are latents and the clean pixels that
+    the model's design sees.
 
     Args:
       loss: the joint loss of a batch.
@@ -120,11 +121,11 @@ def make_step(
     ) -> tuple[TrainState, Window]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         time_key, noise_key = jax.random.split(key)
-        if encode is not None and "pixels" in batch:
+        if patches is not None and "pixels" in batch:
+            batch = {**batch, "images": patches(batch["pixels"])}
+        if encode is not None and "pixels" in batch and "latents" not in batch:
             latents = encode(frozen, batch["pixels"], jax.random.fold_in(key, 2))
             batch = {**batch, "latents": latents}
-            if patches is not None:
-                batch = {**batch, "images": patches(batch["pixels"])}
         elif "moments" in batch:
             moments = jnp.moveaxis(batch["moments"], 2, 0).astype(jnp.float32)
             latents = sample_normal(moments[0], moments[1], jax.random.fold_in(key, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,17 @@ def _wrapped(
         lines = lines[:_LINES]
         lines[-1] = lines[-1].rsplit(" ", 1)[0] + " …"
     return lines
+
+
+def tiled(images: UInt8[np.ndarray, "n height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The images as one, side by side in about as many rows as columns; what is left of the last row is black."""
+    count, height, width, _ = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    grid = np.zeros((rows * columns, height, width, 3), np.uint8)
+    grid[:count] = images
+    grid = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, 3)
 
 
 def contact_sheet(

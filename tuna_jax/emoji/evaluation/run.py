@@ -14,6 +14,7 @@ from typing import Any
 
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.emoji.evaluation import learning_curves, report
+from tuna_jax.emoji.evaluation.hard import items
 from tuna_jax.emoji.evaluation.hard.judge import HardJudge
 from tuna_jax.emoji.evaluation.hard.suite import measure_hard
 from tuna_jax.emoji.evaluation.judges import ObjectJudge
@@ -134,16 +135,18 @@ def _measure(
     tasks = task_functions(bundle, params, settings)
     data = parse(EmojiExperiment, settings).data
     if data.world == "hard":
-        generates = tasks.generate is not None
+        generate = lambda prompts, seeds: bundle.generate(params, prompts, seeds)
+        answer = functools.partial(bundle.answer, params, max_new_tokens=items.MAX_NEW_TOKENS)
         return measure_hard(
-            (lambda prompts, seeds: bundle.generate(params, prompts, seeds)) if generates else None,
-            tasks.answer,
+            generate if tasks.generate else None,
+            answer if tasks.answer else None,
             reconstruct=bundle.reconstruct,
             judge=_hard_judge(),
             generations=options.images,
             questions=options.questions,
             size=bundle.size,
             difficulty=data.difficulty,
+            splits=data.test_splits,
             log=_log,
         )
     return measure(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuna_jax.emoji.evaluation import report
-from tuna_jax.emoji.evaluation.hard import scores
+from tuna_jax.emoji.evaluation.hard import items, scores
 from tuna_jax.emoji.evaluation.hard.suite import measure_hard
 from tuna_jax.emoji.world.hard.captions import KINDS
 from tuna_jax.emoji.world.hard.rendering import render_hard
@@ -16,7 +16,7 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def prompted():
-    return {kind: scores.prompts(kind, COUNT) for kind in scores.PROMPTS}
+    return {kind: items.prompts(kind, COUNT) for kind in items.PROMPTS}
 
 
 def perfect(*parts):
@@ -37,7 +37,7 @@ def test_a_perfect_model_has_everything_right(prompted, hard_judge):
     assert found["hard_full_accuracy"].count == COUNT
     assert set(found["hard_count_accuracy"].by) <= {"two", "three", "four", "five"}
     assert set(found["hard_full_accuracy"].by) == {
-        s.removeprefix("test_") for s in scores.TEST_SPLITS
+        s.removeprefix("test_") for s in items.TEST_SPLITS
     }
 
 
@@ -73,18 +73,18 @@ def test_attributes_of_the_wrong_object_fail_binding_alone(prompted, hard_judge)
 
 
 def test_prompts_are_deterministic_and_leave_things_open(prompted):
-    assert scores.prompts("partial", 20) == dataclasses.replace(
+    assert items.prompts("partial", 20) == dataclasses.replace(
         prompted["partial"],
         **{
             name: getattr(prompted["partial"], name)[:20]
             for name in ("splits", "scenes", "captions", "seeds")
         },
     )
-    assert scores.prompts("partial", 20, seed=8).texts != prompted["partial"].texts[:20]
+    assert items.prompts("partial", 20, seed=8).texts != prompted["partial"].texts[:20]
     assert all(claims.relations for claims in prompted["relation"].claims)
     assert len({seed for p in prompted.values() for seed in p.seeds}) == 3 * COUNT
     with pytest.raises(ValueError, match="partial"):
-        scores.prompts("short", 3)
+        items.prompts("short", 3)
 
 
 def test_pictures_of_the_wrong_kind_are_an_error(prompted, hard_judge):
@@ -123,7 +123,7 @@ def test_an_unknown_kind_of_question_is_an_error():
 def test_the_whole_evaluation_and_its_report(hard_judge, tmp_path):
     scenes = {}
     for kind, count in (("full", 12), ("partial", 12), ("relation", 6)):
-        part = scores.prompts(kind, count)
+        part = items.prompts(kind, count)
         scenes |= dict(zip(part.texts, part.scenes, strict=True))
 
     def generate(prompts, seeds):

@@ -29,12 +29,14 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 from scipy.ndimage import uniform_filter
 
+from tuna_jax.emoji.evaluation.hard.items import SEED, Images, chosen_splits
 from tuna_jax.emoji.evaluation.hard.judge import (
     HardJudge,
     Seen,
@@ -43,7 +45,7 @@ from tuna_jax.emoji.evaluation.hard.judge import (
     colour_features,
     own_ground,
 )
-from tuna_jax.emoji.evaluation.hard.scores import SEED, TEST_SPLITS, Generate, Images
+from tuna_jax.emoji.evaluation.hard.scores import Generate
 from tuna_jax.emoji.evaluation.judges import CROP
 from tuna_jax.emoji.world.hard.captions import HardCaption, bare_caption
 from tuna_jax.emoji.world.hard.nouns import COLOURS, hard_noun
@@ -99,6 +101,39 @@ def values_of(seen: Seen) -> dict[str, str] | None:
     }
 
 
+class Diversity(NamedTuple):
+    """How different the pictures of one caption are.
+
+    Attributes:
+        entropies: by open aspect, the entropy of its values relative to uniform.
+        commonest: by open aspect, the share of its commonest value.
+        counted: share of the pictures with exactly one known object; only they count.
+    """
+
+    entropies: dict[str, float]
+    commonest: dict[str, float]
+    counted: float
+
+
+def diversity_of(
+    caption: HardCaption, pictures: Sequence[Seen], difficulty: Difficulty = EVERYTHING
+) -> Diversity:
+    """The diversity of several pictures of a bare caption; fewer than two that count have entropy 0 and share 1."""
+    found = [values_of(picture) for picture in pictures]
+    kept = [values for values in found if values is not None]
+    result = Diversity({}, {}, len(kept) / max(len(found), 1))
+    for aspect, number in {**OPEN, "colour": difficulty.colours}.items():
+        if aspect == "colour" and not hard_noun(caption.claims.mentions[0].name).coloured:
+            continue
+        shares = np.array(list(Counter(v[aspect] for v in kept).values()), float)
+        shares /= max(shares.sum(), 1.0)
+        few = len(kept) < 2
+        entropy = 0.0 if few else float(-(shares * np.log(shares)).sum() / math.log(number))
+        result.entropies[aspect] = entropy
+        result.commonest[aspect] = 1.0 if few else float(shares.max())
+    return result
+
+
 def diversity_scores(
     captions: Sequence[HardCaption],
     seen: Sequence[Sequence[Seen]],
@@ -110,37 +145,22 @@ def diversity_scores(
     `by` has the mean of each aspect and the share of pictures that count. `chance` is that of a model that gives the
     same picture every time. A caption without two pictures that count has entropy 0 and share 1.
     """
-    entropies: dict[str, list[float]] = {aspect: [] for aspect in OPEN}
-    commonest: dict[str, list[float]] = {aspect: [] for aspect in OPEN}
-    by_caption: tuple[list[float], list[float]] = ([], [])
-    counted = []
-    for caption, pictures in zip(captions, seen, strict=True):
-        found = [values_of(picture) for picture in pictures]
-        kept = [values for values in found if values is not None]
-        counted.append(len(kept) / max(len(found), 1))
-        own: tuple[list[float], list[float]] = ([], [])
-        for aspect, number in {**OPEN, "colour": difficulty.colours}.items():
-            if aspect == "colour" and not hard_noun(caption.claims.mentions[0].name).coloured:
-                continue
-            shares = np.array(list(Counter(v[aspect] for v in kept).values()), float)
-            shares /= max(shares.sum(), 1.0)
-            few = len(kept) < 2
-            entropy = 0.0 if few else float(-(shares * np.log(shares)).sum() / math.log(number))
-            share = 1.0 if few else float(shares.max())
-            entropies[aspect].append(entropy)
-            commonest[aspect].append(share)
-            own[0].append(entropy)
-            own[1].append(share)
-        by_caption[0].append(float(np.mean(own[0])))
-        by_caption[1].append(float(np.mean(own[1])))
+    by_caption = [
+        diversity_of(caption, pictures, difficulty)
+        for caption, pictures in zip(captions, seen, strict=True)
+    ]
     result = {}
-    for name, values, parts, same in (
-        ("hard_diversity", by_caption[0], entropies, 0.0),
-        ("hard_commonest_share", by_caption[1], commonest, 1.0),
+    for name, parts, same in (
+        ("hard_diversity", [item.entropies for item in by_caption], 0.0),
+        ("hard_commonest_share", [item.commonest for item in by_caption], 1.0),
     ):
-        array = np.array(values)
-        by = {aspect: float(np.mean(part)) for aspect, part in parts.items() if part}
-        by["pictures with one known object"] = float(np.mean(counted))
+        array = np.array([np.mean(list(part.values())) for part in parts])
+        by = {}
+        for aspect in OPEN:
+            values = [part[aspect] for part in parts if aspect in part]
+            if values:
+                by[aspect] = float(np.mean(values))
+        by["pictures with one known object"] = float(np.mean([item.counted for item in by_caption]))
         result[name] = Score(float(array.mean()), same, len(array), bootstrap(array), by)
     return result
 
@@ -258,16 +278,20 @@ def world_scenes(
     seed: int = SEED + 1,
     size: int = 96,
     difficulty: Difficulty = EVERYTHING,
+    splits: Sequence[str] = (),
 ) -> list[HardScene]:
-    """Scenes of all test splits in turn, as prompts have them, from index `first` on."""
-    sources = [HardSceneSource(split, seed, size, difficulty=difficulty) for split in TEST_SPLITS]
+    """Scenes of the test splits (`items.chosen_splits`) in turn, as prompts have them, from index `first` on."""
+    splits = chosen_splits(splits, difficulty)
+    sources = [HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits]
     return [sources[i % len(sources)][first + i // len(sources)] for i in range(count)]
 
 
 @functools.lru_cache(maxsize=2)
-def feature_space(size: int = 96, difficulty: Difficulty = EVERYTHING) -> FeatureSpace:
+def feature_space(
+    size: int = 96, difficulty: Difficulty = EVERYTHING, splits: tuple[str, ...] = ()
+) -> FeatureSpace:
     """The space of the world's own pictures of this size; computed once, in a few seconds."""
-    scenes = world_scenes(_REFERENCE, size=size, difficulty=difficulty)
+    scenes = world_scenes(_REFERENCE, size=size, difficulty=difficulty, splits=splits)
     pictures = np.stack([render_hard(scene) for scene in scenes])
     parts, reference = [], []
     for raw in raw_features(pictures):
@@ -280,14 +304,24 @@ def feature_space(size: int = 96, difficulty: Difficulty = EVERYTHING) -> Featur
     return FeatureSpace(tuple(parts), np.concatenate(reference, axis=1))
 
 
-def frechet(images: Images, difficulty: Difficulty = EVERYTHING) -> Score:
+def distance_of(
+    images: Images, difficulty: Difficulty = EVERYTHING, splits: tuple[str, ...] = ()
+) -> float:
+    """The Frechet distance of a set of pictures from the world's own of these splits (`items.chosen_splits`)."""
+    space = feature_space(images.shape[1], difficulty, splits)
+    return frechet_distance(space(images), space.reference)
+
+
+def frechet(
+    images: Images, difficulty: Difficulty = EVERYTHING, splits: tuple[str, ...] = ()
+) -> Score:
     """`hard_frechet_distance` of a set of pictures from the world's own.
 
     The value is a distance, 0 at best; `chance` is that of pictures of plain grounds. The 95 % interval is the
     percentile bootstrap's (SciPy) over pictures; resampling repeats pictures, which enlarges the distance, so the
     interval is moved by the difference of the bootstrap's mean from the value.
     """
-    space = feature_space(images.shape[1], difficulty)
+    space = feature_space(images.shape[1], difficulty, splits)
     features = space(images)
 
     def distance(rows: np.ndarray) -> float:
@@ -306,15 +340,17 @@ def frechet(images: Images, difficulty: Difficulty = EVERYTHING) -> Score:
     moved = value - float(np.mean(found.bootstrap_distribution))
     low, high = found.confidence_interval
     interval = (max(0.0, float(low) + moved), float(high) + moved)
-    return Score(value, _plain_distance(images.shape[1], difficulty), len(images), interval)
+    return Score(value, plain_distance(images.shape[1], difficulty, splits), len(images), interval)
 
 
 @functools.lru_cache(maxsize=2)
-def _plain_distance(size: int, difficulty: Difficulty) -> float:
+def plain_distance(
+    size: int = 96, difficulty: Difficulty = EVERYTHING, splits: tuple[str, ...] = ()
+) -> float:
+    """The distance of pictures of plain grounds: the chance level."""
     grounds = np.array(list(GROUNDS.values()), np.uint8)
     pictures = np.broadcast_to(grounds[:, None, None], (len(grounds), size, size, 3))
-    space = feature_space(size, difficulty)
-    return frechet_distance(space(np.ascontiguousarray(pictures)), space.reference)
+    return distance_of(np.ascontiguousarray(pictures), difficulty, splits)
 
 
 def true_distance(
@@ -322,8 +358,9 @@ def true_distance(
     size: int = 96,
     through: Callable[[Images], Images] | None = None,
     difficulty: Difficulty = EVERYTHING,
+    splits: tuple[str, ...] = (),
 ) -> Score:
     """The distance of `count` further true renderings, or of those after `through`: the least that can be expected."""
-    scenes = world_scenes(count, first=_REFERENCE, size=size, difficulty=difficulty)
+    scenes = world_scenes(count, first=_REFERENCE, size=size, difficulty=difficulty, splits=splits)
     images = np.stack([render_hard(scene) for scene in scenes])
-    return frechet(through(images) if through else images, difficulty)
+    return frechet(through(images) if through else images, difficulty, splits)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tuna_jax.emoji.evaluation.hard.items import TEST_SPLITS
 from tuna_jax.emoji.evaluation.hard.judge import HardJudge, Images, seen_in
-from tuna_jax.emoji.evaluation.hard.scores import TEST_SPLITS
 from tuna_jax.emoji.world.hard.captions import caption
 from tuna_jax.emoji.world.hard.nouns import variants
 from tuna_jax.emoji.world.hard.rendering import render_hard

@@ -12,43 +12,37 @@ another scene of the same kind: other scenes' true contents are judged by the sa
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
+from tuna_jax.emoji.evaluation.hard.items import (
+    PROMPTS,
+    SEED,
+    TEST_SPLITS,
+    Images,
+    Prompted,
+    questions_of_kind,
+)
 from tuna_jax.emoji.evaluation.hard.judge import HardJudge, Seen, is_right, seen_in, verdicts
 from tuna_jax.emoji.evaluation.images import AnsweredQuestion
 from tuna_jax.emoji.world.hard.captions import (
     KINDS,
     NUMBERS,
     Claims,
-    HardCaption,
-    full_caption,
-    hard_questions,
-    partial_caption,
-    true_relations,
 )
 from tuna_jax.emoji.world.hard.nouns import NAMES
 from tuna_jax.emoji.world.hard.rendering import render_hard
 from tuna_jax.emoji.world.hard.scenes import (
     EVERYTHING,
-    SPLITS,
     Difficulty,
-    HardScene,
-    HardSceneSource,
 )
-from tuna_jax.emoji.world.scenes import hashed_share
 from tuna_jax.evaluation.metrics.accuracy import Score, commonest_share
 
-Images = UInt8[np.ndarray, "n size size 3"]
 Generate = Callable[[Sequence[str], Sequence[int]], Images]
 Answer = Callable[[Images, Sequence[str]], Sequence[str]]
 
-SEED = 7
-TEST_SPLITS = tuple(split for split in SPLITS if split != "train")
-PROMPTS = ("full", "partial", "relation")
 GENERATION_SCORES = (
     "hard_full_accuracy",
     "hard_partial_accuracy",
@@ -64,111 +58,7 @@ GENERATION_SCORES = (
 """Names of the scores about pictures, in the order of the report; the distributions' are in `distribution.py`."""
 ANSWER_SCORES = {f"hard_{kind}_answer_accuracy": kind for kind in KINDS}
 """Name -> kind of question."""
-# The splits whose scenes have questions of a kind; the others are asked about all test splits.
-_SPLITS_OF_KIND = {
-    "colour": ("test_colours", "test_bindings"),
-    "where": ("test_single", "test_pairs", "test_bindings", "test_three"),
-    "relation": ("test_pairs", "test_three"),
-    "which": ("test_bindings", "test_three"),
-}
-# A scene need not have a question of a kind: two objects that are not in line have no relation.
-_TRIED_PER_QUESTION = 8
 _SHIFTS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompted:
-    """Held-out scenes with captions, by kind of prompt; pictures are added by `generated`.
-
-    Attributes:
-        kind: one of PROMPTS.
-        splits: the split of each scene.
-        scenes: what the captions were made from.
-        captions: texts with their claims.
-        seeds: of the noise.
-        images: what the model gave; None before.
-        seen: what the judge sees in the images; None before.
-    """
-
-    kind: str
-    splits: tuple[str, ...]
-    scenes: tuple[HardScene, ...]
-    captions: tuple[HardCaption, ...]
-    seeds: tuple[int, ...]
-    images: Images | None = None
-    seen: tuple[Seen, ...] = ()
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The prompts."""
-        return tuple(caption.text for caption in self.captions)
-
-    @property
-    def claims(self) -> tuple[Claims, ...]:
-        """What each prompt claims."""
-        return tuple(caption.claims for caption in self.captions)
-
-    @property
-    def right(self) -> list[bool]:
-        """Whether each picture is as its caption says."""
-        return [is_right(c, s) for c, s in zip(self.claims, self.seen, strict=True)]
-
-    def with_images(self, images: Images, judge: HardJudge) -> Prompted:
-        """The prompts with pictures and what the judge sees in them.
-
-        Raises:
-            ValueError: the pictures are not uint8 of the scenes' number and size.
-        """
-        images = np.asarray(images)
-        size = self.scenes[0].size
-        expected = (len(self.scenes), size, size, 3)
-        if images.shape != expected or images.dtype != np.uint8:
-            raise ValueError(
-                f"generate returned {images.dtype} of shape {images.shape} for {len(self.scenes)} prompts; it must be "
-                f"uint8 {list(expected)}"
-            )
-        return dataclasses.replace(self, images=images, seen=tuple(judge(images)))
-
-
-def prompts(
-    kind: str,
-    count: int,
-    *,
-    seed: int = SEED,
-    size: int = 96,
-    difficulty: Difficulty = EVERYTHING,
-) -> Prompted:
-    """`count` prompts about held-out scenes, of all test splits in turn; 'relation' of those that can have one.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    if kind not in PROMPTS:
-        raise ValueError(f"kind is {kind!r}; the kinds of prompts are {', '.join(PROMPTS)}")
-    splits = ("test_pairs", "test_bindings", "test_three") if kind == "relation" else TEST_SPLITS
-    sources = {split: HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits}
-    taken: list[tuple[str, HardScene, HardCaption]] = []
-    for index in itertools.count():
-        for split in splits:
-            if len(taken) == count:
-                names, scenes, captions = zip(*taken, strict=True)
-                seeds = tuple(
-                    seed * 1_000_003 + PROMPTS.index(kind) * 100_003 + i for i in range(count)
-                )
-                return Prompted(kind, names, scenes, captions, seeds)
-            scene = sources[split][index]
-            number = int(hashed_share("hard caption", kind, seed, split, index) * 2**53)
-            random = np.random.default_rng(number)
-            if kind == "relation" and not true_relations(scene):
-                continue
-            if kind == "full":
-                caption = full_caption(scene, random)
-            else:
-                caption = partial_caption(
-                    scene, random, {"relation": 1.0} if kind == "relation" else None
-                )
-            taken.append((split, scene, caption))
-    raise AssertionError("unreachable: the sources are endless")
 
 
 def generated(prompted: Prompted, generate: Generate, judge: HardJudge) -> Prompted:
@@ -233,6 +123,58 @@ def _all_aspects(*names: str) -> Verdict:
     return verdict
 
 
+class Metric(NamedTuple):
+    """A verdict that applies to single pictures, and to which of them.
+
+    Attributes:
+        verdict: True, False, or None where the caption does not claim it.
+        splits: of the scenes.
+        kinds: of the prompts.
+    """
+
+    verdict: Verdict
+    splits: tuple[str, ...] = TEST_SPLITS
+    kinds: tuple[str, ...] = PROMPTS
+
+
+METRICS: dict[str, Metric] = {
+    "right": Metric(is_right),
+    "object": Metric(_aspect("objects")),
+    "binding": Metric(
+        _all_aspects("objects", "colour", "size"), ("test_bindings",), kinds=("full",)
+    ),
+    "size": Metric(_aspect("size")),
+    "place": Metric(_aspect("place")),
+    "relation": Metric(_aspect("relation")),
+    "count": Metric(_aspect("objects"), ("test_counts",)),
+    "ground": Metric(_aspect("ground")),
+}
+"""The accuracies of GENERATION_SCORES for single pictures, for sweeps."""
+
+
+def metric_values(prompted: Prompted) -> dict[str, list[float]]:
+    """By name of METRICS, 1 or 0 for each picture; NaN where its caption does not claim it."""
+    values: dict[str, list[float]] = {}
+    rows = list(zip(prompted.splits, prompted.claims, prompted.seen, strict=True))
+    for name, (verdict, splits, kinds) in METRICS.items():
+        if prompted.kind in kinds:
+            verdicts_of_rows = [verdict(c, s) if at in splits else None for at, c, s in rows]
+            values[name] = [float("nan") if v is None else float(v) for v in verdicts_of_rows]
+    return values
+
+
+def metric_chances(prompted: Prompted) -> dict[str, float]:
+    """By name of METRICS, the chance level over all prompts, which need no pictures; those that apply to none are
+    left out."""
+    truth = dataclasses.replace(prompted, seen=tuple(map(seen_in, prompted.scenes)))
+    scores = {
+        name: _score([truth], verdict, splits=splits)
+        for name, (verdict, splits, kinds) in METRICS.items()
+        if prompted.kind in kinds
+    }
+    return {name: score.chance for name, score in scores.items() if score is not None}
+
+
 def generation_scores(parts: Sequence[Prompted]) -> dict[str, Score]:
     """Every score of GENERATION_SCORES that the pictures of one or more kinds of prompts allow."""
     of_kind = {part.kind: [part] for part in parts}
@@ -273,6 +215,12 @@ def generation_scores(parts: Sequence[Prompted]) -> dict[str, Score]:
     return {name: score for name, score in found.items() if score is not None}
 
 
+def answer_chance(kind: str, answers: Sequence[str]) -> float:
+    """The share of the commonest of the expected answers, and at least that of a guessed name."""
+    commonest = commonest_share(answers)
+    return max(commonest, 1 / len(NAMES)) if kind in ("name", "relation") else commonest
+
+
 def ask_hard(
     answer: Answer,
     kind: str,
@@ -282,6 +230,7 @@ def ask_hard(
     size: int = 96,
     through: Callable[[Images], Images] | None = None,
     difficulty: Difficulty = EVERYTHING,
+    splits: Sequence[str] = (),
 ) -> tuple[Score, list[AnsweredQuestion]]:
     """Asks one kind of question about renderings of held-out scenes; only exact answers are right.
 
@@ -293,23 +242,17 @@ def ask_hard(
         size: side of the images in pixels.
         through: changes the images before they are shown, for example a VAE.
         difficulty: of the scenes.
+        splits: see `items.chosen_splits`.
 
     Raises:
         KeyError: an unknown kind.
-        ValueError: the number of answers differs from the number of questions.
+        ValueError: the number of answers differs from the number of questions, or splits without such questions.
     """
-    if kind not in KINDS:
-        raise KeyError(f"{kind!r} is not a kind of question; the kinds are {', '.join(KINDS)}")
-    splits = _SPLITS_OF_KIND.get(kind, TEST_SPLITS)
-    sources = [HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits]
-    scenes, chosen = [], []
-    for index in range(_TRIED_PER_QUESTION * count):
-        scene = sources[index % len(sources)][index // len(sources)]
-        fitting = [item for item in hard_questions(scene) if item.kind == kind]
-        if fitting and len(chosen) < count:
-            scenes.append(scene)
-            chosen.append(fitting[index // len(sources) % len(fitting)])
-    images = np.stack([render_hard(scene) for scene in scenes])
+    asked = questions_of_kind(
+        kind, count, seed=seed, size=size, difficulty=difficulty, splits=splits
+    )
+    chosen = [item for _, item in asked]
+    images = np.stack([render_hard(scene) for scene, _ in asked])
     images = through(images) if through else images
     texts = list(answer(images, [item.question for item in chosen]))
     if len(texts) != len(chosen):
@@ -318,6 +261,5 @@ def ask_hard(
         AnsweredQuestion(image, kind, item.question, item.answer, text)
         for image, item, text in zip(images, chosen, texts, strict=True)
     ]
-    commonest = commonest_share([item.answer for item in chosen])
-    chance = max(commonest, 1 / len(NAMES)) if kind in ("name", "relation") else commonest
+    chance = answer_chance(kind, [item.answer for item in chosen])
     return Score.of([item.right for item in answered], chance), answered

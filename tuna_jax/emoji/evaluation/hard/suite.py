@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tuna_jax.emoji.evaluation.hard import distribution, scores
+from tuna_jax.emoji.evaluation.hard import distribution, items, scores
 from tuna_jax.emoji.evaluation.hard.judge import HardJudge, is_right
 from tuna_jax.emoji.evaluation.images import Reconstruct, Sheet
 from tuna_jax.emoji.evaluation.suite import Evaluation
@@ -40,9 +40,10 @@ def measure_hard(
     generations: int = 256,
     questions: int = 256,
     images_per_sheet: int = 40,
-    seed: int = scores.SEED,
+    seed: int = items.SEED,
     size: int = 96,
     difficulty: Difficulty = EVERYTHING,
+    splits: Sequence[str] = (),
     log: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Measures a model on both directions, or on the one that it was trained for.
@@ -60,9 +61,12 @@ def measure_hard(
         seed: of scenes and noise.
         size: side of the pictures in pixels.
         difficulty: of the scenes; that of the model's training.
+        splits: test splits of the scenes; empty: all that the world has. A model that was trained on some layouts is
+            measured on the splits of these (`held_out.available_splits`). Scores without scenes are left out.
         log: receives progress messages.
     """
     judge = judge or HardJudge()
+    splits = items.chosen_splits(splits, difficulty)
     result = Evaluation({}, {}, [], [], None, world="hard")
     if generate:
         _measure_generation(
@@ -75,14 +79,17 @@ def measure_hard(
             seed,
             size,
             difficulty,
+            splits,
             log,
         )
     if answer:
         for name, kind in scores.ANSWER_SCORES.items():
+            if not items.splits_of_question(kind, splits):
+                continue
             count = questions if kind == "name" else max(1, questions // 2)
             log(f"asking {count} questions for {name}")
             result.scores[name], answered = scores.ask_hard(
-                answer, kind, count, seed=seed, size=size, difficulty=difficulty
+                answer, kind, count, seed=seed, size=size, difficulty=difficulty, splits=splits
             )
             result.answered.extend(answered)
     if reconstruct is not None:
@@ -90,7 +97,9 @@ def measure_hard(
         rendered = np.stack(
             [
                 distribution.render_hard(s)
-                for s in distribution.world_scenes(96, size=size, difficulty=difficulty)
+                for s in distribution.world_scenes(
+                    96, size=size, difficulty=difficulty, splits=splits
+                )
             ]
         )
         again = np.asarray(reconstruct(rendered))
@@ -114,16 +123,21 @@ def _measure_generation(
     seed: int,
     size: int,
     difficulty: Difficulty,
+    splits: tuple[str, ...],
     log: Callable[[str], None],
 ) -> None:
     log("generating images of the showcase prompts")
     showcase = np.asarray(generate(SHOWCASE, [seed + i for i in range(len(SHOWCASE))]))
     result.sheets.append(Sheet("From prompts", showcase, SHOWCASE, (None,) * len(SHOWCASE)))
     parts, ceilings = [], []
-    for kind in scores.PROMPTS:
+    for kind in items.PROMPTS:
+        if not items.splits_of_prompt(kind, splits):
+            continue
         number = max(1, count // 2) if kind == "relation" else count
         log(f"generating images of {number} prompts: {kind}")
-        prompted = scores.prompts(kind, number, seed=seed, size=size, difficulty=difficulty)
+        prompted = items.prompts(
+            kind, number, seed=seed, size=size, difficulty=difficulty, splits=splits
+        )
         part = scores.generated(prompted, generate, judge)
         parts.append(part)
         ceilings.append(scores.true_pictures(prompted, judge, reconstruct))
@@ -157,10 +171,12 @@ def _measure_generation(
         )
     )
     log("measuring the distance to the world's pictures")
-    partial = parts[scores.PROMPTS.index("partial")].images
+    partial = parts[items.PROMPTS.index("partial")].images
     assert partial is not None
     if count > 1:
-        result.distances["hard_frechet_distance"] = distribution.frechet(partial, difficulty)
+        result.distances["hard_frechet_distance"] = distribution.frechet(
+            partial, difficulty, splits
+        )
         result.distance_ceilings["hard_frechet_distance"] = distribution.true_distance(
-            count, size, reconstruct, difficulty
+            count, size, reconstruct, difficulty, splits
         )

@@ -27,18 +27,31 @@ Apart from what its own split is about, a test scene has only combinations of th
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from tuna_jax.emoji.world.hard.nouns import COLOURED_NAMES, COLOURS, NAMES, hard_noun
+from tuna_jax.emoji.world.hard.held_out import (
+    COUNTS,
+    EVERYTHING,
+    INVISIBLE,
+    LAYOUTS,
+    SIZES,
+    SPLITS,
+    Difficulty,
+    available_splits,
+    has_scenes,
+    is_held_out_colour,
+    is_held_out_count,
+    is_held_out_pair,
+    is_held_out_single,
+)
+from tuna_jax.emoji.world.hard.nouns import hard_noun
 from tuna_jax.emoji.world.scenes import (
     GROUNDS,
     frequencies,
-    hashed_share,
     item_generator,
     shade,
     split_number,
@@ -59,26 +72,11 @@ PLACES = (
     "bottom middle",
     "bottom right",
 )
-SIZES = ("small", "large")
 # Of 32ths of a cell's side, so that a cell of 32 pixels (an image of 96) has sprites of 20 and 28 pixels.
 SHARES = {"small": 20, "large": 28}
 MOST = 5
-COUNTS = (2, 3, 4, 5)
 GROUP_COUNTS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2), (1, 4), (4, 1))
-LAYOUTS = ("single", "pair", "three", "count", "groups")
-SPLITS: dict[str, tuple[str, ...]] = {
-    "train": LAYOUTS,
-    "test_single": ("single",),
-    "test_colours": ("single",),
-    "test_pairs": ("pair",),
-    "test_bindings": ("pair",),
-    "test_three": ("three",),
-    "test_counts": ("count",),
-}
-HELD_OUT = {"colour": 0.10, "single": 0.15, "pair": 0.10, "count": 0.10}
 DEFAULT_WEIGHTS = {"single": 0.3, "pair": 0.3, "three": 0.15, "count": 0.15, "groups": 0.1}
-# (name, ground) that never occur: the object has the ground's colour. All others are read back exactly.
-INVISIBLE = frozenset({("shark", "grey")})
 # Share of the objects that have a noun with a colour, a quarter of all nouns.
 COLOURED_SHARE = 0.5
 
@@ -127,22 +125,6 @@ class HardScene:
     def count(self) -> int:
         """Number of objects."""
         return sum(group.count for group in self.groups)
-
-
-class Difficulty(NamedTuple):
-    """How many different objects the world has.
-
-    Attributes:
-        nouns: number of coloured nouns, and as many with the colours of their art, the first of each; 0 takes all.
-        colours: number of colours, the first of COLOURS.
-    """
-
-    nouns: int = 0
-    colours: int = len(COLOURS)
-
-
-EVERYTHING = Difficulty()
-"""All nouns and colours."""
 
 
 def row_and_column(cell: int) -> tuple[int, int]:
@@ -201,30 +183,6 @@ def box_of_object(cell: int, object_size: str, size: int) -> tuple[int, int, int
     return left + (side - sprite) // 2, top + (side - sprite) // 2, sprite
 
 
-@functools.cache
-def is_held_out_colour(name: str, colour: str) -> bool:
-    """Whether this (name, colour) never occurs in training; nouns with the colours of their art are not held out."""
-    return bool(colour) and hashed_share("hard colour", name, colour) < HELD_OUT["colour"]
-
-
-@functools.cache
-def is_held_out_single(name: str, colour: str, size: str, ground: str) -> bool:
-    """Whether this single object on this ground never occurs alone in training."""
-    return hashed_share("hard single", name, colour, size, ground) < HELD_OUT["single"]
-
-
-@functools.cache
-def is_held_out_pair(one: str, other: str) -> bool:
-    """Whether these two names never occur together in training; the order does not matter."""
-    return hashed_share("hard pair", *sorted((one, other))) < HELD_OUT["pair"]
-
-
-@functools.cache
-def is_held_out_count(name: str, colour: str, count: int) -> bool:
-    """Whether this number of these objects never occurs in training; single objects are not held out."""
-    return count > 1 and hashed_share("hard count", name, colour, count) < HELD_OUT["count"]
-
-
 def held_out_kinds(scene: HardScene) -> set[str]:
     """Which of the keys of HELD_OUT keep the scene out of the split `train`; empty for a scene of that split."""
     groups, kinds = scene.groups, set()
@@ -277,20 +235,18 @@ class HardSceneSource:
         ground_jitter: int = 4,
         difficulty: Difficulty = EVERYTHING,
     ):
-        if difficulty.nouns and not 6 <= difficulty.nouns <= len(COLOURED_NAMES):
-            raise ValueError(
-                f"nouns is {difficulty.nouns}; it must be 0 (all) or from 6 to {len(COLOURED_NAMES)}"
-            )
-        if not 2 <= difficulty.colours <= len(COLOURS):
-            raise ValueError(
-                f"colours is {difficulty.colours}; it must be from 2 to {len(COLOURS)}"
-            )
-        self.difficulty = difficulty
-        first = slice(difficulty.nouns or None)
-        self._coloured, self._uncoloured = COLOURED_NAMES[first], _ART_NAMES[first]
-        self._colours = tuple(COLOURS)[: difficulty.colours]
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}")
+        difficulty.check()
+        if not has_scenes(split, difficulty):
+            raise ValueError(
+                f"the split {split!r} has no scenes with nouns={difficulty.nouns} and colours={difficulty.colours}: "
+                f"none of their combinations is held out; raise nouns, or name other splits of "
+                f"{', '.join(available_splits(difficulty))}"
+            )
+        self.difficulty = difficulty
+        self._coloured, self._uncoloured = difficulty.coloured, difficulty.uncoloured
+        self._colours = difficulty.used_colours
         if size < 96 or size % 16:
             raise ValueError(f"size is {size}; it must be a multiple of 16 and at least 96")
         chosen = frequencies(
@@ -376,9 +332,6 @@ class HardSceneSource:
             name = _choose(random, pool)
             if name not in taken:
                 return name
-
-
-_ART_NAMES = tuple(name for name in NAMES if name not in COLOURED_NAMES)
 
 
 def _choose(random: np.random.Generator, values: Sequence[Value]) -> Value:
