@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-WORLD = {"nouns": 4, "colours": 3}
+WORLD = {"nouns": 6, "colours": 3}
 SPLITS = ("test_single", "test_pairs", "test_counts")
 EVERY = 300  # steps between evaluations
 GENERATION = ("full", "partial")

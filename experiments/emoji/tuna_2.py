@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # One half of the released range. With 16 tokens an image, the model must see most of them to know a picture.
     config.masking = ConfigDict({"low": -0.7, "high": 0.15})
 
+    config.steps = 6_000
     config.samples.steps = 25
     config.samples.shift = 1.0
     return config
