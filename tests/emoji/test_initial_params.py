@@ -35,20 +35,26 @@ def encoder(values):
     return Encoder(bundle.config.representation, 8, params, bundle.latents_key, "contrastive")
 
 
+@pytest.fixture(autouse=True)
+def training(monkeypatch):
+    """What training is called with; nothing is trained, and no data is made."""
+    kept = {}
+    monkeypatch.setattr(trainer, "groups", lambda *args: [])
+    monkeypatch.setattr(trainer.task_streams, "alternate", lambda *args: [])
+    monkeypatch.setattr(trainer.loader, "iterate", lambda *args, **kwargs: iter(()))
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: kept.update(kwargs) or True)
+    return kept
+
+
 @pytest.fixture
-def initial(monkeypatch):
+def initial(training):
     """`(values, workdir) -> parameters` that a run would start from; None: random ones."""
 
     def start(values, workdir):
-        kept = {}
-        monkeypatch.setattr(trainer, "groups", lambda *args: [])  # Data costs seconds.
-        monkeypatch.setattr(trainer.task_streams, "alternate", lambda *args: [])
-        monkeypatch.setattr(trainer.loader, "iterate", lambda *args, **kwargs: iter(()))
-        monkeypatch.setattr(loop, "train", lambda *args, **kwargs: kept.update(kwargs) or True)
         trainer.run(values, workdir)
         shapes = tuna.shapes(from_dict(values["model"]))
         shardings = param_sharding.shardings(shapes, make_mesh())
-        make = kept["initial_params"]
+        make = training["initial_params"]
         return make and flatten(jax.tree.map(np.asarray, make(shapes, shardings)))
 
     return start
@@ -101,7 +107,9 @@ def test_an_encoder_is_read_as_it_was_written(encoder, tmp_path):
         ({"params": np.nan}, "NaN"),
     ],
 )
-def test_an_encoder_that_does_not_fit_is_an_error(values, encoder, tmp_path, change, message):
+def test_an_encoder_that_does_not_fit_is_an_error(
+    values, encoder, training, tmp_path, change, message
+):
     if "latents" in change:
         encoder = dataclasses.replace(encoder, latents="another")
     if "params" in change:
@@ -112,7 +120,7 @@ def test_an_encoder_that_does_not_fit_is_an_error(values, encoder, tmp_path, cha
     with pytest.raises(ValueError, match=message) as error:
         trainer.run(values | {"model": model, "init_encoder": str(file)}, tmp_path / "run")
     assert str(error.value).startswith("config.init_encoder: ")
-    assert not (tmp_path / "run").exists(), "nothing is encoded or written before"
+    assert not training, "the error comes before data is encoded"
 
 
 @pytest.mark.parametrize("key", ["init_from", "init_encoder"])
@@ -127,7 +135,7 @@ def test_a_missing_file_is_an_error_for_a_new_run_only(values, initial, tmp_path
         initial(missing, tmp_path / "run")
 
 
-def test_other_files_are_errors(values, tiny_run, tmp_path):
+def test_other_files_are_errors(values, encoder, tiny_run, tmp_path):
     other = values | {"model": values["model"] | {"language": {"vocabulary": 641}}}
     model = weights_file.export_model(
         tmp_path / weights_file.MODEL_FILE, tiny_run.parameters(other, 0), other, 7
@@ -140,6 +148,11 @@ def test_other_files_are_errors(values, tiny_run, tmp_path):
         trainer.run(values | {"init_encoder": str(model)}, tmp_path / "run")
     with pytest.raises(ValueError, match=r"config\.init_encoder.*empty"):
         trainer.run(values | {"init_encoder": "a", "init_from": "b"}, tmp_path / "run")
+    encoder = load_encoder(export_encoder(tmp_path / "encoder.safetensors", encoder))
+    del encoder.params["position"]
+    lacking = export_encoder(tmp_path / "lacking.safetensors", encoder)
+    with pytest.raises(ValueError, match=r"config\.init_encoder: .*position has shape None"):
+        trainer.run(values | {"init_encoder": str(lacking)}, tmp_path / "run")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"config\.init_encoder: .*damaged"):
