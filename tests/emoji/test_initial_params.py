@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.random_params import experiment, random_like
 from tuna_jax.config import from_dict
 from tuna_jax.conversion.encoder_file import Encoder, export_encoder, load_encoder
 from tuna_jax.emoji import trainer
@@ -22,16 +23,16 @@ from tuna_jax.utils.param_tree import flatten
 
 
 @pytest.fixture(scope="module")
-def values(tiny_run, tmp_path_factory):
+def values(tmp_path_factory):
     """The demo's experiment with a tiny model."""
-    return tiny_run.experiment(tmp_path_factory.mktemp("vae"))
+    return experiment(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture(scope="module")
 def encoder(values):
     """An encoder of the tiny model's size with random parameters, trained on latents of its VAE."""
     bundle = load_bundle(parse(EmojiExperiment, values))
-    params = tuna.init(bundle.config, jax.random.key(9))["representation"]
+    params = random_like(tuna.shapes(bundle.config)["representation"])
     return Encoder(bundle.config.representation, 8, params, bundle.latents_key, "contrastive")
 
 
@@ -66,9 +67,9 @@ def same(ours, theirs):
     return {name for name in ours if np.array_equal(ours[name], theirs[name])}
 
 
-def test_a_run_starts_from_another_run(values, tiny_run, initial, tmp_path):
+def test_a_run_starts_from_another_run(values, initial, tmp_path):
     assert initial(values, tmp_path / "second") is None
-    before = tiny_run.parameters(values, 3)
+    before = random_like(tuna.shapes(from_dict(values["model"])))
     weights_file.export_model(tmp_path / "first" / weights_file.MODEL_FILE, before, values, 7)
     started = initial(values | {"init_from": str(tmp_path / "first")}, tmp_path / "second")
     assert same(started, flatten(before)) == started.keys()
@@ -135,11 +136,10 @@ def test_a_missing_file_is_an_error_for_a_new_run_only(values, initial, tmp_path
         initial(missing, tmp_path / "run")
 
 
-def test_other_files_are_errors(values, encoder, tiny_run, tmp_path):
+def test_other_files_are_errors(values, encoder, tmp_path):
     other = values | {"model": values["model"] | {"language": {"vocabulary": 641}}}
-    model = weights_file.export_model(
-        tmp_path / weights_file.MODEL_FILE, tiny_run.parameters(other, 0), other, 7
-    )
+    params = random_like(tuna.shapes(from_dict(other["model"])))
+    model = weights_file.export_model(tmp_path / weights_file.MODEL_FILE, params, other, 7)
     with pytest.raises(ValueError, match=r"config\.init_from: [^$]*language\.embedding"):
         trainer.run(values | {"init_from": str(model)}, tmp_path / "run")
     with pytest.raises(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures.random_params import random_like
 from tuna_jax.config import preset
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.evaluation import layer_features
@@ -24,12 +25,7 @@ CONFIG = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(
-        lambda: jax.tree.map(
-            lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape),
-            tuna.init(CONFIG, jax.random.key(0)),
-        )
-    )()
+    return jax.tree.map(jnp.asarray, random_like(tuna.shapes(CONFIG)))
 
 
 def test_the_layers_lead_to_the_models_outputs(params):

@@ -8,23 +8,25 @@ import jax
 import numpy as np
 import pytest
 
-from tuna_jax.config import preset
+from tests.fixtures.random_params import experiment, random_like
+from tuna_jax.config import from_dict, preset
 from tuna_jax.conversion.encoder_file import Encoder, export_encoder
 from tuna_jax.emoji.evaluation.hard import cknna_by_layer
 from tuna_jax.emoji.model_bundle import load_trained
 from tuna_jax.evaluation import layer_features
 from tuna_jax.evaluation.metrics.cknna import cknna, prepare
+from tuna_jax.models import tuna
 from tuna_jax.training import weights_file
 
 COUNT = 16
 
 
 @pytest.fixture(scope="module")
-def workdir(tiny_run, tmp_path_factory):
+def workdir(tmp_path_factory):
     """A tiny run of the demo's world."""
     folder = tmp_path_factory.mktemp("run")
-    values = tiny_run.experiment(folder)
-    params = tiny_run.parameters(values, 1)
+    values = experiment(folder)
+    params = random_like(tuna.shapes(from_dict(values["model"])))
     weights_file.export_model(folder / weights_file.MODEL_FILE, params, values, 7)
     return folder
 
