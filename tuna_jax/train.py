@@ -35,6 +35,7 @@ from tuna_jax.utils import malloc, old_names
 TRAINERS = {
     "emoji": "tuna_jax.emoji.trainer:run",
     "vae": "tuna_jax.emoji.vae_trainer:run",
+    "encoder": "tuna_jax.emoji.encoder_trainer:run",
     "multitask": "tuna_jax.trainers.multitask:run",
 }
 """By `config.kind`: the function `(values, workdir)` that trains, as "module:function"."""

@@ -13,6 +13,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 3_200
     config.seed = 0
     config.vae = ""  # The VAE of the package.
+    config.init_from = ""
+    config.init_encoder = ""
 
     config.model = ConfigDict()
     config.model.preset = "emoji"
@@ -42,6 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
     config.optimizer.frozen = ()
+    config.optimizer.trained = ()
     config.optimizer.ema = 0.998
 
     config.flow_weight = 1.0

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tuna_jax.config import from_dict
-from tuna_jax.emoji import vae_trainer
+from tuna_jax.emoji import encoder_trainer, vae_trainer
 from tuna_jax.emoji.config import EmojiExperiment
-from tuna_jax.models import latent_space, vae
+from tuna_jax.models import latent_space, tuna, vae
+from tuna_jax.models.layers import split
 from tuna_jax.parallel.mesh import make_mesh, sizes
 from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import abstract_batch, possible_shapes, stream_settings
@@ -24,13 +26,14 @@ from tuna_jax.utils.config_parsing import parse
 
 FILES = sorted(
     path
-    for room in ("emoji", "tuna")
+    for room in ("emoji", "tuna", "ablations/encoders")
     for path in (Path(__file__).parents[2] / "experiments" / room).glob("*.py")
 )
 KINDS = {
     "emoji": EmojiExperiment,
     "multitask": MultitaskExperiment,
     "vae": vae_trainer.VAESettings,
+    "encoder": encoder_trainer.EncoderSettings,
 }
 
 
@@ -78,7 +81,7 @@ def test_emoji_experiment_is_traced(path):
     config = from_dict(settings.model)
     program = Program(settings, config, ("t2i", "understand"), make_mesh())
     rows = settings.data.generation_rows + settings.data.understanding_rows
-    length, latent = settings.data.length, config.vae.latent_shape(1, 64, 64)
+    length, latent = settings.data.length, config.space.latent_shape(1, 64, 64)
     shapes = {
         "tokens": ((rows, length), jnp.int32),
         "labels": ((rows, length), jnp.int32),
@@ -109,6 +112,21 @@ def test_vae_experiment_is_traced(path):
     (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, pixels)
     assert value.shape == ()
     assert jax.tree.map(np.shape, gradient) == jax.tree.map(np.shape, params)
+
+
+@of_kind("encoder")
+def test_encoder_experiment_is_of_the_hard_worlds_model(path):
+    """Its encoder, VAE and scenes are those of experiments/emoji/hard.py, which can start from it."""
+    settings, hard = load(path), load(path.parents[2] / "emoji" / "hard.py")
+    methods = {"contrastive": "contrastive", "masked": "masked"}
+    assert (settings.method, settings.export) == (methods[path.stem], "encoder.safetensors")
+    assert (settings.model, settings.vae, settings.data) == (hard.model, hard.vae, hard.data)
+    config = from_dict(settings.model)
+    module = nnx.eval_shape(lambda: encoder_trainer.make_module(settings, config))
+    params = split(module)[1]
+    shapes = jax.tree.map(np.shape, params["representation"])
+    assert shapes == jax.tree.map(np.shape, tuna.shapes(config)["representation"])
+    optimizer.build(settings.optimizer, params, settings.steps)
 
 
 @pytest.mark.parametrize("size", ["1p5b", "7b"])

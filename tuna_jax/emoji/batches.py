@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from tuna_jax.config import TunaConfig, VAEConfig
+from tuna_jax.config import TunaConfig
 from tuna_jax.emoji import image_streams, latent_pool, task_streams
 from tuna_jax.emoji.config import EmojiData
 from tuna_jax.emoji.model_bundle import ModelBundle
@@ -16,7 +16,6 @@ from tuna_jax.emoji.world import worlds
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
 from tuna_jax.emoji.world.edits import EditSource
 from tuna_jax.training.step import Heads
-from tuna_jax.utils import fingerprint
 
 
 def batches(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> Any:
@@ -36,10 +35,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             f"config.data.world is {world.name!r}, which has no edits, clips or dialogues; set the rows of "
             "config.data.edits, config.data.clips and config.data.dialogues to 0"
         )
-    space = bundle.config.space
-    config = space.identity() if isinstance(space, VAEConfig) else dataclasses.asdict(space)
-    config.pop("by_frame", None)  # A frame is encoded as an image with either value.
-    key = fingerprint.fingerprint({"weights": bundle.vae_params, "config": config})
+    key = bundle.latents_key
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     tokenizer = bundle.tokenizer
     result: list[task_streams.Group] = []
@@ -58,13 +54,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             result.append(task_streams.Group(dataset, share))
 
     if data.generation_rows or data.understanding_rows or data.dialogues.rows:
-        source = world.source(
-            "train", data.seed, data.size, length=data.scenes, weights=dict(data.layouts) or None
-        )
-        pool = latent_pool.encode_pool(
-            source, data.scenes, bundle.encode, key, pictures=world.render, progress=progress
-        )
-        pool = with_pixels(pool, world.render)
+        pool = with_pixels(scene_pool(bundle, data, progress), world.render)
         image_tasks = [
             image_streams.text_to_image_stream(
                 pool,
@@ -170,6 +160,23 @@ def check_design(config: TunaConfig, data: EmojiData) -> None:
             f"{design}, which sees the pixels of images; set config.data.clips.generation_rows and "
             f"config.data.clips.understanding_rows to 0, or take another design"
         )
+
+
+def scene_pool(
+    bundle: ModelBundle, data: EmojiData, progress: bool = True
+) -> latent_pool.LatentPool[Any]:
+    """Latents of the training scenes; the first call encodes them, and keeps them on disk."""
+    world = worlds.world(data.world, data.partial, data.difficulty)
+    weights = dict(data.layouts) or None
+    source = world.source("train", data.seed, data.size, length=data.scenes, weights=weights)
+    return latent_pool.encode_pool(
+        source,
+        data.scenes,
+        bundle.encode,
+        bundle.latents_key,
+        pictures=world.render,
+        progress=progress,
+    )
 
 
 def heads(data: EmojiData, batch: Mapping[str, Any]) -> Heads:

@@ -144,6 +144,10 @@ class EmojiExperiment(loop.LoopSettings):
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
       vae: safetensors file of the image VAE; empty takes the emoji VAE of the package.
+      init_from: initial parameters of a new run: another run's workdir, or a folder written by `convert from_torch`;
+        empty initialises them randomly.
+      init_encoder: initial parameters of only the representation encoder: a file that an experiment of
+        experiments/ablations/encoders/ exported; the other parameters are initialised randomly.
       data: the mixture.
       samples: sampling settings, and the number of images of the contact sheets.
     """
@@ -151,5 +155,14 @@ class EmojiExperiment(loop.LoopSettings):
     kind: str = "emoji"
     model: dict
     vae: str = ""
+    init_from: str = ""
+    init_encoder: str = ""
     data: EmojiData = EmojiData()
     samples: SamplingSettings = SamplingSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from and self.init_encoder:
+            raise ValueError(
+                f"config.init_from ({self.init_from}) has an encoder of its own; leave it or config.init_encoder empty"
+            )

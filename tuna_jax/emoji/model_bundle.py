@@ -30,6 +30,7 @@ from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.weights_file import load_model
 from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
+from tuna_jax.utils.fingerprint import fingerprint
 from tuna_jax.utils.param_tree import unflatten
 
 Images = UInt8[np.ndarray, "n height width 3"]
@@ -60,6 +61,14 @@ class ModelBundle:
     def grid(self) -> Grid:
         """Latent grid of an image."""
         return Grid(*self.config.space.latent_shape(1, self.size, self.size)[:3])
+
+    @property
+    def latents_key(self) -> str:
+        """Identifies what makes latents of images: a VAE's weights and config, or the patches of a model on pixels."""
+        space = self.config.space
+        config = space.identity() if isinstance(space, VAEConfig) else dataclasses.asdict(space)
+        config.pop("by_frame", None)  # A frame is encoded as an image with either value.
+        return fingerprint({"weights": self.vae_params, "config": config})
 
     def model(self, params: Any) -> Tuna:
         """The inference pipeline with these parameters."""

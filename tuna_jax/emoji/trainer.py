@@ -22,6 +22,7 @@ from tuna_jax.emoji.world import worlds
 from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
+from tuna_jax.trainers import initial_params
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
 from tuna_jax.utils.config_parsing import parse
@@ -40,13 +41,24 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
       Whether the run reached its last step.
 
     Raises:
-      ValueError: the schedule, the VAE or the tokenizer does not match the config (`learning_rate`, `load_bundle`).
+      FileNotFoundError: there is nothing at `init_from` or `init_encoder`.
+      ValueError: the schedule, the VAE, the tokenizer or the initial parameters do not match the config
+        (`learning_rate`, `load_bundle`, `trainers.initial_params`).
     """
     learning_rate(
         settings.optimizer, settings.steps
     )  # Raises before minutes are spent on encoding data.
     bundle = load_bundle(settings)
     check_design(bundle.config, settings.data)
+    # Both are checked before data is encoded.
+    initial = initial_params.from_run(settings.init_from, bundle.config, workdir)
+    initial = initial or initial_params.with_encoder(
+        settings.init_encoder,
+        bundle.config,
+        workdir,
+        seed=settings.seed,
+        latents=bundle.latents_key,
+    )
     data_groups = groups(bundle, settings.data)
     mixture = task_streams.alternate(data_groups, settings.data.seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
@@ -75,6 +87,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         iterator,
         tasks=image_streams.STREAMS if settings.data.images_only else task_streams.TASKS,
         record={**values, RECORD_KEY: run_record.to_json()},
+        initial_params=initial,
         sample=sample if settings.data.generation_rows else None,
         evaluate=evaluator(settings, bundle.model, workdir),
         heads=functools.partial(heads, settings.data),

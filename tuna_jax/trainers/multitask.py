@@ -23,11 +23,12 @@ from tuna_jax.data.mixture import mixture as mixing
 from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference import trained_shapes
-from tuna_jax.inference.components import PathLike, read_parameters, read_tokenizer, read_vae
+from tuna_jax.inference.components import PathLike, read_tokenizer, read_vae
 from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.sweeps.online import evaluator
+from tuna_jax.trainers import initial_params
 from tuna_jax.trainers.build_mixture import open_mixture, programs, scans_of_run, weights_history
 from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import (
@@ -98,6 +99,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_components(settings)
+    initial = initial_params.from_run(settings.init_from, config, workdir)
     precomputed = any(stream.latents for stream in streams.values())
     fingerprint = vae_fingerprint(config.video_vae, vae_params) if precomputed else None
     host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
@@ -150,9 +152,6 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         cut = {f"cut_texts/{name}": float(count) for name, count in mixture.cut.items()}
         return {"invalid_examples": float(sum(kinds.values())), **kinds, **cut}
 
-    def initial_params(shapes: Any, shardings: Any) -> Any:
-        return read_parameters(settings.init_from, shapes, shardings)
-
     size = picture_size(settings.samples.size, "config.samples.size")
     run = RunRecord(
         kind=settings.kind,
@@ -186,7 +185,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
                 for shape, shape_heads in programs(mixture, streams)
             ],
             vae_params=vae_params,
-            initial_params=initial_params if settings.init_from else None,
+            initial_params=initial,
             evaluate=evaluator(settings, model, workdir),
             sample=sample if settings.samples.prompts else None,
             counters=counters,

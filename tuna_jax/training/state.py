@@ -46,6 +46,12 @@ class TrainState(NamedTuple):
         return self.params if self.ema is None else self.ema
 
 
+def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of a run's seed: of its initial parameters, and of its steps."""
+    init_key, step_key = jax.random.split(seeds.key(seed, "config.seed"))
+    return init_key, step_key
+
+
 def initial(
     init_params: Callable[[jax.Array], Params],
     optimizer: optax.GradientTransformation,
@@ -63,7 +69,7 @@ def initial(
       seed: of the run's random key.
       average: whether the state has a moving average of the parameters.
     """
-    init_key, step_key = jax.random.split(seeds.key(seed, "config.seed"))
+    init_key, step_key = keys(seed)
     params = init_params(init_key)
     return TrainState(
         step=jnp.int32(0),
