@@ -17,6 +17,7 @@ import pprint
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,18 +99,15 @@ def runs_of(study: Study, folder: Path) -> list[Run]:
 
 def write_experiment(run: Run) -> None:
     """Writes the run's experiment file, which trains it again wherever it is copied."""
+    values = pprint.pformat(dict(run.values), sort_dicts=False, width=100)
     text = (
         f'"""{run.name.capitalize()}; written by `tuna-jax ablate`."""\n\n'
         "from ml_collections import ConfigDict\n\n\n"
         f"def get_config() -> ConfigDict:\n    return ConfigDict(\n"
-        f"{_indented(pprint.pformat(dict(run.values), sort_dicts=False, width=100))}\n    )\n"
+        f"{textwrap.indent(values, ' ' * 8)}\n    )\n"
     )
     with atomic_file(run.experiment) as scratch:
         scratch.write_text(text, encoding="utf-8")
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"        {line}" for line in text.splitlines())
 
 
 @dataclasses.dataclass
@@ -216,7 +214,7 @@ def _visible_devices(part: int, jobs: int, devices: int) -> dict[str, str]:
 
 def _reason(run: Run, status: int) -> str:
     """Why a run failed: the last line that it printed, or its exit status."""
-    text = run.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    text = run.log.read_bytes().decode(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     last = lines[-1][:_LOG_TAIL] if lines else "it printed nothing"
     return f"exit status {status}: {last} (all of it: {run.log})"
