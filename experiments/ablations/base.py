@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 WORLD = {"nouns": 6, "colours": 3}
-SPLITS = ("test_single", "test_pairs", "test_counts")
+SPLITS = ("test_single", "test_colours", "test_pairs", "test_counts")
 EVERY = 300  # steps between evaluations
 GENERATION = ("full", "partial")
 UNDERSTANDING = ("name", "colour", "where")

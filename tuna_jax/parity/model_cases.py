@@ -41,22 +41,28 @@ def batch_of(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> d
 def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) -> dict[str, Any]:
     """Outputs of a forward pass, by their names in the cases."""
     tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
-    run = jax.jit(tuna.forward, static_argnums=0)
-    result = run(golden.config, golden.params, tokens, spans, noisy, t)
-    model = tuna.bind(golden.config, golden.params)
-    layout = sequence_layout(spans, tokens.shape[1])
-    time = None if t is None else model.time_embedding(t)
-    out = {
-        "input_embeds": model.embed(tokens, layout, noisy, time),
-        "logits": tuna.logits(golden.config, golden.params, result.hidden),
-        "last_hidden": result.hidden,
-    }
-    if noisy is not None:
-        out["v_pred_all"] = result.prediction
-        assert result.prediction is not None
-        velocity = tuna.span_predictions(golden.config, result.prediction, spans, noisy.shape[2:])
-        out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
-    return out
+    config = golden.config
+
+    # One program: the operations around the forward pass would compile one by one.
+    @jax.jit
+    def run(params: Any, noisy: Any, t: Any) -> dict[str, Any]:
+        result = tuna.forward(config, params, tokens, spans, noisy, t)
+        model = tuna.bind(config, params)
+        layout = sequence_layout(spans, tokens.shape[1])
+        time = None if t is None else model.time_embedding(t)
+        out = {
+            "input_embeds": model.embed(tokens, layout, noisy, time),
+            "logits": tuna.logits(config, params, result.hidden),
+            "last_hidden": result.hidden,
+        }
+        if noisy is not None:
+            out["v_pred_all"] = result.prediction
+            assert result.prediction is not None
+            velocity = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
+            out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
+        return out
+
+    return run(golden.params, noisy, t)
 
 
 def losses_of(
@@ -105,26 +111,50 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     batch = batch_of(x, clean)
     losses, grads = losses_of(golden, batch, noise, t)
-    model = tuna.bind(golden.config, golden.params)
     noisy = flow.interpolate(clean, noise, t)
     computed = forward(golden, x, noisy, t) | losses
-    computed["image_embeds"] = model.visual_tokens(noisy).reshape(x["image_embeds"].shape)
-    layout = sequence_layout(batch["spans"], batch["tokens"].shape[1])
-    rotation = rope.flow_head_rotation(layout, golden.config.flow_head, *noisy.shape[3:5])
-    hidden, time = computed["last_hidden"], model.time_embedding(t)
-    for index in range(golden.config.flow_head.layers):
-        hidden, _ = component_cases.layer(model.flow_head.layers, index)(
-            hidden, time, rotation, layout
-        )
-        computed[f"head_{index}"] = hidden
+    computed |= parts(golden, case, batch, noisy, t, computed["last_hidden"])
     out = dict(in_case(case, computed))
-
     out |= gradients_of(golden, case, grads)
     ignored = batch | {"labels": jnp.asarray(x["text_labels_official"])}
     with_ignored, _ = losses_of(golden, ignored, noise, t)
     reference = case.scalar("loss_ntp_official_labels")
     out["loss_ntp_official_labels"] = Comparison(with_ignored["loss_ntp"], reference)
     return out
+
+
+def parts(
+    golden: GoldenSet,
+    case: Case,
+    batch: Mapping[str, jax.Array],
+    noisy: jax.Array,
+    t: jax.Array,
+    hidden: jax.Array,
+) -> dict[str, Any]:
+    """The visual tokens, and the output of every block of the flow head, by their names in the cases.
+
+    Args:
+      golden, case: the case.
+      batch: its training batch.
+      noisy: noisy latents of the slots.
+      t: their times.
+      hidden: the input of the flow head.
+    """
+
+    @jax.jit
+    def run(params: Any, hidden: jax.Array) -> dict[str, jax.Array]:
+        model = tuna.bind(golden.config, params)
+        layout = sequence_layout(batch["spans"], batch["tokens"].shape[1])
+        rotation = rope.flow_head_rotation(layout, golden.config.flow_head, *noisy.shape[3:5])
+        tokens = model.visual_tokens(noisy).reshape(case.tensors["image_embeds"].shape)
+        values, time = {"image_embeds": tokens}, model.time_embedding(t)
+        for index in range(golden.config.flow_head.layers):
+            block = component_cases.layer(model.flow_head.layers, index)
+            hidden, _ = block(hidden, time, rotation, layout)
+            values[f"head_{index}"] = hidden
+        return values
+
+    return run(golden.params, hidden)
 
 
 def gradients_of(golden: GoldenSet, case: Case, grads: Any) -> dict[str, Any]:
@@ -199,10 +229,14 @@ def decoded(golden: GoldenSet, case: Case, images: jax.Array) -> dict[str, Any]:
         spans,
         images,
     )
-    model = tuna.bind(config, params)
-    layout = sequence_layout(spans, tokens.shape[1])
-    time = model.time_embedding(jnp.ones(spans.shape[:2]))
-    out["gen_input_embeds"] = model.embed(tokens, layout, start.latents, time)
+
+    @jax.jit
+    def embed(params: Any, images: jax.Array) -> jax.Array:
+        model = tuna.bind(config, params)
+        layout = sequence_layout(spans, tokens.shape[1])
+        return model.embed(tokens, layout, images, model.time_embedding(jnp.ones(spans.shape[:2])))
+
+    out["gen_input_embeds"] = embed(params, images)
     count, key = len(x["gen_tokens"]), jax.random.key(0)
     free = text_decoder.generate(
         config, params, start, key, eos=-1, max_new_tokens=count, keep_logits=True
@@ -242,10 +276,13 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
     clean, noise, t = _path(x["mix_xt"], x["mix_ut"], x["mix_t"], rows)
     batch = batch_of(x, clean, "mix_")
     losses, _ = losses_of(golden, batch, noise, t)
-    result = tuna.forward(
-        config, params, batch["tokens"], batch["spans"], component_cases.slots(x["mix_xt"], rows), t
-    )
-    out["mix_logits"] = tuna.logits(config, params, result.hidden)
+
+    @jax.jit
+    def logits(params: Any, noisy: jax.Array) -> jax.Array:
+        result = tuna.forward(config, params, batch["tokens"], batch["spans"], noisy, t)
+        return tuna.logits(config, params, result.hidden)
+
+    out["mix_logits"] = logits(params, component_cases.slots(x["mix_xt"], rows))
     out["mix_loss_ntp"] = losses["loss_ntp"]
     return out
 
@@ -309,12 +346,15 @@ def t2i_generate(golden: GoldenSet, case: Case) -> Computed:
     noise = component_cases.last(x["z"])
     span = 1 + noise[0, ..., 0].size
     capacity = both.tokens.shape[1] + span
-    cache, _ = prefix_cache.prefill(config, golden.params, both, capacity, with_flow_head=True)
-    start = both.lengths
-    velocity = prefix_cache.span_prediction(
-        config, golden.params, cache, start, noise, jnp.zeros(())
-    )
-    return out | {"v_t0": component_cases.first(velocity)}
+
+    @jax.jit
+    def velocity(params: Any, both: prefix_cache.Prefix) -> jax.Array:
+        cache, _ = prefix_cache.prefill(config, params, both, capacity, with_flow_head=True)
+        return prefix_cache.span_prediction(
+            config, params, cache, both.lengths, noise, jnp.zeros(())
+        )
+
+    return out | {"v_t0": component_cases.first(velocity(golden.params, both))}
 
 
 def t2i_generate_edit(golden: GoldenSet, case: Case) -> Computed:

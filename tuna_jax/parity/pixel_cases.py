@@ -13,7 +13,7 @@ import numpy as np
 
 from tuna_jax import flow
 from tuna_jax.inference.generation import flow_sampler, prefix_cache
-from tuna_jax.models import rope, tuna
+from tuna_jax.models import tuna
 from tuna_jax.models.attention import sequence_layout
 from tuna_jax.models.text_loss import text_loss
 from tuna_jax.parity import component_cases, model_cases, pixel_component_cases
@@ -33,24 +33,28 @@ def _forward(
     t: jax.Array,
     hidden: jax.Array | None = None,
 ) -> dict[str, Any]:
-    config, params = golden.config, golden.params
-    tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
-    run = jax.jit(tuna.forward, static_argnums=0)
-    result = run(config, params, tokens, spans, noisy, t, None, hidden)
-    model = tuna.bind(config, params)
-    layout = sequence_layout(spans, tokens.shape[1])
-    assert result.prediction is not None
-    clean = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
-    floor = config.flow.min_remaining
-    velocity = flow.velocity_from_clean(clean, noisy, t, floor)
-    flat = (-1, *noisy.shape[2:])
-    return {
-        "input_embeds": model.embed(tokens, layout, noisy, model.time_embedding(t), hidden),
-        "logits": tuna.logits(config, params, result.hidden),
-        "last_hidden": result.hidden,
-        "x_pred": images_of(golden, clean.reshape(flat)),
-        "v_pred": images_of(golden, velocity.reshape(flat)),
-    }
+    config, spans = golden.config, jnp.asarray(x["modality_positions"])
+    tokens = jnp.asarray(x["text_tokens"])
+
+    # One program: the operations around the forward pass would compile one by one.
+    @jax.jit
+    def run(params: Any, noisy: jax.Array, t: jax.Array, hidden: jax.Array | None) -> Any:
+        result = tuna.forward(config, params, tokens, spans, noisy, t, None, hidden)
+        model = tuna.bind(config, params)
+        layout = sequence_layout(spans, tokens.shape[1])
+        assert result.prediction is not None
+        clean = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
+        velocity = flow.velocity_from_clean(clean, noisy, t, config.flow.min_remaining)
+        flat = (-1, *noisy.shape[2:])
+        return {
+            "input_embeds": model.embed(tokens, layout, noisy, model.time_embedding(t), hidden),
+            "logits": tuna.logits(config, params, result.hidden),
+            "last_hidden": result.hidden,
+            "x_pred": images_of(golden, clean.reshape(flat)),
+            "v_pred": images_of(golden, velocity.reshape(flat)),
+        }
+
+    return run(golden.params, noisy, t, hidden)
 
 
 def _full(golden: GoldenSet, case: Case) -> tuple[dict[str, Any], dict[str, jax.Array], jax.Array]:
@@ -81,18 +85,11 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     """A training step: forward pass, losses, and gradients of all parameters."""
     x = case.tensors
     out, batch, t = _full(golden, case)
-    model = tuna.bind(golden.config, golden.params)
     noisy = slots(golden, x["xt"], len(t))
     path = flow.interpolate(batch["latents"], noise_scale(golden) * batch["noise"], t)
     out["xt (from x1 and noise)"] = Comparison(path, noisy)
-    out["image_embeds"] = model.visual_tokens(noisy).reshape(x["image_embeds"].shape)
-    layout = sequence_layout(batch["spans"], batch["tokens"].shape[1])
-    rotation = rope.flow_head_rotation(layout, golden.config.flow_head, *noisy.shape[3:5])
-    hidden, time = jnp.asarray(x["last_hidden"]), model.time_embedding(t)
-    for index in range(golden.config.flow_head.layers):
-        block = component_cases.layer(model.flow_head.layers, index)
-        hidden, _ = block(hidden, time, rotation, layout)
-        out[f"head_{index}"] = hidden
+    given = jnp.asarray(x["last_hidden"])
+    out |= model_cases.parts(golden, case, batch, noisy, t, given)
     ignored = {**batch, "labels": jnp.asarray(x["text_labels_official"])}
     noise = ignored.pop("noise")
     with_ignored, _ = model_cases.losses_of(golden, ignored, noise, t)
@@ -261,11 +258,16 @@ def _predictions_at_0(
     config = golden.config
     both = prefix_cache.join(*branches)
     capacity = both.tokens.shape[1] + 1 + noise.shape[2] * noise.shape[3]
-    cache, _ = prefix_cache.prefill(config, golden.params, both, capacity, with_flow_head=True)
-    state = config.flow.noise_scale * noise
-    predicted = prefix_cache.span_prediction(
-        config, golden.params, cache, both.lengths, state, jnp.zeros(())
-    )
+
+    @jax.jit
+    def predict(params: Any, both: prefix_cache.Prefix) -> jax.Array:
+        cache, _ = prefix_cache.prefill(config, params, both, capacity, with_flow_head=True)
+        state = config.flow.noise_scale * noise
+        return prefix_cache.span_prediction(
+            config, params, cache, both.lengths, state, jnp.zeros(())
+        )
+
+    predicted = predict(golden.params, both)
     half = len(noise)
     out = {}
     if "x_pred_t0_branches" in x:
