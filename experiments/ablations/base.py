@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-WORLD = {"nouns": 6, "colours": 3}
-SPLITS = ("test_single", "test_colours", "test_pairs", "test_counts")
+WORLD = {"nouns": 4, "colours": 3}
+SPLITS = ("test_single", "test_colours", "test_counts")
 EVERY = 300  # steps between evaluations
 GENERATION = ("full", "partial")
 UNDERSTANDING = ("name", "colour", "where")
@@ -22,9 +22,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config = runpy.run_path(str(hard))["get_config"](arg)
     config.steps = 600
     config.data.update(WORLD)
-    config.data.layouts = ConfigDict({"single": 0.5, "pair": 0.3, "count": 0.2})
+    config.data.layouts = ConfigDict({"single": 0.7, "count": 0.3})
     config.data.scenes = 8_000
-    config.data.length = 72
+    config.data.length = 60
     config.samples.steps = 9
     config.checkpoint_every = 300
     config.keep = 1

@@ -30,18 +30,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "latent_only": {"model": {"design": "latent_only"}, **generation},
         }
     )
-    config.arm_tasks = ConfigDict(
-        {
-            arm: base["UNDERSTANDING"]
-            for arm in config.arms
-            if "generation_rows" in config.arms[arm].get("data", {})
-        }
-        | {
-            arm: base["GENERATION"]
-            for arm in config.arms
-            if "understanding_rows" in config.arms[arm].get("data", {})
-        }
-    )
+    for arm in ("cascade_understanding", "late_fusion_understanding", "semantic_only"):
+        config.arm_tasks[arm] = base["UNDERSTANDING"]
+    for arm in ("cascade_generation", "late_fusion_generation", "latent_only"):
+        config.arm_tasks[arm] = base["GENERATION"]
     config.reference = "cascade"
     config.claims = ConfigDict(
         {

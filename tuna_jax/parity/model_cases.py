@@ -56,8 +56,8 @@ def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) 
             "last_hidden": result.hidden,
         }
         if noisy is not None:
-            out["v_pred_all"] = result.prediction
             assert result.prediction is not None
+            out["v_pred_all"] = result.prediction
             velocity = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
             out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
         return out
