@@ -152,6 +152,12 @@ def test_batches_hold_both_tasks_and_are_random_access(values):
     assert (batch["labels"] != -100).any(1).tolist() == [False, False, False, True, True]
     for name, array in batches.batches(bundle, data, progress=False)[5].items():
         np.testing.assert_array_equal(array, batch[name])
+    # The seed of the order changes the rows, and neither the scenes nor their latents.
+    assert parse(EmojiExperiment, values).data.stream_seed == values["data"]["seed"]
+    other = batches.batches(bundle, dataclasses.replace(data, order_seed=1), progress=False)
+    assert (other[5]["tokens"] != batch["tokens"]).any()
+    first = {row.tobytes() for index in range(22) for row in dataset[index]["latents"][:3]}
+    assert first == {row.tobytes() for index in range(22) for row in other[index]["latents"][:3]}
 
 
 ALL = EXPERIMENT.with_name("all_tasks.py")

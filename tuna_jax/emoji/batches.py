@@ -20,7 +20,7 @@ from tuna_jax.training.step import Heads
 
 def batches(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> Any:
     """The endless data set of this process's part of every batch; see `groups`."""
-    return task_streams.alternate(groups(bundle, data, progress), data.seed)
+    return task_streams.alternate(groups(bundle, data, progress), data.stream_seed)
 
 
 def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[task_streams.Group]:
@@ -60,7 +60,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
                 pool,
                 tokenizer,
                 rows=data.generation_rows,
-                seed=2 * data.seed,
+                seed=2 * data.stream_seed,
                 caption_dropout=data.caption_dropout,
                 spread=data.generation_spread,
                 world=world,
@@ -69,7 +69,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
                 pool,
                 tokenizer,
                 rows=data.understanding_rows,
-                seed=2 * data.seed + 1,
+                seed=2 * data.stream_seed + 1,
                 question_weights=dict(data.questions) or None,
                 world=world,
             ),
@@ -80,7 +80,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             tokenizer,
             rows=data.dialogues.rows,
             length=data.dialogues.length,
-            seed=2 * data.seed + 2,
+            seed=2 * data.stream_seed + 2,
         )
         add_group([dialogues], data.dialogues.share, data.dialogues.length)
     if data.edits.rows:
@@ -100,7 +100,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             edit_pool,
             tokenizer,
             rows=data.edits.rows,
-            seed=2 * data.seed + 3,
+            seed=2 * data.stream_seed + 3,
             instruction_dropout=data.caption_dropout,
             spread=data.generation_spread,
             source_spread=data.edits.source_spread,
@@ -128,12 +128,12 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
                 clip_pool,
                 tokenizer,
                 rows=data.clips.generation_rows,
-                seed=2 * data.seed + 4,
+                seed=2 * data.stream_seed + 4,
                 caption_dropout=data.caption_dropout,
                 spread=data.generation_spread,
             ),
             task_streams.clip_questions_stream(
-                clip_pool, tokenizer, rows=data.clips.understanding_rows, seed=2 * data.seed + 5
+                clip_pool, tokenizer, rows=data.clips.understanding_rows, seed=2 * data.stream_seed + 5
             ),
         ]
         add_group(clip_tasks, data.clips.share, data.clips.length)

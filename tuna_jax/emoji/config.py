@@ -85,6 +85,8 @@ class EmojiData:
       scenes: number of training scenes that are encoded before training.
       size: side of an image in pixels; at least 96 in the hard world.
       seed: seed of the scenes, of their order, and of captions and questions.
+      order_seed: seed of the order, captions and questions alone, so that runs can differ in these and share the
+        encoded scenes; -1 takes `seed`.
       length: tokens per row; a longer row is an error that names its length.
       generation_rows, understanding_rows: rows per batch with each task; 0 turns it off. Without rows of generation
         there are no contact sheets.
@@ -106,6 +108,7 @@ class EmojiData:
     scenes: int = 40_000
     size: int = 64
     seed: int = 0
+    order_seed: int = -1
     length: int = 44
     generation_rows: int = 16
     understanding_rows: int = 8
@@ -119,6 +122,11 @@ class EmojiData:
     edits: EditData = EditData()
     clips: ClipData = ClipData()
     dialogues: DialogueData = DialogueData()
+
+    @property
+    def stream_seed(self) -> int:
+        """The seed of order, captions and questions."""
+        return self.seed if self.order_seed < 0 else self.order_seed
 
     @property
     def difficulty(self) -> Difficulty:

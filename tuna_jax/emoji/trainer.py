@@ -60,7 +60,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         latents=bundle.latents_key,
     )
     data_groups = groups(bundle, settings.data)
-    mixture = task_streams.alternate(data_groups, settings.data.seed)
+    mixture = task_streams.alternate(data_groups, settings.data.stream_seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
 
     run_record = RunRecord(
