@@ -75,6 +75,8 @@ def test_equal_runs_of_two_studies_are_trained_once(trained: Path) -> None:
         workdir = trained / str(number)
         assert not command.ablate(each, workdir, runs_folder=trained / "runs", arms=())
     assert len((trained / "runs" / "starts").read_text().split()) == 3
+    page = (trained / "0" / "report.html").read_text()
+    assert "one seed" in page and "inf" not in page.partition("</style>")[2]
     (row,) = (r for r in results.read(trained / "1" / "results.jsonl") if r["step"] == 4)
     assert row["arm"] == "same" and row["value"] == pytest.approx(0.096)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,15 +62,15 @@ def lines(study: Study, rows: Sequence[Row]) -> list[Line]:
 def number(metric: str, value: float, signed: bool = False) -> str:
     """A value of a metric: a share in per cent, a distance (`.../distance`) or decibels as they are."""
     sign = "+" if signed else ""
-    if math.isinf(value):
-        return "?"
     if metric.endswith(("distance", "_db")):
         return f"{value:{sign}.2f}"
     return f"{100 * value:{sign}.1f} %"
 
 
 def interval(metric: str, value: Estimate, signed: bool = False) -> str:
-    """A mean with its interval: '61.2 % (55.0 % to 67.4 %)'."""
+    """A mean with its interval, if there are several seeds: '61.2 % (55.0 % to 67.4 %)'."""
+    if value.count == 1:
+        return f"{number(metric, value.mean, signed)} (one seed)"
     low, high = number(metric, value.low, signed), number(metric, value.high, signed)
     return f"{number(metric, value.mean, signed)} ({low} to {high})"
 

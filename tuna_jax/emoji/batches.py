@@ -133,7 +133,10 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
                 spread=data.generation_spread,
             ),
             task_streams.clip_questions_stream(
-                clip_pool, tokenizer, rows=data.clips.understanding_rows, seed=2 * data.stream_seed + 5
+                clip_pool,
+                tokenizer,
+                rows=data.clips.understanding_rows,
+                seed=2 * data.stream_seed + 5,
             ),
         ]
         add_group(clip_tasks, data.clips.share, data.clips.length)
