@@ -1,5 +1,6 @@
 """The emoji trainer and its model bundle, with an untrained model."""
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -15,6 +16,7 @@ from tuna_jax.conversion import image_vae_file
 from tuna_jax.emoji import batches, model_bundle, trainer
 from tuna_jax.emoji.config import EmojiExperiment
 from tuna_jax.emoji.evaluation import run
+from tuna_jax.emoji.evaluation.suite import Evaluation
 from tuna_jax.emoji.world.scenes import SceneSource, is_held_out
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna, vae
@@ -273,3 +275,22 @@ def test_an_untrained_model_runs_all_tasks(values):
         pictures, ["what is this?", "and where is it?"], [[], [("what is this?", "a dog")]]
     )
     assert len(answers) == 2
+
+
+@pytest.mark.parametrize(("preset_name", "has_vae"), [("tuna_2_emoji", False), ("emoji", True)])
+def test_only_a_model_with_a_vae_is_measured_with_its_reconstructions(
+    monkeypatch, preset_name, has_vae
+):
+    values = runpy.run_path(str(EXPERIMENT))["get_config"]().to_dict()
+    values["model"] = {"preset": preset_name}
+    bundle = model_bundle.load_bundle(parse(EmojiExperiment, values))
+    given = {}
+
+    def measured(functions, **options):
+        given.update(options)
+        return Evaluation({}, {}, [], [], None)
+
+    monkeypatch.setattr(run, "measure", measured)
+    options = argparse.Namespace(images=4, questions=4)
+    run.measure_run(bundle, {}, values, options)
+    assert (given["reconstruct"] is not None) == has_vae and given["generations"] == 4

@@ -26,7 +26,7 @@ Latents = Float[Array, "b t h w c"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveSettings:
-    """Images beside their captions, with SigLIP's loss.
+    """Images with their captions, with SigLIP's loss.
 
     Attributes:
       width, layers, heads, mlp: sizes of the text transformer.

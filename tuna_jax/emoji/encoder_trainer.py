@@ -2,7 +2,7 @@
 
 The encoder is the module of a TUNA model (`models/representation.py`), and sees what it will see there: clean latents
 of the frozen VAE. The exported file starts a model (`config.init_encoder`). At the end linear probes say what the
-encoder has learned, beside one with random parameters.
+encoder has learned, next to one with random parameters.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EncoderSettings:
     """Settings of an encoder's training run: an experiment file of kind 'encoder'.
 
     Attributes:
-      method: 'contrastive' (images beside captions) or 'masked' (images only).
+      method: 'contrastive' (images with captions) or 'masked' (images only).
       model: the TUNA model whose encoder is trained; see `tuna_jax.config.from_dict`.
       vae: safetensors file of the image VAE; empty takes the emoji VAE of the package.
       data: the scenes, their captions and the vocabulary; rows, questions and other groups are not used.

@@ -69,7 +69,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def _evaluate_model(source: Path, output: Path, options: argparse.Namespace) -> None:
     started = time.time() if options.started is None else options.started
     bundle, params, settings = _load(source, options)
-    evaluation = _measure(bundle, params, settings, options)
+    evaluation = measure_run(bundle, params, settings, options)
     metrics, sampling = _folder(source) / "metrics.jsonl", bundle.samples
     page = report.write(
         output,
@@ -98,7 +98,10 @@ def _evaluate_model(source: Path, output: Path, options: argparse.Namespace) -> 
             f"{name:34} {score.value:7.2f}  [{low:.2f}, {high:.2f}]  plain grounds {score.chance:.1f}, "
             f"true pictures {least:.2f}  n={score.count}"
         )
-    for name, value in {"vae_psnr_db": evaluation.vae_psnr_db, **evaluation.decibels}.items():
+    decibels = dict(evaluation.decibels)
+    if evaluation.vae_psnr_db is not None:
+        decibels = {"vae_psnr_db": evaluation.vae_psnr_db, **decibels}
+    for name, value in decibels.items():
         print(f"{name:34} {value:5.1f}")
     print(page)
 
@@ -113,7 +116,7 @@ def _evaluate_checkpoints(runs: list[Path], output: Path, options: argparse.Name
             if step not in evaluated:
                 print(f"{workdir.name}, step {step}", file=sys.stderr, flush=True)
                 params = load_checkpoint(path)
-                evaluation = _measure(bundle, params, settings, options)
+                evaluation = measure_run(bundle, params, settings, options)
                 learning_curves.append(workdir, step, evaluation.scores)
         curve = learning_curves.read(workdir)
         if not curve:
@@ -126,21 +129,29 @@ def _evaluate_checkpoints(runs: list[Path], output: Path, options: argparse.Name
     print(plot)
 
 
-def _measure(
+def measure_run(
     bundle: ModelBundle,
     params: Any,
     settings: Mapping[str, Any],
     options: argparse.Namespace,
 ) -> Evaluation:
+    """Measures a model on what it was trained for.
+
+    Args:
+      bundle, params, settings: see `load_trained`.
+      options: `images` and `questions` of `tuna-jax evaluate`.
+    """
     tasks = task_functions(bundle, params, settings)
     data = parse(EmojiExperiment, settings).data
+    # A model on pixels has no VAE, whose losses would be a ceiling.
+    reconstruct = bundle.reconstruct if bundle.config.vae is not None else None
     if data.world == "hard":
         generate = lambda prompts, seeds: bundle.generate(params, prompts, seeds)
         answer = functools.partial(bundle.answer, params, max_new_tokens=items.MAX_NEW_TOKENS)
         return measure_hard(
             generate if tasks.generate else None,
             answer if tasks.answer else None,
-            reconstruct=bundle.reconstruct,
+            reconstruct=reconstruct,
             judge=_hard_judge(),
             generations=options.images,
             questions=options.questions,
@@ -151,7 +162,7 @@ def _measure(
         )
     return measure(
         tasks,
-        reconstruct=bundle.reconstruct,
+        reconstruct=reconstruct,
         judge=_judge(),
         generations=options.images,
         questions=options.questions,
