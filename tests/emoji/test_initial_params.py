@@ -103,7 +103,7 @@ def test_an_encoder_is_read_as_it_was_written(encoder, tmp_path):
         ({"model": {"representation": {"width": 48, "heads": 3}}}, "representation.width 32"),
         ({"model": {"representation": {"heads": 1}}}, "representation.heads 2 in place of 1"),
         ({"model": {"design": "latent_only"}}, r"config\.model\.design.*latent_only"),
-        ({"model": {"design": "semantic_only"}}, "channels 8 in place of 768"),
+        ({"model": {"design": "decoupled"}}, "channels 8 in place of 768"),
         ({"latents": "0"}, r"another VAE than config\.vae"),
         ({"params": np.nan}, "NaN"),
     ],
