@@ -145,3 +145,15 @@ def test_an_experiment_file_is_the_run(tmp_path: Path) -> None:
     runs.write_experiment(run)
     assert config_flags.read(str(run.experiment)) == run.values
     assert (run.arm, run.seed) == ("blue", 1)
+
+
+def test_a_run_is_finished_when_its_last_step_is_evaluated(tmp_path: Path) -> None:
+    run = runs.runs_of(study.parse(studies.values()), tmp_path)[0]
+    (run.folder / "evaluation").mkdir(parents=True)
+    (run.folder / "model.safetensors").write_text("")
+    path = run.folder / "evaluation" / "results.jsonl"
+    for steps, finished in (((2,), False), ((2, 4), True)):
+        path.write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+        assert run.is_finished == finished
+    (run.folder / "model.safetensors").unlink()
+    assert not run.is_finished
