@@ -52,6 +52,7 @@ def _claim(**changes: object) -> dict[str, object]:
         ({"arms": {}}, "study.arms"),
         ({"question": ""}, "study.question"),
         ({"reference": "rad"}, "study.reference"),
+        ({"tasks": {"name": {"kind": "anwser"}}}, "tasks.name.*'anwser'"),
         ({"seeds": ()}, "study.seeds"),
         ({"seeds": (1, 1)}, "study.seeds"),
         ({"seed_keys": ("data.sede",)}, "data.sede"),

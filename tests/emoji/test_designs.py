@@ -114,7 +114,7 @@ def test_pixels_are_those_of_the_latents_scenes(values):
     ("design", "rows"), [("decoupled", {}), ("semantic_only", {"generation_rows": 0})]
 )
 def test_a_model_that_sees_pixels_is_trained_and_evaluated(values, tmp_path, design, rows):
-    # A sheet is due, and there is none of a model that does not generate.
+    # A contact sheet would be due, but a model that does not generate has none.
     config = experiment(values, design, **rows) | ({"sample_every": 2} if rows else {})
     assert trainer.train(config, parse(EmojiExperiment, config), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]

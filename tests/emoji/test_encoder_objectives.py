@@ -1,4 +1,4 @@
-"""What encoders are trained on: the losses beside direct computations, and what each module sees."""
+"""What encoders are trained on: the losses against direct computations, and what each module sees."""
 
 import dataclasses
 

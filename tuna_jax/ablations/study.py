@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tuna_jax.sweeps import registry
 from tuna_jax.utils.config_parsing import unknown_key
 from tuna_jax.utils.fingerprint import fingerprint
-from tuna_jax.utils.old_names import experiment as current_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,8 @@ def parse(values: Mapping[str, Any]) -> Study:
     """The study of a file's mapping.
 
     Raises:
-        ValueError: an unknown or missing key, an arm or a metric that a claim names and the study lacks, or an
-            interval of evaluations that does not divide the steps.
+        ValueError: an unknown key or task, a missing key, an arm or a metric that a claim names and the study lacks,
+            or an interval of evaluations that does not divide the steps.
     """
     fields = {field.name: field for field in dataclasses.fields(Study)}
     for key in values:
@@ -160,6 +160,8 @@ def _check(study: Study) -> None:
                     f"study.seed_keys names {key!r}, which study.experiment does not set"
                 )
             section = section[part]
+    for name, options in study.tasks.items():
+        registry.kind_of(name, options)
     for arm, names in study.arm_tasks.items():
         unknown = [name for name in names if name not in study.tasks]
         if arm not in study.arms or unknown or not names:
@@ -168,7 +170,7 @@ def _check(study: Study) -> None:
                 f"({', '.join(study.arms)})"
             )
     for arm in study.arms:
-        current_names(study.run_values(arm, study.seeds[0]))  # The merge names what does not fit.
+        study.run_values(arm, study.seeds[0])  # An error names the override that does not fit.
         if study.every < 1 or study.steps(arm) % study.every:
             raise ValueError(
                 f"study.every is {study.every}, which must divide the steps of the arm {arm!r} ({study.steps(arm)}), "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tuna_jax.config import RepresentationConfig
 from tuna_jax.models.designs import ENCODERS
 from tuna_jax.models.layers import Params, merge, split
+from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.param_tree import flatten, unflatten
 
@@ -60,7 +58,6 @@ def _template(config: RepresentationConfig, channels: int) -> tuple[Any, Params]
 def export_encoder(path: str | Path, encoder: Encoder) -> Path:
     """Writes an encoder to a safetensors file, atomically."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: np.ascontiguousarray(leaf, np.float32)
         for name, leaf in flatten(encoder.params).items()
@@ -71,9 +68,7 @@ def export_encoder(path: str | Path, encoder: Encoder) -> Path:
         if field.name != "params"
     }
     fields["config"] = dataclasses.asdict(encoder.config)
-    scratch = path.with_suffix(".tmp")
-    save_file(tensors, scratch, metadata={"encoder": json.dumps(fields)})
-    os.replace(scratch, path)
+    safetensors_files.write(path, tensors, {"encoder": json.dumps(fields)})
     return path
 
 
@@ -89,12 +84,7 @@ def load_encoder(path: str | Path) -> Encoder:
         raise FileNotFoundError(
             f"no encoder at {path}; experiments/ablations/encoders/ trains encoders"
         )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    tensors, metadata = safetensors_files.read(path)
     if "encoder" not in metadata:
         raise ValueError(
             f"{path} is not a representation encoder: its metadata has no 'encoder'; name a file that "

@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from tuna_jax.config import VAEConfig
 from tuna_jax.models import vae
+from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 # Parameters with fewer values are stored whole.
@@ -117,10 +116,7 @@ def _write(
         for name, leaf in tensors.items()
     }
     stored[_MEAN], stored[_STD] = (np.asarray(values, np.float32) for values in statistics)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    save_file(stored, scratch, metadata=metadata)
-    os.replace(scratch, path)
+    safetensors_files.write(path, stored, metadata)
     return path
 
 
@@ -138,9 +134,7 @@ def load_image_vae(path: str | Path | None = None) -> tuple[VAEConfig, dict[str,
     path = vae_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no VAE at {path}; experiments/emoji/vae.py trains one")
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    tensors, metadata = safetensors_files.read(path)
     if "vae" not in metadata or _MEAN not in tensors or _STD not in tensors:
         raise ValueError(
             f"{path} is not an exported image VAE: it requires metadata 'vae' and tensors {_MEAN} and {_STD}"

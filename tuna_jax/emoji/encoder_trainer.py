@@ -36,6 +36,7 @@ from tuna_jax.models import layers
 from tuna_jax.training import checkpoints, metrics, preemption
 from tuna_jax.training.loop import check_same_model
 from tuna_jax.training.optimizer import OptimizerSettings, build, learning_rate
+from tuna_jax.training.state import moving_average
 from tuna_jax.training.workdir import locked
 from tuna_jax.utils import seeds
 from tuna_jax.utils.atomic_io import atomic_file
@@ -170,9 +171,7 @@ def train_encoder(
         updates, opt_state = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1
-        # Early in training a fixed decay would leave the average dominated by the initial weights.
-        decay = jnp.minimum(settings.optimizer.ema, (1.0 + step) / (10.0 + step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state["ema"], params)
+        ema = moving_average(state["ema"], params, step, settings.optimizer.ema)
         new = {"params": params, "ema": ema, "optimizer": opt_state, "step": step}
         return new, numbers | {"loss": loss, "gradient_norm": optax.global_norm(grads)}
 

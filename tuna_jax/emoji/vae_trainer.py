@@ -31,6 +31,7 @@ from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import checkpoints, metrics, preemption
 from tuna_jax.training.optimizer import OptimizerSettings, build
+from tuna_jax.training.state import moving_average
 from tuna_jax.training.workdir import locked
 from tuna_jax.utils.config_parsing import parse
 
@@ -222,9 +223,7 @@ def train_vae(
         updates, opt_state = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1
-        # Early in training a fixed decay would leave the average dominated by the initial weights.
-        decay = jnp.minimum(settings.optimizer.ema, (1.0 + step) / (10.0 + step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state["ema"], params)
+        ema = moving_average(state["ema"], params, step, settings.optimizer.ema)
         new = {"params": params, "ema": ema, "optimizer": opt_state, "step": step}
         return new, terms | {"loss": loss, "gradient_norm": optax.global_norm(grads)}
 

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import weight_map
 from tuna_jax.conversion.convert_checkpoint import parameter_shapes
 from tuna_jax.conversion.official_config import config_from_official
-from tuna_jax.utils import file_content, text_files
+from tuna_jax.utils import safetensors_files, text_files
 
 
 class GoldenError(ValueError):
@@ -129,11 +128,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        return safetensors_files.read(path)[0]
     except FileNotFoundError as error:
         raise GoldenError(f"{path} does not exist") from error
-    except SafetensorError as error:
-        raise GoldenError(
-            f"{path} is damaged or not a safetensors file: {error}{file_content.hint(path)}"
-        ) from error
+    except ValueError as error:
+        raise GoldenError(str(error)) from error

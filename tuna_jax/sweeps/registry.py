@@ -79,6 +79,20 @@ def attribution(tasks: Iterable[Task]) -> str:
     return " ".join(dict.fromkeys(task.attribution for task in tasks if task.attribution))
 
 
+def kind_of(name: str, options: Mapping[str, Any]) -> str:
+    """The kind of task of an entry of `tasks`: its option `kind`, or else its name.
+
+    Raises:
+      ValueError: there is no such kind.
+    """
+    kind = old_names.sweep_task(options.get("kind", name))
+    if kind not in TASKS:
+        raise ValueError(
+            f"config.tasks.{name}: {kind!r} is not a task; choose one of {', '.join(TASKS)}"
+        )
+    return kind
+
+
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """The task of an entry of `tasks`.
 
@@ -87,11 +101,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
       Exception: any error of its function, such as a prompt file that does not exist.
     """
     arguments = {key: value for key, value in options.items() if key != "kind"}
-    kind = old_names.sweep_task(options.get("kind", name))
-    if kind not in TASKS:
-        raise ValueError(
-            f"config.tasks.{name}: {kind!r} is not a task; choose one of {', '.join(TASKS)}"
-        )
+    kind = kind_of(name, options)
     try:
         task = task_function(kind)(**arguments)
     except TypeError as error:

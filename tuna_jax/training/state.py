@@ -46,6 +46,22 @@ class TrainState(NamedTuple):
         return self.params if self.ema is None else self.ema
 
 
+def moving_average(average: Any, params: Any, count: jax.Array, decay: float | jax.Array) -> Any:
+    """The exponential moving average of parameters after an update.
+
+    Early in training a fixed decay would leave the average dominated by the initial weights, so it is at most
+    `(1 + count) / (10 + count)`.
+
+    Args:
+      average: nested parameters, before the update.
+      params: the same structure, after the update.
+      count: number of updates so far, with or without this one.
+      decay: what the decay grows to.
+    """
+    decay = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
+
+
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
     """The keys of a run's seed: of its initial parameters, and of its steps."""
     init_key, step_key = jax.random.split(seeds.key(seed, "config.seed"))

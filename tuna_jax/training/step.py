@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from tuna_jax.models.latent_space import sample_normal
 from tuna_jax.models.logical_sharding import constrain
 from tuna_jax.parallel import param_sharding
-from tuna_jax.training.state import Params, TrainState
+from tuna_jax.training.state import Params, TrainState, moving_average
 
 Batch = Mapping[str, Any]
 Window = dict[str, Array]
@@ -158,9 +158,7 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         average = None
         if state.ema is not None:
-            # Early in training a fixed decay would leave the average dominated by the initial weights.
-            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.ema, params)
+            average = moving_average(state.ema, params, state.step, ema)
 
         def if_finite(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

@@ -7,15 +7,13 @@ parameters, float32 under their dotted names, and in its metadata the run's sett
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
+from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 MODEL_FILE = "model.safetensors"
@@ -24,11 +22,9 @@ MODEL_FILE = "model.safetensors"
 def export_model(path: str | Path, params: Any, settings: dict[str, Any], step: int) -> Path:
     """Writes `params` (nested dict of arrays) and the run's settings (JSON) to `path`, atomically."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(params).items()}
-    scratch = path.with_suffix(".tmp")
-    save_file(tensors, scratch, metadata={"settings": json.dumps(settings), "step": str(step)})
-    os.replace(scratch, path)
+    metadata = {"settings": json.dumps(settings), "step": str(step)}
+    safetensors_files.write(path, tensors, metadata)
     return path
 
 
@@ -40,7 +36,7 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file was not written by `export_model`.
+      ValueError: the file is damaged, or was not written by `export_model`.
     """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
@@ -48,9 +44,7 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         raise FileNotFoundError(
             f"no trained model at {path}; `python -m tuna_jax.train` writes it when a run ends or is stopped"
         )
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    tensors, metadata = safetensors_files.read(path)
     if "settings" not in metadata:
         raise ValueError(
             f"{path} has no settings in its metadata; it was not written by tuna_jax.train"

@@ -141,6 +141,16 @@ def splits_of_question(kind: str, splits: Sequence[str]) -> tuple[str, ...]:
     return tuple(s for s in _SPLITS_OF_KIND.get(kind, TEST_SPLITS) if s in splits)
 
 
+def _check_any(
+    splits: Sequence[str], named: Sequence[str], what: str, required: Sequence[str]
+) -> None:
+    """Raises ValueError if none of the splits that are named has scenes for `what`."""
+    if not splits:
+        raise ValueError(
+            f"splits is {', '.join(named)}; {what} require one of {', '.join(required)}"
+        )
+
+
 def prompts(
     kind: str,
     count: int,
@@ -163,11 +173,7 @@ def prompts(
         raise ValueError(f"kind is {kind!r}; the kinds of prompts are {', '.join(PROMPTS)}")
     named = chosen_splits(splits, difficulty)
     splits = splits_of_prompt(kind, named)
-    if not splits:
-        raise ValueError(
-            f"splits is {', '.join(named)}; prompts of the kind {kind!r} require one of "
-            f"{', '.join(_SPLITS_OF_PROMPT[kind])}"
-        )
+    _check_any(splits, named, f"prompts of the kind {kind!r}", _SPLITS_OF_PROMPT.get(kind, ()))
     sources = {split: HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits}
     taken: list[tuple[str, HardScene, HardCaption]] = []
     for index in itertools.count():
@@ -216,11 +222,7 @@ def questions_of_kind(
         raise KeyError(f"{kind!r} is not a kind of question; the kinds are {', '.join(KINDS)}")
     named = chosen_splits(splits, difficulty)
     splits = splits_of_question(kind, named)
-    if not splits:
-        raise ValueError(
-            f"splits is {', '.join(named)}; questions of the kind {kind!r} require one of "
-            f"{', '.join(_SPLITS_OF_KIND[kind])}"
-        )
+    _check_any(splits, named, f"questions of the kind {kind!r}", _SPLITS_OF_KIND.get(kind, ()))
     sources = [HardSceneSource(split, seed, size, difficulty=difficulty) for split in splits]
     chosen: list[tuple[HardScene, Question]] = []
     for index in range(_TRIED_PER_QUESTION * count):
