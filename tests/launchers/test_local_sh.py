@@ -32,6 +32,7 @@ def root(tmp_path, monkeypatch):
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PYTHON", str(python))
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("UV", str(tmp_path / "uv"))  # There is none until a test makes it.
     monkeypatch.delenv("TUNA_JAX_VENV", raising=False)
     return tmp_path
 
@@ -68,3 +69,26 @@ def test_other_constraints_install_again(root):
         file.write("# changed\n")
     assert _start(root, "setup").wait(timeout=60) == 0
     assert len(_log(root)) == 3  # One environment, two installations.
+
+
+def _add_uv(root, status):
+    uv = root / "uv"
+    uv.write_text(f"#!/usr/bin/env bash\necho uv $@ >>$LOG\nexit {status}\n")
+    uv.chmod(uv.stat().st_mode | stat.S_IXUSR)
+
+
+def test_uv_installs_where_there_is_one(root):
+    _add_uv(root, status=0)
+    assert _start(root, "setup", "dev").wait(timeout=60) == 0
+    made, installed = _log(root)
+    assert made == "venv"
+    assert installed.startswith("uv pip install")
+    assert f"--python {root}/.venv/bin/python --constraint {root}/constraints.txt" in installed
+    assert installed.endswith(f"--editable {root}[dev]")
+
+
+def test_pip_installs_what_uv_cannot(root):
+    _add_uv(root, status=1)
+    assert _start(root, "setup").wait(timeout=60) == 0
+    made, failed, installed = _log(root)
+    assert failed.startswith("uv pip install") and installed.startswith("pip install")
