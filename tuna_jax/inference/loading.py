@@ -33,7 +33,7 @@ from tuna_jax.inference.run_record import IN_MODEL, RunRecord
 from tuna_jax.models import tuna
 from tuna_jax.parallel import leader, param_sharding
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
-from tuna_jax.training.weights_file import MODEL_FILE
+from tuna_jax.training.weights_file import exported
 from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
 
@@ -117,8 +117,7 @@ def _load(
         )
     if dtype and dtype not in convert_checkpoint.DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose {' or '.join(convert_checkpoint.DTYPES)}")
-    model_file = path / MODEL_FILE
-    source = model_file if path.is_dir() and model_file.is_file() and averaged else path
+    source = (averaged and exported(path)) or path
     stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
     record = run_record.read(source, state)
     if mesh is None:
