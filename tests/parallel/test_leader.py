@@ -81,6 +81,17 @@ def test_a_full_disk_fails_the_export_everywhere_and_the_rest_is_written_later(r
     assert full[0]["written_again"] == ["model-00002-of-00002.safetensors"]
 
 
+def test_processes_that_differ_are_named_on_all(results):
+    for same, data, code in (result["agreement"] for result in results):
+        assert same == ""
+        assert "process 1" in data and "data: hash (of 1; process 0: of 0)" in data
+        assert "code: flow.py (0; process 0: " in code and "configuration" not in code
+
+
+def test_the_host_that_waits_longest_for_data_is_known(results):
+    assert results[0]["slowest"] == [2.0, 1]
+
+
 def test_a_single_process_just_calls():
     @leader.on_all_processes
     def double(x):

@@ -15,9 +15,9 @@ import numpy as np
 import two_processes as this  # `__main__` has another name on the other process.
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tuna_jax.parallel import distributed, leader
+from tuna_jax.parallel import agreement, distributed, leader
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
-from tuna_jax.training import sharded_export
+from tuna_jax.training import host_waits, sharded_export
 from tuna_jax.training.weights_file import load_model
 
 
@@ -172,6 +172,22 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def agreements() -> list[str]:
+    """What is said of equal facts, of other data, and of other code on process 1."""
+    messages = []
+    same = {"configuration": {"steps": 10}, "data": {"hash": "a"}, "code": agreement.code()}
+    process = jax.process_index()
+    data = same | {"data": {"hash": f"of {process}"}}
+    edited = same | {"code": same["code"] | ({"flow.py": "0"} if process else {})}
+    for facts in (same, data, edited):
+        try:
+            agreement.check(facts)
+            messages.append("")
+        except agreement.DisagreementError as error:
+            messages.append(str(error))
+    return messages
+
+
 def main(folder: Path) -> None:
     """Writes what happened to FOLDER/PROCESS.json."""
     distributed.initialize()
@@ -183,6 +199,10 @@ def main(folder: Path) -> None:
     adopted = leader.adopt(Model(jnp.float32(3.0) + jax.process_index()))
     results["adopted"] = leader.together(lambda: this.part_of(adopted))
     results["exports"] = exports(folder)
+    results["agreement"] = agreements()
+    host_waits.publish(20, 1.0 + jax.process_index())
+    distributed.wait_for_all()
+    results["slowest"] = host_waits.slowest(20, 1.0) if jax.process_index() == 0 else None
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(results))
 
 

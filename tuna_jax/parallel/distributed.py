@@ -29,7 +29,7 @@ def initialize(variables: Mapping[str, str] | None = None) -> None:
       ValueError: one of the three variables is missing or wrong; the message names it.
     """
     initialize_arguments = environment.arguments(os.environ if variables is None else variables)
-    if initialize_arguments is None:
+    if initialize_arguments is None or jax.distributed.is_initialized():
         return
     # Only the CPU needs it; other platforms have their own collectives.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -7,6 +7,7 @@ import dataclasses
 from tuna_jax.parallel.mesh import MeshSettings
 from tuna_jax.training import optimizer
 from tuna_jax.training.augment import InputNoise, Masking
+from tuna_jax.training.watchdog import WatchdogSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class LoopSettings:
       asynchronous: write checkpoints in the background.
       stop_after_skipped: number of consecutive skipped updates (loss or gradient not finite) after which the run ends
         with an error, checked at log lines; 0 turns this off.
+      watchdog: when a run that stands still is reported, and when it ends.
       peak_tflops: peak bfloat16 TFLOP/s of a device, for MFU; 0 looks it up by the device's name.
     """
 
@@ -83,6 +85,7 @@ class LoopSettings:
     keep: int = 3
     asynchronous: bool = True
     stop_after_skipped: int = 100
+    watchdog: WatchdogSettings = WatchdogSettings()
     peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
