@@ -24,6 +24,7 @@ from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
 from tuna_jax.training.preemption import StopRequest
+from tuna_jax.training.profile import Profile
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
 from tuna_jax.training.throughput import Throughput, peak_of
 from tuna_jax.training.train_program import Arrays, Program
@@ -129,6 +130,7 @@ def train(
         peak = settings.peak_tflops * 1e12 or peak_of(mesh.devices.flat[0])
         speed = Throughput(peak and peak * mesh.size, begun)
         pending: tuple[int, step.Window, Batch, float] | None = None
+        profile = Profile(settings.profile_steps, settings.profiler_port, workdir)
         watchdog = Watchdog(settings.watchdog, workdir, jax.process_index())
         failed: NotFiniteError | None = None
 
@@ -176,6 +178,7 @@ def train(
 
         with StopRequest() as stop, watchdog:
             for number in range(start + 1, settings.steps + 1):
+                profile.begin(number)
                 with speed.waiting():
                     batch = next(iterator)
                 compiled_before, batch_heads = program.count, heads(batch)
@@ -191,6 +194,8 @@ def train(
                 current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * jax.process_count(), flops)
                 watchdog.step(number)
+                if profile.end(number, window):
+                    log.say(f"profile of steps {settings.profile_steps}: {profile.folder}")
                 if number % settings.log_every == 0:
                     report()
                     pending = number, window, batch, speed.take_waited()
