@@ -17,7 +17,7 @@ V5E, V6E = int(15.75 * GIB), int(31.25 * GIB)
         ("tuna_1p5b", 64, V5E, "replicated", 1, 1),
         ("tuna_7b", 64, V6E, "replicated", 1, 1),
         ("tuna_7b", 64, V5E, "tensor parallel", 2, 1),
-        ("tuna_7b", 8, 2 * GIB, "FSDP", 1, 8),
+        ("tuna_7b", 8, 4 * GIB, "FSDP", 1, 8),
     ],
 )
 def test_the_least_split_layout_that_fits(model, devices, memory, name, tensor, fsdp):
