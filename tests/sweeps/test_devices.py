@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tuna_jax import evaluate
 from tuna_jax.emoji.evaluation import write_questions
 from tuna_jax.sweeps import results
 from tuna_jax.sweeps.cell_store import Cell
@@ -30,11 +31,12 @@ ITEMS = 2 * 12 + 20 + 9
 WHOLE = ("--sweep.mesh.data=1", "--sweep.mesh.fsdp=1", "--sweep.mesh.tensor=1")
 
 
-def start(folder, output, devices, *more):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+def start(folder, output):
+    """The sweep in a process with eight devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "64", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tuna_jax.evaluate", f"--sweep={folder / 'sweep.py'}"]
-    command += [f"--workdir={folder / 'run'}", f"--output={output}", *more]
+    command += [f"--workdir={folder / 'run'}", f"--output={output}"]
     log = (folder / f"{output.name}.log").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
@@ -50,7 +52,7 @@ def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny
     tiny_run.save(tmp_path / "run", tiny_run.experiment(tmp_path), (10,))
     eight, single = tmp_path / "eight", tmp_path / "single"
     for items in (8, 30):
-        process = start(tmp_path, eight, 8)
+        process = start(tmp_path, eight)
         end = time.monotonic() + 300
         while item_count(eight) < items:
             assert process.poll() is None, (tmp_path / "eight.log").read_text()[-3000:]
@@ -60,8 +62,9 @@ def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny
         process.wait()
         assert item_count(eight) < ITEMS, "it was killed too late"
     before = item_count(eight)
-    assert start(tmp_path, eight, 8).wait(timeout=300) == 0
-    assert start(tmp_path, single, 1, "--sweep.batch=5", *WHOLE).wait(timeout=300) == 0
+    assert start(tmp_path, eight).wait(timeout=300) == 0
+    flags = [f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"]
+    assert evaluate.main([*flags, f"--output={single}", "--sweep.batch=5", *WHOLE]) == 0
     assert before >= 30 and item_count(eight) == item_count(single) == ITEMS, (
         "no item was run twice"
     )
