@@ -118,7 +118,7 @@ def _named(total: jax.Array, terms: Mapping[str, jax.Array]) -> dict[str, Any]:
 def clear_programs() -> None:
     """Drops the compiled programs of all cases, for code that changes the functions that they were traced from."""
     for program in (outputs, _losses, _losses_and_gradients):
-        program.clear_cache()
+        program.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def in_case(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:

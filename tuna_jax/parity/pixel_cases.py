@@ -69,7 +69,7 @@ def _forward(
 
 def clear_programs() -> None:
     """Drops the compiled programs of all cases, for code that changes the functions that they were traced from."""
-    _outputs.clear_cache()
+    _outputs.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
     model_cases.clear_programs()
 
 
