@@ -33,12 +33,37 @@ def _batch() -> dict[str, jax.Array]:
 
 
 forward = jax.jit(functools.partial(tuna.forward, CONFIG))
+loss = jax.jit(functools.partial(tuna.loss, CONFIG))
 
 
 def _loss(batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
     noise = jax.random.normal(jax.random.key(2), batch["latents"].shape)
     t = jnp.full(batch["spans"].shape[:2], 0.4)
-    return jax.jit(functools.partial(tuna.loss, CONFIG))(PARAMS, batch, noise, t)
+    return loss(PARAMS, batch, noise, t)
+
+
+def _three_rows() -> dict[str, jax.Array]:
+    """A row with text targets, one with an image target, and one with neither."""
+    batch = {name: jnp.concatenate([x, x[:1]]) for name, x in _batch().items()}
+    batch["is_target"] = jnp.asarray([[False, False], [False, True], [False, False]])
+    batch["labels"] = batch["labels"].at[1:].set(-100)
+    return batch
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rows"))
+def _value_and_gradients(batch, *, config=CONFIG, rows: tuple = ()):
+    """The loss, its terms, and its gradients: one program for all tests with batches of equal shapes."""
+    noise = jax.random.normal(jax.random.key(2), batch["latents"].shape)
+    t = jnp.full(batch["spans"].shape[:2], 0.4)
+
+    def objective(params):
+        return tuna.loss(config, params, batch, noise, t, **dict(rows))
+
+    return jax.value_and_grad(objective, has_aux=True)(PARAMS)
+
+
+def _run(batch, config=CONFIG, **rows: int):
+    return _value_and_gradients(batch, config=config, rows=tuple(rows.items()))
 
 
 def test_an_image_token_sees_a_later_one_and_text_does_not() -> None:
@@ -85,19 +110,9 @@ def test_a_batch_without_text_targets_has_a_text_loss_of_exactly_zero() -> None:
 
 
 def test_heads_on_the_rows_that_have_a_target_change_no_loss_and_no_gradient() -> None:
-    """Three rows: one with text targets, one with an image target, one with neither. Each head may run on one row."""
-    batch = {name: jnp.concatenate([x, x[:1]]) for name, x in _batch().items()}
-    batch["is_target"] = jnp.asarray([[False, False], [False, True], [False, False]])
-    batch["labels"] = batch["labels"].at[1:].set(-100)
-    noise = jax.random.normal(jax.random.key(2), batch["latents"].shape)
-
-    def run(**rows: int):
-        def objective(params):
-            return tuna.loss(CONFIG, params, batch, noise, jnp.full((3, 2), 0.4), **rows)
-
-        return jax.jit(jax.value_and_grad(objective, has_aux=True))(PARAMS)
-
-    everywhere, few = run(), run(flow_rows=1, text_rows=1)
+    """Each head may run on one row."""
+    batch = _three_rows()
+    everywhere, few = _run(batch), _run(batch, flow_rows=1, text_rows=1)
     assert everywhere[0][1]["flow_sum"].tolist()[0] == 0.0 and everywhere[0][1]["text_sum"][0] > 0
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), everywhere, few
@@ -105,20 +120,12 @@ def test_heads_on_the_rows_that_have_a_target_change_no_loss_and_no_gradient() -
 
 
 def test_a_head_without_rows_is_left_out_and_changes_nothing_else() -> None:
-    batch = _batch()
-    noise, t = jax.random.normal(jax.random.key(2), batch["latents"].shape), jnp.full((2, 2), 0.4)
-
-    def run(batch, **rows: int):
-        def objective(params):
-            return tuna.loss(CONFIG, params, batch, noise, t, **rows)
-
-        return jax.jit(jax.value_and_grad(objective, has_aux=True))(PARAMS)
-
+    batch = _three_rows()
     for absent, limit in (
-        ({"is_target": jnp.zeros((2, 2), bool)}, {"flow_rows": 0}),
-        ({"labels": jnp.full((2, 16), -100)}, {"text_rows": 0}),
+        ({"is_target": jnp.zeros((3, 2), bool)}, {"flow_rows": 0}),
+        ({"labels": jnp.full((3, 16), -100)}, {"text_rows": 0}),
     ):
-        whole, without = run(batch | absent), run(batch | absent, **limit)
+        whole, without = _run(batch | absent), _run(batch | absent, **limit)
         assert float(whole[0][0]) > 0
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, without
@@ -135,16 +142,9 @@ def test_a_fresh_head_predicts_zero() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots", "attention", "dots_attention"])
 def test_rematerialisation_changes_no_gradient(remat: str) -> None:
-    batch = _batch()
-    noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
-
-    def gradient(config):
-        def objective(params):
-            return tuna.loss(config, params, batch, noise, t)[0]
-
-        return jax.jit(jax.grad(objective))(PARAMS)
-
-    plain, saved = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat=remat))
+    batch = _three_rows()
+    (_, plain), (_, saved) = _run(batch), _run(batch, dataclasses.replace(CONFIG, remat=remat))
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain)) > 1e-2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
 
 
@@ -162,23 +162,23 @@ def test_policies_that_keep_attention_compute_it_once() -> None:
     assert products("dots_attention") <= products("dots") - 3
 
 
+@functools.cache
+def _chunked_text_loss(chunk: int):
+    """The text loss with its gradients, and their program; 0: not in chunks."""
+    config, batch = dataclasses.replace(CONFIG, text_chunk=chunk), _batch()
+    noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
+
+    def objective(params):
+        return tuna.loss(config, params, batch, noise, t, flow_rows=0, text_weight=1.0)
+
+    traced = jax.jit(jax.value_and_grad(objective, has_aux=True)).trace(PARAMS)
+    return traced.lower().compile()(PARAMS), str(traced.jaxpr)
+
+
 @pytest.mark.parametrize("chunk", [4, 5])
 def test_text_loss_in_chunks_is_that_of_the_whole(chunk: int) -> None:
     """Also if the last chunk is not full; and the scores of a whole batch are never in memory at once."""
-    batch = _batch()
-    noise, t = jnp.ones_like(batch["latents"]), jnp.full((2, 2), 0.4)
-
-    def run(config):
-        def objective(params):
-            return tuna.loss(config, params, batch, noise, t, flow_rows=0, text_weight=1.0)
-
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        return jax.jit(gradient)(PARAMS), str(jax.make_jaxpr(gradient)(PARAMS))
-
-    (whole, all_at_once), (parts, in_chunks) = (
-        run(CONFIG),
-        run(dataclasses.replace(CONFIG, text_chunk=chunk)),
-    )
+    (whole, all_at_once), (parts, in_chunks) = _chunked_text_loss(0), _chunked_text_loss(chunk)
     assert float(whole[0][0]) > 0 and whole[0][1]["text_count"].tolist() == [3.0, 3.0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
     assert "f32[2,16,512]" in all_at_once and "f32[2,16,512]" not in in_chunks

@@ -18,7 +18,7 @@ from tuna_jax.models import vae
 from tuna_jax.training import metrics, weights_file
 
 ROOT = Path(__file__).parents[2]
-STEPS = 24
+STEPS = 16
 PATIENCE = 900  # Seconds; the machine may be shared.
 
 

@@ -18,7 +18,7 @@ from tuna_jax.models import vae
 from tuna_jax.training import metrics, weights_file
 
 ROOT = Path(__file__).parents[2]
-STEPS = 120
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def uninterrupted(environment, tmp_path_factory):
 
 def test_killed_and_terminated_runs_resume_to_the_bit(environment, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    first, second = random.randint(12, 50), random.randint(60, 95)
+    first, second = random.randint(12, 26), random.randint(32, 46)
     print(f"SIGKILL at step {first}, SIGTERM at step {second}")
 
     assert signal_at(start(workdir, environment), workdir, first, signal.SIGKILL) == -signal.SIGKILL

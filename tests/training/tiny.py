@@ -13,10 +13,12 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     emoji = Path(__file__).parents[2] / "experiments" / "emoji" / "demo.py"
     config = runpy.run_path(str(emoji))["get_config"]()
-    config.steps = 120
+    config.steps = 60
     config.model.preset = "tiny"
     config.model.unroll = True  # as the emoji preset
-    config.model.language = ConfigDict({"vocabulary": 640})
+    config.model.language = ConfigDict({"vocabulary": 640, "layers": 1})
+    config.model.representation = ConfigDict({"layers": 1})
+    config.model.flow_head = ConfigDict({"layers": 1})
     config.vae = os.environ.get("TINY_VAE", "")
     config.data.scenes = 64
     config.data.generation_rows = 2

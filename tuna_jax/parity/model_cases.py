@@ -5,6 +5,7 @@ A function is `(golden set, case) -> {tensor name: our value}`; `component_cases
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuna_jax import flow
+from tuna_jax.config import TunaConfig
 from tuna_jax.conversion import weight_map
 from tuna_jax.inference.generation import flow_sampler, prefix_cache, text_decoder
 from tuna_jax.models import rope, tuna, vae
@@ -38,56 +40,85 @@ def batch_of(x: Mapping[str, np.ndarray], clean: jax.Array, name: str = "") -> d
     }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(
+    config: TunaConfig, params: Any, tokens: jax.Array, spans: jax.Array, noisy: Any, t: Any
+) -> dict[str, Any]:
+    """Outputs of a forward pass; cases of equal shapes share one compiled program."""
+    result = tuna.forward(config, params, tokens, spans, noisy, t)
+    model = tuna.bind(config, params)
+    layout = sequence_layout(spans, tokens.shape[1])
+    time = None if t is None else model.time_embedding(t)
+    out = {
+        "input_embeds": model.embed(tokens, layout, noisy, time),
+        "logits": tuna.logits(config, params, result.hidden),
+        "last_hidden": result.hidden,
+    }
+    if noisy is not None:
+        assert result.prediction is not None
+        out["v_pred_all"] = result.prediction
+        velocity = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
+        out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
+    return out
+
+
 def forward(golden: GoldenSet, x: Mapping[str, np.ndarray], noisy: Any, t: Any) -> dict[str, Any]:
     """Outputs of a forward pass, by their names in the cases."""
     tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
-    config = golden.config
+    return outputs(golden.config, golden.params, tokens, spans, noisy, t)
 
-    # One program: the operations around the forward pass would compile one by one.
-    @jax.jit
-    def run(params: Any, noisy: Any, t: Any) -> dict[str, Any]:
-        result = tuna.forward(config, params, tokens, spans, noisy, t)
-        model = tuna.bind(config, params)
-        layout = sequence_layout(spans, tokens.shape[1])
-        time = None if t is None else model.time_embedding(t)
-        out = {
-            "input_embeds": model.embed(tokens, layout, noisy, time),
-            "logits": tuna.logits(config, params, result.hidden),
-            "last_hidden": result.hidden,
-        }
-        if noisy is not None:
-            assert result.prediction is not None
-            out["v_pred_all"] = result.prediction
-            velocity = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
-            out["v_pred"] = component_cases.first(velocity.reshape(-1, *velocity.shape[2:]))
-        return out
 
-    return run(golden.params, noisy, t)
+def _loss(
+    config: TunaConfig,
+    weights: tuple[float, float],
+    params: Any,
+    batch: dict[str, jax.Array],
+    noise: jax.Array,
+    t: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    flow_weight, text_weight = weights
+    return tuna.loss(
+        config, params, batch, noise, t, flow_weight=flow_weight, text_weight=text_weight
+    )
+
+
+_losses = jax.jit(_loss, static_argnums=(0, 1))
+_losses_and_gradients = jax.jit(
+    jax.value_and_grad(_loss, argnums=2, has_aux=True), static_argnums=(0, 1)
+)
 
 
 def losses_of(
     golden: GoldenSet, batch: dict[str, jax.Array], noise: jax.Array, t: jax.Array
+) -> dict[str, Any]:
+    """The losses, by their names in the cases."""
+    total, terms = _losses(golden.config, _weights(golden), golden.params, batch, noise, t)
+    return _named(total, terms)
+
+
+def losses_and_gradients_of(
+    golden: GoldenSet, batch: dict[str, jax.Array], noise: jax.Array, t: jax.Array
 ) -> tuple[dict[str, Any], Any]:
     """The losses, by their names in the cases, and the gradients of all parameters."""
+    (total, terms), grads = _losses_and_gradients(
+        golden.config, _weights(golden), golden.params, batch, noise, t
+    )
+    return _named(total, terms), grads
+
+
+def _weights(golden: GoldenSet) -> tuple[float, float]:
     weights = golden.info["config"]["tuna_model"]
+    return weights["flow_coeff"], weights["ntp_coeff"]
 
-    def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return tuna.loss(
-            golden.config,
-            params,
-            batch,
-            noise,
-            t,
-            flow_weight=weights["flow_coeff"],
-            text_weight=weights["ntp_coeff"],
-        )
 
-    (total, terms), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(golden.params)
-    return {
-        "loss_flow": terms["flow_loss"],
-        "loss_ntp": terms["text_loss"],
-        "loss_total": total,
-    }, grads
+def _named(total: jax.Array, terms: Mapping[str, jax.Array]) -> dict[str, Any]:
+    return {"loss_flow": terms["flow_loss"], "loss_ntp": terms["text_loss"], "loss_total": total}
+
+
+def clear_programs() -> None:
+    """Drops the compiled programs of all cases, for code that changes the functions that they were traced from."""
+    for program in (outputs, _losses, _losses_and_gradients):
+        program.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def in_case(case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,14 +141,14 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     clean, noise = component_cases.slots(x["x1"], rows), component_cases.slots(x["x0"], rows)
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     batch = batch_of(x, clean)
-    losses, grads = losses_of(golden, batch, noise, t)
+    losses, grads = losses_and_gradients_of(golden, batch, noise, t)
     noisy = flow.interpolate(clean, noise, t)
     computed = forward(golden, x, noisy, t) | losses
     computed |= parts(golden, case, batch, noisy, t, computed["last_hidden"])
     out = dict(in_case(case, computed))
     out |= gradients_of(golden, case, grads)
     ignored = batch | {"labels": jnp.asarray(x["text_labels_official"])}
-    with_ignored, _ = losses_of(golden, ignored, noise, t)
+    with_ignored, _ = losses_and_gradients_of(golden, ignored, noise, t)  # Its program is there.
     reference = case.scalar("loss_ntp_official_labels")
     out["loss_ntp_official_labels"] = Comparison(with_ignored["loss_ntp"], reference)
     return out
@@ -190,7 +221,7 @@ def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
     noisy = flow.interpolate(latents, noise, t)
     slot_t = t.reshape(rows, -1)
     batch = batch_of(x, latents[:, None])
-    losses, _ = losses_of(golden, batch, noise[:, None], slot_t)
+    losses = losses_of(golden, batch, noise[:, None], slot_t)
     return {
         "latents": component_cases.first(latents),
         "t": t,
@@ -210,7 +241,7 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     clean = component_cases.slots(x["image_latents"], rows)
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     batch = batch_of(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
-    losses, _ = losses_of(golden, batch, jnp.zeros_like(clean), t)
+    losses = losses_of(golden, batch, jnp.zeros_like(clean), t)
     out = dict(in_case(case, forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}))
     out["loss_flow (no flow targets)"] = Comparison(losses["loss_flow"], 0.0)
     images = component_cases.slots(x["gen_image_latents"], len(x["gen_text_tokens"]))
@@ -254,13 +285,13 @@ def _full(golden: GoldenSet, case: Case) -> Computed:
     x = case.tensors
     rows = len(x["text_tokens"])
     clean, noise, t = _path(x["xt"], x["ut"], x["t"], rows)
-    losses, _ = losses_of(golden, batch_of(x, clean), noise, t)
+    losses = losses_of(golden, batch_of(x, clean), noise, t)
     return in_case(case, forward(golden, x, component_cases.slots(x["xt"], rows), t) | losses)
 
 
 def text_only(golden: GoldenSet, case: Case) -> Computed:
     """Text without images, and a batch in which one row has an unused slot."""
-    x, config, params = case.tensors, golden.config, golden.params
+    x = case.tensors
     computed = forward(golden, x, None, None)
     sums, counts = text_loss(computed["logits"], jnp.asarray(x["text_labels"]))
     loss = sums.sum() / counts.sum()
@@ -275,14 +306,10 @@ def text_only(golden: GoldenSet, case: Case) -> Computed:
     rows = len(x["mix_text_tokens"])
     clean, noise, t = _path(x["mix_xt"], x["mix_ut"], x["mix_t"], rows)
     batch = batch_of(x, clean, "mix_")
-    losses, _ = losses_of(golden, batch, noise, t)
-
-    @jax.jit
-    def logits(params: Any, noisy: jax.Array) -> jax.Array:
-        result = tuna.forward(config, params, batch["tokens"], batch["spans"], noisy, t)
-        return tuna.logits(config, params, result.hidden)
-
-    out["mix_logits"] = logits(params, component_cases.slots(x["mix_xt"], rows))
+    losses = losses_of(golden, batch, noise, t)
+    noisy = component_cases.slots(x["mix_xt"], rows)
+    mixed = outputs(golden.config, golden.params, batch["tokens"], batch["spans"], noisy, t)
+    out["mix_logits"] = mixed["logits"]
     out["mix_loss_ntp"] = losses["loss_ntp"]
     return out
 

@@ -4,6 +4,7 @@ all cases with their functions; `pixel_component_cases.py` has those of single c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuna_jax import flow
+from tuna_jax.config import TunaConfig
 from tuna_jax.inference.generation import flow_sampler, prefix_cache
 from tuna_jax.models import tuna
 from tuna_jax.models.attention import sequence_layout
@@ -26,6 +28,33 @@ from tuna_jax.training.augment import InputNoise
 # ---- whole model ---------------------------------------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(
+    config: TunaConfig,
+    params: Any,
+    tokens: jax.Array,
+    spans: jax.Array,
+    noisy: jax.Array,
+    t: jax.Array,
+    hidden: jax.Array | None,
+) -> dict[str, jax.Array]:
+    """Outputs of a forward pass; cases of equal shapes share one compiled program."""
+    result = tuna.forward(config, params, tokens, spans, noisy, t, None, hidden)
+    model = tuna.bind(config, params)
+    layout = sequence_layout(spans, tokens.shape[1])
+    assert result.prediction is not None
+    clean = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
+    velocity = flow.velocity_from_clean(clean, noisy, t, config.flow.min_remaining)
+    flat = (-1, *noisy.shape[2:])
+    return {
+        "input_embeds": model.embed(tokens, layout, noisy, model.time_embedding(t), hidden),
+        "logits": tuna.logits(config, params, result.hidden),
+        "last_hidden": result.hidden,
+        "x_pred": clean.reshape(flat),
+        "v_pred": velocity.reshape(flat),
+    }
+
+
 def _forward(
     golden: GoldenSet,
     x: Mapping[str, np.ndarray],
@@ -33,28 +62,15 @@ def _forward(
     t: jax.Array,
     hidden: jax.Array | None = None,
 ) -> dict[str, Any]:
-    config, spans = golden.config, jnp.asarray(x["modality_positions"])
-    tokens = jnp.asarray(x["text_tokens"])
+    tokens, spans = jnp.asarray(x["text_tokens"]), jnp.asarray(x["modality_positions"])
+    out = _outputs(golden.config, golden.params, tokens, spans, noisy, t, hidden)
+    return out | {name: images_of(golden, out[name]) for name in ("x_pred", "v_pred")}
 
-    # One program: the operations around the forward pass would compile one by one.
-    @jax.jit
-    def run(params: Any, noisy: jax.Array, t: jax.Array, hidden: jax.Array | None) -> Any:
-        result = tuna.forward(config, params, tokens, spans, noisy, t, None, hidden)
-        model = tuna.bind(config, params)
-        layout = sequence_layout(spans, tokens.shape[1])
-        assert result.prediction is not None
-        clean = tuna.span_predictions(config, result.prediction, spans, noisy.shape[2:])
-        velocity = flow.velocity_from_clean(clean, noisy, t, config.flow.min_remaining)
-        flat = (-1, *noisy.shape[2:])
-        return {
-            "input_embeds": model.embed(tokens, layout, noisy, model.time_embedding(t), hidden),
-            "logits": tuna.logits(config, params, result.hidden),
-            "last_hidden": result.hidden,
-            "x_pred": images_of(golden, clean.reshape(flat)),
-            "v_pred": images_of(golden, velocity.reshape(flat)),
-        }
 
-    return run(golden.params, noisy, t, hidden)
+def clear_programs() -> None:
+    """Drops the compiled programs of all cases, for code that changes the functions that they were traced from."""
+    _outputs.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
+    model_cases.clear_programs()
 
 
 def _full(golden: GoldenSet, case: Case) -> tuple[dict[str, Any], dict[str, jax.Array], jax.Array]:
@@ -74,7 +90,7 @@ def _full(golden: GoldenSet, case: Case) -> tuple[dict[str, Any], dict[str, jax.
     batch = model_cases.batch_of(x, clean)
     if "mask" in x:
         batch["hidden_tokens"] = jnp.asarray(x["mask"]).reshape(rows, clean.shape[1], -1) > 0
-    losses, grads = model_cases.losses_of(golden, batch, noise, t)
+    losses, grads = model_cases.losses_and_gradients_of(golden, batch, noise, t)
     computed = _forward(golden, x, noisy, t, batch.get("hidden_tokens")) | losses
     out = model_cases.in_case(case, computed)
     out |= model_cases.gradients_of(golden, case, grads)
@@ -92,7 +108,7 @@ def full_t2i_loss(golden: GoldenSet, case: Case) -> Computed:
     out |= model_cases.parts(golden, case, batch, noisy, t, given)
     ignored = {**batch, "labels": jnp.asarray(x["text_labels_official"])}
     noise = ignored.pop("noise")
-    with_ignored, _ = model_cases.losses_of(golden, ignored, noise, t)
+    with_ignored, _ = model_cases.losses_and_gradients_of(golden, ignored, noise, t)  # As in _full.
     reference = case.scalar("loss_ntp_official_labels")
     out["loss_ntp_official_labels"] = Comparison(with_ignored["loss_ntp"], reference)
     return out
@@ -123,7 +139,7 @@ def full_edit(golden: GoldenSet, case: Case) -> Computed:
     drawn = drawn.reshape(t.shape)
     noise = slots(golden, x["wrap_noise"], len(t))
     del batch["noise"]
-    losses, _ = model_cases.losses_of(golden, batch, noise, drawn)
+    losses, _ = model_cases.losses_and_gradients_of(golden, batch, noise, drawn)  # As in _full.
     out["wrap_t"] = jnp.where(batch["is_target"], drawn, 1.0).reshape(-1)
     for name in ("flow", "ntp"):
         out[f"wrap_loss_{name}"] = losses[f"loss_{name}"]
@@ -146,7 +162,7 @@ def full_t2i_wrapper(golden: GoldenSet, case: Case) -> Computed:
         batch["hidden_tokens"] = jnp.asarray(x["mask"]).reshape(rows, 1, -1) > 0
         given = x["mask"].reshape(rows, -1).sum(-1)
         out["masked_tokens"] = Comparison(_hidden_counts(golden, x), given)
-    losses, _ = model_cases.losses_of(golden, batch, noise, slot_t)
+    losses = model_cases.losses_of(golden, batch, noise, slot_t)
     computed = _forward(golden, x, noisy, slot_t, batch.get("hidden_tokens"))
     return out | {
         "t": t,
@@ -165,7 +181,7 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
     clean = slots(golden, x["images"], rows)
     t = jnp.asarray(x["t"]).reshape(rows, -1)
     batch = model_cases.batch_of(x, clean) | {"is_target": jnp.zeros(clean.shape[:2], bool)}
-    losses, _ = model_cases.losses_of(golden, batch, jnp.zeros_like(clean), t)
+    losses = model_cases.losses_of(golden, batch, jnp.zeros_like(clean), t)
     computed = _forward(golden, x, clean, t) | {"loss_ntp": losses["loss_ntp"]}
     out = model_cases.in_case(case, computed)
     out["loss_flow (no flow targets)"] = Comparison(losses["loss_flow"], 0.0)
@@ -179,7 +195,7 @@ def full_mmu(golden: GoldenSet, case: Case) -> Computed:
         times.reshape(rows, -1),
         slots(golden, x["noise_noise"], rows),
     )
-    losses, _ = model_cases.losses_of(golden, batch | {"input_t": slot_t}, noise, t)
+    losses = model_cases.losses_of(golden, batch | {"input_t": slot_t}, noise, t)
     noisy = flow.interpolate(clean, noise_scale(golden) * noise, slot_t)
     out["noise_t"] = times
     out["noise_xt"] = images_of(golden, noisy.reshape(-1, *noisy.shape[2:]))

@@ -51,8 +51,7 @@ class Program:
     ):
         self.config, self.mesh, self.tasks = config, mesh, tasks
         self._settings = settings
-        init = functools.partial(tuna.init, config)
-        params = jax.eval_shape(init, jax.random.key(0))
+        params = tuna.shapes(config)
         update = optimizer.build(settings.optimizer, params, settings.steps)
         chosen = settings.optimizer
         trained = optimizer.trainable(params, chosen.frozen, chosen.trained)
@@ -63,8 +62,11 @@ class Program:
             seed=settings.seed,
             average=settings.optimizer.ema > 0,
         )
-        self._init = init
-        self.shapes: state.TrainState = jax.eval_shape(lambda: self._make_state(init))
+        self._init = functools.partial(tuna.init, config)
+        # From the parameters' shapes, which are traced once per config.
+        self.shapes: state.TrainState = jax.eval_shape(
+            lambda params: self._make_state(lambda _: params), params
+        )
         self.shardings = state.state_shardings(self.shapes, mesh)
         self.abstract_state = state.abstract(self.shapes, self.shardings)
         self._parts = param_sharding.batch_parts(mesh)

@@ -103,16 +103,16 @@ def test_only_exact_answers_are_right(kind):
         asked.extend(questions)
         return [""] * len(questions)
 
-    score, answered = scores.ask_hard(silent, kind, 24)
-    assert score.value == 0 and score.count == 24 == len(asked)
+    score, answered = scores.ask_hard(silent, kind, 8)
+    assert score.value == 0 and score.count == 8 == len(asked)
     assert score.chance < 0.7
     answers = iter([item.expected for item in answered])
     score, _ = scores.ask_hard(
-        lambda images, questions: [next(answers) for _ in questions], kind, 24
+        lambda images, questions: [next(answers) for _ in questions], kind, 8
     )
     assert score.value == 1
-    with pytest.raises(ValueError, match="24 questions"):
-        scores.ask_hard(lambda images, questions: ["a"], kind, 24)
+    with pytest.raises(ValueError, match="8 questions"):
+        scores.ask_hard(lambda images, questions: ["a"], kind, 8)
 
 
 def test_an_unknown_kind_of_question_is_an_error():
