@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.sweep and options.learning_curve:
         parser.error("give either --sweep=FILE or --learning_curve")
     if options.sweep:
-        return parsing.run(lambda: _sweep(options, overrides), options.verbosity)
-    return parsing.run(lambda: _evaluate(options), options.verbosity)
+        return parsing.run_on_all_processes(lambda: _sweep(options, overrides), options.verbosity)
+    return parsing.run_on_all_processes(lambda: _evaluate(options), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(parsing.current_arguments("evaluate_benchmarks", arguments))
     _check_flags(options, parser)
-    return parsing.run(
+    return parsing.run_on_all_processes(
         lambda: _check(options) if options.check else _generate(options), options.verbosity
     )
 
@@ -172,13 +172,9 @@ def _check(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     benchmark = _read(options)  # A wrong prompt file is reported before JAX starts.
 
-    import jax
-
     from tuna_jax.evaluation.benchmarks import run, validate
-    from tuna_jax.parallel import distributed
 
-    distributed.initialize()
-    shard = options.shard or (jax.process_index(), jax.process_count())
+    shard = options.shard or (0, 1)
     sampling: dict[str, Any] = shared_flags.sampling_options(options)
     model = shared_flags.load_model(options)
     if options.negative is not None:

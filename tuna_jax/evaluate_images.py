@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json_text(values))
         return 1 if failures or wrong else 0
 
-    return parsing.run(work, options.verbosity)
+    return parsing.run_on_all_processes(work, options.verbosity)
 
 
 def _is_finite(value: Any) -> bool:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give either --questions=FILE or --tfds=NAME")
     if options.tfds and not options.fields:
         parser.error("--tfds requires --fields, such as image=image,question=q,answer=a")
-    return parsing.run(lambda: _evaluate(options), options.verbosity)
+    return parsing.run_on_all_processes(lambda: _evaluate(options), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:

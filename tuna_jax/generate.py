@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(parsing.current_arguments("generate", arguments))
     task = options.task or _infer(options, parser)
     _check(options, task, parser)
-    return parsing.run(lambda: _generate(options, task), options.verbosity)
+    return parsing.run_on_all_processes(lambda: _generate(options, task), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-WORLD = {"nouns": 6, "colours": 4}
-SPLITS = ("test_single", "test_colours")
+WORLD = {"nouns": 5, "colours": 3}
+SPLITS = ("test_single",)
 EVERY = 500  # steps between evaluations
 GENERATION = ("full", "partial")
 UNDERSTANDING = ("name", "describe")
@@ -23,12 +23,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 1_000
     config.data.update(WORLD)
     config.data.layouts = ConfigDict({"single": 1.0})
-    config.data.scenes = 8_000
+    config.data.scenes = 4_000
     config.data.length = 60
     config.data.order_seed = 0
-    # Twice the demo's rate, and less noisy times: few steps, and one place per object to learn.
+    # Twice the demo's rate, for few steps. The demo's mostly noisy times teach places: with a mean of -0.8 they are
+    # not learned in 1,000 steps (docs/hard_world.md).
     config.optimizer.learning_rate = 4e-3
-    config.time.mean = -0.8
     config.samples.steps = 9
     config.checkpoint_every = 500
     config.keep = 1

@@ -4,7 +4,7 @@ tuna-jax ablate --study=experiments/ablations/design.py --workdir=runs/ablations
     --runs=runs/ablations/runs --jobs=2
 
 The arms differ in `config.model.design` alone (docs/models.md). Table 7 of arXiv 2512.02014 has the paper's numbers;
-understanding is SEED there and the questions about names here, generation is GenEval there and the captions here.
+understanding is SEED there and descriptions of held-out pictures here, generation is GenEval there and the captions here.
 """
 
 import runpy
@@ -27,13 +27,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.claims = ConfigDict(
         {
             "understanding, cascade against decoupled": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "cascade",
                 "worse": "decoupled",
                 "paper": "SEED 66.5 against 61.4",
             },
             "understanding, cascade against late fusion": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "cascade",
                 "worse": "late_fusion",
                 "paper": "SEED 66.5 against 61.7",

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.reference = "random"
-    for direction, metric in (("understanding", "name/exact"), ("generation", "full/right")):
+    for direction, metric in (("understanding", "describe/exact"), ("generation", "full/right")):
         for better, worse, paper in (
             ("contrastive", "random", "every arm of the paper has a pre-trained encoder"),
             ("masked", "random", "every arm of the paper has a pre-trained encoder"),

@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.claims = ConfigDict(
         {
             "joint training helps understanding": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "cascade",
                 "worse": "cascade_understanding",
                 "paper": "SEED 66.5 against 62.9 (but MME 1361 against 1386)",
@@ -50,13 +50,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 "paper": "GenEval 79.4 against 77.8",
             },
             "understanding only, cascade against late fusion": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "cascade_understanding",
                 "worse": "late_fusion_understanding",
                 "paper": "SEED 62.9 against 62.1",
             },
             "understanding only, cascade against the encoder": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "cascade_understanding",
                 "worse": "semantic_only",
                 "paper": "SEED 62.9 against 62.9, MMMU 37.6 against 38.2: no difference is predicted",

@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.claims = ConfigDict(
         {
             "understanding, without VAE and encoder": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "tuna_2",
                 "worse": "tuna",
                 "paper": "Tuna-2 wins understanding (OCRBench 79.7)",
@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "paper": "GenEval 90 against 87",
             },
             "understanding, without encoder": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "tuna_2",
                 "worse": "tuna_r",
                 "paper": "at scale; with less data Tuna-R learns faster",
@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "paper": "no numbers; ours",
             },
             "hidden tokens help understanding": {
-                "metric": "name/exact",
+                "metric": "describe/exact",
                 "better": "tuna_2_hidden",
                 "worse": "tuna_2",
                 "paper": "a regulariser for both directions; no numbers",

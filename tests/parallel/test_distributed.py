@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from tuna_jax.parallel import distributed
+from tuna_jax.parallel.environment import arguments
 from tuna_jax.parallel.mesh import AXES
 
 
@@ -14,7 +15,7 @@ def named(**values):
 
 
 def test_a_process_gets_its_number_from_the_launcher():
-    result = distributed.arguments(named(coordinator="host:1", processes="4", process="3"))
+    result = arguments(named(coordinator="host:1", processes="4", process="3"))
     assert result == {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
 
 
@@ -28,7 +29,7 @@ def test_a_process_gets_its_number_from_the_launcher():
     ],
 )
 def test_a_single_process_initialises_nothing(environment):
-    assert distributed.arguments(environment) is None
+    assert arguments(environment) is None
     distributed.initialize(environment)
     assert jax.process_count() == 1
 
@@ -43,7 +44,7 @@ def test_a_single_process_initialises_nothing(environment):
     ],
 )
 def test_a_cluster_that_jax_detects_needs_no_arguments(environment):
-    assert distributed.arguments(environment) == {}
+    assert arguments(environment) == {}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from tuna_jax.ablations.study import Study
 from tuna_jax.sweeps import results
 from tuna_jax.sweeps.online import FOLDER
+from tuna_jax.training.weights_file import exported
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.fingerprint import fingerprint
 
@@ -77,8 +78,9 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether it has exported its model and evaluated its last step."""
-        exported = (self.folder / "model.safetensors").is_file()
-        return exported and any(row["step"] == self.steps for row in self.rows())
+        return exported(self.folder) is not None and any(
+            row["step"] == self.steps for row in self.rows()
+        )
 
 
 def runs_of(study: Study, folder: Path) -> list[Run]:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import math
+import os
 import sys
 import traceback
 import warnings
@@ -81,6 +82,29 @@ def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def run_on_all_processes(work: Callable[[], int | None], verbosity: int = 0) -> int:
+    """`run` for a command that computes: under a launcher process 0 does the work and the others compute along.
+
+    Every process returns the exit status of process 0; see `parallel/leader.py`.
+
+    Raises:
+      ValueError: the launcher's variables are incomplete.
+    """
+
+    def join() -> int:
+        from tuna_jax.parallel import environment
+
+        if environment.arguments(os.environ) is None:
+            return work() or 0
+
+        from tuna_jax.parallel import distributed, leader
+
+        distributed.initialize()
+        return leader.together(lambda: run(work, verbosity))
+
+    return run(join, verbosity)
 
 
 def message_of(error: Exception) -> str | None:

@@ -5,6 +5,7 @@ Written against jax 0.10.2. The names were also checked, by reading the source, 
 
 - `jax.distributed` has no barrier; `multihost_utils.sync_global_devices` runs a collective on the devices, which gives
   up after 30 seconds on CPU.
+- `jax.distributed` does not give access to the values that its coordination service keeps for all processes.
 - `jax.extend.core` has jaxprs, but no dead-code elimination and no description of the primitives' parameters.
 - Nothing public says whether a backend has started without starting one.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 from jax._src import distributed, xla_bridge
 from jax.extend import core
 from jax.interpreters import partial_eval
@@ -32,12 +34,49 @@ def barrier(name: str, seconds: int) -> None:
     Raises:
       RuntimeError: some process has not called it in time, or `jax.distributed` is not initialised.
     """
+    _client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
+
+
+def set_value(key: str, value: bytes) -> None:
+    """Stores a value, of at most a few megabytes, that all processes of the run can read.
+
+    Raises:
+      RuntimeError: the key has a value already, or `jax.distributed` is not initialised.
+    """
+    _client().key_value_set_bytes(key, value)
+
+
+def wait_for_value(key: str, seconds: int) -> bytes | None:
+    """The value of a key, as soon as a process has stored it; None if none has within `seconds`.
+
+    Raises:
+      RuntimeError: the coordinating process has ended, or `jax.distributed` is not initialised.
+    """
+    try:
+        return _client().blocking_key_value_get_bytes(key, seconds * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" in str(error):
+            return None
+        raise
+
+
+def values_under(prefix: str) -> list[bytes]:
+    """The values of all keys that begin with `prefix`, which ends in a slash, in the order of the keys."""
+    return [value for _, value in sorted(_client().key_value_dir_get_bytes(prefix))]
+
+
+def delete_values(prefix: str) -> None:
+    """Removes all keys that begin with `prefix`, which ends in a slash."""
+    _client().key_value_delete(prefix)
+
+
+def _client() -> Any:
     client: Any = distributed.global_state.client
     if client is None:
         raise RuntimeError(
             "jax.distributed is not initialised, so processes cannot wait for each other"
         )
-    client.wait_at_barrier(name, timeout_in_ms=seconds * 1000)
+    return client
 
 
 def backends_started() -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import math
 import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +69,23 @@ class StateDict:
       entries: metadata of each key.
       reader: `(key, index) -> array` in the stored dtype; with an index, only that part along the first axis.
       metadata: of the file; empty for most files.
+      part_reader: `(key, slices) -> array`, if the format allows to read only a part; slices have steps of 1.
     """
 
     entries: Mapping[str, Entry]
     reader: Callable[[str, int | None], np.ndarray]
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    part_reader: Callable[[str, tuple[slice, ...]], np.ndarray] | None = None
 
     def read(self, key: str, index: int | None = None) -> np.ndarray:
         """The tensor of a key, or its part `index` along the first axis."""
         return self.reader(key, index)
+
+    def read_part(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, by a slice for each axis; only its bytes are read if the format allows it."""
+        if self.part_reader is None:
+            return self.read(key)[index]
+        return self.part_reader(key, index)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,7 +96,12 @@ class StateDict:
         """The same tensors under other keys."""
         old = {rename(key): key for key in self.entries}
         entries = {key: self.entries[source] for key, source in old.items()}
-        return StateDict(entries, lambda key, index: self.reader(old[key], index), self.metadata)
+        return StateDict(
+            entries,
+            lambda key, index: self.reader(old[key], index),
+            self.metadata,
+            lambda key, index: self.read_part(old[key], index),
+        )
 
 
 def merge(parts: Sequence[StateDict]) -> StateDict:
@@ -109,7 +124,12 @@ def merge(parts: Sequence[StateDict]) -> StateDict:
         )
     entries = {key: part.entries[key] for key, part in owner.items()}
     metadata = {name: value for part in parts for name, value in part.metadata.items()}
-    return StateDict(entries, lambda key, index: owner[key].reader(key, index), metadata)
+    return StateDict(
+        entries,
+        lambda key, index: owner[key].reader(key, index),
+        metadata,
+        lambda key, index: owner[key].read_part(key, index),
+    )
 
 
 def open_files(source: str | Path) -> StateDict:
@@ -207,7 +227,29 @@ def _open_safetensors(path: Path) -> StateDict:
         _read_into(path, tensor, offset)
         return tensor
 
-    return StateDict(entries, read, metadata)
+    def read_part(key: str, index: tuple[slice, ...]) -> np.ndarray:
+        entry = entries[key]
+        return _read_part(path, begin + header[key]["data_offsets"][0], entry, index)
+
+    return StateDict(entries, read, metadata, read_part)
+
+
+def _read_part(path: Path, offset: int, entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
+    """Reads a part of a tensor that is stored from `offset` on, one contiguous run of bytes after the other."""
+    bounds = [part.indices(size)[:2] for part, size in zip(index, entry.shape, strict=True)]
+    tensor = np.empty([stop - start for start, stop in bounds], entry.dtype)
+    if not tensor.size:
+        return tensor
+    # Axes behind the last one that is cut are whole, so a run covers that axis and all behind it.
+    cut = [axis for axis, size in enumerate(entry.shape) if tensor.shape[axis] != size]
+    axis = cut[-1] if cut else 0
+    strides = [math.prod(entry.shape[i + 1 :]) * entry.dtype.itemsize for i in range(tensor.ndim)]
+    first = sum(start * stride for (start, _), stride in zip(bounds, strides, strict=True))
+    with open(path, "rb", buffering=0) as file:
+        for lead in np.ndindex(*tensor.shape[:axis]):
+            file.seek(offset + first + sum(i * s for i, s in zip(lead, strides, strict=False)))
+            _fill(path, file, tensor[lead] if lead else tensor)  # `[()]` of a scalar is a copy.
+    return tensor
 
 
 def _bytes_of(path: Path, offset: int, count: int) -> bytes:
@@ -218,14 +260,19 @@ def _bytes_of(path: Path, offset: int, count: int) -> bytes:
 
 def _read_into(path: Path, tensor: np.ndarray, offset: int) -> None:
     """Fills a contiguous array from a file; SourceError if the file ends before it is full."""
-    view = tensor.reshape(-1).view(np.uint8).data
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise SourceError(f"{path} ended during a read; it may have been changed")
-            view = view[count:]
+        _fill(path, file, tensor)
+
+
+def _fill(path: Path, file: FileIO, tensor: np.ndarray) -> None:
+    """Fills a contiguous array from a file's position on."""
+    view = tensor.reshape(-1).view(np.uint8).data
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise SourceError(f"{path} ended during a read; it may have been changed")
+        view = view[count:]
 
 
 def _open_pickle(path: Path) -> StateDict:

@@ -24,6 +24,8 @@ from tuna_jax.data.media.image import load_image, load_rgb
 from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
+from tuna_jax.parallel import distributed
+from tuna_jax.parallel.leader import on_all_processes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEY = "features"
@@ -93,24 +95,28 @@ def _some(images: list[Any], failures: Failures | None) -> list[Any]:
     return images
 
 
+@on_all_processes
 def reconstruct(model: Tuna, images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
     """Images reconstructed by the model's VAE, from the posterior's mean."""
 
     def run(part: np.ndarray) -> np.ndarray:
-        mean, _ = batching.encode(model.config, model.vae_params, part[:, None])
-        return np.asarray(batching.decode(model.config, model.vae_params, mean))[:, 0]
+        mean, _ = batching.encode(model.config, model.vae_params, part[:, None], model.sharding)
+        clips = batching.decode(model.config, model.vae_params, mean, model.sharding)
+        return distributed.to_host(clips)[:, 0]
 
-    return batching.in_chunks(run, images, _rows_per_chunk(model, images))
+    return batching.in_chunks(run, images, _rows_per_chunk(model, images), model.batch_parts)
 
 
+@on_all_processes
 def unified(model: Tuna, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n width"]:
     """The unified visual representation z (model.md section 4) of clean images: its mean over tokens, float32."""
 
     def run(part: np.ndarray) -> np.ndarray:
-        latents, _ = batching.encode(model.config, model.vae_params, part[:, None])
-        return np.asarray(_tokens(model.config, model.params, latents[:, None]), np.float32)
+        latents, _ = batching.encode(model.config, model.vae_params, part[:, None], model.sharding)
+        tokens = _tokens(model.config, model.params, latents[:, None])
+        return np.asarray(distributed.to_host(tokens), np.float32)
 
-    return batching.in_chunks(run, images, _rows_per_chunk(model, images))
+    return batching.in_chunks(run, images, _rows_per_chunk(model, images), model.batch_parts)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,6 +17,8 @@ from tuna_jax.models import pixels, tuna
 from tuna_jax.models.attention import sequence_layout
 from tuna_jax.models.layers import Params, scan_layers
 from tuna_jax.models.rope import flow_head_rotation, text_rotation
+from tuna_jax.parallel import distributed
+from tuna_jax.parallel.leader import on_all_processes
 from tuna_jax.sequence import Grid, stack, understanding_prompt
 
 
@@ -93,6 +95,7 @@ def names(config: TunaConfig) -> list[tuple[str, int]]:
     ]
 
 
+@on_all_processes
 def layer_features(
     model: Tuna, images: UInt8[np.ndarray, "n h w 3"]
 ) -> Float[np.ndarray, "n layers width"]:
@@ -104,12 +107,15 @@ def layer_features(
 
     def run(part: np.ndarray) -> np.ndarray:
         clips = part[:, None]
-        latents, _ = batching.encode(config, model.vae_params, clips)
+        latents, _ = batching.encode(config, model.vae_params, clips, model.sharding)
         patches = None
         if config.sees_pixels:
             patches = pixels.from_uint8(config.image_patches, jnp.asarray(clips[:, None]))
         batch = stack([sequence] * len(part), len(sequence.tokens), 1, special)
         tokens, spans = jnp.asarray(batch["tokens"]), jnp.asarray(batch["spans"])
-        return np.asarray(_pooled(config, model.params, tokens, spans, latents[:, None], patches))
+        return distributed.to_host(
+            _pooled(config, model.params, tokens, spans, latents[:, None], patches)
+        )
 
-    return batching.in_chunks(run, images, batching.rows_per_chunk(grid.tokens))
+    max_rows = batching.rows_per_chunk(grid.tokens)
+    return batching.in_chunks(run, images, max_rows, model.batch_parts)

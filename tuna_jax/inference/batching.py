@@ -22,6 +22,7 @@ from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.models import latent_space, pixels
 from tuna_jax.models.logical_sharding import LogicalSharding, constrain, use_sharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
+from tuna_jax.parallel import distributed
 from tuna_jax.sequence import Special, TokenSequence, stack
 from tuna_jax.utils import seeds
 
@@ -44,19 +45,21 @@ def in_chunks(
     function: Callable[[Any], np.ndarray],
     rows: Shaped[np.ndarray, "n ..."],
     max_rows: int = MAX_ROWS,
+    parts: int = 1,
 ) -> Shaped[np.ndarray, "n ..."]:
     """Applies `function` to chunks of at most `max_rows` rows and concatenates the results.
 
     Every chunk has the same size; the last one is padded with copies of its last row, whose results are dropped. Fewer
-    than `max_rows` rows are one chunk, padded to a power of two, or above 8 rows to a multiple of 8.
+    than `max_rows` rows are one chunk, padded to a power of two, or above 8 rows to a multiple of 8. Over a mesh that
+    splits a batch into `parts`, the size is a multiple of it.
     """
     results = []
     padded_count = 1 << (len(rows) - 1).bit_length() if len(rows) <= 8 else round_up(len(rows), 8)
-    size = min(max_rows, padded_count)
+    size = round_up(min(max_rows, padded_count), parts)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-        results.append(np.asarray(function(padded))[: len(chunk)])
+        results.append(distributed.to_host(function(padded))[: len(chunk)])
     return np.concatenate(results)
 
 
@@ -179,7 +182,7 @@ def decode_checked(
 ) -> tuple[UInt8[np.ndarray, "n frames height width 3"], Bool[np.ndarray, " n"]]:
     """`decode`, and whether the latents and the pixels of each row are finite: as uint8, NaN would be black."""
     clips, finite = _decode(config, vae_params, latents, sharding, tile_above)
-    return np.asarray(clips), np.asarray(finite)
+    return distributed.to_host(clips), distributed.to_host(finite)
 
 
 def finite_rows(array: Float[np.ndarray, "n t h w c"]) -> Bool[np.ndarray, " n"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
@@ -15,8 +16,11 @@ from tuna_jax.config import TunaConfig, VAEConfig
 from tuna_jax.conversion import checkpoint_source, detect_format, weight_map
 from tuna_jax.conversion.image_vae_file import load_image_vae
 from tuna_jax.conversion.pretrained_backbones import rows_of
+from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.models import vae as vae_model
+from tuna_jax.parallel import distributed
+from tuna_jax.training.checkpoints import open_arrays
 from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
 
@@ -180,7 +184,7 @@ def read_parameters(
     averaged: bool = True,
     check_weights: bool = True,
 ) -> Any:
-    """A network's parameters, each read separately and sharded.
+    """A network's parameters, sharded; each process reads the parts of its own devices, and casts them on the way.
 
     Args:
       path: a run's workdir or checkpoint, `model.safetensors`, or a model that `convert from_torch` wrote.
@@ -202,13 +206,44 @@ def read_parameters(
     expected, sharding_of = flatten(shapes), flatten(shardings)
     network = {name: entry for name, entry in state.entries.items() if not name.startswith("vae.")}
     check_complete(f"the model in {path}", expected, network)
-
-    def read(name: str) -> jax.Array:
-        array = np.asarray(state.read(name), expected[name].dtype)
-        if check_weights:
-            check_finite(f"the model in {path}", {name: array})
-        return jax.make_array_from_callback(
-            array.shape, sharding_of[name], lambda index: array[index]
+    arrays = open_arrays(path)
+    if arrays is not None:
+        has_average = averaged and any(name.startswith("ema.") for name in arrays.leaves)
+        params = arrays.read_sharded("ema" if has_average else "params", shapes, shardings)
+    else:
+        params = unflatten(
+            {
+                name: _read_shards(state, name, expected[name], sharding_of[name])
+                for name in expected
+            }
         )
+    if check_weights:
+        _check_finite_shards(f"the model in {path}", params)
+    return params
 
-    return unflatten({name: read(name) for name in expected})
+
+def _read_shards(state: StateDict, name: str, leaf: Any, sharding: Any) -> jax.Array:
+    """A parameter of which this process reads the parts that its devices hold."""
+    parts: dict[Any, np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
+        if bounds not in parts:
+            part = state.read_part(name, tuple(slice(*bound) for bound in bounds))
+            parts[bounds] = np.asarray(part, leaf.dtype)
+        return parts[bounds]
+
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+def _check_finite_shards(what: str, params: Any) -> None:
+    """Checks sharded arrays, each on its devices; all processes must call it.
+
+    Raises:
+      NotFiniteWeightsError: some numbers are not finite.
+    """
+    bad = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))(params)
+    counts = {name: int(distributed.to_host(count)) for name, count in flatten(bad).items()}
+    sizes = {name: leaf.size for name, leaf in flatten(params).items()}
+    if found := [(name, count, sizes[name]) for name, count in counts.items() if count]:
+        raise_not_finite(what, found)

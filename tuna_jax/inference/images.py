@@ -16,6 +16,7 @@ from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettin
 from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture, of_kind
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.trained_shapes import nearest_shape
+from tuna_jax.parallel.leader import on_all_processes
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def edit_size(model: Tuna, images: MediaInput | Sequence[MediaInput]) -> tuple[i
     return sizes[0] if sizes else model.size
 
 
+@on_all_processes
 def generate(
     model: Tuna,
     prompts: Sequence[str],
@@ -171,7 +173,8 @@ def generate(
 
     visual_tokens = grid.tokens * (1 if sources is None else 2)
     max_rows = given.get("batch_size") or batching.rows_per_chunk(visual_tokens)
-    clips = batching.in_chunks(generate_rows, np.arange(len(prompts)), max_rows)
+    rows = np.arange(len(prompts))
+    clips = batching.in_chunks(generate_rows, rows, max_rows, model.batch_parts)
     if not finite.all():
         what = "image" if frames == 1 else "clip"
         raise NotFiniteError.of_rows(what, prompts, np.flatnonzero(~finite).tolist(), clips)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from tuna_jax.config import TunaConfig, VAEConfig
@@ -16,7 +17,7 @@ from tuna_jax.conversion import checkpoint_source, convert_checkpoint
 from tuna_jax.conversion.image_vae_file import vae_path
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.inference import run_record
+from tuna_jax.inference import layouts, run_record
 from tuna_jax.inference.components import (
     NotFiniteWeightsError,
     PathLike,
@@ -30,8 +31,9 @@ from tuna_jax.inference.exported_sampler import read as read_programs
 from tuna_jax.inference.pipeline import Tuna, on_mesh
 from tuna_jax.inference.run_record import IN_MODEL, RunRecord
 from tuna_jax.models import tuna
-from tuna_jax.parallel import param_sharding
-from tuna_jax.training.weights_file import MODEL_FILE
+from tuna_jax.parallel import leader, param_sharding
+from tuna_jax.parallel.mesh import MeshSettings, make_mesh
+from tuna_jax.training.weights_file import exported
 from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
 
@@ -59,7 +61,8 @@ def load(
         default is the one that the run record names, otherwise Qwen2.5's.
       dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one.
       programs: a folder that `tuna-jax export` wrote for this model; see `inference/exported_sampler.py`.
-      mesh: shards the parameters over this mesh, each read separately; None: the default device holds them.
+      mesh: shards the parameters over this mesh; each process reads the parts of its own devices. None: the default
+        device holds them; under several processes (`parallel/leader.py`), `inference/layouts.py` chooses the mesh.
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
       check_weights: whether to check that all weights are finite, which takes about a second per gigabyte.
 
@@ -68,6 +71,44 @@ def load(
       ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
         programs do not fit the model; or weights are not finite.
     """
+    options = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "averaged": averaged}
+    options["check_weights"] = check_weights
+    if not leader.is_leading():
+        return _load(path, programs=programs, mesh=mesh, **options)
+    if programs is not None:
+        raise ValueError(
+            f"the exported programs {programs} run in one process, and this run has {jax.process_count()}; leave them "
+            f"out (--programs, or programs=)"
+        )
+    return _load_on_all(str(path), None if mesh is None else dict(mesh.shape), **options)
+
+
+@leader.on_all_processes_shared
+def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -> Tuna:
+    """`load` on every process: each reads the parts of its own devices. Without sizes `layouts` chooses them."""
+    if mesh_sizes is None:
+        config = checkpoint_source.open_parameters(path)[0]
+        layout = layouts.for_devices(config, options["dtype"])
+        options["dtype"] = layout.dtype
+        settings = layout.mesh
+        if jax.process_index() == 0:
+            logging.info("the model in %s is %s", path, layout.describe())
+    else:
+        settings = MeshSettings(**mesh_sizes)
+    return _load(path, mesh=make_mesh(settings), **options)
+
+
+def _load(
+    path: PathLike,
+    *,
+    vae: PathLike | None = None,
+    tokenizer: Tokenizer | PathLike | None = None,
+    dtype: str = "",
+    programs: PathLike | None = None,
+    mesh: Mesh | None = None,
+    averaged: bool = True,
+    check_weights: bool = True,
+) -> Tuna:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -76,8 +117,7 @@ def load(
         )
     if dtype and dtype not in convert_checkpoint.DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose {' or '.join(convert_checkpoint.DTYPES)}")
-    model_file = path / MODEL_FILE
-    source = model_file if path.is_dir() and model_file.is_file() and averaged else path
+    source = (averaged and exported(path)) or path
     stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
     record = run_record.read(source, state)
     if mesh is None:

@@ -10,9 +10,8 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,8 +31,9 @@ from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
 from tuna_jax.inference.trained_shapes import Shapes
 from tuna_jax.models.logical_sharding import LogicalSharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE
-from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel import distributed, param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
+from tuna_jax.parallel.leader import Shared
 from tuna_jax.sequence import Grid, TokenSequence
 
 
@@ -61,7 +61,16 @@ class Tuna:
       programs: exported samplers, which run instead of tracing where one fits.
       shapes: by task, the (height, width) that the model was trained on: an image that is asked about or edited takes
         the nearest; see `trained_shapes`. A task that has none takes `size`.
+      shared: its number, if the processes of a run compute with it together; see `parallel/leader.py`.
     """
+
+    shared_fields: ClassVar[tuple[str, ...]] = (
+        "size",
+        "samples",
+        "template",
+        "tile_above",
+        "shapes",
+    )
 
     config: TunaConfig
     params: Any = dataclasses.field(repr=False)
@@ -74,6 +83,7 @@ class Tuna:
     tile_above: int = TILE_ABOVE
     programs: Programs | None = dataclasses.field(default=None, repr=False)
     shapes: Shapes = dataclasses.field(default_factory=dict)
+    shared: Shared | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -99,6 +109,12 @@ class Tuna:
             mesh=mesh,
             check_weights=check_weights,
         )
+
+    @property
+    def batch_parts(self) -> int:
+        """The number of parts that a batch is split into over the mesh; 1 without a mesh."""
+        mesh = getattr(self.sharding, "mesh", None)
+        return 1 if mesh is None else param_sharding.batch_parts(mesh)
 
     @functools.cached_property
     def generation_params(self) -> Any:
@@ -319,7 +335,7 @@ class Tuna:
 
 def on_mesh(model: Tuna, mesh: Mesh) -> Tuna:
     """A model whose parameters are sharded over `mesh`, with its VAE replicated and its batches sharded over it."""
-    vae_params = jax.device_put(model.vae_params, param_sharding.replicated(mesh))
+    vae_params = distributed.replicate(model.vae_params, mesh)
     return dataclasses.replace(
         model, vae_params=vae_params, sharding=Activations(mesh, generation=True)
     )

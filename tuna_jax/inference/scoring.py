@@ -20,6 +20,8 @@ from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.text import groups_of_equal_media
 from tuna_jax.models import tuna
 from tuna_jax.models.logical_sharding import LogicalSharding, use_sharding
+from tuna_jax.parallel import distributed
+from tuna_jax.parallel.leader import on_all_processes
 from tuna_jax.sequence import TokenSequence
 
 _PADDING = -1  # The target behind the end of an answer.
@@ -39,6 +41,7 @@ class Likelihoods(NamedTuple):
     tokens: Int[np.ndarray, " n"]
 
 
+@on_all_processes
 def likelihoods(
     model: Tuna,
     conversations: Sequence[Conversation],
@@ -99,11 +102,12 @@ def _score_group(
         scores = _scores(
             model.config, model.params, prefix, starts[rows], targets[rows], model.sharding
         )
-        return np.stack([np.asarray(score) for score in scores], axis=-1)
+        return np.stack([distributed.to_host(score) for score in scores], axis=-1)
 
     visual_tokens = int(prompts[0].spans[:, 1].sum())
     max_rows = batch_size or batching.rows_per_chunk(visual_tokens)
-    return batching.in_chunks(score_rows, np.arange(len(prompts)), max_rows)
+    rows = np.arange(len(prompts))
+    return batching.in_chunks(score_rows, rows, max_rows, model.batch_parts)
 
 
 def _append(prompt: TokenSequence, answer: Sequence[int]) -> TokenSequence:

@@ -13,12 +13,15 @@ from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation import text_decoder
 from tuna_jax.inference.generation_config import DecodingOptions
 from tuna_jax.inference.not_finite import NotFiniteError
+from tuna_jax.parallel import distributed, leader
+from tuna_jax.parallel.leader import on_all_processes
 from tuna_jax.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from tuna_jax.inference.pipeline import Tuna
 
 
+@on_all_processes
 def reply(
     model: Tuna, conversations: Sequence[Conversation], options: DecodingOptions
 ) -> list[str]:
@@ -45,6 +48,10 @@ def reply(
 
 def stream(model: Tuna, conversation: Conversation, options: DecodingOptions) -> Iterator[str]:
     """The assistant's next message in parts; see `Tuna.stream`."""
+    if (
+        leader.is_leading()
+    ):  # The processes would have to agree when to stop, so all is decoded first.
+        return iter([reply(model, [conversation], options)[0]])
     decoding = _with_defaults(options)
     prompt = model.prompt_tokens(conversation, decoding.pop("template"))
     keys = batching.keys(decoding.pop("seed"), 1)
@@ -94,11 +101,12 @@ def _decode(
             sharding=model.sharding,
             **decoding,
         )
-        finite[rows] = np.asarray(decoded.finite)
-        return np.asarray(decoded.tokens)
+        finite[rows] = distributed.to_host(decoded.finite)
+        return distributed.to_host(decoded.tokens)
 
     max_rows = batch_size or batching.rows_per_chunk(visual_tokens)
-    return batching.in_chunks(decode_rows, np.arange(len(prompts)), max_rows), finite
+    rows = np.arange(len(prompts))
+    return batching.in_chunks(decode_rows, rows, max_rows, model.batch_parts), finite
 
 
 def _answer_ids(model: Tuna, row: Int[np.ndarray, " n"]) -> list[int]:

@@ -1,11 +1,4 @@
-"""Several processes of one run: joining, stopping at the same step, agreeing, and gathering arrays on the first.
-
-Launchers set three variables; `jax.distributed` does the rest:
-
-    TUNA_JAX_COORDINATOR   host:port of process 0, or `auto`: JAX detects the cluster (TPU pods, GKE, Slurm)
-    TUNA_JAX_PROCESSES     number of processes
-    TUNA_JAX_PROCESS       number of this process, from 0
-"""
+"""Several processes of one run: joining, stopping at the same step, agreeing, and gathering arrays on the first."""
 
 from __future__ import annotations
 
@@ -20,75 +13,27 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tuna_jax.compat import jax_internals
-from tuna_jax.parallel import param_sharding
-
-COORDINATOR, PROCESSES, PROCESS = (
-    "TUNA_JAX_COORDINATOR",
-    "TUNA_JAX_PROCESSES",
-    "TUNA_JAX_PROCESS",
-)
+from tuna_jax.parallel import environment, param_sharding
 
 
-def initialize(environment: Mapping[str, str] | None = None) -> None:
+def initialize(variables: Mapping[str, str] | None = None) -> None:
     """Joins this process to the others of its run; does nothing for a single process. Call it before anything else of
     JAX.
 
     Afterwards JAX handles SIGTERM: `stop_together` says when to save.
 
     Args:
-      environment: the variables; None: this process's environment.
+      variables: those of `parallel/environment.py`; None: this process's environment.
 
     Raises:
       ValueError: one of the three variables is missing or wrong; the message names it.
     """
-    initialize_arguments = arguments(os.environ if environment is None else environment)
+    initialize_arguments = environment.arguments(os.environ if variables is None else variables)
     if initialize_arguments is None:
         return
     # Only the CPU needs it; other platforms have their own collectives.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(**initialize_arguments)
-
-
-def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize`; None: this process is the only one.
-
-    Raises:
-      ValueError: see `initialize`.
-    """
-    variables = {name: environment.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)}
-    if variables[COORDINATOR] == "auto" or not any(variables.values()):
-        return {} if variables[COORDINATOR] or _is_cluster(environment) else None
-    missing = [name for name, value in variables.items() if not value]
-    if missing:
-        present = ", ".join(f"{name}={value}" for name, value in variables.items() if value)
-        raise ValueError(
-            f"{present} is set and {' and '.join(missing)} is not; set all three, as launchers/local.py does, or none"
-        )
-    try:
-        processes, process = int(variables[PROCESSES]), int(variables[PROCESS])
-    except ValueError as error:
-        raise ValueError(
-            f"{PROCESSES}={variables[PROCESSES]} and {PROCESS}={variables[PROCESS]} must be whole numbers"
-        ) from error
-    if not 0 <= process < processes:
-        raise ValueError(
-            f"{PROCESS}={process} is not one of {PROCESSES}={processes}; it is from 0 to {processes - 1}"
-        )
-    if processes == 1:
-        return None
-    return {
-        "coordinator_address": variables[COORDINATOR],
-        "num_processes": processes,
-        "process_id": process,
-    }
-
-
-def _is_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether a cluster manager that JAX detects has started this process with others."""
-    # Set by srun, and not in a shell of salloc.
-    slurm = environment.get("SLURM_STEP_NUM_TASKS", "1")
-    slices = environment.get("MEGASCALE_NUM_SLICES", "1")
-    return slurm != "1" or slices != "1" or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def wait_for_all(seconds: int = 1800) -> None:
@@ -159,6 +104,30 @@ def to_first(tree: Any) -> Any | None:
 
     gathered = jax.tree.map(gather, tree)
     return gathered if first else None
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays, equal on all processes, whole on every device of a mesh."""
+    sharding = param_sharding.replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """The whole of an array in this process's host memory. All processes that hold a part of it must call it."""
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def end(message: str) -> NoReturn:

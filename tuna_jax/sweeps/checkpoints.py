@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tuna_jax.training.checkpoints import finished_checkpoints, open_arrays
-from tuna_jax.training.weights_file import MODEL_FILE
+from tuna_jax.training.weights_file import exported
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.text_files import read_json
 
@@ -41,8 +41,7 @@ def listed(workdir: Path) -> list[Checkpoint]:
             f"no run at {workdir}; name a workdir of `python -m tuna_jax.train`"
         )
     if not (workdir / "checkpoints").is_dir():
-        exported = workdir / MODEL_FILE
-        return [Checkpoint(workdir.name, 0, exported if exported.is_file() else workdir)]
+        return [Checkpoint(workdir.name, 0, exported(workdir) or workdir)]
     return [
         Checkpoint(workdir.name, int(path.name), path) for path in finished_checkpoints(workdir)
     ]

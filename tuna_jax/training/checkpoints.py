@@ -236,11 +236,31 @@ class SavedArrays:
         for key in reversed(path.split(".")):
             leaf, spec = {key: leaf}, {key: spec}
         arguments = ocp.args.PyTreeRestore(item=leaf, restore_args=spec, partial_restore=True)  # pyright: ignore[reportCallIssue]
-        with ocp.PyTreeCheckpointer() as reader:
+        with _local_reader(ocp.PyTreeCheckpointHandler) as reader:
             array = reader.restore(self.folder / "state", args=arguments)
         for key in path.split("."):
             array = array[key]
         return array
+
+    def read_sharded(self, prefix: str, shapes: Any, shardings: Any) -> Any:
+        """The arrays below a dotted path, sharded over devices; each process reads its own shards.
+
+        Args:
+          prefix: such as 'params'.
+          shapes: nested dict of `ShapeDtypeStruct`; arrays are cast to its dtypes while they are read.
+          shardings: the same structure with a sharding for each array.
+        """
+        item = {prefix: shapes}
+        restore_arguments = jax.tree.map(
+            lambda leaf, sharding: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype),
+            item,
+            {prefix: shardings},
+        )
+        arguments = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+            item=item, restore_args=restore_arguments, partial_restore=True
+        )
+        with ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(self.folder / "state", args=arguments)[prefix]
 
 
 def finished_checkpoints(folder: str | Path) -> list[Path]:
@@ -269,9 +289,9 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
         return None
     step = step.resolve()
     try:
-        with ocp.PyTreeCheckpointer() as reader:
+        with _local_reader(ocp.PyTreeCheckpointHandler) as reader:
             metadata: Any = reader.metadata(step / "state")
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        with _local_reader(ocp.JsonCheckpointHandler) as reader:
             config = reader.restore(step / "config")
         tree = metadata.item_metadata.tree
         named_leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -285,6 +305,21 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
             f"the checkpoint {step} cannot be read ({type(error).__name__}: {str(error)[:300]})"
         ) from error
     return SavedArrays(step, leaves, config)
+
+
+def _local_reader(handler: Any) -> ocp.Checkpointer:
+    """Reads in this process alone: Orbax would otherwise wait for the others, which need not read the same."""
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(handler())
+    process = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process_{process}",
+    )
+    return ocp.Checkpointer(
+        handler(multiprocessing_options=options), multiprocessing_options=options
+    )
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

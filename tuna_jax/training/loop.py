@@ -19,7 +19,7 @@ from absl import logging
 from tuna_jax.config import TunaConfig
 from tuna_jax.parallel import distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.training import metrics, state, step
+from tuna_jax.training import metrics, sharded_export, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
@@ -68,8 +68,8 @@ def train(
       vae_params: parameters of the frozen VAE, for batches of pixels.
       initial_params: `(shapes, shardings) -> params`, the initial parameters of a new run; None initialises them
         randomly.
-      sample: `(step, params) -> None`, called in the first process with the averaged parameters on the host, every
-        `sample_every` steps and at the end.
+      sample: `(step, params) -> None`, called in all processes with the averaged parameters, sharded over the mesh,
+        every `sample_every` steps and at the end.
       evaluate: `(step, params) -> numbers` to log, called in all processes with the averaged parameters, sharded over
         the mesh, every `evaluate.every` steps and at the end.
       counters: returns further numbers for every log line.
@@ -189,10 +189,7 @@ def train(
                     and (last or number % settings.sample_every == 0)
                 ):
                     with speed.excluded():
-                        whole = distributed.to_first(current.averaged)
-                        if whole is not None:
-                            sample(number, whole)
-                        del whole
+                        sample(number, current.averaged)
                 every = settings.evaluate.every
                 if evaluate and every and (last or number % every == 0):
                     report()  # Log lines are in the order of their steps.
@@ -215,9 +212,10 @@ def train(
     compilations.close()
     log.close()
     reached = int(current.step)
-    whole = distributed.to_first(current.averaged)
-    if whole is not None:
-        export_model(workdir / MODEL_FILE, whole, record, reached)
+    if jax.process_count() == 1:
+        export_model(workdir / MODEL_FILE, current.averaged, record, reached)
+    else:
+        sharded_export.export(workdir, current.averaged, record, reached)
     return reached >= settings.steps
 
 

@@ -1,7 +1,9 @@
-"""A trained model as one safetensors file with the run's settings, for inference.
+"""A trained model as safetensors with the run's settings, for inference.
 
-Checkpoints are for resuming training: they hold the optimizer state and require a mesh. This file holds only the
-parameters, float32 under their dotted names, and in its metadata the run's settings as JSON and its step.
+Checkpoints are for resuming training: they hold the optimizer state and require a mesh. An export holds only the
+parameters, float32 under their dotted names, and in its metadata the run's settings as JSON and its step. It is one
+file, `model.safetensors`; a large model that several processes trained has one file per process, with an index
+(`sharded_export.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +17,17 @@ import numpy as np
 
 from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.param_tree import flatten, unflatten
+from tuna_jax.utils.text_files import read_json
 
 MODEL_FILE = "model.safetensors"
+MODEL_INDEX = f"{MODEL_FILE}.index.json"
+
+
+def exported(workdir: str | Path) -> Path | None:
+    """The exported weights of a workdir: one file, or the index of several; None if there are none."""
+    return next(
+        (p for name in (MODEL_FILE, MODEL_INDEX) if (p := Path(workdir, name)).is_file()), None
+    )
 
 
 def export_model(path: str | Path, params: Any, settings: dict[str, Any], step: int) -> Path:
@@ -32,19 +43,25 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Reads an exported model: (params, the run's settings, step).
 
     Args:
-      path: the file, or a workdir with the file.
+      path: the file, the index of several, or a workdir with either.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, or was not written by `export_model`.
     """
     path = Path(path)
-    path = path / MODEL_FILE if path.is_dir() else path
+    path = (exported(path) or path / MODEL_FILE) if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(
             f"no trained model at {path}; `python -m tuna_jax.train` writes it when a run ends or is stopped"
         )
-    tensors, metadata = safetensors_files.read(path)
+    files = [path]
+    if path.name == MODEL_INDEX:
+        files = [path.parent / name for name in sorted(set(read_json(path)["weight_map"].values()))]
+    tensors, metadata = {}, {}
+    for file in files:
+        part, metadata = safetensors_files.read(file)
+        tensors |= part
     if "settings" not in metadata:
         raise ValueError(
             f"{path} has no settings in its metadata; it was not written by tuna_jax.train"
