@@ -142,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--setup", action="store_true", help="make cluster, bucket, identities, image repository")
     add("--create_node_pool", action="store_true", help="make a node pool per slice")
     add(
-        "--build", choices=("docker", "cloud"), help="build and push --image, here or in Cloud Build"
+        "--build",
+        choices=("docker", "cloud"),
+        help="build and push --image, here or in Cloud Build",
     )
     add(
         "--logs",
@@ -267,7 +269,9 @@ def _logs(options: Any) -> int:
     while True:
         state = _state(options)
         if state is None:
-            raise launching.LaunchError(f"--name={options.name}: there is no such run in this cluster")
+            raise launching.LaunchError(
+                f"--name={options.name}: there is no such run in this cluster"
+            )
         if not (state and seen):
             # It fails until the pods have started.
             seen = gke_cloud.call(words).returncode == 0 or seen

@@ -78,7 +78,10 @@ def call(
     out = subprocess.DEVNULL if quiet else subprocess.PIPE if capture else None
     error = subprocess.DEVNULL if quiet else None
     try:
-        return subprocess.run(words, input=text, text=True, stdout=out, stderr=error)
+        # In the clone, which steps read.
+        return subprocess.run(
+            words, input=text, text=True, stdout=out, stderr=error, cwd=launching.ROOT
+        )
     except FileNotFoundError:
         raise launching.LaunchError(f"{words[0]} is not installed on this machine") from None
 
@@ -207,11 +210,17 @@ def setup(options: Any, number: str) -> list[Step]:
             [*grant, f"--member={pod}", "--role=roles/storage.objectUser"],
         ),
         Step(
-            "kubectl's access to the cluster", [*clusters, "get-credentials", cluster, where, project]
+            "kubectl's access to the cluster",
+            [*clusters, "get-credentials", cluster, where, project],
         ),
         Step(
             "controller of JobSets",
-            ["kubectl", "apply", "--server-side", f"--filename={manifests}/{JOBSET}/manifests.yaml"],
+            [
+                "kubectl",
+                "apply",
+                "--server-side",
+                f"--filename={manifests}/{JOBSET}/manifests.yaml",
+            ],
         ),
         Step(
             "until it runs",
@@ -311,7 +320,14 @@ def teardown(options: Any) -> list[Step]:
         ),
         Step(
             "service account of the nodes",
-            ["gcloud", "iam", "service-accounts", "delete", account, f"--project={options.project}"],
+            [
+                "gcloud",
+                "iam",
+                "service-accounts",
+                "delete",
+                account,
+                f"--project={options.project}",
+            ],
         ),
     ]
 

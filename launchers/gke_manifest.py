@@ -1,4 +1,4 @@
-"""The JobSet of a run on GKE: one replicated job with a replica per slice and an index per host, and what restarts it."""
+"""The JobSet of a run on GKE: a replicated job with a replica per slice and an index per host, and what restarts it."""
 
 from __future__ import annotations
 

@@ -364,5 +364,5 @@ def pack(archive: str) -> str:
     """A line of shell, to be run in the clone, that puts its tracked files with their changes into a .tar.gz."""
     # `git stash create` makes a commit of the current tree without changing anything; it prints nothing if there is no
     # change.
-    words = f"git archive --format=tar.gz --output={shlex.quote(archive)}"
+    words = f"git archive --format=tar.gz -1 --output={shlex.quote(archive)}"
     return f'changed="$(git stash create)" && {words} "${{changed:-HEAD}}"'

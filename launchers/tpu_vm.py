@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Runs a training command on all hosts of one or more Cloud TPU slices: creates them, sets them up, trains, and restarts
-after preemption.
+"""Runs a training command on all hosts of one or more Cloud TPU slices: creates them, sets them up, trains, and
+restarts after preemption.
 
 Examples:
 

@@ -180,7 +180,7 @@ _REPLACE = (
     "mv tuna_jax.new tuna_jax"
 )
 
-# In its first minutes a host upgrades itself and holds apt's locks. DPkg's timeout does not cover the lock of the lists.
+# In its first minutes a host upgrades itself and holds apt's locks; DPkg's timeout does not cover that of the lists.
 _APT = """\
 apt_get() {
   tries=0
