@@ -187,6 +187,12 @@ def test_the_log_is_followed_through_restarts(fake, state, code):
     assert all(FIRST in call for call in calls(fake, "kubectl logs"))
 
 
+def test_a_run_that_has_ended_has_a_log(fake):
+    answers = {"kubectl_get_jobset": ["JobSet:Completed"] * 2, "kubectl_logs": ["step 300"]}
+    result = gke(fake, "--logs", **answers)
+    assert result.stdout.splitlines() == ["step 300", "run is Completed"]
+
+
 FIRST = (
     "--selector=jobset.sigs.k8s.io/jobset-name=run,jobset.sigs.k8s.io/job-index=0,"
     "batch.kubernetes.io/job-completion-index=0"

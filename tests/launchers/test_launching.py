@@ -200,6 +200,11 @@ SAVE = "mkdir -p {0}/checkpoints/{1}; "
         (SAVE.format("$0", "00000200") + "exit 0", False, 0),
         (SAVE.format("$0", "00000090") + "exit 1", False, 1),  # That is older.
         (SAVE.format("$0", "00000200.orbax-checkpoint-tmp") + "exit 1", False, 1),
+        (
+            SAVE.format("$0", "00000200") + SAVE.format("$0", "00000300.tmp") + "exit 1",
+            False,
+            75,
+        ),
         ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", True, 143),
         (
             f"trap '{SAVE.format('$0', '00000200')} exit 0' TERM; echo up; while :; do sleep 0.01; done",

@@ -1,6 +1,8 @@
 """launchers/tpu_vm.py with a gcloud that records its calls, answers from files, and runs the scripts of hosts."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -253,17 +255,23 @@ def _commands(fake, *arguments, command):
     return tpu_vm_commands.Commands(options, [*command, "--workdir=/shared/run"])
 
 
-def _on_hosts(fake, words):
+def _variables(fake):
     path = f"{fake / 'bin'}:{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "FAKE": str(fake), "FOLLOW_PAUSE": "0.3"}
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=variables)
+    return {**os.environ, "PATH": path, "FAKE": str(fake), "FOLLOW_PAUSE": "0.3"}
+
+
+def _on_hosts(fake, words):
+    environment = _variables(fake)
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
 
 
 def test_a_run_outlives_the_connection_and_its_exit_code_is_found_later(fake, hosts):
     program = "echo step 1; until [ -e ../../go ]; do sleep 0.01; done; echo step 2; exit 3"
     commands = _commands(fake, command=("sh", "-c", program, "sh"))
-    started = _on_hosts(fake, commands.start())
-    assert started.returncode == 0, started.stderr
+    started = subprocess.Popen(commands.start(), env=_variables(fake), start_new_session=True)
+    assert started.wait(timeout=60) == 0
+    with contextlib.suppress(ProcessLookupError):  # A lost connection takes all of its processes.
+        os.killpg(started.pid, signal.SIGKILL)
     log = hosts[0] / ".tuna_jax" / "run.log"
     assert not (hosts[0] / ".tuna_jax" / "run.code").exists()
     (fake / "go").touch()
