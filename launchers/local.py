@@ -57,7 +57,6 @@ def main(arguments: Sequence[str]) -> int:
         for name in ("processes", "devices"):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise launching.LaunchError(f"--{name} must be at least 1")
-        launching.workdir(command)
         extra = launching.settings(options.env)
     except launching.LaunchError as error:
         launching.fail(error)

@@ -36,6 +36,7 @@ from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.inference.components import open_vae
 from tuna_jax.models import vae
+from tuna_jax.parallel import distributed
 
 
 def encoder(config: VAEConfig, params: Any) -> EncodeClips:
@@ -139,13 +140,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="files that are decoded at a time (default 8)",
     )
-    add("--process_index", type=int, default=0, metavar="I", help="index of this host (default 0)")
+    add(
+        "--process_index",
+        type=int,
+        metavar="I",
+        help="index of this host (default: the launcher's, otherwise 0)",
+    )
     add(
         "--process_count",
         type=parsing.positive_int,
-        default=1,
         metavar="N",
-        help="number of hosts that encode this manifest (default 1)",
+        help="number of hosts that encode this manifest (default: the launcher's, otherwise 1)",
     )
     return parser
 
@@ -157,6 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
+    distributed.initialize()
+    index, count = options.process_index, options.process_count
+    if count is None:
+        index, count = jax.process_index(), jax.process_count()
     config, params = open_vae(options.vae, preset("tuna_1p5b"))
     for size in options.sizes:
         config.latent_shape(options.frames, size.height, size.width)
@@ -175,8 +184,8 @@ def _encode(options: argparse.Namespace) -> int:
         options.output,
         encoder(config, params),
         encoding,
-        process_index=options.process_index,
-        process_count=options.process_count,
+        process_index=index or 0,
+        process_count=count,
         threads=options.threads,
         invalid_examples=InvalidExamples(limit=options.max_invalid_fraction),
     )

@@ -51,6 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="folder of the run: checkpoints, metrics, samples, model.safetensors",
     )
+    parser.add_argument(
+        "--profile_steps",
+        metavar="FIRST:LAST",
+        help="write a profile of these steps to DIR/profile, for tensorboard; the same as --config.profile_steps",
+    )
+    parser.add_argument(
+        "--profiler_port",
+        type=parsing.positive_int,
+        metavar="PORT",
+        help="port on which tensorboard can take profiles of the running process",
+    )
     given, overrides = config_flags.split_overrides(parsing.current_arguments("train", arguments))
     options = parser.parse_args(given)
     return parsing.run(lambda: _train(options, overrides), options.verbosity)
@@ -58,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: Any, overrides: Sequence[str]) -> None:
     values = old_names.experiment(config_flags.read(options.config, overrides))
+    if options.profile_steps:
+        values["profile_steps"] = _steps(options.profile_steps)
+    if options.profiler_port:
+        values["profiler_port"] = options.profiler_port
     kind = values.get("kind")
     if kind not in TRAINERS:
         raise ValueError(f"config.kind is {kind!r}; train knows {', '.join(TRAINERS)}")
@@ -86,6 +101,16 @@ def _train(options: Any, overrides: Sequence[str]) -> None:
         if jax.process_count() == 1:
             raise
         distributed.end(traceback.format_exc())
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """'100:105' -> (100, 105)."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ValueError(
+            f"--profile_steps={text} is not FIRST:LAST; give two steps, such as 100:105"
+        )
+    return int(first), int(last)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_contradictions_are_named(environment, message):
 
 def test_a_single_process_communicates_with_nobody():
     tree = {"w": jax.numpy.arange(3)}
-    assert distributed.to_first(tree) is tree
+    np.testing.assert_array_equal(distributed.to_host(tree["w"]), [0, 1, 2])
     assert distributed.from_first([3, 5]) == [3, 5]
     assert distributed.all_agree(True) and not distributed.all_agree(False)
     assert not distributed.stop_together(1)

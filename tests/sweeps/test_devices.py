@@ -1,4 +1,4 @@
-"""A sweep over eight devices, killed twice, has the table of one device."""
+"""A sweep over eight devices of two and of four processes, killed twice, has the table of one device."""
 
 import os
 import signal
@@ -30,13 +30,23 @@ ITEMS = 2 * 12 + 20 + 9
 WHOLE = ("--sweep.mesh.data=1", "--sweep.mesh.fsdp=1", "--sweep.mesh.tensor=1")
 
 
-def start(folder, output, devices, *more):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "64", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tuna_jax.evaluate", f"--sweep={folder / 'sweep.py'}"]
+def start(folder, output, processes, devices, *more):
+    """Starts the sweep on this many processes, each with this many devices, in a process group of its own."""
+    command = [sys.executable, "launchers/local.py"]
+    command += [f"--processes={processes}", f"--devices={devices}", "--", sys.executable]
+    command += ["-m", "tuna_jax.evaluate", f"--sweep={folder / 'sweep.py'}"]
     command += [f"--workdir={folder / 'run'}", f"--output={output}", *more]
     log = (folder / f"{output.name}.log").open("a")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def kill(launcher):
+    """Kills all processes at once, as a host that loses power."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for process in (*map(int, children), launcher.pid):
+        os.kill(process, signal.SIGKILL)
+    launcher.wait()
 
 
 def item_count(output):
@@ -44,24 +54,23 @@ def item_count(output):
 
 
 @pytest.mark.slow
-def test_eight_devices_and_two_kills_give_the_table_of_one_device(tmp_path, tiny_run):
+def test_several_processes_and_two_kills_give_the_table_of_one_device(tmp_path, tiny_run):
     (tmp_path / "sweep.py").write_text(FILE.replace("QUESTIONS", str(tmp_path / "pictures.jsonl")))
     write_questions.write(tmp_path, 12)
     tiny_run.save(tmp_path / "run", tiny_run.experiment(tmp_path), (10,))
     eight, single = tmp_path / "eight", tmp_path / "single"
-    for items in (8, 30):
-        process = start(tmp_path, eight, 8)
-        end = time.monotonic() + 300
+    for items, processes in ((8, 2), (30, 4)):
+        launcher = start(tmp_path, eight, processes, 8 // processes)
+        end = time.monotonic() + 600
         while item_count(eight) < items:
-            assert process.poll() is None, (tmp_path / "eight.log").read_text()[-3000:]
+            assert launcher.poll() is None, (tmp_path / "eight.log").read_text()[-3000:]
             assert time.monotonic() < end, "no progress"
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(launcher)
         assert item_count(eight) < ITEMS, "it was killed too late"
     before = item_count(eight)
-    assert start(tmp_path, eight, 8).wait(timeout=300) == 0
-    assert start(tmp_path, single, 1, "--sweep.batch=5", *WHOLE).wait(timeout=300) == 0
+    assert start(tmp_path, eight, 2, 4).wait(timeout=600) == 0
+    assert start(tmp_path, single, 1, 1, "--sweep.batch=5", *WHOLE).wait(timeout=600) == 0
     assert before >= 30 and item_count(eight) == item_count(single) == ITEMS, (
         "no item was run twice"
     )

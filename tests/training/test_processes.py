@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tuna_jax.config import preset
 from tuna_jax.conversion import image_vae_file
@@ -36,7 +37,7 @@ def start(workdir, environment, *, processes, devices):
     """Launches the tiny experiment with parameters and batch sharded over all devices."""
     command = [sys.executable, "launchers/local.py"]
     command += [f"--processes={processes}", f"--devices={devices}", "--"]
-    command += [sys.executable, "-m", "tuna_jax.train", "--config=tests/training/tiny.py"]
+    command += [sys.executable, "-m", "tuna_jax.train", "--config=tests/training/tiny.py:evaluated"]
     command += [f"--workdir={workdir}", f"--config.steps={STEPS}"]
     command += ["--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.optimizer.warmup=10"]
     # AdamW compiles faster than Muon.
@@ -67,6 +68,10 @@ def wait_for(step, process, workdir):
         time.sleep(0.05)
 
 
+def sheet(workdir, step):
+    return np.asarray(Image.open(workdir / "samples" / f"{step:06d}.png"), int)
+
+
 def test_a_signal_to_one_process_stops_all_and_fewer_processes_resume(environment, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     finish(start(whole, environment, processes=1, devices=2), whole)
@@ -85,7 +90,15 @@ def test_a_signal_to_one_process_stops_all_and_fewer_processes_resume(environmen
     assert stopped < STEPS, "it was stopped too late"
     assert (workdir / "checkpoints" / f"{stopped:08d}").is_dir()
     # Only one process wrote the log and the model.
-    assert [line["step"] for line in trace(workdir)] == list(range(1, stopped + 1))
+    steps = [line["step"] for line in trace(workdir) if "loss" in line]
+    assert steps == list(range(1, stopped + 1))
+    # Both took part in the evaluation of every second step and in its contact sheet.
+    scores = [
+        {name: value for name, value in line.items() if name.startswith("evaluate/")}
+        for line in trace(workdir)[: len(trace(whole))]
+    ]
+    assert len([line for line in scores if line]) == stopped // 2
+    assert np.abs(sheet(workdir, 2) - sheet(whole, 2)).max() <= 1, "uint8 rounds"
     assert weights_file.load_model(workdir)[2] == stopped
 
     finish(start(workdir, environment, processes=1, devices=2), workdir)

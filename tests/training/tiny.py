@@ -1,4 +1,7 @@
-"""The emoji experiment with a tiny model and little data, for tests such as test_resume.py: seconds per run."""
+"""The emoji experiment with a tiny model and little data, for tests such as test_resume.py: seconds per run.
+
+With the argument `evaluated`, every second step is evaluated and has a contact sheet.
+"""
 
 import os
 import runpy
@@ -9,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     emoji = Path(__file__).parents[2] / "experiments" / "emoji" / "demo.py"
-    config = runpy.run_path(str(emoji))["get_config"](arg)
+    config = runpy.run_path(str(emoji))["get_config"]()
     config.steps = 120
     config.model.preset = "tiny"
     config.model.unroll = True  # as the emoji preset
@@ -22,4 +25,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sample_every = 0
     config.checkpoint_every = 11
     config.optimizer.warmup = 5
+    if arg == "evaluated":
+        config.sample_every = 2
+        config.samples.update(count=4, steps=2)
+        config.evaluate = ConfigDict({"every": 2, "batch": 8, "saved_items": 4})
+        config.evaluate.tasks = ConfigDict(
+            {
+                "generate_single": {"count": 4},
+                "name": {"kind": "answer", "question": "name", "count": 4},
+            }
+        )
     return config

@@ -20,7 +20,10 @@ from tuna_jax.emoji.config import EmojiData, EmojiExperiment
 from tuna_jax.emoji.model_bundle import load_bundle
 from tuna_jax.emoji.world import worlds
 from tuna_jax.inference.not_finite import or_warn
+from tuna_jax.inference.pipeline import in_training
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
+from tuna_jax.parallel import leader
+from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers import initial_params
 from tuna_jax.training import loop
@@ -73,12 +76,19 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
         sampling=settings.samples,
     )
 
+    mesh = make_mesh(settings.mesh)
+
     def sample(step: int, params: Any) -> None:
+        tuna = in_training(bundle.model(params), mesh)
         prompts = sheet_prompts(settings.samples.count, settings.data)
-        images = or_warn(lambda: bundle.generate(params, prompts), f"the sheet of step {step}")
-        folder = Path(workdir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(images, prompts).save(folder / f"{step:06d}.png")
+
+        def write() -> None:
+            images = or_warn(lambda: tuna.generate_image(prompts), f"the sheet of step {step}")
+            folder = Path(workdir) / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            contact_sheet(images, prompts).save(folder / f"{step:06d}.png")
+
+        leader.together(write)
 
     return loop.train(
         settings,

@@ -22,7 +22,7 @@ from tuna_jax.inference.generation.prefix_cache import Prefix
 from tuna_jax.models import latent_space, pixels
 from tuna_jax.models.logical_sharding import LogicalSharding, constrain, use_sharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE, tiling
-from tuna_jax.parallel import distributed
+from tuna_jax.parallel import distributed, leader
 from tuna_jax.sequence import Special, TokenSequence, stack
 from tuna_jax.utils import seeds
 
@@ -53,6 +53,7 @@ def in_chunks(
     than `max_rows` rows are one chunk, padded to a power of two, or above 8 rows to a multiple of 8. Over a mesh that
     splits a batch into `parts`, the size is a multiple of it.
     """
+    leader.agree()
     results = []
     padded_count = 1 << (len(rows) - 1).bit_length() if len(rows) <= 8 else round_up(len(rows), 8)
     size = round_up(min(max_rows, padded_count), parts)

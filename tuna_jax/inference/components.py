@@ -19,7 +19,7 @@ from tuna_jax.conversion.pretrained_backbones import rows_of
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.models import vae as vae_model
-from tuna_jax.parallel import distributed
+from tuna_jax.parallel import distributed, leader
 from tuna_jax.training.checkpoints import open_arrays
 from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
@@ -207,6 +207,7 @@ def read_parameters(
     network = {name: entry for name, entry in state.entries.items() if not name.startswith("vae.")}
     check_complete(f"the model in {path}", expected, network)
     arrays = open_arrays(path)
+    leader.agree()  # Orbax's reading, and the check of weights, are done by all together.
     if arrays is not None:
         has_average = averaged and any(name.startswith("ema.") for name in arrays.leaves)
         params = arrays.read_sharded("ema" if has_average else "params", shapes, shardings)
@@ -226,7 +227,8 @@ def _read_shards(state: StateDict, name: str, leaf: Any, sharding: Any) -> jax.A
     """A parameter of which this process reads the parts that its devices hold."""
     parts: dict[Any, np.ndarray] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
         if bounds not in parts:
             part = state.read_part(name, tuple(slice(*bound) for bound in bounds))

@@ -31,7 +31,7 @@ from tuna_jax.inference.media_inputs import MediaInput, as_clip, as_list
 from tuna_jax.inference.trained_shapes import Shapes
 from tuna_jax.models.logical_sharding import LogicalSharding
 from tuna_jax.models.vae_tiles import TILE_ABOVE
-from tuna_jax.parallel import distributed, param_sharding
+from tuna_jax.parallel import distributed, leader, param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.parallel.leader import Shared
 from tuna_jax.sequence import Grid, TokenSequence
@@ -339,3 +339,11 @@ def on_mesh(model: Tuna, mesh: Mesh) -> Tuna:
     return dataclasses.replace(
         model, vae_params=vae_params, sharding=Activations(mesh, generation=True)
     )
+
+
+def in_training(model: Tuna, mesh: Mesh) -> Tuna:
+    """A model of a run's parameters, as its contact sheets are generated: over the mesh of the run.
+
+    All processes of the run must call it; see `leader.adopt`.
+    """
+    return leader.adopt(model if mesh.size == 1 else on_mesh(model, mesh))

@@ -1,4 +1,4 @@
-"""Several processes of one run: joining, stopping at the same step, agreeing, and gathering arrays on the first."""
+"""Several processes of one run: joining, stopping at the same step, agreeing, and arrays that lie on all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def initialize(variables: Mapping[str, str] | None = None) -> None:
       ValueError: one of the three variables is missing or wrong; the message names it.
     """
     initialize_arguments = environment.arguments(os.environ if variables is None else variables)
-    if initialize_arguments is None:
+    if initialize_arguments is None or jax.distributed.is_initialized():
         return
     # Only the CPU needs it; other platforms have their own collectives.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -84,26 +84,6 @@ def from_first(numbers: list[int], most: int = 64) -> list[int]:
     kept = numbers[-most:]
     padded[: len(kept)] = kept
     return [int(n) for n in multihost_utils.broadcast_one_to_all(padded) if n >= 0]
-
-
-def to_first(tree: Any) -> Any | None:
-    """The whole arrays of a tree in the host memory of the first process; None on the others. All must call it.
-
-    A single process gets the tree unchanged. Otherwise every device holds each whole array for a moment, one at a time.
-    """
-    if jax.process_count() == 1:
-        return tree
-    wait_for_all()
-    first = jax.process_index() == 0
-
-    def gather(leaf: Any) -> np.ndarray | None:
-        whole = leaf
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-            whole = multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(whole) if first else None
-
-    gathered = jax.tree.map(gather, tree)
-    return gathered if first else None
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

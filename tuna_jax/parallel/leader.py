@@ -15,8 +15,10 @@ waits as long as process 0 is alive. Objects that every process holds its own pa
 number, see `Shared`.
 
 If the function raises on process 0, so does the call, and the command decides what happens; if it raises on another
-process only, the call raises `ProcessError`, which names the process. A process that fails while the others are inside
-a collective operation cannot be waited for: after `GRACE` seconds the run ends.
+process only, the call raises `ProcessError`, which names the process. For that the function calls `agree` when all that
+can fail on one process is done, before the first operation that the devices perform together. A process that fails
+later cannot be waited for, since the others are inside that operation: after `GRACE` seconds the run ends, and the
+launcher starts it again.
 """
 
 from __future__ import annotations
@@ -83,8 +85,10 @@ class _End:
 class _State:
     leading: bool = False
     calling: bool = False
+    agreed: bool = False
+    read_by_all: bool = False  # The last message: all have finished its call.
     messages: int = 0
-    shared: int = 0
+    adopted: int = 0
     objects: dict[int, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -138,6 +142,19 @@ def on_all_processes_shared(function: Callable[P, T]) -> Callable[P, T]:
     return _marked(function, shares=True)
 
 
+def agree() -> None:
+    """Waits until all processes of a call have come here, or one has failed. Only the first time in a call.
+
+    Raises:
+      ProcessError: another process has failed; the call ends on all.
+    """
+    if not _state.calling or _state.agreed:
+        return
+    _state.agreed = True
+    distributed.wait_for_all(PATIENCE)
+    _raise_errors()
+
+
 def adopt(value: Any) -> Any:
     """Makes an object that every process has made already, outside `together`, known by number. All must call it.
 
@@ -146,7 +163,8 @@ def adopt(value: Any) -> Any:
     """
     if jax.process_count() == 1:
         return value
-    return _register(value)
+    _state.adopted += 1
+    return _register(value, -_state.adopted)
 
 
 def shared_object(number: int) -> Any:
@@ -172,16 +190,20 @@ def _run(
     function: Callable[..., T], arguments: tuple[Any, ...], options: dict[str, Any], shares: bool
 ) -> T:
     """Calls a function on this process of several, and waits for the others."""
-    number, error, result = _state.messages, None, None
-    _state.calling = True
+    error, result = None, None
+    _state.calling, _state.agreed = True, False
     try:
         result = function(*arguments, **options)
+        agree()
         if shares:
-            result = _register(result)
+            result = _register(result, _state.messages)
     except Exception as raised:
         error = raised
         text = f"process {jax.process_index()}: {type(raised).__name__}: {raised}"
-        jax_internals.set_value(f"{_key(number)}/errors/{jax.process_index()}", text.encode())
+        jax_internals.set_value(f"{_errors()}{jax.process_index()}", text.encode())
+        if not _state.agreed:  # The others wait in `agree`, or have failed, too.
+            distributed.wait_for_all(PATIENCE)
+            _state.agreed = True
     finally:
         _state.calling = False
     try:
@@ -192,12 +214,20 @@ def _run(
             f"{'it has finished' if error is None else f'failed here with {type(error).__name__}: {error}'}; "
             f"the run ends, and the same command resumes it"
         )
+    _state.read_by_all = True
     if error is not None:
         raise error
-    failed = jax_internals.values_under(f"{_key(number)}/errors/")
-    if failed:
-        raise ProcessError(failed[0].decode())
+    _raise_errors()
     return result  # pyright: ignore[reportReturnType]
+
+
+def _raise_errors() -> None:
+    if failed := jax_internals.values_under(_errors()):
+        raise ProcessError(failed[0].decode())
+
+
+def _errors() -> str:
+    return f"{_key(_state.messages)}/errors/"
 
 
 def _follow() -> Any:
@@ -221,11 +251,10 @@ def _follow() -> Any:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _register(value: Any) -> Any:
-    _state.shared += 1
+def _register(value: Any, number: int) -> Any:
     if jax.process_index() == 0:
-        return dataclasses.replace(value, shared=Shared(_state.shared))
-    _state.objects[_state.shared] = value
+        return dataclasses.replace(value, shared=Shared(number))
+    _state.objects[number] = value
     return value
 
 
@@ -252,7 +281,9 @@ def _send(message: _Call | _End) -> None:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
     content = buffer.getvalue()
-    jax_internals.delete_values(f"{_key(_state.messages)}/")  # All have read the message before.
+    if _state.read_by_all:
+        jax_internals.delete_values(f"{_key(_state.messages)}/")
+    _state.read_by_all = False
     _state.messages += 1
     parts = [content[start : start + _PART] for start in range(0, len(content), _PART)]
     for index, part in enumerate(parts):

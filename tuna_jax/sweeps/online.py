@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from tuna_jax.inference import pipeline
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.pipeline import Tuna
-from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel import leader, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps import cell_store, registry, report_page, results
 from tuna_jax.sweeps.cell_store import Cell
@@ -38,17 +36,12 @@ def evaluator(
       workdir: the run's.
 
     Raises:
-      ValueError: an unknown task or setting, a batch that does not divide over the mesh, or several processes.
+      ValueError: an unknown task or setting, or a batch that does not divide over the mesh.
       Exception: any error of a task that cannot be created.
     """
     settings = run.evaluate
     if not settings.every:
         return None
-    if jax.process_count() > 1:
-        raise ValueError(
-            "config.evaluate works within one process; for a run of several, `python -m tuna_jax.evaluate "
-            "--sweep=... --sweep.follow=True` evaluates its checkpoints as they appear"
-        )
     registry.check(settings.tasks, settings.settings)
     if "ema" in settings.settings:
         raise ValueError("config.evaluate uses the averaged parameters; a sweep can vary 'ema'")
@@ -58,7 +51,10 @@ def evaluator(
     folder = Path(workdir) / FOLDER
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
-        sharded_model = pipeline.on_mesh(model(params), mesh)
+        sharded_model = leader.adopt(pipeline.on_mesh(model(params), mesh))
+        return leader.together(lambda: measure(step, sharded_model))
+
+    def measure(step: int, sharded_model: Tuna) -> dict[str, float]:
         rows = []
         for chosen, (name, task) in itertools.product(
             registry.choices(settings.settings), tasks.items()

@@ -25,8 +25,10 @@ from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference import trained_shapes
 from tuna_jax.inference.components import PathLike, read_tokenizer, read_vae
 from tuna_jax.inference.not_finite import or_warn
-from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.inference.pipeline import Tuna, in_training
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
+from tuna_jax.parallel import leader
+from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers import initial_params
 from tuna_jax.trainers.build_mixture import open_mixture, programs, scans_of_run, weights_history
@@ -135,14 +137,18 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         sampling = settings.samples.sampling
         return Tuna(config, params, vae_params, tokenizer, shape, sampling, shapes=shapes)
 
+    mesh = make_mesh(settings.mesh)
+
     def sample(step: int, params: Any) -> None:
-        prompts = settings.samples.prompts
-        tuna = model(params)
-        images = or_warn(lambda: tuna.generate_image(prompts), f"the sheet of step {step}")
-        sheet = contact_sheet(images, prompts)
-        folder = workdir / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"{step:06d}.png")
+        tuna, prompts = in_training(model(params), mesh), settings.samples.prompts
+
+        def write() -> None:
+            images = or_warn(lambda: tuna.generate_image(prompts), f"the sheet of step {step}")
+            folder = workdir / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            contact_sheet(images, prompts).save(folder / f"{step:06d}.png")
+
+        leader.together(write)
 
     def counters() -> dict[str, float]:
         kinds = {

@@ -7,6 +7,7 @@ import dataclasses
 from tuna_jax.parallel.mesh import MeshSettings
 from tuna_jax.training import optimizer
 from tuna_jax.training.augment import InputNoise, Masking
+from tuna_jax.training.watchdog import WatchdogSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ class LoopSettings:
       asynchronous: write checkpoints in the background.
       stop_after_skipped: number of consecutive skipped updates (loss or gradient not finite) after which the run ends
         with an error, checked at log lines; 0 turns this off.
+      watchdog: when a run that stands still is reported, and when it ends.
+      profile_steps: (first, last) step of a profile, written to `profile/` in the workdir; () for none.
+      profiler_port: port on which TensorBoard and xprof can take profiles of the running process; 0 for none.
       peak_tflops: peak bfloat16 TFLOP/s of a device, for MFU; 0 looks it up by the device's name.
     """
 
@@ -83,12 +87,24 @@ class LoopSettings:
     keep: int = 3
     asynchronous: bool = True
     stop_after_skipped: int = 100
+    watchdog: WatchdogSettings = WatchdogSettings()
+    profile_steps: tuple = ()
+    profiler_port: int = 0
     peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"config.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("stop_after_skipped", "peak_tflops"):
+        profiled = tuple(self.profile_steps)
+        if profiled and (
+            len(profiled) != 2
+            or not all(isinstance(n, int) for n in profiled)
+            or not 1 <= profiled[0] <= profiled[1] <= self.steps
+        ):
+            raise ValueError(
+                f"config.profile_steps is {profiled}; it must be two steps (first, last) from 1 to {self.steps}, or ()"
+            )
+        for name in ("stop_after_skipped", "peak_tflops", "profiler_port"):
             if getattr(self, name) < 0:
                 raise ValueError(f"config.{name} is {getattr(self, name)}; it must be at least 0")

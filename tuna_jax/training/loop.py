@@ -17,16 +17,18 @@ import numpy as np
 from absl import logging
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.parallel import distributed, param_sharding
+from tuna_jax.parallel import agreement, distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.training import metrics, sharded_export, state, step
+from tuna_jax.training import host_waits, metrics, sharded_export, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
 from tuna_jax.training.preemption import StopRequest
+from tuna_jax.training.profile import Profile
 from tuna_jax.training.step import NO_LIMITS, Batch, Heads
 from tuna_jax.training.throughput import Throughput, peak_of
 from tuna_jax.training.train_program import Arrays, Program
+from tuna_jax.training.watchdog import Watchdog
 from tuna_jax.training.weights_file import MODEL_FILE, export_model
 from tuna_jax.training.workdir import locked
 from tuna_jax.utils import old_names
@@ -89,6 +91,7 @@ def train(
         locked(workdir),
         Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
     ):
+        agreement.check(_facts(record))
         # ---- shapes only, nothing is allocated yet; then restore or initialise --------------------
         mesh = make_mesh(settings.mesh)
         distributed.check_rows(mesh)
@@ -126,7 +129,9 @@ def train(
         watch, compilations = metrics.Stopwatch(workdir, start), metrics.Compilations()
         peak = settings.peak_tflops * 1e12 or peak_of(mesh.devices.flat[0])
         speed = Throughput(peak and peak * mesh.size, begun)
-        pending: tuple[int, step.Window, Batch] | None = None
+        pending: tuple[int, step.Window, Batch, float] | None = None
+        profile = Profile(settings.profile_steps, settings.profiler_port, workdir)
+        watchdog = Watchdog(settings.watchdog, workdir, jax.process_index())
         failed: NotFiniteError | None = None
 
         def report() -> None:
@@ -134,9 +139,16 @@ def train(
             nonlocal pending, failed
             if pending is None:
                 return
-            at, window, logged_batch = pending
+            at, window, logged_batch, waited = pending
             line = step.summarize(window, tasks) | dict(counters())
-            line |= watch.read(at) | compilations.read() | speed.read()
+            most, process = 0.0, 0
+            if jax.process_index() == 0:
+                most, process = host_waits.slowest(at, waited)
+                line["data_seconds"] = waited / settings.log_every
+            if jax.process_count() > 1:
+                line["data_seconds_max"] = most / settings.log_every
+                line["data_process"] = float(process)
+            line |= watch.read(at) | compilations.read() | speed.read(most)
             log.write(at, line)
             log.progress(
                 at,
@@ -161,14 +173,16 @@ def train(
         def save(at: int) -> None:
             report()  # Log lines of earlier steps must be on disk: a resumed run does not write them again.
             log.sync()
-            with speed.excluded():
+            with speed.excluded(), watchdog.paused():
                 saved.save(at, current, config=record, iterator=iterator)
 
-        with StopRequest() as stop:
+        with StopRequest() as stop, watchdog:
             for number in range(start + 1, settings.steps + 1):
-                batch = next(iterator)
+                profile.begin(number)
+                with speed.waiting():
+                    batch = next(iterator)
                 compiled_before, batch_heads = program.count, heads(batch)
-                with speed.excluded():
+                with speed.excluded(), watchdog.paused():
                     run = program.compile(batch, frozen, batch_heads)
                     flops = program.model_flops(batch, frozen, batch_heads) if peak else 0
                 if shapes_to_compile and program.count > compiled_before:
@@ -179,21 +193,25 @@ def train(
                     distributed.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * jax.process_count(), flops)
+                watchdog.step(number)
+                if profile.end(number, window):
+                    log.say(f"profile of steps {settings.profile_steps}: {profile.folder}")
                 if number % settings.log_every == 0:
                     report()
-                    pending = number, window, batch
+                    pending = number, window, batch, speed.take_waited()
+                    host_waits.publish(number, pending[3])
                 last = number == settings.steps
                 if (
                     sample
                     and settings.sample_every
                     and (last or number % settings.sample_every == 0)
                 ):
-                    with speed.excluded():
+                    with speed.excluded(), watchdog.paused():
                         sample(number, current.averaged)
                 every = settings.evaluate.every
                 if evaluate and every and (last or number % every == 0):
                     report()  # Log lines are in the order of their steps.
-                    with speed.excluded():
+                    with speed.excluded(), watchdog.paused():
                         log.write(number, evaluate(number, current.averaged))
                 stopping = stop.agreed(number) and not last
                 if stopping:
@@ -217,6 +235,14 @@ def train(
     else:
         sharded_export.export(workdir, current.averaged, record, reached)
     return reached >= settings.steps
+
+
+def _facts(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What all processes of a run must have in common."""
+    flat = _flat(record)
+    data = {key: value for key, value in flat.items() if key.startswith("mixture.")}
+    configuration = {key: value for key, value in flat.items() if key not in data}
+    return {"configuration": configuration, "data": data, "code": agreement.code()}
 
 
 def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:

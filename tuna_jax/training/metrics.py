@@ -154,7 +154,11 @@ class Compilations:
 
 
 # Entries of a log line that differ between a resumed and an uninterrupted run.
-WALL_CLOCK = ("steps_per_second", "minutes", "compilations", *throughput.NAMES)
+WALL_CLOCK = (
+    *("steps_per_second", "minutes", "compilations"),
+    *throughput.NAMES,
+    *throughput.WAITING,
+)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
     seconds of steps   = wall clock minus restoring, compiling, saving, sampling and evaluating
     tokens_per_second  = positions of all rows (text, visual, padding) / seconds of steps
     mfu                = model FLOPs / (seconds of steps x devices x peak FLOP/s of a device)
-    goodput            = seconds of steps / wall clock, since the start of the process
+    data_seconds       = seconds per step that the loop waited for the next batch
+    goodput            = (seconds of steps - the slowest host's waiting for data) / wall clock, since the start of the
+                         process
 
 Model FLOPs are those of the step without rematerialisation: matrix products and convolutions of the forward and the
 backward pass, the frozen VAE and the optimizer, counted over the jaxpr (hardware/flops.py); for a text
@@ -58,6 +60,21 @@ class Throughput:
         now = clock()
         self._since, self._excluded_total, self._excluded = now, now - begun, 0.0
         self._steps, self._tokens, self._flops = 0, 0, 0
+        self._waited, self._waited_total = 0.0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside this context is waiting for data."""
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - begin
+
+    def take_waited(self) -> float:
+        """Seconds of `waiting` since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
@@ -76,14 +93,18 @@ class Throughput:
         self._tokens += tokens
         self._flops += flops
 
-    def read(self) -> dict[str, float]:
+    def read(self, waited: float = 0.0) -> dict[str, float]:
         """`step_seconds`, `tokens_per_second` and, with a peak, `mfu` since the last call; `goodput` of the whole run.
 
         Without a step since the last call, only `goodput`.
+
+        Args:
+          waited: seconds that the slowest host waited for data since the last call.
         """
         now = self._clock()
+        self._waited_total += waited
         wall = max(now - self._begun, 1e-9)
-        values = {"goodput": max(wall - self._excluded_total, 0.0) / wall}
+        values = {"goodput": max(wall - self._excluded_total - self._waited_total, 0.0) / wall}
         if self._steps:
             seconds = max(now - self._since - self._excluded, 1e-9)
             values["step_seconds"] = seconds / self._steps
@@ -96,3 +117,4 @@ class Throughput:
 
 
 NAMES = ("goodput", "step_seconds", "tokens_per_second", "mfu")
+WAITING = ("data_seconds", "data_seconds_max", "data_process")

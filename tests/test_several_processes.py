@@ -1,0 +1,119 @@
+"""Every command that computes gives on two processes what it gives on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tuna_jax.emoji.evaluation import write_questions
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands(folder, model, output):
+    """[module, exit status, arguments] of each command, which write to `output`."""
+    common = [f"--model={model}", "--tokenizer=emoji"]
+    geneval = [f"--prompts={folder}", "--benchmark=geneval", "--size=32", "--steps=2"]
+    return [
+        ["generate", 0, [*common, "--prompt=a red apple", "--size=32", "--steps=2", "--seed=3",
+                         f"--output={output}/apple.png"]],
+        ["generate", 0, [*common, f"--prompts={folder}/prompts.jsonl", "--size=32", "--steps=2",
+                         "--task=t2i", f"--output={output}/many"]],
+        ["generate", 0, [*common, f"--image={folder}/media/picture_0001.png", "--size=32",
+                         "--prompt=make it red", "--steps=2", "--task=edit",
+                         f"--output={output}/edit.png"]],
+        ["generate", 1, [*common, f"--image={folder}/nothing.png", "--question=what is this?"]],
+        ["evaluate_vqa", 0, [*common, f"--questions={folder}/pictures.jsonl",
+                             f"--output={output}/answers.jsonl"]],
+        ["evaluate_vqa", 0, [*common, f"--questions={folder}/pictures.jsonl",
+                             "--task=log_likelihood", f"--output={output}/likelihoods.jsonl"]],
+        ["evaluate_images", 0, ["features", *common, "--size=32", f"--images={folder}/media",
+                                f"--output={output}/features.npy"]],
+        ["evaluate_benchmarks", 0, [*common, *geneval, f"--output={output}/geneval"]],
+        ["encode_latents", 0, [f"--manifest={folder}/manifest.jsonl", "--sizes=64x64",
+                               "--smallest=16", "--shard_rows=2", "--batch_size=2",
+                               f"--output={output}/latents"]],
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model):
+    """Questions, prompts and a manifest, and what the commands made of them in `one/` and `two/`."""
+    folder = tmp_path_factory.mktemp("commands")
+    write_questions.write(folder, 4)
+    (folder / "geneval/evaluation_metadata.jsonl").parent.mkdir()
+    lines = [{"tag": "colors", "include": [], "prompt": f"a {c} dog"} for c in ("red", "blue")]
+    (folder / "geneval/evaluation_metadata.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    prompts = [{"prompt": f"a {colour} apple"} for colour in ("red", "green", "blue")]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    examples = [{"image": f"media/picture_000{i}.png", "caption": "x"} for i in range(1, 4)]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(e) + "\n" for e in examples))
+    for name, launcher in (
+        ("one", []),
+        ("two", ["launchers/local.py", "--processes=2", "--devices=2", "--", sys.executable]),
+    ):
+        (folder / name).mkdir()
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(commands(folder, tiny_model, folder / name)))
+        command = [sys.executable, *launcher, "tests/commands_on_two_processes.py", str(file)]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+        (folder / f"{name}.log").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def _names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_same_files_are_written_once(folder):
+    assert _names(folder / "one") == _names(folder / "two")
+    # Only process 0 speaks for the command.
+    log = (folder / "two.log").read_text()
+    assert log.count("nothing.png") == 1 and "[0] error" in log
+
+
+def test_images_are_equal_up_to_rounding(folder):
+    images = [name for name in _names(folder / "one") if name.endswith(".png")]
+    assert len(images) >= 1 + 3 + 1 + 2
+    for name in images:
+        one, two = (np.asarray(Image.open(folder / run / name), int) for run in ("one", "two"))
+        assert np.abs(one - two).max() <= 1, name
+
+
+def test_answers_and_likelihoods_are_equal(folder):
+    one, two = (
+        (folder / run / "answers.jsonl").read_text().replace(f"/{run}/", "/")
+        for run in ("one", "two")
+    )
+    assert one == two and len(one.splitlines()) == 4
+    rows = [
+        [json.loads(line) for line in (folder / run / "likelihoods.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    for one, two in zip(*rows, strict=True):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert two[key] == (
+                pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            )
+
+
+def test_features_are_equal(folder):
+    one, two = (np.load(folder / run / "features.npy") for run in ("one", "two"))
+    assert len(one) == 4
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
