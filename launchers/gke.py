@@ -13,10 +13,10 @@ Examples:
     python launchers/gke.py --name=tuna-7b --delete
 
     # Before the first run, in this order (docs/pods.md explains them); --dry_run prints the commands of each:
-    python launchers/gke.py --setup --project=P --cluster=C --zone=us-east5-a --bucket=B --image=I --name=tuna-7b
+    python launchers/gke.py --setup --project=P --cluster=C --zone=us-east5-a --bucket=B --image=I
     python launchers/gke.py --create_node_pool --project=P --cluster=C --zone=us-east5-a --name=tuna-7b \\
         --topology=v5p:2x2x4 --slices=2
-    python launchers/gke.py --build=cloud --image=I --name=tuna-7b
+    python launchers/gke.py --build=cloud --image=I
 
     # Print only the manifest, for `kubectl apply -f -` or a repository of manifests:
     python launchers/gke.py --dry_run ...
@@ -52,17 +52,17 @@ def main(arguments: Sequence[str]) -> int:
     """Parses the arguments, and applies or prints the manifest, or carries out a step."""
     try:
         options, command = launching.parse(_parser(), arguments, without=STEPS)
-        launching.dns_name(options.name)
         chosen = [step for step in STEPS if getattr(options, step)]
         if len(chosen) > 1:
             raise launching.LaunchError(f"--{' and --'.join(chosen)} are separate commands")
         if chosen and command:
             raise launching.LaunchError(f"--{chosen[0]} takes no training command after `--`")
+        if options.name or not set(chosen) & {"setup", "build", "teardown"}:
+            gke_cloud.required(options, f"--{chosen[0]}" if chosen else "a run", "name")
+            launching.dns_name(options.name)
         if chosen:
             return _step(chosen[0], options)
-        for flag in ("topology", "image"):
-            if not getattr(options, flag):
-                raise launching.LaunchError(f"a run requires --{flag}; see --help")
+        gke_cloud.required(options, "a run", "topology", "image")
         if options.max_restarts is None:
             options.max_restarts = 20 if options.xpk else 5
         if options.xpk:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = launching.parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="name of the run: lower-case letters, digits, dashes")
+    add("--name", default="", help="name of the run: lower-case letters, digits, dashes")
     add("--topology", help="topology of one slice: KIND:AxB or KIND:AxBxC, such as v5p:4x4x4")
     add("--image", help="container image with this repository installed; --build makes it")
     add("--slices", type=int, default=1, help="number of slices (default: 1)")
@@ -180,7 +180,7 @@ def _step(name: str, options: Any) -> int:
         words = _kubectl(options, "delete", "jobset", options.name, "--ignore-not-found")
         return gke_cloud.carry_out([gke_cloud.Step("end the run", words)], options.dry_run)
     if name == "setup":
-        gke_cloud.required(options, "setup", "project")
+        gke_cloud.required(options, "--setup", "project")
         number = "PROJECT_NUMBER" if options.dry_run else _project_number(options.project)
         steps = gke_cloud.setup(options, number)
     else:

@@ -86,11 +86,24 @@ def call(
         raise launching.LaunchError(f"{words[0]} is not installed on this machine") from None
 
 
+_EXAMPLES = {
+    "name": "tuna-7b",
+    "project": "my-project",
+    "cluster": "pods",
+    "zone": "us-east5-a",
+    "bucket": "my-bucket",
+    "topology": "v5p:4x4x4",
+    "image": "us-docker.pkg.dev/my-project/images/tuna:1",
+}
+
+
 def required(options: Any, step: str, *names: str) -> None:
-    """Raises LaunchError if an option that a step requires is missing."""
+    """Raises LaunchError, with an example, if an option that a step requires is missing."""
     for name in names:
         if not getattr(options, name):
-            raise launching.LaunchError(f"--{step} requires --{name}")
+            raise launching.LaunchError(
+                f"{step} requires --{name}, such as --{name}={_EXAMPLES[name]}"
+            )
 
 
 def region(zone: str) -> str:
@@ -132,7 +145,7 @@ def setup(options: Any, number: str) -> list[Step]:
       options: of gke.py.
       number: of the project, which names of identities contain.
     """
-    required(options, "setup", "project", "cluster", "zone", "bucket", "image")
+    required(options, "--setup", "project", "cluster", "zone", "bucket", "image")
     project, cluster, bucket = f"--project={options.project}", options.cluster, options.bucket
     where = f"--location={region(options.zone)}"
     account = _nodes_account(options)
@@ -248,8 +261,9 @@ def setup(options: Any, number: str) -> list[Step]:
 
 def node_pools(options: Any) -> list[Step]:
     """A node pool per slice."""
-    required(options, "create_node_pool", "project", "cluster", "zone", "topology")
+    required(options, "--create_node_pool", "project", "cluster", "zone", "topology")
     tpu, shape, hosts, chips = gke_manifest.slice_of(options.topology, options.chips_per_host)
+    gke_manifest.check_slices(options, hosts)
     where = [f"--cluster={options.cluster}", *_place(options)]
     steps, placement = [], []
     if hosts > 1 and tpu.name == "tpu7x":
@@ -290,7 +304,7 @@ def _pools(options: Any) -> Iterator[str]:
 
 def delete_node_pools(options: Any) -> list[Step]:
     """Deletes the node pools of this name: chips cost money until then."""
-    required(options, "delete_node_pool", "project", "cluster", "zone")
+    required(options, "--delete_node_pool", "project", "cluster", "zone")
     where = [f"--cluster={options.cluster}", *_place(options)]
     return [
         Step(
@@ -303,7 +317,7 @@ def delete_node_pools(options: Any) -> list[Step]:
 
 def teardown(options: Any) -> list[Step]:
     """Deletes what `setup` has made, but not the bucket. gcloud asks before each deletion."""
-    required(options, "teardown", "project", "cluster", "zone", "image")
+    required(options, "--teardown", "project", "cluster", "zone", "image")
     location, project, images = repository(options.image)
     account = _nodes_account(options)
     return [
@@ -334,7 +348,7 @@ def teardown(options: Any) -> list[Step]:
 
 def build(options: Any) -> list[Step]:
     """Builds and pushes --image from the tracked files of this clone, with their changes, and its Dockerfile."""
-    required(options, "build", "image")
+    required(options, "--build", "image")
     archive = str(Path(tempfile.gettempdir()) / "tuna_jax_image.tar.gz")
     steps = [Step("source, as git tracks it", ["sh", "-c", launching.pack(archive)])]
     if options.build == "cloud":

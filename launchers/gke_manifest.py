@@ -41,17 +41,27 @@ def slice_of(topology: str, chips_per_host: int | None) -> tuple[launching.Tpu, 
     return tpu, shape, chips // each, each
 
 
+def check_slices(options: Any, hosts: int) -> None:
+    """Raises LaunchError unless --slices is a number of slices that GKE can join."""
+    if options.slices < 1:
+        raise launching.LaunchError(f"--slices={options.slices} must be at least 1")
+    if options.slices > 1 and hosts == 1:
+        raise launching.LaunchError(
+            f"--slices={options.slices}: GKE joins slices of several hosts only, and --topology={options.topology} has "
+            f"one; use one larger slice"
+        )
+
+
 def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
     """The JobSet.
 
     Raises:
       LaunchError: an invalid topology, number or folder; the message names the option.
     """
-    if options.slices < 1:
-        raise launching.LaunchError(f"--slices={options.slices} must be at least 1")
     command, cache, mounts = buckets(options, command)
     folder = launching.shared_workdir(command, buckets=options.buckets == "direct")
     tpu, shape, hosts, chips = slice_of(options.topology, options.chips_per_host)
+    check_slices(options, hosts)
     name = options.name
     variables = launching.environment(folder, cache, tpu, launching.settings(options.env)) | {
         # The pods of a JobSet have DNS names in its headless service.

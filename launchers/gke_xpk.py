@@ -36,6 +36,7 @@ def xpk(options: Any, command: Sequence[str]) -> list[str]:
         )
     folder = launching.shared_workdir(command, buckets=True)
     tpu, _, hosts, chips = gke_manifest.slice_of(options.topology, options.chips_per_host)
+    gke_manifest.check_slices(options, hosts)
     variables = launching.environment(folder, cache, tpu, launching.settings(options.env)) | {
         launching.COORDINATOR: "auto"
     }
@@ -52,7 +53,7 @@ def xpk(options: Any, command: Sequence[str]) -> list[str]:
         f"--docker-image={options.image}",
         f"--max-restarts={options.max_restarts}",
         # XPK ends the run at other exit codes than 42 and 127 and above. A process that has lost another ends with 1.
-        f"--restart-on-exit-codes=1,{supervisor.PROGRESS}",
+        f"--restart-on-exit-codes=1,{supervisor.STALLED},{supervisor.PROGRESS}",
         f"--termination-grace-period-seconds={options.grace}",
     ]
     words += [f"--env={name}={value}" for name, value in sorted(variables.items())]

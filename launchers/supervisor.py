@@ -1,6 +1,6 @@
 """The lines of shell around a training command on a host, and what its exit codes mean to those who restart runs.
 
-docs/pods.md has the table of exit codes, by launcher. 75 and 143 come from the script here: the program itself exits
+docs/pods.md has the table of exit codes, by launcher. 85 and 143 come from the script here: the program itself exits
 with 0 when it has saved on SIGTERM.
 """
 
@@ -11,8 +11,11 @@ from collections.abc import Sequence
 
 # What argparse exits with, and what a shell exits with if it cannot start the program.
 FINAL = (2, 126, 127)
-# EX_TEMPFAIL of sysexits.h: failed, and worth trying again.
-PROGRESS = 75
+# What the watchdog of a run ends with (tuna_jax/training/watchdog.py): it stood still.
+STALLED = 75
+# Failed after a new checkpoint (ERESTART of errno.h).
+PROGRESS = 85
+# Stopped by SIGTERM (128 + 15), after a save.
 STOPPED = 143
 
 # Runs the command in its arguments. On SIGTERM it forwards the signal and exits with 143, although the program saves
@@ -71,7 +74,7 @@ def supervised(command: Sequence[str], before: Sequence[str] = (), progress: str
     Args:
       command: the training command.
       before: preceding lines, such as variables and folders.
-      progress: folder of the run; then failed and stopped runs exit with 75 if they have made a new checkpoint.
+      progress: folder of the run; then failed and stopped runs exit with 85 if they have made a new checkpoint.
     """
     first, last = [*before], [_RUN + 'exit "$code"\n']
     if progress:

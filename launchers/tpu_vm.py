@@ -178,7 +178,8 @@ class _Run:
             self._ensure()
             code = self._work()
             state = self._settled(code)
-            if state in READY and code not in (supervisor.STOPPED, _DISCONNECTED):
+            again = (supervisor.STOPPED, supervisor.STALLED, _DISCONNECTED)
+            if state in READY and code not in again:
                 if code == 0 and self.options.delete:
                     self._do(self.commands.delete())
                 return code

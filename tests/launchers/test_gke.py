@@ -220,7 +220,8 @@ def decision(jobset, pods):
     [
         ([(143, True)], "RestartJobSetAndIgnoreMaxRestarts"),
         ([(2, True)], "RestartJobSetAndIgnoreMaxRestarts"),
-        ([(75, False)], "RestartJobSetAndIgnoreMaxRestarts"),
+        ([(85, False)], "RestartJobSetAndIgnoreMaxRestarts"),
+        ([(75, False)], "RestartJobSet"),  # The watchdog, without progress.
         ([(2, False)], "FailJobSet"),
         ([(126, False)], "FailJobSet"),
         ([(127, False), (1, False)], "FailJobSet"),

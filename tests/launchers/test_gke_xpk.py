@@ -95,7 +95,7 @@ def pod(tmp_path):
         ('echo "$0"; exit 0', 0),
         ('echo "$0"; exit 2', 2),
         ('echo "$0"; exit 1', 1),
-        ('echo "$0"; mkdir run/checkpoints/00000200; exit 1', 75),
+        ('echo "$0"; mkdir run/checkpoints/00000200; exit 1', 85),
     ],
 )
 def test_the_command_reaches_the_pod_and_its_exit_code_the_restarter(pod, program, code):

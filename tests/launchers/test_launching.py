@@ -66,7 +66,7 @@ def test_a_secret_is_an_error_and_not_printed(script):
     ("script", "arguments", "message"),
     [
         ("local.py", [], "--config=experiments/emoji/demo.py"),
-        ("local.py", ["--", "python", "-m", "tuna_jax.train"], "--workdir"),
+        ("gke.py", ["--", "python", "-m", "tuna_jax.train"], "--workdir"),
         ("local.py", ["--devices=0", *TRAINING], "--devices"),
         ("local.py", ["--env=A", *TRAINING], "NAME=VALUE"),
         ("gke.py", ["--name=Tuna_7B", *TRAINING], "--name=tuna-7b"),
@@ -78,9 +78,16 @@ def test_a_secret_is_an_error_and_not_printed(script):
         ("gke.py", ["--xpk", "--cluster=c", *SHARED, "a\nb"], "line break"),
         ("gke.py", ["--fuse_limits=4,32Gi", *TRAINING], "CPU,MEMORY,DISK"),
         ("gke.py", ["--topology=", *TRAINING], "--topology"),
+        ("gke.py", ["--slices=0", *TRAINING], "--slices=0"),
+        ("gke.py", ["--slices=2", "--topology=v5e:2x4", *TRAINING], "--topology=v5e:2x4 has one"),
         ("gke.py", ["--logs", "--delete"], "--logs and --delete"),
         ("gke.py", ["--logs", *TRAINING], "--logs takes no training command"),
-        ("gke.py", ["--setup", "--dry_run", "--project=p"], "--setup requires --cluster"),
+        (
+            "gke.py",
+            ["--setup", "--dry_run", "--project=p"],
+            "--setup requires --cluster, such as --cluster=pods",
+        ),
+        ("gke.py", ["--delete", "--name="], "--delete requires --name"),
         ("gke.py", [*SETUP, "--zone=us-east5"], "--zone=us-east5 is not a zone"),
         ("gke.py", [*SETUP, "--zone=us-east5-a"], "--image=image:1 is not in Artifact Registry"),
         ("slurm.py", TRAINING, "--workdir=gs://bucket/run"),
@@ -194,8 +201,10 @@ SAVE = "mkdir -p {0}/checkpoints/{1}; "
     ("program", "stop", "code"),
     [
         ("exit 1", False, 1),
-        (SAVE.format("$0", "00000200") + "exit 1", False, 75),
-        (SAVE.format("$0", "00000200") + "kill -9 $$", False, 75),
+        (SAVE.format("$0", "00000200") + "exit 1", False, 85),
+        (SAVE.format("$0", "00000200") + "kill -9 $$", False, 85),
+        (SAVE.format("$0", "00000200") + "exit 75", False, 85),
+        ("exit 75", False, 75),
         (SAVE.format("$0", "00000200") + "exit 2", False, 2),
         (SAVE.format("$0", "00000200") + "exit 0", False, 0),
         (SAVE.format("$0", "00000090") + "exit 1", False, 1),  # That is older.
@@ -203,13 +212,13 @@ SAVE = "mkdir -p {0}/checkpoints/{1}; "
         (
             SAVE.format("$0", "00000200") + SAVE.format("$0", "00000300.tmp") + "exit 1",
             False,
-            75,
+            85,
         ),
         ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", True, 143),
         (
             f"trap '{SAVE.format('$0', '00000200')} exit 0' TERM; echo up; while :; do sleep 0.01; done",
             True,
-            75,
+            85,
         ),
     ],
 )
@@ -234,7 +243,9 @@ def test_a_bucket_is_asked_for_its_newest_checkpoint_as_a_folder_is(tmp_path):
 
 def test_a_wrong_flag_exits_with_a_code_that_a_restart_cannot_mend(capsys):
     from tuna_jax import train
+    from tuna_jax.training import watchdog
 
+    assert watchdog.EXIT_CODE == supervisor.STALLED != supervisor.PROGRESS
     with pytest.raises(SystemExit) as end:
         train.main(["--confg=x"])
     assert end.value.code in supervisor.FINAL and "--config" in capsys.readouterr().err
@@ -242,7 +253,7 @@ def test_a_wrong_flag_exits_with_a_code_that_a_restart_cannot_mend(capsys):
 
 def test_every_exit_code_is_in_the_documentation():
     page = (ROOT / "docs" / "pods.md").read_text()
-    for code in (*supervisor.FINAL, supervisor.PROGRESS, supervisor.STOPPED):
+    for code in (*supervisor.FINAL, supervisor.STALLED, supervisor.PROGRESS, supervisor.STOPPED):
         assert f"`{code}`" in page
 
 

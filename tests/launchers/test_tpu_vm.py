@@ -158,6 +158,12 @@ def test_an_error_of_training_is_not_retried(fake):
     assert calls(fake) == WORK
 
 
+def test_a_run_that_stood_still_is_started_again(fake):
+    result = launch(fake, *CLONE, states=["ACTIVE"] * 4, codes=[75, 0])
+    assert result.returncode == 0, result.stderr
+    assert calls(fake) == [*WORK, *WORK]
+
+
 def test_the_number_of_restarts_is_limited(fake):
     result = launch(fake, *CLONE, "--retries=1", states=["ACTIVE", "FAILED"] * 2, codes=[143, 143])
     assert result.returncode == 143 and "after 1 retries" in result.stderr
