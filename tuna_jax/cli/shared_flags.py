@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuna_jax.cli import parsing
@@ -46,7 +47,8 @@ def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
         "--mesh",
         type=mesh_sizes,
         metavar="AXIS=N,...",
-        help="shard the model over this mesh of devices, such as fsdp=4 or data=2,tensor=2 (default: one device)",
+        help="shard the model over this mesh of devices, such as fsdp=4 or data=2,tensor=2 (default: all devices; the "
+        "model is replicated if it fits, else split over as few of them as it needs)",
     )
 
 
@@ -62,15 +64,22 @@ def add_dtype(parser: Any) -> None:
 
 def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
     """The model that the flags of `add_model` name; `more` are further arguments of `Tuna.load`."""
+    import jax
+
+    from tuna_jax.inference import loading
     from tuna_jax.inference.pipeline import Tuna
     from tuna_jax.utils import compile_cache
 
     compile_cache.enable()
+    mesh = make_mesh(getattr(options, "mesh", None))
+    alone = jax.device_count() == 1 or more.get("programs") is not None
+    if mesh is None and not alone and Path(options.model).exists():
+        mesh, more["dtype"] = loading.chosen_layout(options.model, more.get("dtype", ""))
     return Tuna.load(
         options.model,
         vae=options.vae,
         tokenizer=options.tokenizer,
-        mesh=make_mesh(getattr(options, "mesh", None)),
+        mesh=mesh,
         check_weights=options.check_weights,
         **more,
     )

@@ -87,15 +87,24 @@ def load(
 def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -> Tuna:
     """`load` on every process: each reads the parts of its own devices. Without sizes `layouts` chooses them."""
     if mesh_sizes is None:
-        config = checkpoint_source.open_parameters(path)[0]
-        layout = layouts.for_devices(config, options["dtype"])
-        options["dtype"] = layout.dtype
-        settings = layout.mesh
-        if jax.process_index() == 0:
-            logging.info("the model in %s is %s", path, layout.describe())
+        mesh, options["dtype"] = chosen_layout(path, options["dtype"])
     else:
-        settings = MeshSettings(**mesh_sizes)
-    return _load(path, mesh=make_mesh(settings), **options)
+        mesh = make_mesh(MeshSettings(**mesh_sizes))
+    return _load(path, mesh=mesh, **options)
+
+
+def chosen_layout(path: PathLike, dtype: str = "") -> tuple[Mesh, str]:
+    """The mesh over all devices, and the dtype, that `inference/layouts.py` chooses for the model at `path`.
+
+    Raises:
+      SourceError: there is no model at `path`.
+      ValueError: the model does not fit the devices.
+    """
+    path = Path(path)
+    config = checkpoint_source.open_parameters(exported(path) or path)[0]
+    layout = layouts.for_devices(config, dtype)
+    logging.info("the model in %s: %s", path, layout.describe())
+    return make_mesh(layout.mesh), layout.dtype
 
 
 def _load(

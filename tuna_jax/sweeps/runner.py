@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -51,7 +52,8 @@ class SweepSettings:
       saved_items: of how many items images are saved.
       vae, tokenizer: as for `Tuna.load`, for converted models that lack one, or to try another; empty for the run's
           own.
-      mesh: sizes of the mesh axes.
+      mesh: sizes of the mesh axes; the default lets `inference/layouts.py` choose for each model.
+      dtype: of the parameters, 'float32' or 'bfloat16'; empty keeps the stored one if the model fits so.
     """
 
     name: str
@@ -67,6 +69,7 @@ class SweepSettings:
     vae: str = ""
     tokenizer: str = ""
     mesh: MeshSettings = MeshSettings()
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         registry.check(self.tasks, self.settings)
@@ -96,8 +99,8 @@ class Sweep:
 
     def __init__(self, settings: SweepSettings, output: Path):
         self._settings, self._output = settings, output
-        self._mesh: Mesh = make_mesh(settings.mesh)
-        param_sharding.check_batch(settings.batch, self._mesh)
+        param_sharding.check_batch(settings.batch, make_mesh(settings.mesh))
+        self._layouts: dict[Path, tuple[Mesh, str]] = {}
         self._hashes = Hashes(output / "hashes.json")
         self._rows: list[Row] = []
         self._before = results.read(output / results.FILE)
@@ -167,9 +170,11 @@ class Sweep:
                 if cell_store.missing(one.task, one.cell):
                     if loaded is None or loaded[0] != one.averaged:
                         loaded = None  # Never two models in memory.
+                        mesh, dtype = self._layout(checkpoint)
                         model = loading.load(
                             checkpoint.path,
-                            mesh=self._mesh,
+                            mesh=mesh,
+                            dtype=dtype,
                             averaged=one.averaged,
                             vae=self._settings.vae or None,
                             tokenizer=self._settings.tokenizer or None,
@@ -213,6 +218,12 @@ class Sweep:
             f"the VAE of {parameters}", lambda: str(loading.vae_file(checkpoint.path) or "")
         )
         identity = {"parameters": parameters, "averaged": averaged}
+        where = f"{jax.device_count()} devices, {self._settings.mesh}, {self._settings.dtype!r}"
+        dtype = self._hashes.once(
+            f"the dtype of {parameters} on {where}", lambda: self._layout(checkpoint)[1]
+        )
+        if dtype:
+            identity["dtype"] = dtype
         if vae:
             identity["vae"] = self._hashes(Path(vae))
         tokenizer = self._settings.tokenizer
@@ -220,6 +231,17 @@ class Sweep:
             exists = Path(tokenizer).exists()
             identity["tokenizer"] = self._hashes(Path(tokenizer)) if exists else tokenizer
         return identity
+
+    def _layout(self, checkpoint: Checkpoint) -> tuple[Mesh, str]:
+        """The mesh and the dtype of a checkpoint's model; checkpoints of one run have the same."""
+        run = checkpoint.path.parent
+        if run not in self._layouts:
+            settings = self._settings
+            if settings.mesh == MeshSettings():
+                self._layouts[run] = loading.chosen_layout(checkpoint.path, settings.dtype)
+            else:
+                self._layouts[run] = make_mesh(settings.mesh), settings.dtype
+        return self._layouts[run]
 
     def _run(self, one: _Planned, model: Tuna) -> None:
         self._bar.set_description(f"{one.row['run']} {one.row['step']} {one.row['task']}")
@@ -230,7 +252,7 @@ class Sweep:
             one.determined_by,
             seed=self._settings.seed,
             batch=self._settings.batch,
-            parts=param_sharding.batch_parts(self._mesh),
+            parts=model.batch_parts,
             saved_items=self._settings.saved_items,
             done=self._bar.update,
         )
