@@ -1,64 +1,103 @@
 #!/usr/bin/env python3
-"""Runs a training command on TPU slices of a GKE cluster, as a JobSet or with XPK.
+"""Runs a training command on TPU slices of a GKE cluster, as a JobSet or with XPK; sets the cluster up and removes it.
 
 Examples:
 
     # Two slices of 16 v5p chips, which are 2 x 4 hosts:
     python launchers/gke.py --name=tuna-7b --topology=v5p:2x2x4 --slices=2 \\
-        --image=us-docker.pkg.dev/PROJECT/images/tuna:1 -- \\
+        --image=us-docker.pkg.dev/PROJECT/images/tuna:1 --service_account=tuna -- \\
         python -m tuna_jax.train --config=experiments/tuna/tuna_7b_stage1.py --workdir=gs://BUCKET/tuna-7b
+
+    # Follow its log, through restarts; end it (the files stay):
+    python launchers/gke.py --name=tuna-7b --logs
+    python launchers/gke.py --name=tuna-7b --delete
+
+    # Before the first run, in this order (docs/pods.md explains them); --dry_run prints the commands of each:
+    python launchers/gke.py --setup --project=P --cluster=C --zone=us-east5-a --bucket=B --image=I
+    python launchers/gke.py --create_node_pool --project=P --cluster=C --zone=us-east5-a --name=tuna-7b \\
+        --topology=v5p:2x2x4 --slices=2
+    python launchers/gke.py --build=cloud --image=I
 
     # Print only the manifest, for `kubectl apply -f -` or a repository of manifests:
     python launchers/gke.py --dry_run ...
 
-    # Run it with XPK:
-    python launchers/gke.py --xpk --cluster=CLUSTER --project=PROJECT --zone=ZONE ...
+The same command again changes nothing while the run is in progress, and resumes it from the last checkpoint if it has
+failed or ended. If a host is lost, all hosts restart. Restarts after a disruption or after progress are not counted,
+others are, up to --max_restarts; an error that a restart cannot mend ends the run (docs/pods.md has the exit codes).
 
-It requires kubectl configured for the cluster, and the JobSet controller in the cluster. The image has this repository
-installed with its extra [tpu] (docs/pods.md has an example). The same command again changes nothing while the run
-is in progress, and resumes it from the last checkpoint if it has failed or ended. If a host is lost, all hosts restart,
-at most --max_restarts times.
+Buckets: gs://BUCKET in the command becomes a folder, mounted once for what the run writes (nothing is cached) and once
+for data (read-only, cached on the host's disk). With --buckets=direct the program gets the addresses as they are.
 
 Secrets: --secret HF_TOKEN=SECRET:KEY reads the variable from a Kubernetes secret.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import gke_cloud
+import gke_manifest
+import gke_xpk
 import launching
 
-REPLICATED_JOB = "slice"
+STEPS = ("setup", "create_node_pool", "build", "logs", "delete", "delete_node_pool", "teardown")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parses the arguments, and applies or prints the manifest."""
+    """Parses the arguments, and applies or prints the manifest, or carries out a step."""
+    try:
+        options, command = launching.parse(_parser(), arguments, without=STEPS)
+        chosen = [step for step in STEPS if getattr(options, step)]
+        if len(chosen) > 1:
+            raise launching.LaunchError(f"--{' and --'.join(chosen)} are separate commands")
+        if chosen and command:
+            raise launching.LaunchError(f"--{chosen[0]} takes no training command after `--`")
+        if options.name or not set(chosen) & {"setup", "build", "teardown"}:
+            gke_cloud.required(options, f"--{chosen[0]}" if chosen else "a run", "name")
+            launching.dns_name(options.name)
+        if chosen:
+            return _step(chosen[0], options)
+        gke_cloud.required(options, "a run", "topology", "image")
+        if options.max_restarts is None:
+            options.max_restarts = 20 if options.xpk else 5
+        if options.xpk:
+            words = gke_xpk.xpk(options, command)
+            if options.dry_run:
+                print(launching.shell(words))
+                return 0
+            return gke_cloud.call(words).returncode
+        text = json.dumps(gke_manifest.manifest(options, command), indent=2)
+        if options.dry_run:
+            print(text)
+            return 0
+        return _apply(options, text)
+    except launching.LaunchError as error:
+        launching.fail(error)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = launching.parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="name of the JobSet: lower-case letters, digits, dashes")
-    add(
-        "--topology",
-        required=True,
-        help="topology of one slice: KIND:AxB or KIND:AxBxC, such as v5p:4x4x4",
-    )
-    add("--image", required=True, help="container image with this repository installed")
+    add("--name", default="", help="name of the run: lower-case letters, digits, dashes")
+    add("--topology", help="topology of one slice: KIND:AxB or KIND:AxBxC, such as v5p:4x4x4")
+    add("--image", help="container image with this repository installed; --build makes it")
     add("--slices", type=int, default=1, help="number of slices (default: 1)")
     add("--namespace", default="default", help="Kubernetes namespace (default: default)")
     add(
         "--max_restarts",
         type=int,
-        default=20,
-        help="number of restarts of the whole run (default: 20)",
+        help="number of restarts without progress, of the whole run (default: 5); XPK counts all (default: 20)",
     )
     add("--priority", help="priorityClassName of the pods; XPK's very-low ... very-high")
     add("--queue", help="local queue of Kueue")
     add("--spot", action="store_true", help="use spot nodes")
-    add("--service_account", help="Kubernetes service account, for access to gs://")
+    add("--reservation", help="reservation that --create_node_pool takes")
+    add("--service_account", help="Kubernetes service account of the pods; --setup makes `tuna`")
     add(
         "--secret",
         action="append",
@@ -72,237 +111,175 @@ def main(arguments: Sequence[str]) -> int:
         "--grace",
         type=int,
         default=300,
-        help="seconds for saving before a pod is killed (default: 300)",
+        help="seconds for saving before a pod is killed (default: 300); on spot nodes no more than 15 are real",
     )
-    add("--xpk", action="store_true", help="use XPK instead of kubectl")
-    add("--cluster", help="cluster, for XPK")
-    add("--project", help="project, for XPK")
-    add("--zone", help="zone, for XPK")
-    try:
-        options, command = launching.parse(parser, arguments)
-        launching.dns_name(options.name)
-        if options.xpk:
-            words = xpk(options, command)
-            if options.dry_run:
-                print(launching.shell(words))
-                return 0
-            return _call(words).returncode
-        text = json.dumps(manifest(options, command), indent=2)
-        if options.dry_run:
-            print(text)
-            return 0
-        return _apply(options, text)
-    except launching.LaunchError as error:
-        launching.fail(error)
+    add(
+        "--pod_network",
+        action="store_true",
+        help="use the cluster's network between hosts instead of the hosts' own, which is faster between slices",
+    )
+    add(
+        "--buckets",
+        choices=("mount", "direct"),
+        default="mount",
+        help="gs:// addresses become folders (default), or reach the program as they are",
+    )
+    add(
+        "--file_cache_gb",
+        type=int,
+        default=30,
+        metavar="N",
+        help="gigabytes of each host's boot disk for data that was read (default: 30; 0: none)",
+    )
+    add(
+        "--fuse_limits",
+        default="0,0,0",
+        metavar="CPU,MEMORY,DISK",
+        help="limits of the container that serves the mounts, such as 4,32Gi,100Gi (default: 0,0,0, no limits)",
+    )
+    step = parser.add_argument_group("steps other than a run, one at a time")
+    add = step.add_argument
+    add("--setup", action="store_true", help="make cluster, bucket, identities, image repository")
+    add("--create_node_pool", action="store_true", help="make a node pool per slice")
+    add(
+        "--build",
+        choices=("docker", "cloud"),
+        help="build and push --image, here or in Cloud Build",
+    )
+    add(
+        "--logs",
+        nargs="?",
+        const="first",
+        choices=("first", "all", "past"),
+        help="follow the log of process 0 (default) or of all, or print what Cloud Logging has kept",
+    )
+    add("--delete", action="store_true", help="end the run and delete it; its files stay")
+    add("--delete_node_pool", action="store_true", help="delete the node pools of this name")
+    add("--teardown", action="store_true", help="delete what --setup has made, but not the bucket")
+    add("--bucket", help="bucket that --setup makes, without gs://")
+    add("--cluster", help="cluster, for the steps and for XPK")
+    add("--project", help="project, for the steps and for XPK")
+    add("--zone", help="zone, for the steps and for XPK")
+    add("--poll", type=float, default=10.0, help="seconds between two looks at a run (default: 10)")
+    xpk = parser.add_argument_group("XPK")
+    xpk.add_argument("--xpk", action="store_true", help="use XPK instead of kubectl")
+    xpk.add_argument(
+        "--storage",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="storage that was attached with `xpk storage attach`; may be repeated",
+    )
+    return parser
 
 
-def slice_of(topology: str, chips_per_host: int | None) -> tuple[launching.Tpu, str, int, int]:
-    """A topology such as v5p:2x2x4 as (kind, shape, hosts, chips per host).
+def _step(name: str, options: Any) -> int:
+    if name == "logs":
+        return _logs(options)
+    if name == "delete":
+        words = _kubectl(options, "delete", "jobset", options.name, "--ignore-not-found")
+        return gke_cloud.carry_out([gke_cloud.Step("end the run", words)], options.dry_run)
+    if name == "setup":
+        gke_cloud.required(options, "--setup", "project")
+        number = "PROJECT_NUMBER" if options.dry_run else _project_number(options.project)
+        steps = gke_cloud.setup(options, number)
+    else:
+        make = {
+            "create_node_pool": gke_cloud.node_pools,
+            "delete_node_pool": gke_cloud.delete_node_pools,
+            "build": gke_cloud.build,
+            "teardown": gke_cloud.teardown,
+        }
+        steps = make[name](options)
+    code = gke_cloud.carry_out(steps, options.dry_run)
+    if name == "teardown" and code == 0:
+        print("# the bucket stays; `gcloud storage rm --recursive gs://BUCKET` deletes it")
+    return code
+
+
+def _project_number(project: str) -> str:
+    words = ["gcloud", "projects", "describe", project, "--format=value(projectNumber)"]
+    result = gke_cloud.call(words, capture=True)
+    if result.returncode or not result.stdout.strip():
+        raise launching.LaunchError(f"--project={project}: gcloud cannot describe it; see above")
+    return result.stdout.strip()
+
+
+def _kubectl(options: Any, *words: str) -> list[str]:
+    return ["kubectl", *words, f"--namespace={options.namespace}"]
+
+
+def _state(options: Any) -> str | None:
+    """Completed or Failed, empty while the run is in progress; None if there is no such run.
 
     Raises:
-      LaunchError: an unknown kind, a wrong number of axes, or chips that cannot be divided between hosts.
+      LaunchError: kubectl fails.
     """
-    kind, _, shape = topology.partition(":")
-    tpu = launching.TPUS.get(kind)
-    if tpu is None:
+    get = ["get", "jobset", options.name, "--ignore-not-found"]
+    words = _kubectl(options, *get, "--output=jsonpath={.kind}:{.status.terminalState}")
+    status = gke_cloud.call(words, capture=True)
+    if status.returncode:
         raise launching.LaunchError(
-            f"--topology={topology}: the kinds are {', '.join(launching.TPUS)}"
+            "kubectl cannot read JobSets; see above, and `gke.py --setup` for access and for their controller"
         )
-    sizes = shape.split("x")
-    if len(sizes) != tpu.axes or not all(size.isdigit() and int(size) for size in sizes):
-        example = "x".join(["4"] * tpu.axes)
-        raise launching.LaunchError(
-            f"--topology={topology}: {kind} has {tpu.axes} axes, for example {kind}:{example}"
-        )
-    chips = math.prod(map(int, sizes))
-    each = chips_per_host or (chips if chips <= tpu.largest else tpu.chips)
-    if chips % each:
-        raise launching.LaunchError(
-            f"--topology={topology}: {chips} chips are not a multiple of {each} per host"
-        )
-    return tpu, shape, chips // each, each
-
-
-def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
-    """The JobSet: one replicated job with a replica per slice and an index per host."""
-    (cache, *command), buckets = launching.mounted([options.compile_cache or "", *command])
-    folder = launching.shared_workdir(command)
-    tpu, shape, hosts, chips = slice_of(options.topology, options.chips_per_host)
-    if options.slices < 1:
-        raise launching.LaunchError(f"--slices={options.slices} must be at least 1")
-    name = options.name
-    variables = launching.environment(folder, cache, tpu, launching.settings(options.env)) | {
-        # The pods of a JobSet have DNS names in its headless service.
-        launching.COORDINATOR: f"{name}-{REPLICATED_JOB}-0-0.{name}:{launching.PORT}",
-        launching.PROCESSES: str(options.slices * hosts),
-    }
-    entries: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in sorted(variables.items())]
-    field = "metadata.annotations['jobset.sigs.k8s.io/job-index']"
-    entries.append({"name": "SLICE_INDEX", "valueFrom": {"fieldRef": {"fieldPath": field}}})
-    entries += _secrets(options.secret)
-    number = f"export {launching.PROCESS}=$((SLICE_INDEX * {hosts} + JOB_COMPLETION_INDEX))"
-    container = {
-        "name": "train",
-        "image": options.image,
-        "command": ["sh", "-c", launching.supervised(command, [number])],
-        "env": entries,
-        # The coordinator, and ports of libtpu within a slice and between slices.
-        "ports": [{"containerPort": port} for port in (launching.PORT, 8471, 8080)],
-        "resources": {
-            "requests": {"google.com/tpu": chips},
-            "limits": {"google.com/tpu": chips},
-        },
-        "volumeMounts": [
-            {"name": "shared-memory", "mountPath": "/dev/shm"},
-            *(
-                {"name": f"bucket-{number}", "mountPath": f"{launching.MOUNTS}/{bucket}"}
-                for number, bucket in enumerate(buckets)
-            ),
-        ],
-    }
-    selector = {
-        "cloud.google.com/gke-tpu-accelerator": tpu.label,
-        "cloud.google.com/gke-tpu-topology": shape,
-    }
-    if options.spot:
-        selector["cloud.google.com/gke-spot"] = "true"
-    pod: dict[str, Any] = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": options.grace,
-        "nodeSelector": selector,
-        "containers": [container],
-        # Data workers pass batches in shared memory.
-        "volumes": [
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-            *(_bucket_volume(number, bucket) for number, bucket in enumerate(buckets)),
-        ],
-    }
-    if options.priority:
-        pod["priorityClassName"] = options.priority
-    if options.service_account:
-        pod["serviceAccountName"] = options.service_account
-    job: dict[str, Any] = {
-        "parallelism": hosts,
-        "completions": hosts,
-        "completionMode": "Indexed",
-        # A host cannot continue without the others, so the JobSet restarts all of them.
-        "backoffLimit": 0,
-        "template": {"spec": pod},
-    }
-    if buckets:
-        job["template"]["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
-    metadata: dict[str, Any] = {
-        "name": name,
-        "namespace": options.namespace,
-        # Each slice is a separate node pool.
-        "annotations": {
-            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-        },
-    }
-    if options.queue:
-        metadata["labels"] = {"kueue.x-k8s.io/queue-name": options.queue}
-    return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
-        "kind": "JobSet",
-        "metadata": metadata,
-        "spec": {
-            "failurePolicy": {"maxRestarts": options.max_restarts},
-            "network": {"enableDNSHostnames": True},
-            "replicatedJobs": [
-                {
-                    "name": REPLICATED_JOB,
-                    "replicas": options.slices,
-                    "template": {"spec": job},
-                }
-            ],
-        },
-    }
-
-
-def _bucket_volume(number: int, bucket: str) -> dict[str, Any]:
-    """A volume with a bucket as a folder, mounted by GKE's Cloud Storage FUSE driver."""
-    attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs"}
-    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
-    return {"name": f"bucket-{number}", "csi": driver}
-
-
-def xpk(options: Any, command: Sequence[str]) -> list[str]:
-    """The XPK command of the run; XPK writes its own JobSet, and GKE variables connect the processes."""
-    if not options.cluster:
-        raise launching.LaunchError("--xpk requires --cluster")
-    if options.secret:
-        raise launching.LaunchError(
-            "--xpk does not support --secret; without --xpk, kubectl is used"
-        )
-    if launching.mounted(command)[1]:
-        raise launching.LaunchError(
-            "--xpk does not mount buckets; attach one with `xpk storage attach`, and pass its folder"
-        )
-    folder = launching.shared_workdir(command)
-    tpu, _, hosts, chips = slice_of(options.topology, options.chips_per_host)
-    variables = launching.environment(
-        folder, options.compile_cache, tpu, launching.settings(options.env)
-    ) | {launching.COORDINATOR: "auto"}
-    words = ["xpk", "workload", "create", f"--workload={options.name}"]
-    words += [
-        f"--{flag}={getattr(options, flag)}"
-        for flag in ("cluster", "project", "zone", "priority")
-        if getattr(options, flag)
-    ]
-    words += [
-        f"--tpu-type={tpu.prefix}{hosts * chips * tpu.cores}",
-        f"--num-slices={options.slices}",
-        f"--docker-image={options.image}",
-        f"--max-restarts={options.max_restarts}",
-    ]
-    words += [f"--env={name}={value}" for name, value in sorted(variables.items())]
-    return [*words, f"--command={launching.supervised(command)}"]
-
-
-def _secrets(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """`--secret NAME=SECRET:KEY` options as entries of a container's environment."""
-    entries = []
-    for text in texts:
-        variable, _, rest = text.partition("=")
-        secret, _, key = rest.partition(":")
-        if not variable.isidentifier() or not secret or not key:
-            raise launching.LaunchError(
-                f"--secret {variable} is not VARIABLE=SECRET:KEY, a key of a Kubernetes secret (not its value)"
-            )
-        reference = {"secretKeyRef": {"name": secret, "key": key}}
-        entries.append({"name": variable, "valueFrom": reference})
-    return entries
+    kind, _, state = status.stdout.strip().partition(":")
+    return state if kind else None
 
 
 def _apply(options: Any, manifest_text: str) -> int:
     """Applies the manifest; a run with this name that has ended or failed is deleted first."""
-    where = [f"--namespace={options.namespace}"]
-    state = ["get", "jobset", options.name, *where, "--ignore-not-found"]
-    status = _call(["kubectl", *state, "--output=jsonpath={.status.terminalState}"], capture=True)
-    if status.returncode:
-        return status.returncode
-    if status.stdout.strip():
-        print(f"{options.name} is {status.stdout.strip()}; resuming from its last checkpoint")
-        deleted = _call(["kubectl", "delete", "jobset", options.name, *where, "--wait=true"])
+    state = _state(options)
+    if state:
+        print(f"{options.name} is {state}; resuming from its last checkpoint")
+        deleted = gke_cloud.call(_kubectl(options, "delete", "jobset", options.name, "--wait=true"))
         if deleted.returncode:
             return deleted.returncode
-    code = _call(["kubectl", "apply", "--filename=-"], text=manifest_text).returncode
+    code = gke_cloud.call(["kubectl", "apply", "--filename=-"], text=manifest_text).returncode
+    here = f"python launchers/gke.py --name={options.name} --namespace={options.namespace}"
     if code == 0:
-        pods = f"jobset.sigs.k8s.io/jobset-name={options.name}"
-        follow = ["kubectl", "logs", f"--selector={pods}", *where, "--follow", "--prefix"]
-        print(f"to follow the log: {launching.shell(follow)}")
+        print(f"to follow the log: {here} --logs")
+    elif state == "":
+        print(
+            f"{options.name} is in progress; to run it with other options: {here} --delete, and then this command",
+            file=sys.stderr,
+        )
     return code
 
 
-def _call(
-    words: Sequence[str], text: str | None = None, capture: bool = False
-) -> subprocess.CompletedProcess[str]:
-    sys.stdout.flush()
-    pipe = subprocess.PIPE if capture else None
-    try:
-        return subprocess.run(words, input=text, text=True, stdout=pipe)
-    except FileNotFoundError:
-        raise launching.LaunchError(f"{words[0]} is not installed on this machine") from None
+def _logs(options: Any) -> int:
+    """Follows the log until the run has ended, also over restarts; returns 0 if it has completed."""
+    run = f"jobset.sigs.k8s.io/jobset-name={options.name}"
+    if options.logs == "past":
+        kept = f'labels."k8s-pod/jobset_sigs_k8s_io/jobset-name"="{options.name}"'
+        words = ["gcloud", "logging", "read", f'resource.type="k8s_container" AND {kept}']
+        words += ["--order=asc", "--format=value(timestamp,textPayload)", "--freshness=30d"]
+        words += [f"--project={options.project}"] if options.project else []
+        return gke_cloud.carry_out([gke_cloud.Step("past log", words)], options.dry_run)
+    if options.logs == "first":
+        run += ",jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+    follow = ["logs", f"--selector={run}", f"--container={gke_manifest.CONTAINER}", "--follow"]
+    # Without them, kubectl prints the last ten lines, and refuses more than five pods.
+    follow += ["--tail=-1"]
+    follow += ["--prefix", "--max-log-requests=4096"] if options.logs == "all" else []
+    words = _kubectl(options, *follow)
+    if options.dry_run:
+        print(launching.shell(words))
+        return 0
+    seen = False
+    while True:
+        state = _state(options)
+        if state is None:
+            raise launching.LaunchError(
+                f"--name={options.name}: there is no such run in this cluster"
+            )
+        if not (state and seen):
+            # It fails until the pods have started.
+            seen = gke_cloud.call(words).returncode == 0 or seen
+            state = _state(options)
+        if state:
+            print(f"{options.name} is {state}")
+            return 0 if state == "Completed" else 1
+        time.sleep(options.poll)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +35,10 @@ class Tpu:
 
     Attributes:
       name: as in `--tpu` and in topologies (`v5p:4x4x4`).
-      prefix: of Compute Engine's accelerator types, before the number.
-      runtime: software version of the TPU VM.
+      prefix: of the accelerator types, before the number.
+      runtime: software version of the TPU VM; empty if the Cloud TPU API does not offer this kind.
       label: GKE's `cloud.google.com/gke-tpu-accelerator`.
+      machine: GKE's machine types, before the number of chips.
       chips: chips per host in a slice with several hosts.
       largest: chips of the largest slice with a single host.
       axes: number of axes of a topology.
@@ -49,6 +50,7 @@ class Tpu:
     prefix: str
     runtime: str
     label: str
+    machine: str
     chips: int
     largest: int
     axes: int
@@ -70,10 +72,19 @@ _VMEM = "--xla_tpu_scoped_vmem_limit_kib=98304"
 TPUS = {
     tpu.name: tpu
     for tpu in (
-        Tpu("v5e", "v5litepod-", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", 4, 8, 2, 1, _ALL),
-        Tpu("v5p", "v5p-", "v2-alpha-tpuv5", "tpu-v5p-slice", 4, 4, 3, 2, (*_ALL, _MEGACORE)),
-        Tpu("v6e", "v6e-", "v2-alpha-tpuv6e", "tpu-v6e-slice", 4, 8, 2, 1, (*_ALL, _VMEM)),
-        Tpu("tpu7x", "tpu7x-", "v2-alpha-tpu7-ubuntu2404", "tpu7x", 4, 4, 3, 2, _ALL),
+        Tpu(
+            *("v5e", "v5litepod-", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
+            *("ct5lp-hightpu-", 4, 8, 2, 1, _ALL),
+        ),
+        Tpu(
+            *("v5p", "v5p-", "v2-alpha-tpuv5", "tpu-v5p-slice"),
+            *("ct5p-hightpu-", 4, 4, 3, 2, (*_ALL, _MEGACORE)),
+        ),
+        Tpu(
+            *("v6e", "v6e-", "v2-alpha-tpuv6e", "tpu-v6e-slice"),
+            *("ct6e-standard-", 4, 8, 2, 1, (*_ALL, _VMEM)),
+        ),
+        Tpu("tpu7x", "tpu7x-", "", "tpu7x", "tpu7x-standard-", 4, 4, 3, 2, _ALL),
     )
 }
 
@@ -110,9 +121,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def parse(
-    own_parser: argparse.ArgumentParser, arguments: Sequence[str]
+    own_parser: argparse.ArgumentParser, arguments: Sequence[str], without: Sequence[str] = ()
 ) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's own options, and the training command after `--`.
+
+    Args:
+      own_parser: of the launcher's options.
+      arguments: the command line.
+      without: names of options that need no training command, such as `logs`.
 
     Raises:
       LaunchError: there is no command, or it or an option contains the value of a secret.
@@ -123,7 +139,7 @@ def parse(
         at = own.index("--")
         own, command = own[:at], own[at + 1 :]
     options = own_parser.parse_args(own)
-    if not command:
+    if not command and not any(getattr(options, name) for name in without):
         raise LaunchError(f"there is no training command; pass it after two dashes: {EXAMPLE}")
     refuse_secrets([*own, *command], os.environ)
     return options, command
@@ -187,46 +203,128 @@ def dns_name(text: str, longest: int = 40) -> str:
     )
 
 
+# Flags of our commands, or last parts of configuration keys, whose folders are written to.
+_WRITTEN = ("workdir", "output", "cache", "compile_cache")
+
+
+def _flag(word: str) -> str:
+    """The last part of a flag's name, without its value: `--config.data.cache=x` -> `cache`."""
+    return word.partition("=")[0].lstrip("-").rpartition(".")[2] if word.startswith("-") else ""
+
+
+def _value(command: Sequence[str], flag: str) -> str:
+    """The value of `--flag=value` or `--flag value`; empty if there is none."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.lstrip("-") == flag and name != flag:
+            return value if equals else following
+    return ""
+
+
 def workdir(command: Sequence[str]) -> str:
-    """The --workdir of a training command.
+    """The folder of a run: the --workdir of its command or, for commands without one, the folder of --output.
 
     Raises:
-      LaunchError: there is none.
+      LaunchError: there is neither.
     """
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag in ("--workdir", "-workdir"):
-            folder = value if equals else following
-            if folder:
-                return folder.rstrip("/")
+    folder = _value(command, "workdir").rstrip("/")
+    if folder:
+        return folder
+    output = _value(command, "output").rstrip("/")
+    if output:
+        path = PurePosixPath(output)
+        # `--output=answers.jsonl` is a file; PurePosixPath would shorten gs:// to gs:/.
+        return output[: -len(path.name)].rstrip("/") or "." if path.suffix else output
     raise LaunchError(
-        "the training command has no --workdir=FOLDER, which is required to resume a run"
+        "the training command has no --workdir=FOLDER (or --output=FOLDER), which is required to resume a run"
     )
 
 
-def shared_workdir(command: Sequence[str]) -> str:
-    """The --workdir of a training command, which must be an absolute path, equal on all machines.
+def shared_workdir(command: Sequence[str], buckets: bool = False) -> str:
+    """The folder of a run, which must be an absolute path, equal on all machines.
+
+    Args:
+      command: the training command.
+      buckets: whether the address of a bucket will do, because the program reads it itself.
 
     Raises:
       LaunchError: it is relative, or a bucket that is not mounted, or there is none.
     """
     folder = workdir(command)
-    if folder.startswith("/"):
+    if folder.startswith("/") or buckets and folder.startswith("gs://"):
         return folder
+    flag = "workdir" if _value(command, "workdir") else "output"
     raise LaunchError(
-        f"--workdir={folder} is not a folder that all machines share; pass an absolute path on a shared file system, "
-        f"or, for tpu_vm.py and gke.py, which mount buckets, gs://BUCKET/{Path(folder).name}"
+        f"--{flag}={folder} is not a folder that all machines share; pass an absolute path on a shared file system, "
+        f"or, for tpu_vm.py and gke.py, which mount buckets, gs://BUCKET/{PurePosixPath(folder).name}"
     )
 
 
-MOUNTS = "/gcs"
+@dataclasses.dataclass(frozen=True, order=True)
+class Mount:
+    """A bucket as a folder of a host, by Cloud Storage FUSE.
+
+    Attributes:
+      bucket: its name.
+      data: whether it is only read. Then what was read once is kept: names and sizes for as long as the mount lasts,
+        and files on the host's disk. Otherwise nothing is kept, since other hosts write too.
+    """
+
+    bucket: str
+    data: bool
+
+    @property
+    def folder(self) -> str:
+        """Where it is mounted."""
+        return f"{DATA_MOUNTS if self.data else MOUNTS}/{self.bucket}"
+
+    def options(self, cache_gb: int) -> dict[str, str]:
+        """Settings of gcsfuse's configuration file, as `section:key`.
+
+        All are set: on machines with TPUs, gcsfuse would keep names and sizes for ever.
+
+        Args:
+          cache_gb: gigabytes of the host's disk for files that were read; 0 keeps none.
+        """
+        keep = "-1" if self.data else "0"
+        settings = {
+            "metadata-cache:ttl-secs": keep,
+            # A name that does not exist yet may be written by another host at any time.
+            "metadata-cache:negative-ttl-secs": "0",
+            "file-system:kernel-list-cache-ttl-secs": keep,
+            "file-cache:max-size-mb": str(cache_gb * 1024) if self.data else "0",
+        }
+        if self.data:
+            settings["metadata-cache:stat-cache-max-size-mb"] = "-1"
+            settings["metadata-cache:type-cache-max-size-mb"] = "-1"
+        if self.data and cache_gb:
+            settings["file-cache:cache-file-for-range-read"] = "true"
+            settings["file-cache:enable-parallel-downloads"] = "true"
+        return settings
+
+
+MOUNTS, DATA_MOUNTS = "/gcs", "/gcs-data"
 _BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]*[a-z0-9])")
 
 
-def mounted(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words with every gs://BUCKET replaced by the folder where it is mounted, and the buckets."""
-    buckets = sorted({bucket for word in words for bucket in _BUCKET.findall(word)})
-    return [_BUCKET.sub(rf"{MOUNTS}/\1", word) for word in words], buckets
+def mounted(words: Sequence[str]) -> tuple[list[str], list[Mount]]:
+    """The words with every gs://BUCKET replaced by the folder where it is mounted, and the mounts.
+
+    Folders that are written to (`--workdir`, `--output`, caches) are on another mount than those that are only read,
+    also if they are in one bucket.
+    """
+    mounts: set[Mount] = set()
+    replaced = []
+    for before, word in zip(["", *words[:-1]], words, strict=True):
+        flag = _flag(word) or (_flag(before) if "=" not in before else "")
+
+        def replace(match: re.Match[str], data: bool = flag not in _WRITTEN) -> str:
+            mount = Mount(match[1], data)
+            mounts.add(mount)
+            return mount.folder
+
+        replaced.append(_BUCKET.sub(replace, word))
+    return replaced, sorted(mounts)
 
 
 def environment(
@@ -262,34 +360,9 @@ def shell(words: Sequence[str]) -> str:
     return " \\\n  ".join(lines)
 
 
-# Runs the command in its arguments. On SIGTERM it forwards the signal and exits with 143, although the program saves
-# and exits with 0, so that a restarter can distinguish a stopped run from a finished one.
-_SUPERVISED = """\
-stopped=
-child=
-trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
-"$@" &
-child=$!
-[ -z "$stopped" ] || kill -TERM "$child"
-code=0
-wait "$child" || code=$?
-# A signal ends `wait` early.
-while kill -0 "$child" 2>/dev/null; do
-  code=0
-  wait "$child" || code=$?
-done
-if [ -n "$stopped" ] && [ "$code" -eq 0 ]; then
-  code=143
-fi
-exit "$code"
-"""
-
-
-def supervised(command: Sequence[str], before: Sequence[str] = ()) -> str:
-    """A script for sh that runs a training command and exits with 143 if it was stopped before its end.
-
-    Args:
-      command: the training command.
-      before: preceding lines, such as variables and folders.
-    """
-    return "\n".join([*before, f"set -- {shlex.join(command)}", _SUPERVISED])
+def pack(archive: str) -> str:
+    """A line of shell, to be run in the clone, that puts its tracked files with their changes into a .tar.gz."""
+    # `git stash create` makes a commit of the current tree without changing anything; it prints nothing if there is no
+    # change.
+    words = f"git archive --format=tar.gz -1 --output={shlex.quote(archive)}"
+    return f'changed="$(git stash create)" && {words} "${{changed:-HEAD}}"'

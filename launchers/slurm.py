@@ -11,7 +11,8 @@ Examples:
     python launchers/slurm.py --dry_run ...
 
 Run it on a login node, from a clone on the shared file system, in the environment for training: the job uses its PATH.
-The job receives SIGTERM two minutes before its time limit, saves, and requeues itself, and does the same on preemption.
+The job receives SIGTERM two minutes before its time limit (Slurm may send it a minute earlier), saves, and requeues
+itself; so it does on preemption, and after an error that came after a new checkpoint. Other errors end it.
 The same command again prints the number of the job if there is one, and otherwise resumes the run.
 
 Secrets: --secret HF_TOKEN passes the variable by name; only Slurm's job has its value, not the script or the log.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import launching
+import supervisor
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +44,16 @@ def main(arguments: Sequence[str]) -> int:
         default="node",
         help="one process per node (default) or per GPU",
     )
-    add("--cpus_per_task", type=int, help="CPU cores per process (default: that of the cluster)")
+    add(
+        "--cpus_per_task",
+        type=int,
+        help="CPU cores per process (default: those of the job on a node, divided by its processes)",
+    )
+    add(
+        "--exclusive",
+        action="store_true",
+        help="whole nodes, with all their CPU cores; without --cpus_per_task, many clusters give a process one core",
+    )
     add("--time", help="time limit, D-HH:MM:SS (default: that of the partition)")
     add("--partition", help="partition (default: that of the cluster)")
     add("--account", help="account (default: that of the user)")
@@ -97,6 +108,7 @@ def script(options: Any, command: Sequence[str]) -> str:
         "ntasks-per-node": tasks,
         "gpus-per-node": options.gpus_per_node or None,
         "cpus-per-task": options.cpus_per_task,
+        "exclusive": "" if options.exclusive else None,
         "time": options.time,
         "partition": options.partition,
         "account": options.account,
@@ -114,18 +126,25 @@ def script(options: Any, command: Sequence[str]) -> str:
     each = "; ".join([*per_process, 'exec "$@"'])
     return _SCRIPT.format(
         sbatch_options="\n".join(
-            f"#SBATCH --{k}={v}" for k, v in sbatch_options.items() if v is not None
+            f"#SBATCH --{key}={value}".rstrip("=")
+            for key, value in sbatch_options.items()
+            if value is not None
         ),
         directory=shlex.quote(options.directory),
         exports="\n".join(f"export {text}" for text in launching.assignments(variables)),
         coordinator=launching.COORDINATOR,
         processes=launching.PROCESSES,
+        newest=supervisor.newest(folder),
+        final="|".join(map(str, supervisor.FINAL)),
+        tasks=tasks,
         each=shlex.quote(each),
         command=shlex.join(command),
     )
 
 
 # The port depends on the job, since two jobs may share a node. The first step of a job is step 0, also after a requeue.
+# srun does not take over sbatch's --cpus-per-task. The command is the task itself, without a shell around it: Slurm
+# signals the tasks of a step, and some configurations their children too, which would be a second signal.
 _SCRIPT = """\
 #!/bin/bash
 {sbatch_options}
@@ -135,11 +154,15 @@ cd {directory}
 {exports}
 export {coordinator}="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 10000))"
 export {processes}="$SLURM_NTASKS"
+{newest}
+before="$(newest)"
 
 # Asked to stop (before the time is over, or preempted): hand it on, wait for the save, queue again.
-stopped=
-trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
-srun --kill-on-bad-exit=1 --export=ALL bash -c {each} train {command} &
+again=
+trap 'again="stopped"; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
+srun --kill-on-bad-exit=1 --label --export=ALL \\
+  --cpus-per-task="${{SLURM_CPUS_PER_TASK:-$((${{SLURM_CPUS_ON_NODE:-{tasks}}} / {tasks}))}}" \\
+  bash -c {each} train {command} &
 child=$!
 code=0
 wait "$child" || code=$?
@@ -147,7 +170,20 @@ while kill -0 "$child" 2>/dev/null; do
   code=0
   wait "$child" || code=$?
 done
-if [ -n "$stopped" ]; then
+# Most clusters signal a preemption to the tasks only, which save and exit with 0.
+if [ "$code" -eq 0 ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then
+  again="preempted"
+fi
+case "$code" in
+  0|{final}) ;;
+  *)
+    after="$(newest)"
+    if [ "${{after:-0}}" -gt "${{before:-0}}" ]; then
+      again="${{again:-exit code $code after progress from checkpoint ${{before:-none}} to $after}}"
+    fi ;;
+esac
+if [ -n "$again" ]; then
+  echo "queued again: $again"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

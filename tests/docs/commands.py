@@ -266,4 +266,5 @@ def _check_launcher(words: list[str]) -> None:
     line = [sys.executable, script, "--dry_run", *arguments]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     _require(done.returncode == 0, done.stderr)
-    check(arguments[arguments.index("--") + 1 :])
+    if "--" in arguments:
+        check(arguments[arguments.index("--") + 1 :])

@@ -1,7 +1,8 @@
-"""Manifests of launchers/gke.py, validated with the schemas of JobSet and Kubernetes, and its calls of kubectl."""
+"""Manifests of launchers/gke.py, validated with the schemas of JobSet and Kubernetes."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,12 @@ CRD = SHARED / "schemas" / "jobset_crd.yaml"
 CASES = {
     "two slices": ["--topology=v5p:2x2x4", "--slices=2", "--priority=high", "--secret=A_KEY=s:k"],
     "one host": ["--topology=v6e:2x4", "--spot", "--queue=q", "--service_account=trainer"],
+    "direct": ["--topology=v6e:4x4", "--buckets=direct", "--pod_network"],
 }
-TRAINING = ["--", "python", "-m", "tuna_jax.train", "--config=c.py", "--workdir=gs://bucket/run"]
+TRAINING = [
+    *("--", "python", "-m", "tuna_jax.train", "--config=c.py", "--workdir=gs://bucket/run"),
+    "--config.data.streams.draw.manifest=gs://bucket/captions.jsonl",
+]
 
 
 def gke(*arguments, **environment):
@@ -61,17 +66,18 @@ def schema():
     (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1alpha2"]
     result = closed(version["schema"]["openAPIV3Schema"])
     result["properties"]["metadata"] = {"type": "object"}  # Defined by the API server.
-    return result
+    # Checked once; `jsonschema.validate` would check the schema itself for every manifest.
+    return jsonschema.validators.validator_for(result)(result)
 
 
 @pytest.mark.skipif(not CRD.exists(), reason=f"requires the schema of JobSet at {CRD}")
 def test_manifests_are_valid_jobsets(schema):
     for name in CASES:
-        jsonschema.validate(manifest(name), schema)
+        schema.validate(manifest(name))
     invalid = manifest("one host")
     job_of(invalid)["template"]["spec"]["containers"][0]["imaeg"] = "i"
     with pytest.raises(jsonschema.ValidationError, match="imaeg"):
-        jsonschema.validate(invalid, schema)
+        schema.validate(invalid)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,25 +132,111 @@ def test_processes_are_numbered_over_slices_and_hosts():
     assert numbers == list(range(8))
 
 
-KUBECTL = """\
-#!/bin/sh
-echo "$1 $2 $3" >> "$FAKE/calls"
-case "$1" in
-  get) cat "$FAKE/state" ;;
-  apply) cat > "$FAKE/applied" ;;
-esac
-"""
+def test_pods_use_the_network_of_the_hosts_and_the_names_of_the_cluster():
+    pod = job_of(manifest("two slices"))["template"]["spec"]
+    assert pod["hostNetwork"] is True and pod["dnsPolicy"] == "ClusterFirstWithHostNet"
+    # In the host's network, mounts would have the identity of the node.
+    volumes = [volume["csi"] for volume in pod["volumes"] if "csi" in volume]
+    assert [v["volumeAttributes"]["hostNetworkPodKSA"] for v in volumes] == ["true"] * 2
+    assert "hostNetwork" not in job_of(manifest("direct"))["template"]["spec"]
 
 
-@pytest.mark.parametrize("state", ["", "Failed"])
-def test_applies_after_deleting_a_failed_run(tmp_path, state):
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o755)
-    (tmp_path / "state").write_text(state)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    result = gke(*CASES["two slices"], PATH=path, FAKE=str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "applied").read_text()) == manifest("two slices")
-    delete = ["delete jobset run"] if state else []
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert [call.strip() for call in calls] == ["get jobset run", *delete, "apply --filename=-"]
+def options_of(volume):
+    attributes = volume["csi"]["volumeAttributes"]
+    return dict(
+        option.rsplit(":", 1) for option in attributes["mountOptions"].split(",") if ":" in option
+    )
+
+
+def test_what_is_written_and_what_is_read_are_mounted_separately():
+    template = job_of(manifest("two slices"))["template"]
+    (container,), volumes = template["spec"]["containers"], template["spec"]["volumes"]
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in volumes}
+    assert set(mounts) == set(volumes) == {"shared-memory", "output-0", "data-1"}
+    script = container["command"][2]
+    assert "--workdir=/gcs/bucket/run" in script and "=/gcs-data/bucket/captions.jsonl" in script
+    output, data = options_of(volumes["output-0"]), options_of(volumes["data-1"])
+    assert mounts["output-0"]["mountPath"] == "/gcs/bucket" and not mounts["output-0"]["readOnly"]
+    assert output["metadata-cache:ttl-secs"] == output["file-cache:max-size-mb"] == "0"
+    assert mounts["data-1"]["mountPath"] == "/gcs-data/bucket" and mounts["data-1"]["readOnly"]
+    assert data["metadata-cache:ttl-secs"] == "-1" and data["file-cache:max-size-mb"] == "30720"
+    annotations = template["metadata"]["annotations"]
+    assert annotations["gke-gcsfuse/volumes"] == "true"
+    # The cache fits into the disk that is asked for.
+    assert annotations["gke-gcsfuse/ephemeral-storage-request"] == "40Gi"
+
+
+def test_limits_of_the_mounts_are_those_that_were_given():
+    result = gke("--dry_run", "--topology=v6e:4x4", "--fuse_limits=4,32Gi,100Gi")
+    annotations = job_of(json.loads(result.stdout))["template"]["metadata"]["annotations"]
+    limits = {name: value for name, value in annotations.items() if name.endswith("-limit")}
+    assert list(limits.values()) == ["4", "32Gi", "100Gi"]
+    assert not any(name.endswith("-request") for name in annotations)
+
+
+def test_addresses_of_buckets_reach_the_program_as_they_are():
+    template = job_of(manifest("direct"))["template"]
+    (container,) = template["spec"]["containers"]
+    assert "metadata" not in template and len(template["spec"]["volumes"]) == 1
+    assert "--workdir=gs://bucket/run" in container["command"][2]
+    variables = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert variables["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/run/compile_cache"
+
+
+def decision(jobset, pods):
+    """What Kubernetes and JobSet do when pods of one job have failed.
+
+    Args:
+      jobset: the manifest.
+      pods: (exit code, whether the pod has the condition DisruptionTarget) each.
+    """
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    job = job_of(jobset)
+    assert job["backoffLimit"] == 0
+    for code, disrupted in pods:
+        for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
+            codes = rule.get("onExitCodes", {}).get("values", [])
+            conditions = [condition["type"] for condition in rule.get("onPodConditions", [])]
+            why = None
+            if code in codes:
+                why = f"Container train for pod default/run-slice-0-0 failed with exit code {code}"
+            elif disrupted and "DisruptionTarget" in conditions:
+                why = "Pod default/run-slice-0-0 has condition DisruptionTarget"
+            if why and reason != "PodFailurePolicy":
+                reason, message = (
+                    "PodFailurePolicy",
+                    f"{why} matching FailJob rule at index {index}",
+                )
+    for rule in jobset["spec"]["failurePolicy"]["rules"]:
+        patterns = rule["onJobFailureMessagePatterns"]
+        if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
+            return rule["action"]
+    return "RestartJobSet"
+
+
+@pytest.mark.parametrize(
+    ("pods", "action"),
+    [
+        ([(143, True)], "RestartJobSetAndIgnoreMaxRestarts"),
+        ([(2, True)], "RestartJobSetAndIgnoreMaxRestarts"),
+        ([(85, False)], "RestartJobSetAndIgnoreMaxRestarts"),
+        ([(75, False)], "RestartJobSet"),  # The watchdog, without progress.
+        ([(2, False)], "FailJobSet"),
+        ([(126, False)], "FailJobSet"),
+        ([(127, False), (1, False)], "FailJobSet"),
+        ([(1, False)], "RestartJobSet"),
+        ([(134, False), (137, False)], "RestartJobSet"),
+        ([(143, False)], "RestartJobSet"),
+        ([(22, False)], "RestartJobSet"),
+    ],
+)
+def test_what_a_failure_leads_to(pods, action):
+    assert decision(manifest("one host"), pods) == action
+
+
+def test_restarts_without_progress_are_counted():
+    policy = manifest("one host")["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 5
+    given = json.loads(gke("--dry_run", "--max_restarts=3", *CASES["one host"]).stdout)
+    assert given["spec"]["failurePolicy"]["maxRestarts"] == 3

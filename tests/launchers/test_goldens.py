@@ -17,6 +17,8 @@ def training(workdir, config="experiments/tuna/tuna_7b_stage1.py"):
 
 
 IMAGE = "--image=us-docker.pkg.dev/project/images/tuna:1"
+CLOUD = ["--name=tuna-7b", "--project=project", "--cluster=pods", "--zone=us-east5-a"]
+SLICES = ["--topology=v5p:2x2x4", "--slices=2"]
 CASES = {
     "local": [
         "local.py",
@@ -48,16 +50,59 @@ CASES = {
         "--compile_cache=gs://bucket/compiled",
         *training("gs://bucket/tuna-7b"),
     ],
+    "tpu_vm_slices": [
+        "tpu_vm.py",
+        "--name=tuna-7b",
+        "--accelerator_type=v5p-32",
+        "--slices=2",
+        "--zone=us-east5-a",
+        "--internal_ips",
+        "--iap",
+        "--subnetwork=private",
+        *training("gs://bucket/tuna-7b"),
+        "--config.data.streams.draw.manifest=gs://bucket/captions.jsonl",
+    ],
+    "tpu_vm_logs": ["tpu_vm.py", "--name=tuna-7b", "--zone=us-east5-a", "--logs"],
     "gke_two_slices": [
         "gke.py",
         "--name=tuna-7b",
-        "--topology=v5p:2x2x4",
-        "--slices=2",
+        *SLICES,
         IMAGE,
         "--priority=high",
+        "--service_account=tuna",
         "--secret=HF_TOKEN=huggingface:token",
         *training("gs://bucket/tuna-7b"),
+        "--config.data.streams.draw.manifest=gs://bucket/captions.jsonl",
     ],
+    "gke_direct": [
+        "gke.py",
+        "--name=tuna-7b-sweep",
+        "--topology=v6e:4x4",
+        IMAGE,
+        "--buckets=direct",
+        "--pod_network",
+        "--compile_cache=gs://bucket/compiled",
+        *("--", "python", "-m", "tuna_jax.evaluate_benchmarks", "--output=gs://bucket/scores"),
+    ],
+    "gke_setup": [
+        "gke.py",
+        "--setup",
+        *CLOUD[1:],
+        "--bucket=bucket",
+        IMAGE,
+        "--namespace=research",
+    ],
+    "gke_node_pools": ["gke.py", "--create_node_pool", *CLOUD, *SLICES, "--spot"],
+    "gke_node_pools_tpu7x": [
+        *("gke.py", "--create_node_pool", *CLOUD, "--topology=tpu7x:2x2x2", "--reservation=ours"),
+    ],
+    "gke_build_docker": ["gke.py", "--build=docker", IMAGE],
+    "gke_build_cloud": ["gke.py", "--build=cloud", "--project=project", IMAGE],
+    "gke_logs": ["gke.py", "--logs=all", "--name=tuna-7b"],
+    "gke_logs_past": ["gke.py", "--logs=past", "--name=tuna-7b", "--project=project"],
+    "gke_delete": ["gke.py", "--delete", "--name=tuna-7b"],
+    "gke_delete_node_pool": ["gke.py", "--delete_node_pool", *CLOUD, "--slices=2"],
+    "gke_teardown": ["gke.py", "--teardown", *CLOUD[1:], IMAGE],
     "gke_one_host": [
         "gke.py",
         "--name=tuna-1p5b",
@@ -80,6 +125,7 @@ CASES = {
         "--slices=2",
         IMAGE,
         "--priority=high",
+        "--storage=shared",
         *training("/shared/runs/tuna-7b"),
     ],
     "slurm_per_node": [
@@ -88,6 +134,7 @@ CASES = {
         "--nodes=4",
         "--gpus_per_node=8",
         "--time=24:00:00",
+        "--exclusive",
         "--partition=gpu",
         "--secret=HF_TOKEN",
         "--directory=/shared/tuna_jax",

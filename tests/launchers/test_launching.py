@@ -1,6 +1,6 @@
 """Common code of the launchers: help, errors, names, secrets, and the supervisor that forwards SIGTERM."""
 
-import importlib.util
+import importlib
 import os
 import signal
 import subprocess
@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "launchers"
 TRAINING = ["--", "python", "-m", "tuna_jax.train", "--config=c.py", "--workdir=gs://bucket/run"]
 SHARED = [*TRAINING[:-1], "--workdir=/shared/run"]
+SETUP = ["--setup", "--dry_run", "--project=p", "--cluster=c", "--bucket=b"]
 COMMANDS = {
     "local.py": [],
     "tpu_vm.py": ["--name=run", "--accelerator_type=v5litepod-16", "--zone=us-west4-a"],
@@ -21,15 +22,14 @@ COMMANDS = {
 }
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("launching", LAUNCHERS / "launching.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["launching"] = module  # Dataclasses look up their module.
-    spec.loader.exec_module(module)
-    return module
+def load(name):
+    """A module of launchers/, which is not a package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(LAUNCHERS))
+        return importlib.import_module(name)
 
 
-launching = load()
+launching, supervisor = load("launching"), load("supervisor")
 
 
 def call(script, *arguments, **environment):
@@ -66,7 +66,7 @@ def test_a_secret_is_an_error_and_not_printed(script):
     ("script", "arguments", "message"),
     [
         ("local.py", [], "--config=experiments/emoji/demo.py"),
-        ("local.py", ["--", "python", "-m", "tuna_jax.train"], "--workdir"),
+        ("gke.py", ["--", "python", "-m", "tuna_jax.train"], "--workdir"),
         ("local.py", ["--devices=0", *TRAINING], "--devices"),
         ("local.py", ["--env=A", *TRAINING], "NAME=VALUE"),
         ("gke.py", ["--name=Tuna_7B", *TRAINING], "--name=tuna-7b"),
@@ -75,9 +75,29 @@ def test_a_secret_is_an_error_and_not_printed(script):
         ("gke.py", ["--secret=HF_TOKEN", *TRAINING], "VARIABLE=SECRET:KEY"),
         ("gke.py", ["--xpk", *TRAINING], "--cluster"),
         ("gke.py", ["--xpk", "--cluster=c", *TRAINING], "xpk storage attach"),
+        ("gke.py", ["--xpk", "--cluster=c", *SHARED, "a\nb"], "line break"),
+        ("gke.py", ["--fuse_limits=4,32Gi", *TRAINING], "CPU,MEMORY,DISK"),
+        ("gke.py", ["--topology=", *TRAINING], "--topology"),
+        ("gke.py", ["--slices=0", *TRAINING], "--slices=0"),
+        ("gke.py", ["--slices=2", "--topology=v5e:2x4", *TRAINING], "--topology=v5e:2x4 has one"),
+        ("gke.py", ["--logs", "--delete"], "--logs and --delete"),
+        ("gke.py", ["--logs", *TRAINING], "--logs takes no training command"),
+        (
+            "gke.py",
+            ["--setup", "--dry_run", "--project=p"],
+            "--setup requires --cluster, such as --cluster=pods",
+        ),
+        ("gke.py", ["--delete", "--name="], "--delete requires --name"),
+        ("gke.py", [*SETUP, "--zone=us-east5"], "--zone=us-east5 is not a zone"),
+        ("gke.py", [*SETUP, "--zone=us-east5-a"], "--image=image:1 is not in Artifact Registry"),
         ("slurm.py", TRAINING, "--workdir=gs://bucket/run"),
         ("gke.py", ["--", "python", "--workdir=runs/x"], "gs://BUCKET/x"),
-        ("tpu_vm.py", ["--accelerator_type=v3-8", *TRAINING], "v5litepod-N"),
+        ("gke.py", ["--", "python", "--output=runs/x"], "--output=runs/x"),
+        ("tpu_vm.py", ["--accelerator_type=v3-8", *TRAINING], "v5litepod-N, v5p-N, v6e-N\n"),
+        ("tpu_vm.py", ["--accelerator_type=tpu7x-128", *TRAINING], "gke.py --topology=tpu7x:4x4x4"),
+        ("tpu_vm.py", ["--slices=2", "--direct", *TRAINING], "--slices requires a queued resource"),
+        ("tpu_vm.py", ["--iap", "--direct", *TRAINING], "--iap requires a queued resource"),
+        ("tpu_vm.py", ["--slices=0", *TRAINING], "--slices=0"),
         ("tpu_vm.py", ["--revision=main", *TRAINING], "--repository"),
         ("tpu_vm.py", ["--secret=HF_TOKEN", *TRAINING], "VARIABLE=SECRET"),
         ("slurm.py", ["--per=gpu", *SHARED], "--gpus_per_node"),
@@ -108,16 +128,44 @@ def test_invalid_names_get_a_valid_proposal(name, proposed):
 
 
 def test_buckets_become_folders():
-    words = ["--workdir=gs://my-bucket.1/a", "--config.init_from=gs://other/b", "x"]
-    assert launching.mounted(words) == (
-        ["--workdir=/gcs/my-bucket.1/a", "--config.init_from=/gcs/other/b", "x"],
-        ["my-bucket.1", "other"],
-    )
+    """One bucket is two mounts if it is both written and read."""
+    words = ["x", "--workdir=gs://my-bucket.1/a", "--config.init_from=gs://my-bucket.1/b"]
+    words += ["--config.data.cache=gs://caches/c", "--output", "gs://other/d", "gs://data/e"]
+    replaced, mounts = launching.mounted(words)
+    assert replaced == [
+        *("x", "--workdir=/gcs/my-bucket.1/a", "--config.init_from=/gcs-data/my-bucket.1/b"),
+        *("--config.data.cache=/gcs/caches/c", "--output", "/gcs/other/d", "/gcs-data/data/e"),
+    ]
+    written, read = ["caches", "my-bucket.1", "other"], ["data", "my-bucket.1"]
+    assert [mount.bucket for mount in mounts if not mount.data] == written
+    assert [mount.bucket for mount in mounts if mount.data] == read
 
 
-def test_workdir_of_a_command():
-    assert launching.workdir(["x", "--workdir", "runs/a/"]) == "runs/a"
-    assert launching.workdir(["x", "--workdir=gs://b/c"]) == "gs://b/c"
+def test_what_a_run_writes_is_not_cached():
+    """Another host would not see it, and gcsfuse keeps names and sizes on machines with TPUs unless told otherwise."""
+    options = launching.Mount("b", data=False).options(30)
+    assert set(options.values()) == {"0"} and "metadata-cache:ttl-secs" in options
+    options = launching.Mount("b", data=True).options(30)
+    assert options["metadata-cache:ttl-secs"] == "-1"
+    assert options["metadata-cache:negative-ttl-secs"] == "0"
+    assert options["file-cache:max-size-mb"] == "30720"
+    assert options["file-cache:enable-parallel-downloads"] == "true"
+    assert "file-cache:enable-parallel-downloads" not in launching.Mount("b", True).options(0)
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["x", "--workdir", "runs/a/"], "runs/a"),
+        (["x", "--workdir=gs://b/c"], "gs://b/c"),
+        (["x", "--workdir=/runs/a", "--output=/pictures"], "/runs/a"),
+        (["x", "--output=gs://b/pictures"], "gs://b/pictures"),
+        (["x", "--output", "gs://b/c/answers.jsonl"], "gs://b/c"),
+        (["x", "--output=cat.png"], "."),
+    ],
+)
+def test_the_folder_of_a_run_is_its_workdir_or_else_its_output(words, folder):
+    assert launching.workdir(words) == folder
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
@@ -131,18 +179,88 @@ def test_workdir_of_a_command():
     ],
 )
 def test_the_supervisor_waits_for_the_save_and_reports_a_stop(shell, program, stop, code):
-    script = launching.supervised(["sh", "-c", program], ["export A='b c'"])
+    script = supervisor.supervised(["sh", "-c", program], ["export A='b c'"])
+    assert _run(shell, script, stop) == code
+
+
+def _run(shell, script, stop=False):
     running = subprocess.Popen([shell, "-c", script], stdout=subprocess.PIPE, text=True)
     if stop:
         assert running.stdout.readline() == "up\n"
         running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=60) == code
+    code = running.wait(timeout=60)
     running.stdout.close()
+    return code
+
+
+SAVE = "mkdir -p {0}/checkpoints/{1}; "
+
+
+@pytest.mark.parametrize("form", [str, supervisor.one_line])
+@pytest.mark.parametrize(
+    ("program", "stop", "code"),
+    [
+        ("exit 1", False, 1),
+        (SAVE.format("$0", "00000200") + "exit 1", False, 85),
+        (SAVE.format("$0", "00000200") + "kill -9 $$", False, 85),
+        (SAVE.format("$0", "00000200") + "exit 75", False, 85),
+        ("exit 75", False, 75),
+        (SAVE.format("$0", "00000200") + "exit 2", False, 2),
+        (SAVE.format("$0", "00000200") + "exit 0", False, 0),
+        (SAVE.format("$0", "00000090") + "exit 1", False, 1),  # That is older.
+        (SAVE.format("$0", "00000200.orbax-checkpoint-tmp") + "exit 1", False, 1),
+        (
+            SAVE.format("$0", "00000200") + SAVE.format("$0", "00000300.tmp") + "exit 1",
+            False,
+            85,
+        ),
+        ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", True, 143),
+        (
+            f"trap '{SAVE.format('$0', '00000200')} exit 0' TERM; echo up; while :; do sleep 0.01; done",
+            True,
+            85,
+        ),
+    ],
+)
+def test_an_error_after_a_new_checkpoint_is_reported_as_one(tmp_path, form, program, stop, code):
+    (tmp_path / "checkpoints" / "00000100").mkdir(parents=True)
+    command = ["sh", "-c", program, str(tmp_path), "it's", "do"]
+    script = form(supervisor.supervised(command, progress=str(tmp_path)))
+    assert _run("sh", script, stop) == code
+
+
+def test_a_bucket_is_asked_for_its_newest_checkpoint_as_a_folder_is(tmp_path):
+    """The line for addresses works on folders too, so it is tried on one."""
+    for name in ("00000100", "00000090", "tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    function = supervisor.newest("gs://run", sys.executable)
+    function = function.replace("gs://run", str(tmp_path))
+    line = subprocess.run(["sh", "-c", f"{function}; newest"], capture_output=True, text=True)
+    assert line.stdout == "00000100\n"
+    nowhere = subprocess.run(["sh", "-c", f"{supervisor.newest('gs://x/y', 'false')}; newest"])
+    assert nowhere.returncode == 0
+
+
+def test_a_wrong_flag_exits_with_a_code_that_a_restart_cannot_mend(capsys):
+    from tuna_jax import train
+    from tuna_jax.training import watchdog
+
+    assert watchdog.EXIT_CODE == supervisor.STALLED != supervisor.PROGRESS
+    with pytest.raises(SystemExit) as end:
+        train.main(["--confg=x"])
+    assert end.value.code in supervisor.FINAL and "--config" in capsys.readouterr().err
+
+
+def test_every_exit_code_is_in_the_documentation():
+    page = (ROOT / "docs" / "pods.md").read_text()
+    for code in (*supervisor.FINAL, supervisor.STALLED, supervisor.PROGRESS, supervisor.STOPPED):
+        assert f"`{code}`" in page
 
 
 def test_every_kind_of_tpu_is_in_the_documentation():
     page = (ROOT / "docs" / "pods.md").read_text()
     for tpu in launching.TPUS.values():
-        assert f"| {tpu.name} | {tpu.prefix}N | {tpu.runtime} | {tpu.label} |" in page
+        vm = f"{tpu.prefix}N | {tpu.runtime}" if tpu.runtime else "not offered | not offered"
+        assert f"| {tpu.name} | {vm} | {tpu.label} | {tpu.machine}Nt |" in page
         for flag in tpu.libtpu:
             assert f"`{flag.lstrip('-')}`" in page
