@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-# What argparse exits with, and what a shell exits with if it cannot start the program.
+# What argparse and `tuna-jax train` exit with after an error of flags, configuration or data, and what a shell exits
+# with if it cannot start the program.
 FINAL = (2, 126, 127)
 # What the watchdog of a run ends with (tuna_jax/training/watchdog.py): it stood still.
 STALLED = 75

@@ -19,6 +19,9 @@ Examples:
 Ctrl-C or SIGTERM stops a run: it saves a checkpoint and exits. The same command resumes it, to the bit. The scripts in
 launchers/ start this command on several processes, hosts and TPU pods. The workdir holds metrics.jsonl, tensorboard/,
 samples/, checkpoints/ and, at the end, model.safetensors.
+
+The exit status is 0 when the run has ended or was stopped, 2 after an error that the same command would meet again
+(configuration, data, a loss that is not finite), and 1 after any other, such as an error of input and output.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given, overrides = config_flags.split_overrides(parsing.current_arguments("train", arguments))
     options = parser.parse_args(given)
-    return parsing.run(lambda: _train(options, overrides), options.verbosity)
+    return parsing.run(lambda: _train(options, overrides), options.verbosity, _status)
 
 
 def _train(options: Any, overrides: Sequence[str]) -> None:
@@ -97,10 +100,16 @@ def _train(options: Any, overrides: Sequence[str]) -> None:
         if message is not None:
             if options.verbosity:
                 traceback.print_exc()
-            distributed.end(f"error: {message}")
+            distributed.end(f"error: {message}", _status(error, known))
         if jax.process_count() == 1:
             raise
         distributed.end(traceback.format_exc())
+
+
+def _status(error: Exception, known: bool = False) -> int:
+    """The exit status after an error: 2 if the same command would fail again, so that launchers do not repeat it."""
+    of_files = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+    return 2 if known or isinstance(error, (ValueError, ImportError, *of_files)) else 1
 
 
 def _steps(text: str) -> tuple[int, int]:

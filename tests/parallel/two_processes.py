@@ -126,6 +126,9 @@ def exports(folder: Path) -> dict[str, Any]:
         )
 
     export("one", one_file_bytes=10**9)
+    (folder / "two").mkdir(exist_ok=True)
+    (folder / "two" / ".model-00001-of-00002.safetensors-0123").touch()  # Of a killed process.
+    distributed.wait_for_all()
     export("two")
     # The disk of process 1 is full, then it is not: only its file is written again.
     write = sharded_export.write

@@ -109,6 +109,28 @@ def test_an_asynchronous_call_counts_once():
     assert collectives.traffic(program(start, done, more=inside), 8).count["all-gather"] == 1
 
 
+def test_a_collective_that_overlaps_with_others_counts_once():
+    """It stands in the fusion that starts it, in those that it overlaps with, and in the one that ends it."""
+    gather = "%g.{} = f32[40]{{0}} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]"
+    names = ("start", "overlapping", "done")
+    inside = "".join(
+        f"%{name} (p: f32[10]) -> f32[40] {{\n  {gather.format(name)}\n}}\n" for name in names
+    )
+    calls = [f"%f.{name} = f32[40]{{0}} fusion(%p), kind=kCustom, calls=%{name}" for name in names]
+    other = gather.format("other").replace("channel_id=7", "channel_id=8")
+    found = collectives.traffic(program(*calls, other, more=inside), 8)
+    assert found.count["all-gather"] == 2
+    assert found.bytes["all-gather"] == 2 * 160 * 3 / 4
+    # In a loop it counts as often as the loop runs.
+    body = (
+        "%body (param: (s32[])) -> (s32[]) {\n" + "".join(f"  {call}\n" for call in calls) + "}\n"
+    )
+    head = LOOP[LOOP.index("%condition") : LOOP.index("ENTRY")]
+    loop = "%w = (s32[]) while(%t), condition=%condition, body=%body"
+    found = collectives.traffic(program(loop, more=inside + body + head), 8)
+    assert found.count["all-gather"] == 28
+
+
 def test_a_fused_all_reduce_scatter_is_a_reduce_scatter():
     inside = "%all-reduce-scatter.1.clone (p: f32[40]) -> f32[10] {\n"
     inside += "  %r = f32[40]{0} all-reduce(%p), replica_groups=[2,4]<=[8]\n}\n"

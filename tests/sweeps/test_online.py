@@ -142,6 +142,4 @@ def test_invalid_settings_are_reported_before_training(values, tmp_path, monkeyp
     refused("a sweep can vary 'ema'", settings={"ema": (False,)})
     monkeypatch.setattr(param_sharding, "batch_parts", lambda *args: 2)
     refused("a batch of 3 does not divide by 2", batch=3)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    refused("within one process.*--sweep.follow=True")
     assert make(every=0) is None

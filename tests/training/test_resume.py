@@ -114,7 +114,7 @@ def test_a_workdir_of_another_model_is_an_error(environment, uninterrupted):
     command = [sys.executable, "-m", "tuna_jax.train", "--config=tests/training/tiny.py"]
     command += [f"--workdir={uninterrupted}", "--config.model.language.vocabulary=641"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2, "a restart cannot mend it"
     assert "error:" in done.stderr and "641" in done.stderr and "--workdir" in done.stderr
 
 
@@ -129,7 +129,7 @@ def test_an_unknown_key_on_the_command_line_is_an_error(environment, override, m
     command = [sys.executable, "-m", "tuna_jax.train", "--config=tests/training/tiny.py"]
     command += [f"--workdir={tmp_path}", override]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2, "a restart cannot mend it"
     assert message in done.stderr and "Traceback" not in done.stderr
 
 

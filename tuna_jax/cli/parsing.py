@@ -51,7 +51,11 @@ def current_arguments(command: str, arguments: Sequence[str] | None) -> list[str
         return old_names.arguments(command, given)
 
 
-def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
+def run(
+    work: Callable[[], int | None],
+    verbosity: int = 0,
+    status_of: Callable[[Exception], int] = lambda error: 1,
+) -> int:
     """Runs a command's work and returns its exit status: errors of input and of the machine become one line.
 
     The line goes to standard error.
@@ -59,6 +63,7 @@ def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
     Args:
       work: returns an exit status; None means 0.
       verbosity: 1 prints the traceback too.
+      status_of: the exit status after an error.
     """
     from absl import flags, logging
 
@@ -78,7 +83,7 @@ def run(work: Callable[[], int | None], verbosity: int = 0) -> int:
         if verbosity:
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
-        return 1
+        return status_of(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -38,6 +38,8 @@ COLLECTIVE = re.compile(
     rf"^%?([\w.\-]+) = (\(?.*?\)?) ({'|'.join(COLLECTIVES)}|ragged-all-to-all)(-start)?\("
 )
 """(name, result, kind, '-start' or None) of a collective."""
+CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+"""The number of a collective: all of its appearances in a program have the same."""
 SCATTERING_FUSION = "all-reduce-scatter"
 """The TPU compiler writes a reduce-scatter as a fusion of this name around an all-reduce."""
 TRANSFER = re.compile(r"^%?[\w.\-]+ = (\(.*?\)) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")

@@ -20,11 +20,12 @@ from tuna_jax.conversion.checkpoint_source import open_parameters
 from tuna_jax.conversion.image_vae_file import load_image_vae
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.emoji.config import EmojiData, EmojiExperiment
-from tuna_jax.inference import batching
+from tuna_jax.inference import batching, loading
 from tuna_jax.inference.conversation import Conversation
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.inference.run_record import RECORD_KEY
+from tuna_jax.parallel import leader
 from tuna_jax.sequence import Grid
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.weights_file import load_model
@@ -71,7 +72,9 @@ class ModelBundle:
         return fingerprint({"weights": self.vae_params, "config": config})
 
     def model(self, params: Any) -> Tuna:
-        """The inference pipeline with these parameters."""
+        """The inference pipeline with these parameters, or with those of a model that is loaded already."""
+        if isinstance(params, Tuna):
+            return dataclasses.replace(params, samples=self.samples)
         size = (self.size, self.size)
         return Tuna(
             self.config, params, self.vae_params, self.tokenizer, size, self.samples, "plain"
@@ -79,6 +82,7 @@ class ModelBundle:
 
     def parameter_count(self, params: Any) -> int:
         """Number of parameters of the trained network, without the VAE."""
+        params = params.params if isinstance(params, Tuna) else params
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def encode(self, images: Images) -> tuple[Latents, Latents]:
@@ -205,11 +209,14 @@ def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:
       path: workdir of a run that ended or was stopped, or its `model.safetensors`.
 
     Returns:
-      The bundle, the (averaged) parameters, and the experiment's config as a mapping.
+      The bundle, the (averaged) parameters, and the experiment's config as a mapping. With other processes that compute
+      along (`parallel/leader.py`), the parameters are a `Tuna` over all of them.
     """
     params, stored, _ = load_model(path)
     values = old_names.experiment(stored, stored=True)
     values.pop(RECORD_KEY, None)
+    if leader.is_leading():
+        params = loading.load(path)
     return load_bundle(parse(EmojiExperiment, values)), params, values
 
 
@@ -219,6 +226,8 @@ def checkpoints(workdir: str | Path) -> dict[int, Path]:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """The (averaged) parameters of one checkpoint."""
+    """The (averaged) parameters of one checkpoint; with other processes that compute along, a `Tuna`."""
+    if leader.is_leading():
+        return loading.load(path)
     _, state = open_parameters(path)
     return unflatten({name: state.read(name) for name in state.entries})

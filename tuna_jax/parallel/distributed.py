@@ -110,17 +110,17 @@ def to_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def end(message: str) -> NoReturn:
-    """Ends the program with an error message.
+def end(message: str, status: int = 1) -> NoReturn:
+    """Ends the program with an error message and an exit status.
 
     With other processes it ends at once: an ordinary exit would wait for them while they wait for this one. When
     process 0, the coordinator, ends, so do the others; the launcher handles the rest.
     """
-    if jax.process_count() == 1:
-        sys.exit(message)
     print(message, file=sys.stderr, flush=True)
+    if jax.process_count() == 1:
+        sys.exit(status)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def check_rows(mesh: Mesh) -> None:

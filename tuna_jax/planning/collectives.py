@@ -9,8 +9,10 @@ of a ring of n chips sends:
     all-to-all          result * (n - 1) / n
     collective-permute  result
 
-The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce. It passes traffic
-between slices to the host's runtime: a `send` of a chip's part of the array, marked with the kind of collective.
+The TPU compiler writes a reduce-scatter as a fusion called all-reduce-scatter around an all-reduce. An asynchronous
+collective stands in several computations: in the fusion that starts it, in those that overlap with it, and in the one
+that ends it; all have its channel, by which it is counted once. The compiler passes traffic between slices to the
+host's runtime: a `send` of a chip's part of the array, marked with the kind of collective.
 """
 
 from __future__ import annotations
@@ -69,11 +71,21 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
         if line.lstrip("%").startswith(hlo_text.SCATTERING_FUSION)
         for name in hlo_text.CALLS.findall(line)
     }
+    by_channel: dict[str, tuple[str, int, bool]] = {}
     for name, times in hlo.runs(computations, entry).items():
         fused = name in scattering or name.startswith(hlo_text.SCATTERING_FUSION)
         for line in computations.get(name, ()):
-            _count(line, times, fused, devices, slices, result)
             _count_transfer(line, times, slices, result)
+            if not hlo_text.COLLECTIVE.match(line):
+                continue
+            channel = hlo_text.CHANNEL.search(line)
+            if channel is None:
+                _count(line, times, fused, devices, slices, result)
+                continue
+            first, most, scatters = by_channel.get(channel[1], (line, times, fused))
+            by_channel[channel[1]] = first, max(most, times), scatters or fused
+    for line, times, fused in by_channel.values():
+        _count(line, times, fused, devices, slices, result)
     return result
 
 

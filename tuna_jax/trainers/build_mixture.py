@@ -86,8 +86,13 @@ def open_mixture(
     history: History | None = None,
     vae_fingerprint: str | None = None,
     scans: Mapping[str, str] | None = None,
+    *,
+    whole: bool = False,
 ) -> Mixture:
-    """The mixture of an experiment's streams; the last arguments are those of `data.mixture.Mixture`."""
+    """The mixture of an experiment's streams; the last arguments are those of `data.mixture.Mixture`.
+
+    With `whole` this process reads all rows of a batch; otherwise its own part, if there are other processes.
+    """
     streams = [example_stream(name, stream) for name, stream in stream_settings(data).items()]
     return Mixture(
         streams,
@@ -98,8 +103,8 @@ def open_mixture(
         vae_fingerprint=vae_fingerprint,
         spatial_factor=config.space.spatial_factor,
         temporal_factor=config.space.temporal_factor,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=0 if whole else jax.process_index(),
+        process_count=1 if whole else jax.process_count(),
         directory=Path(data.cache) if data.cache else None,
         threads=data.threads,
         scans=scans,

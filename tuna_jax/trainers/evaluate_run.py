@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tuna_jax.data.sources.precomputed_latents import vae_fingerprint
 from tuna_jax.evaluation.html import render
 from tuna_jax.inference import loading, run_record
 from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.parallel import distributed
+from tuna_jax.parallel.leader import agree, on_all_processes
 from tuna_jax.sweeps import runner
 from tuna_jax.trainers.build_mixture import open_mixture
 from tuna_jax.trainers.config import MultitaskExperiment
@@ -141,7 +143,6 @@ def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> 
     """
     data, held_out = evaluation_data(settings.data)
     losses: Losses = {}
-    evaluate_batch = make_evaluation(model.config, settings)
     vae = model.config.vae
     fingerprint = None if vae is None else vae_fingerprint(vae, model.vae_params)
     bar = tqdm(total=batches * len(data.streams), unit="batch", file=sys.stderr, desc="losses")
@@ -149,7 +150,7 @@ def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> 
         only = dataclasses.replace(data, streams={name: data.streams[name]}, workers=0)
         invalid = InvalidExamples(limit=1.0)
         mixture = open_mixture(
-            only, model.config, model.tokenizer, invalid, vae_fingerprint=fingerprint
+            only, model.config, model.tokenizer, invalid, vae_fingerprint=fingerprint, whole=True
         )
         for notice in mixture.notices:
             bar.write(notice, file=sys.stderr)
@@ -161,13 +162,33 @@ def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> 
             except TooManyInvalidExamples as error:
                 print(f"warning: stream {name}: {error}", file=sys.stderr)
                 break
-            key = jax.random.fold_in(jax.random.key(0), number)
-            rows = evaluate_batch(model.params, batch, model.vae_params, key, **heads)
-            sums.append({term: float(np.sum(value)) for term, value in rows.items()})
+            sums.append(_batch_sums(model, settings, dict(batch), number, heads))
             bar.update()
         losses[name] = {"examples": len(sums) * stream.rows, **_means(sums)}
     bar.close()
     return losses, held_out
+
+
+@on_all_processes
+def _batch_sums(
+    model: Tuna,
+    settings: MultitaskExperiment,
+    batch: Mapping[str, np.ndarray],
+    number: int,
+    heads: Mapping[str, int | None],
+) -> dict[str, float]:
+    """Sums and counts of the losses over the rows of batch `number`."""
+    key = repr((model.config, settings.time, settings.vae_dtype))
+    if key not in _evaluations:
+        _evaluations.clear()
+        _evaluations[key] = make_evaluation(model.config, settings)
+    noise = jax.random.fold_in(jax.random.key(0), number)
+    agree()
+    rows = _evaluations[key](model.params, batch, model.vae_params, noise, **heads)
+    return {term: float(np.sum(distributed.to_host(value))) for term, value in rows.items()}
+
+
+_evaluations: dict[str, Callable[..., Mapping[str, Any]]] = {}  # The compiled functions of one run.
 
 
 def _means(sums: list[dict[str, float]]) -> dict[str, list[float]]:

@@ -82,6 +82,8 @@ def export(
                 pass
             continue
         header = _header({key: leaves[key] for key in keys}, metadata)
+        for left in workdir.glob(f".{name}-*"):  # Of a process that was killed.
+            left.unlink(missing_ok=True)
         try:
             with atomic_file(workdir / name) as scratch, _Writer(scratch) as writer:
                 writer.put(header)
