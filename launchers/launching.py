@@ -281,7 +281,7 @@ class Mount:
     def options(self, cache_gb: int) -> dict[str, str]:
         """Settings of gcsfuse's configuration file, as `section:key`.
 
-        All are set: on machines with TPUs, gcsfuse would keep names and sizes for ever.
+        All are set: on machines with TPUs, gcsfuse would keep names and sizes forever.
 
         Args:
           cache_gb: gigabytes of the host's disk for files that were read; 0 keeps none.

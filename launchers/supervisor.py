@@ -40,7 +40,7 @@ if [ -n "$stopped" ] && [ "$code" -eq 0 ]; then
 fi
 """
 
-# Whoever counts restarts need not count one that follows a new checkpoint.
+# A launcher that counts restarts need not count one that follows a new checkpoint.
 _MAP = f"""\
 case "$code" in
   0|{"|".join(map(str, FINAL))}) ;;

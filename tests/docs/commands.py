@@ -192,7 +192,7 @@ def _check_tuna_jax(arguments: list[str]) -> None:
     module = importlib.import_module(f"tuna_jax.{name.replace('-', '_')}")
     with _parsing():
         # The command parses and checks its flags, and calls `run` with the work.
-        with mock.patch.object(parsing, "run", lambda work, verbosity=0: 0):
+        with mock.patch.object(parsing, "run", lambda *arguments: 0):
             module.main(rest)
         _check_config(rest)
 

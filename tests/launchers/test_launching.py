@@ -142,7 +142,7 @@ def test_buckets_become_folders():
 
 
 def test_what_a_run_writes_is_not_cached():
-    """Another host would not see it, and gcsfuse keeps names and sizes on machines with TPUs unless told otherwise."""
+    """Another host would not see it, and gcsfuse keeps names and sizes on TPU machines unless configured otherwise."""
     options = launching.Mount("b", data=False).options(30)
     assert set(options.values()) == {"0"} and "metadata-cache:ttl-secs" in options
     options = launching.Mount("b", data=True).options(30)

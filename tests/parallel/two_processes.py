@@ -176,7 +176,7 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def agreements() -> list[str]:
-    """What is said of equal facts, of other data, and of other code on process 1."""
+    """The messages about equal facts, about other data, and about other code on process 1."""
     messages = []
     same = {"configuration": {"steps": 10}, "data": {"hash": "a"}, "code": agreement.code()}
     process = jax.process_index()

@@ -12,7 +12,7 @@ SETTINGS = WatchdogSettings(factor=3.0, least=0.3, end=1.5)
 
 
 class Messages(list):
-    """What was said, with an event that is set by the end."""
+    """The messages, with an event that is set by the end."""
 
     def __init__(self):
         super().__init__()

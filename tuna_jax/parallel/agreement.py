@@ -1,7 +1,7 @@
 """Checks before the first step that all processes of a run have the same configuration, data and code.
 
-Processes that differ would train on different rows, or stop in the middle of a collective operation, and nobody would
-know why.
+Processes that differ would train on different rows, or stop in the middle of a collective operation, and nothing would
+say why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tuna_jax.compat import jax_internals
 from tuna_jax.parallel import distributed
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_SHOWN = 3  # Differences that the message lists.
+_LISTED = 3  # Differences that the message lists.
 _KEY = "tuna_jax/agreement"
 
 
@@ -83,11 +83,12 @@ def _difference(
         names = [n for n in sorted(own.keys() | other.keys()) if own.get(n) != other.get(n)]
         if not names:
             continue
-        shown = ", ".join(
-            f"{n} ({_short(own.get(n))}; process 0: {_short(other.get(n))})" for n in names[:_SHOWN]
+        listed = ", ".join(
+            f"{n} ({_short(own.get(n))}; process 0: {_short(other.get(n))})"
+            for n in names[:_LISTED]
         )
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        parts.append(f"{group}: {shown}{more}")
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        parts.append(f"{group}: {listed}{more}")
     return "; ".join(parts)
 
 

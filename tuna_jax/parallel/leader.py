@@ -10,7 +10,7 @@ programs on the same arrays in the same order. What process 0 read from a file s
 
     status = together(lambda: command())   # on every process; each returns what process 0's call returned
 
-A model that only process 0 has loaded (its `shared` is None) computes on that process alone.
+A model that only process 0 has loaded (its `shared` is None) computes only on that process.
 
 Arguments are pickled and travel through JAX's coordination service, so a message takes milliseconds, and a process
 waits as long as process 0 is alive. Objects that every process holds its own part of (a model's arrays) are sent by
@@ -179,8 +179,8 @@ def _marked(function: Callable[P, T], *, shares: bool) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> T:
-        alone = bool(arguments) and getattr(arguments[0], "shared", _state) is None
-        if not _state.leading or _state.calling or alone:
+        is_local = bool(arguments) and getattr(arguments[0], "shared", _state) is None
+        if not _state.leading or _state.calling or is_local:
             return function(*arguments, **options)
         forgotten, _forgotten[:] = list(_forgotten), []
         _send(_Call(name, arguments, options, forgotten, shares))

@@ -308,7 +308,7 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
 
 
 def _local_reader(handler: Any) -> ocp.Checkpointer:
-    """Reads in this process alone: Orbax would otherwise wait for the others, which need not read the same."""
+    """Reads only in this process: Orbax would otherwise wait for the others, which need not read the same."""
     if jax.process_count() == 1:
         return ocp.Checkpointer(handler())
     process = jax.process_index()

@@ -1,7 +1,7 @@
 """How long each host waited for data: the slowest one sets the pace of all.
 
 Every process publishes its seconds of an interval through JAX's coordination service, and process 0 reads them when it
-writes the log line, one interval later. No device takes part, and nobody waits.
+writes the log line, one interval later. No device takes part, and no process waits.
 """
 
 from __future__ import annotations

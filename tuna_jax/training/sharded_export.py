@@ -183,7 +183,7 @@ class _Writer:
                 os.fsync(file.fileno())
         except OSError as error:
             self._error = error
-            while self._queue.get() is not None:  # Whoever puts more must not wait for ever.
+            while self._queue.get() is not None:  # A caller that puts more must not wait forever.
                 pass
 
     def __enter__(self) -> _Writer:
