@@ -213,7 +213,7 @@ def _flag(word: str) -> str:
 
 
 def _value(command: Sequence[str], flag: str) -> str:
-    """The value of `--flag=value` or `--flag value`; empty if there is none."""
+    """The value of `--flag=value` or `--flag value`; empty without the flag."""
     for word, following in zip(command, [*command[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name.lstrip("-") == flag and name != flag:

@@ -246,7 +246,7 @@ class _Run:
         return "" if result.returncode else result.stdout.strip()
 
     def _newest(self) -> int:
-        """The step of the newest checkpoint; 0 if there is none or this machine cannot see it."""
+        """The step of the newest checkpoint; 0 before the first, or if this machine cannot see it."""
         words = self.commands.checkpoints()
         if not words:
             return 0

@@ -163,8 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _encode(options: argparse.Namespace) -> int:
     distributed.initialize()
-    index, count = options.process_index, options.process_count
-    if count is None:
+    index, count = options.process_index or 0, options.process_count or 1
+    if options.process_index is None and options.process_count is None:
         index, count = jax.process_index(), jax.process_count()
     config, params = open_vae(options.vae, preset("tuna_1p5b"))
     for size in options.sizes:
@@ -184,7 +184,7 @@ def _encode(options: argparse.Namespace) -> int:
         options.output,
         encoder(config, params),
         encoding,
-        process_index=index or 0,
+        process_index=index,
         process_count=count,
         threads=options.threads,
         invalid_examples=InvalidExamples(limit=options.max_invalid_fraction),

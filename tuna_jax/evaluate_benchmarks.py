@@ -25,7 +25,8 @@ Examples:
         --model=model/ --output=generated/imgedit
 
 FOLDER.json next to the folder records how it was generated, and FOLDER.png is a contact sheet. A sample depends only on
-the seed, its prompt and its number. Started by a launcher as several processes, each process takes its part.
+the seed, its prompt and its number. Started by a launcher as several processes, all of them compute each
+batch together; `--shard` divides the work over runs that know nothing of each other.
 """
 
 from __future__ import annotations

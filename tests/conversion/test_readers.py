@@ -61,6 +61,46 @@ def read(path):
     return {key: state.read(key) for key in state.entries}
 
 
+WHOLE = slice(None)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (WHOLE, WHOLE, WHOLE),
+        (slice(1, 3), WHOLE, WHOLE),
+        (WHOLE, slice(3, 6), WHOLE),
+        (slice(1, 3), WHOLE, slice(2, 5)),
+        (slice(2, 3), slice(0, 4), slice(7, 8)),
+        (slice(2, 2), WHOLE, WHOLE),
+    ],
+)
+def test_a_part_of_a_tensor_is_its_slice(tmp_path, index):
+    tensors = {"a": np.arange(4 * 6 * 8, dtype=np.int32).reshape(4, 6, 8), "b": np.array(3.5)}
+    write(tmp_path / "one.safetensors", {"first": np.ones(5, np.int8)} | tensors)
+    write(tmp_path / "shards", tensors, shard_bytes=100)
+    for path in ("one.safetensors", "shards"):
+        state = open_files(tmp_path / path).renamed(lambda key: f"x.{key}")
+        np.testing.assert_array_equal(state.read_part("x.a", index), tensors["a"][index])
+        assert state.read_part("x.b", ()) == 3.5
+
+
+def bytes_read():
+    """Bytes that this process has read so far."""
+    with open("/proc/self/io") as file:
+        return int(next(line.split()[1] for line in file if line.startswith("rchar")))
+
+
+def test_only_the_bytes_of_a_part_are_read(tmp_path):
+    numbers = np.random.default_rng(1).normal(size=(8, 256, 1024)).astype(np.float32)
+    write(tmp_path / "x.safetensors", {"a": numbers})
+    state = open_files(tmp_path / "x.safetensors")
+    for index in ((WHOLE, WHOLE, slice(128, 256)), (slice(3, 4), WHOLE, WHOLE)):
+        before = bytes_read()
+        part = state.read_part("a", index)
+        assert part.nbytes <= bytes_read() - before <= 1.02 * part.nbytes
+
+
 def test_safetensors_reads_the_output(tmp_path):
     write(tmp_path / "all.safetensors", metadata={"format": "pt"})
     assert_equal(load_file(tmp_path / "all.safetensors"))

@@ -1,5 +1,7 @@
 """Loading a model: formats, a VAE in a file of its own, dtypes, and which files are rejected."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,10 @@ import tuna_jax
 from tuna_jax import convert
 from tuna_jax.conversion import image_vae_file
 from tuna_jax.models import vae
+from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training.weights_file import load_model
+from tuna_jax.utils import safetensors_files
+from tuna_jax.utils.param_tree import flatten
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
@@ -34,6 +40,23 @@ def test_orbax_and_safetensors_are_one_model(tuna, tiny_model, tmp_path):
     _assert_equal(tuna.params, loaded.params)
     _assert_equal(tuna.vae_params, loaded.vae_params)
     assert loaded.config == tuna.config
+
+
+def test_a_run_of_several_processes_may_have_an_index(tiny_run, tmp_path):
+    values = tiny_run.experiment(tmp_path)
+    params = flatten(tiny_run.parameters(values, 5))
+    metadata = {"settings": json.dumps(values), "step": "5"}
+    names, files = sorted(params), ("model-00001-of-00002", "model-00002-of-00002")
+    weight_map = {name: f"{files[i % 2]}.safetensors" for i, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        part = {name: params[name] for name in names if weight_map[name] == file}
+        safetensors_files.write(tmp_path / "run" / file, part, metadata)
+    index = {"weight_map": weight_map}
+    (tmp_path / "run" / "model.safetensors.index.json").write_text(json.dumps(index))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for options in ({}, {"mesh": mesh}):
+        _assert_equal(flatten(tuna_jax.Tuna.load(tmp_path / "run", **options).params), params)
+    _assert_equal(flatten(load_model(tmp_path / "run")[0]), params)
 
 
 def test_a_vae_may_have_a_file_of_its_own(tuna, tiny_model, tmp_path):

@@ -32,7 +32,7 @@ def root(tmp_path, monkeypatch):
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PYTHON", str(python))
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
-    monkeypatch.setenv("UV", str(tmp_path / "uv"))  # There is none until a test makes it.
+    monkeypatch.setenv("UV", str(tmp_path / "uv"))  # No such file until a test makes it.
     monkeypatch.delenv("TUNA_JAX_VENV", raising=False)
     return tmp_path
 

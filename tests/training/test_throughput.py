@@ -76,3 +76,18 @@ def test_excluded_time_counts_after_an_error(clock) -> None:
 )
 def test_peaks_are_of_one_device(kind: str, peak: float | None) -> None:
     assert peak_of(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_waiting_for_data_is_measured_and_is_not_good(clock) -> None:
+    counted = Throughput(peak=None, begun=100.0, clock=clock)
+    for _ in range(2):
+        with counted.waiting():
+            clock.now += 3.0
+        clock.now += 1.0
+        counted.step(tokens=10, flops=0)
+    assert counted.take_waited() == 6.0
+    assert counted.take_waited() == 0.0
+    assert counted.read(waited=6.0)["goodput"] == pytest.approx(2 / 8)
+    clock.now += 2.0
+    counted.step(tokens=10, flops=0)
+    assert counted.read()["goodput"] == pytest.approx(4 / 10)  # Of the whole run.

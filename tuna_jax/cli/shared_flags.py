@@ -72,8 +72,8 @@ def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
 
     compile_cache.enable()
     mesh = make_mesh(getattr(options, "mesh", None))
-    single = jax.device_count() == 1 or more.get("programs") is not None
-    if mesh is None and not single and Path(options.model).exists():
+    sharded = hasattr(options, "mesh") and jax.device_count() > 1 and not more.get("programs")
+    if mesh is None and sharded and Path(options.model).exists():
         mesh, more["dtype"] = loading.chosen_layout(options.model, more.get("dtype", ""))
     return Tuna.load(
         options.model,

@@ -1,9 +1,8 @@
 """Writes safetensors as a stream: tensors one by one, and in parts.
 
-The writer of the safetensors library requires all tensors in memory, so this module writes the format itself: eight
-bytes with the length of the header, the header as JSON, the bytes of the tensors
-(github.com/huggingface/safetensors, README, "Format"). The output is written to a temporary folder next to it and
-renamed when it is complete.
+The writer of the safetensors library requires all tensors in memory, so this module writes the format itself: a header
+(`utils/safetensors_files.header`), and the bytes of the tensors. The output is written to a temporary folder next to it
+and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tuna_jax.conversion.readers import DTYPES, INDEX_SUFFIX, Entry
+from tuna_jax.utils import safetensors_files
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -103,28 +103,23 @@ class Writer:
 
     def _write_headers(self) -> None:
         for number, (name, keys) in enumerate(self._files.items()):
-            header: dict[str, Any] = {"__metadata__": self._metadata} if self._metadata else {}
-            offset = 0
-            for key in keys:
-                entry = self._entries[key]
-                header[key] = {
-                    "dtype": _NAMES[entry.dtype],
-                    "shape": list(entry.shape),
-                    "data_offsets": [offset, offset + entry.nbytes],
-                }
-                offset += entry.nbytes
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)
-            begin = 8 + len(text)
+            header = safetensors_files.header(
+                {
+                    key: (_NAMES[(entry := self._entries[key]).dtype], entry.shape, entry.nbytes)
+                    for key in keys
+                },
+                self._metadata,
+            )
+            begin = len(header)
+            size = sum(self._entries[key].nbytes for key in keys)
             position = begin
             for key in keys:
                 self._where[key] = number, position
                 position += self._entries[key].nbytes
             file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644)
             self._open.append(file)
-            if begin + offset:
-                os.posix_fallocate(file, 0, begin + offset)  # Raises if the disk is full.
-            _write_all(file, len(text).to_bytes(8, "little") + text, 0)
+            os.posix_fallocate(file, 0, begin + size)  # Raises if the disk is full.
+            _write_all(file, header, 0)
 
     def write(self, key: str, tensor: np.ndarray, index: int | None = None) -> None:
         """Writes a tensor, or its part `index` along the first axis; each part must be written once.

@@ -71,53 +71,15 @@ def load(
       ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
         programs do not fit the model; or weights are not finite.
     """
-    options = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "averaged": averaged}
-    options["check_weights"] = check_weights
-    if not leader.is_leading():
-        return _load(path, programs=programs, mesh=mesh, **options)
-    if programs is not None:
+    if leader.is_leading() and programs is not None:
         raise ValueError(
             f"the exported programs {programs} run in one process, and this run has {jax.process_count()}; leave them "
             f"out (--programs, or programs=)"
         )
-    return _load_on_all(str(path), None if mesh is None else dict(mesh.shape), **options)
-
-
-@leader.on_all_processes_shared
-def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -> Tuna:
-    """`load` on every process: each reads the parts of its own devices. Without sizes `layouts` chooses them."""
-    if mesh_sizes is None:
-        mesh, options["dtype"] = chosen_layout(path, options["dtype"])
-    else:
-        mesh = make_mesh(MeshSettings(**mesh_sizes))
-    return _load(path, mesh=mesh, **options)
-
-
-def chosen_layout(path: PathLike, dtype: str = "") -> tuple[Mesh, str]:
-    """The mesh over all devices, and the dtype, that `inference/layouts.py` chooses for the model at `path`.
-
-    Raises:
-      SourceError: there is no model at `path`.
-      ValueError: the model does not fit the devices.
-    """
-    path = Path(path)
-    config = checkpoint_source.open_parameters(exported(path) or path)[0]
-    layout = layouts.for_devices(config, dtype)
-    logging.info("the model in %s: %s", path, layout.describe())
-    return make_mesh(layout.mesh), layout.dtype
-
-
-def _load(
-    path: PathLike,
-    *,
-    vae: PathLike | None = None,
-    tokenizer: Tokenizer | PathLike | None = None,
-    dtype: str = "",
-    programs: PathLike | None = None,
-    mesh: Mesh | None = None,
-    averaged: bool = True,
-    check_weights: bool = True,
-) -> Tuna:
+    if leader.is_leading():
+        options = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "averaged": averaged}
+        sizes = None if mesh is None else dict(mesh.shape)
+        return _load_on_all(str(path), sizes, check_weights=check_weights, **options)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -166,6 +128,30 @@ def _load(
     return dataclasses.replace(
         model, programs=read_programs(programs, config, params, model.vae_params)
     )
+
+
+@leader.on_all_processes_shared
+def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -> Tuna:
+    """`load` on every process: each reads the parts of its own devices. Without sizes `layouts` chooses them."""
+    if mesh_sizes is None:
+        mesh, options["dtype"] = chosen_layout(path, options["dtype"])
+    else:
+        mesh = make_mesh(MeshSettings(**mesh_sizes))
+    return load(path, mesh=mesh, **options)
+
+
+def chosen_layout(path: PathLike, dtype: str = "") -> tuple[Mesh, str]:
+    """The mesh over all devices, and the dtype, that `inference/layouts.py` chooses for the model at `path`.
+
+    Raises:
+      SourceError: there is no model at `path`.
+      ValueError: the model does not fit the devices.
+    """
+    path = Path(path)
+    config = checkpoint_source.open_parameters(exported(path) or path)[0]
+    layout = layouts.for_devices(config, dtype)
+    logging.info("the model in %s: %s", path, layout.describe())
+    return make_mesh(layout.mesh), layout.dtype
 
 
 def vae_file(path: Path) -> Path | None:

@@ -99,8 +99,8 @@ _forgotten: list[int] = []
 
 
 def is_leading() -> bool:
-    """Whether this process runs a command that other processes compute along with."""
-    return _state.leading
+    """Whether this process runs a command that other processes compute along with, outside of a common call."""
+    return _state.leading and not _state.calling
 
 
 def together(function: Callable[[], T]) -> T:
@@ -180,7 +180,7 @@ def _marked(function: Callable[P, T], *, shares: bool) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> T:
         is_local = bool(arguments) and getattr(arguments[0], "shared", _state) is None
-        if not _state.leading or _state.calling or is_local:
+        if not is_leading() or is_local:
             return function(*arguments, **options)
         forgotten, _forgotten[:] = list(_forgotten), []
         _send(_Call(name, arguments, options, forgotten, shares))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,17 +178,11 @@ def _batch_sums(
     heads: Mapping[str, int | None],
 ) -> dict[str, float]:
     """Sums and counts of the losses over the rows of batch `number`."""
-    key = repr((model.config, settings.time, settings.vae_dtype))
-    if key not in _evaluations:
-        _evaluations.clear()
-        _evaluations[key] = make_evaluation(model.config, settings)
+    evaluate_batch = make_evaluation(model.config, settings.time, settings.vae_dtype)
     noise = jax.random.fold_in(jax.random.key(0), number)
     agree()
-    rows = _evaluations[key](model.params, batch, model.vae_params, noise, **heads)
+    rows = evaluate_batch(model.params, batch, model.vae_params, noise, **heads)
     return {term: float(np.sum(distributed.to_host(value))) for term, value in rows.items()}
-
-
-_evaluations: dict[str, Callable[..., Mapping[str, Any]]] = {}  # The compiled functions of one run.
 
 
 def _means(sums: list[dict[str, float]]) -> dict[str, list[float]]:

@@ -12,24 +12,23 @@ import jax.numpy as jnp
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import tuna
-from tuna_jax.training.config import LoopSettings
+from tuna_jax.training.config import TimeSettings
 from tuna_jax.training.train_program import encode, image_patches
 
 Sums = dict[str, jax.Array]
 """Per row of the batch, float32 `[B]`: `flow_sum`, `flow_count`, `text_sum`, `text_count`; a loss is sum / count."""
 
 
-def make_evaluation(
-    config: TunaConfig, settings: LoopSettings
-) -> Callable[[Any, Mapping[str, Any], Any, jax.Array], Sums]:
+@functools.lru_cache(maxsize=1)
+def make_evaluation(config: TunaConfig, time: TimeSettings, vae_dtype: str) -> Callable[..., Sums]:
     """A jitted function `(params, batch, vae_params, key) -> Sums`: a training step's losses without an update.
 
     Times and noise are derived from the key, so the same key gives every checkpoint the same task. Pixels are encoded
-    by the VAE, and moments are replaced by their mean.
+    by the VAE, and moments are replaced by their mean. Equal arguments give the same function, compiled once.
 
     Args:
       config: the model.
-      settings: `time` and `vae_dtype` of the run.
+      time, vae_dtype: those of the run's settings.
     """
 
     patches = image_patches(config)
@@ -49,17 +48,17 @@ def make_evaluation(
             batch = {**batch, "images": patches(batch["pixels"])}
         if "pixels" in batch and "latents" not in batch:
             latents = encode(
-                config.space, jnp.dtype(settings.vae_dtype), vae_params, batch["pixels"], vae_key
+                config.space, jnp.dtype(vae_dtype), vae_params, batch["pixels"], vae_key
             )
             batch = {**batch, "latents": latents}
         elif "moments" in batch:
             batch = {**batch, "latents": batch["moments"][:, :, 0].astype(jnp.float32)}
-        mu = flow.shift_mu() if settings.time.shift else None
+        mu = flow.shift_mu() if time.shift else None
         t = flow.sample_time(
             time_key,
             batch["is_target"].shape,
-            mean=settings.time.mean,
-            std=settings.time.std,
+            mean=time.mean,
+            std=time.std,
             mu=mu,
         )
         noise = jax.random.normal(noise_key, batch["latents"].shape, jnp.float32)

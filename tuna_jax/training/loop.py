@@ -190,7 +190,8 @@ def train(
                         f"step {number}: compiled for an unexpected batch shape: {_describe(batch)}"
                     )
                 if program.count > compiled_before:
-                    distributed.wait_for_all()
+                    with watchdog.paused():
+                        distributed.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * jax.process_count(), flops)
                 watchdog.step(number)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from tuna_jax.parallel import distributed
 from tuna_jax.training.weights_file import MODEL_FILE, MODEL_INDEX
+from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.param_tree import flatten
 
@@ -147,17 +148,11 @@ def _gather(replicated: NamedSharding, size: int) -> Any:
 
 def _header(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     """The header of a safetensors file of float32 parameters, in their order."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
     for name, leaf in leaves.items():
         if leaf.dtype != np.float32:
             raise ValueError(f"the parameter {name} is {leaf.dtype}; an export holds float32")
-        end = offset + leaf.nbytes
-        header[name] = {"dtype": "F32", "shape": list(leaf.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    entries = {name: ("F32", leaf.shape, leaf.nbytes) for name, leaf in leaves.items()}
+    return safetensors_files.header(entries, metadata)
 
 
 class _Writer:

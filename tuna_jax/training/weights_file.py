@@ -17,7 +17,6 @@ import numpy as np
 
 from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.param_tree import flatten, unflatten
-from tuna_jax.utils.text_files import read_json
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = f"{MODEL_FILE}.index.json"
@@ -55,13 +54,7 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         raise FileNotFoundError(
             f"no trained model at {path}; `python -m tuna_jax.train` writes it when a run ends or is stopped"
         )
-    files = [path]
-    if path.name == MODEL_INDEX:
-        files = [path.parent / name for name in sorted(set(read_json(path)["weight_map"].values()))]
-    tensors, metadata = {}, {}
-    for file in files:
-        part, metadata = safetensors_files.read(file)
-        tensors |= part
+    tensors, metadata = safetensors_files.read(path)
     if "settings" not in metadata:
         raise ValueError(
             f"{path} has no settings in its metadata; it was not written by tuna_jax.train"
