@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from tuna_jax.emoji.evaluation import write_questions
 
 ROOT = Path(__file__).parents[1]
+OLD = Path(__file__).parent / "fixtures/version_0_1"
 
 
 def commands(folder, model, output):
@@ -38,6 +40,7 @@ def commands(folder, model, output):
         ["encode_latents", 0, [f"--manifest={folder}/manifest.jsonl", "--sizes=64x64",
                                "--smallest=16", "--shard_rows=2", "--batch_size=2",
                                f"--output={output}/latents"]],
+        ["evaluate", 0, ["--workdir=run", f"--output={output}/evaluation", "--batches=2"]],
     ]  # fmt: skip
 
 
@@ -55,17 +58,20 @@ def folder(tmp_path_factory, tiny_model):
     (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
     examples = [{"image": f"media/picture_000{i}.png", "caption": "x"} for i in range(1, 4)]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(e) + "\n" for e in examples))
-    for name, launcher in (
-        ("one", []),
-        ("two", ["launchers/local.py", "--processes=2", "--devices=2", "--", sys.executable]),
-    ):
+    # A multitask run, which names its manifest relative to where commands are started.
+    shutil.copytree(OLD / "files", folder / "files")
+    (folder / "run").mkdir()
+    shutil.copy(OLD / "multitask_run_finished.safetensors", folder / "run" / "model.safetensors")
+    local = [str(ROOT / "launchers/local.py"), "--processes=2", "--devices=2", "--"]
+    for name, launcher in (("one", []), ("two", [*local, sys.executable])):
         (folder / name).mkdir()
         file = folder / f"{name}.json"
         file.write_text(json.dumps(commands(folder, tiny_model, folder / name)))
-        command = [sys.executable, *launcher, "tests/commands_on_two_processes.py", str(file)]
+        script = str(ROOT / "tests/commands_on_two_processes.py")
+        command = [sys.executable, *launcher, script, str(file)]
         done = subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -117,3 +123,13 @@ def test_features_are_equal(folder):
     one, two = (np.load(folder / run / "features.npy") for run in ("one", "two"))
     assert len(one) == 4
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_the_losses_of_a_run_are_equal(folder):
+    one, two = (
+        json.loads((folder / run / "evaluation/summary.json").read_text()) for run in ("one", "two")
+    )
+    for name, values in one["losses"].items():
+        for loss in values.keys() - {"examples"}:
+            assert two["losses"][name][loss] == pytest.approx(values[loss], rel=1e-5)
+        assert two["losses"][name]["examples"] == values["examples"] == 4
