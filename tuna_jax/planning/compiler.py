@@ -93,10 +93,26 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
     )
 
 
+def described(compiled: Any) -> Compiled:
+    """The numbers of a program that is compiled already, for the devices at hand."""
+    memory = compiled.memory_analysis()
+    parts = {
+        "arguments": float(memory.argument_size_in_bytes),
+        "outputs": float(memory.output_size_in_bytes),
+        "aliased": float(memory.alias_size_in_bytes),
+        "temporaries": float(memory.temp_size_in_bytes),
+        "code": float(memory.generated_code_size_in_bytes),
+    }
+    # Not every platform has a peak.
+    held = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
+    peak = max(float(memory.peak_memory_in_bytes), held)
+    return Compiled(fits=True, peak=peak, text=_estimates(compiled), **parts)
+
+
 def _estimates(compiled: Any) -> str:
     try:
         return compiled.as_text()
-    except Exception:  # Of any kind: the program did compile, and only its estimates are missing.
+    except Exception:  # Of any kind: the program did compile, and only its text is missing.
         return ""
 
 
