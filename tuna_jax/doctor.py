@@ -151,7 +151,9 @@ def _examine(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             if "://" not in folder:
                 shutil.rmtree(folder, ignore_errors=True)
     if first:
-        print(f"\n{_summary(report.results)}; all numbers are in {output}")
+        print(f"\n{_summary(report.results)}; all numbers are in {output}", flush=True)
+    processes.begin("end")
+    processes.gather(None)  # A launcher stops the others as soon as one has ended.
     return 0 if good else 1
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -67,9 +69,21 @@ class Context:
 
 
 def call_trainer(name: str, values: Mapping[str, Any], workdir: str, train_loop: Loop) -> None:
-    """Calls a trainer by 'module:function', with a loop in place of its own."""
+    """Calls a trainer by 'module:function', with a loop in place of its own, and without what it prints.
+
+    Raises:
+      Exception: what it raised, with the last lines that it printed as a note.
+    """
     module, _, function = name.partition(":")
-    getattr(importlib.import_module(module), function)(values, workdir, train_loop=train_loop)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            getattr(importlib.import_module(module), function)(
+                values, workdir, train_loop=train_loop
+            )
+    except Exception as error:
+        error.add_note("\n".join(printed.getvalue().splitlines()[-20:]))
+        raise
 
 
 def tiny_experiment(steps: int) -> dict[str, Any]:
@@ -96,6 +110,6 @@ def tiny_experiment(steps: int) -> dict[str, Any]:
         "optimizer": {"algorithm": "adamw", "learning_rate": 1e-3, "warmup": 5},
         "mesh": {"slices": slices, "data": -1, "fsdp": math.gcd(devices // slices, 8)},
         "log_every": 1,
-        "checkpoint_every": 4,
+        "checkpoint_every": 5,
         "sample_every": 0,
     }

@@ -11,7 +11,7 @@ from typing import Any
 PASS, SLOW, FAIL = "pass", "slow", "fail"
 _SEVERITY = {PASS: 0, SLOW: 1, FAIL: 2}
 _COLOURS = {PASS: "32", SLOW: "33", FAIL: "31;1"}
-_NAME_WIDTH, _RESULT_WIDTH, _GAP = 12, 6, "  "
+_NAME_WIDTH, _RESULT_WIDTH, _GAP = 11, 6, "  "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,9 @@ def _row(texts: Sequence[str], width: int, shade: str | None) -> str:
     free = max(width, 80) - _NAME_WIDTH - _RESULT_WIDTH - 3 * len(_GAP)
     measured_width = math.ceil(free * 0.58)
     widths = (_NAME_WIDTH, measured_width, _RESULT_WIDTH, free - measured_width)
-    cells = [_wrapped(text, size) for text, size in zip(texts, widths, strict=True)]
+    cells = [_wrapped(text, size) for text, size in zip(texts[:-1], widths, strict=False)]
+    # Commands and flags of the last column stay whole.
+    cells.append(_wrapped(texts[-1], widths[-1], split=False))
     lines = []
     for index in range(max(map(len, cells))):
         parts = [cell[index] if index < len(cell) else "" for cell in cells]
@@ -99,10 +101,16 @@ def _row(texts: Sequence[str], width: int, shade: str | None) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrapped(text: str, width: int, split: bool = True) -> list[str]:
     lines: list[str] = []
     for line in text.splitlines():
-        lines += textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+            break_long_words=split,
+        )
     return lines or [""]
 
 

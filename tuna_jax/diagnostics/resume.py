@@ -9,6 +9,7 @@ saving, and starts again in the same processes. The run is a tiny emoji model's.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -41,7 +42,7 @@ _MEND = (
 )
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The first run has come as far as it should."""
 
 
@@ -111,8 +112,11 @@ def by_killing(trainer: str, workdir: Path) -> tuple[list[Any], list[Any]]:
             )
             if done.returncode != expected:
                 output.seek(0)
-                last = " | ".join(output.read().strip().splitlines()[-3:])
-                raise RuntimeError(f"a training run ended with {done.returncode}: {last[-250:]}")
+                text = output.read().strip()
+                last = text.splitlines()[-1] if text else "it printed nothing"
+                error = RuntimeError(f"a training run ended with {done.returncode}: {last[-250:]}")
+                error.add_note(text[-5000:])
+                raise error
         logs.append(_log(workdir))
     first = _first_step(workdir)
     return logs[0], [line for line in logs[1] if line["step"] > first]
@@ -124,10 +128,8 @@ def by_stopping(
     """Both runs in this process, and in all others at the same time."""
     logs = []
     for stop_before in (STOP_BEFORE, 0):
-        try:
+        with contextlib.suppress(StoppedError):
             _train(trainer, workdir, stop_before, _stop)
-        except Stopped:
-            pass
         processes.gather(None)
         logs.append(_log(workdir) if processes.index == 0 else [])
         if processes.index == 0:
@@ -139,7 +141,7 @@ def by_stopping(
 
 def _stop(workdir: Path) -> None:
     del workdir
-    raise Stopped
+    raise StoppedError
 
 
 def _kill(workdir: Path) -> None:
