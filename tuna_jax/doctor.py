@@ -64,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="folder of the run to come, shared by all hosts; what is written is removed again",
     )
-    add("--folder", metavar="DIR", help="folder or bucket to test (default: --workdir, or temporary)")
+    add(
+        "--folder",
+        metavar="DIR",
+        help="folder or bucket to test (default: --workdir, or temporary)",
+    )
     add(
         "--output",
         metavar="FILE",

@@ -1,1 +1,1 @@
-"""The checks behind `tuna-jax doctor`, a module per kind of check. Each is a function of a `Context` that returns a `Finding`."""
+"""The checks behind `tuna-jax doctor`, a module per kind of check: functions of a `Context` that return a `Finding`."""

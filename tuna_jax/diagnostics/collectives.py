@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tuna_jax.diagnostics.context import Context
 from tuna_jax.diagnostics.finding import FAIL, PASS, SLOW, Finding, joined
 from tuna_jax.hardware.chips import Chip, chip_of_device
-from tuna_jax.parallel.mesh import AXES, MeshSettings, make_mesh
+from tuna_jax.parallel.mesh import AXES, make_mesh
 
 LEAST_SHARE = 0.1
 """The share of what a chip can send over all of its links at once, below which an axis is slow. An axis uses one or two
@@ -102,7 +102,9 @@ def axis_finding(mesh: Mesh, axis: str, chip: Chip | None) -> Finding:
     mends = []
     if wrong:
         measured += f"; WRONG VALUES: {', '.join(wrong)}"
-        mends.append(f"do not train on this mesh: {', '.join(wrong)} over {axis} is wrong; replace the slice")
+        mends.append(
+            f"do not train on this mesh: {', '.join(wrong)} over {axis} is wrong; replace the slice"
+        )
     if slow:
         measured += f"; slow: {', '.join(slow)}"
         mends.append(

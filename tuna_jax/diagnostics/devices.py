@@ -114,7 +114,7 @@ def facts_finding(each: Sequence[dict[str, Any]], names: Sequence[str]) -> Findi
 
 
 def products(local: Sequence[Any]) -> list[dict[str, Any]]:
-    """A large bfloat16 matrix product on each device: FLOP/s, and a number that depends on every entry of the result."""
+    """Large bfloat16 matrix products on each device: FLOP/s, and a number that depends on all entries of the result."""
     size = _SIZES.get(local[0].platform, _SIZE)
     numbers = np.random.default_rng(0).integers(-8, 9, (size, size))
 
@@ -171,7 +171,9 @@ def products_finding(results: Sequence[dict[str, Any]], peak: float | None) -> F
         listed = ", ".join(f"{r['device']} ({r['rate'] / 1e12:.3g} TFLOP/s)" for r in slow[:4])
         measured += f"; slow: device {listed}"
     if wrong:
-        measured += f"; device {', '.join(map(str, wrong[:8]))} computes other numbers than the rest"
+        measured += (
+            f"; device {', '.join(map(str, wrong[:8]))} computes other numbers than the rest"
+        )
     mend = "replace the host of that device: it may be hot, or broken" if wrong or slow else ""
     return Finding(
         result=FAIL if wrong else SLOW if slow else PASS,

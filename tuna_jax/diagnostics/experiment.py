@@ -16,6 +16,7 @@ import numpy as np
 
 from tuna_jax.diagnostics.context import Context, call_trainer
 from tuna_jax.diagnostics.finding import PASS, SLOW, Finding
+from tuna_jax.diagnostics.processes import Processes
 from tuna_jax.hardware import flops
 from tuna_jax.hardware.chips import GIB, Chip, chip_of_device
 from tuna_jax.parallel import distributed
@@ -26,8 +27,8 @@ from tuna_jax.training.train_program import Program
 
 MOST_OF_BOUND = 2.0
 """How many times the predicted time, in which nothing overlaps, a step may take before it is slow."""
-_WARM, _STEPS, _SECONDS = 2, 20, 10.0  # Steps before the clock starts; most steps, and seconds, on it.
-_FEWEST, _BATCHES, _DATA_SECONDS = 4, 50, 5.0
+_WARM, _STEPS, _BATCHES = 2, 20, 50  # Steps before the clock starts; most steps and batches on it.
+_FEWEST, _SECONDS = 4, 5.0  # At least so many steps or batches, and more for so long.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Step:
       rows, tokens: of a batch, over all processes.
       memory: most bytes in use on a device so far; None: the platform does not say.
       compiled: the compiler's numbers.
-      flops: of a step over all devices, as computed and without rematerialisation.
+      flops: of a step over all devices, as computed and without rematerialisation; 0 if they were not counted.
       devices: number of devices.
       slices: of them.
       stream: the name of the batch's stream.
@@ -73,11 +74,12 @@ class Probe:
     """Takes the place of the training loop: measures the step, then the input pipeline.
 
     Args:
-      wants_step, wants_data: what is measured.
+      processes: that do the same.
+      counts: whether FLOPs are counted, which takes as long as tracing the step twice.
     """
 
-    def __init__(self, wants_step: bool = True, wants_data: bool = True) -> None:
-        self._wants_step, self._wants_data = wants_step, wants_data
+    def __init__(self, processes: Processes, counts: bool) -> None:
+        self._processes, self._counts = processes, counts
         self.step: Step | None = None
         self.data: Data | None = None
 
@@ -96,49 +98,57 @@ class Probe:
         """`training.loop.train` in shape; trains nothing that is kept."""
         del workdir, unused
         batch = next(iterator)
-        if self._wants_step:
-            mesh = make_mesh(settings.mesh)
-            distributed.check_rows(mesh)
-            program = Program(settings, config, tasks, mesh)
-            self.step = measure_step(program, batch, vae_params, heads(batch))
-        if self._wants_data:
-            self.data = measure_data(iterator, len(batch["tokens"]))
+        mesh = make_mesh(settings.mesh)
+        distributed.check_rows(mesh)
+        program = Program(settings, config, tasks, mesh)
+        self.step = measure_step(
+            program, batch, vae_params, heads(batch), self._processes, self._counts
+        )
+        self.data = measure_data(iterator, len(batch["tokens"]))
         return False
 
 
-def measure_step(program: Program, batch: Mapping[str, np.ndarray], vae_params: Any, heads: Any) -> Step:
-    """Compiles the step for a batch, and runs it on fresh random parameters."""
+def measure_step(
+    program: Program,
+    batch: Mapping[str, np.ndarray],
+    vae_params: Any,
+    heads: Any,
+    processes: Processes,
+    counts: bool,
+) -> Step:
+    """Compiles the step for a batch, and runs it on fresh random parameters; arguments as in `Program` and `Probe`."""
     mesh = program.mesh
     frozen = None if vae_params is None else distributed.replicate(vae_params, mesh)
     run = program.compile(batch, frozen, heads)
-    distributed.wait_for_all()  # One process may take longer to compile than the others wait.
+    processes.gather(None)  # One may take longer to compile than the others wait in a collective.
     state, placed = program.initial(), program.place(batch)
     durations: list[float] = []
-    # The same number of steps on all processes.
-    count = _WARM + _STEPS
-    for number in range(count):
-        begun = time.perf_counter()
-        state, window = run(state, placed, frozen)
-        jax.block_until_ready(window)
-        durations.append(time.perf_counter() - begun)
-        if number == _WARM and jax.process_count() == 1:
-            count = min(count, _WARM + 1 + int(_SECONDS / max(durations[-1], 1e-9)))
-        if number + 1 >= max(count, _WARM + 3):
-            break
-    used = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    memory = max((number for number in used if number), default=None)
-    counted = flops.count(
-        jax.make_jaxpr(lambda s, b: program.step(s, b, frozen, heads))(
-            program.abstract_state, program.batch_shapes(batch)
-        )
-    )
+
+    def take(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            begun = time.perf_counter()
+            state, window = run(state, placed, frozen)
+            jax.block_until_ready(window)
+            durations.append(time.perf_counter() - begun)
+
+    take(_WARM)
+    # As many as fit into the time, and the same number on all processes.
+    fitting = int(_SECONDS / max(durations[-1], 1e-9))
+    take(processes.gather(min(max(fitting, _FEWEST), _STEPS))[0])
+    used = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+    flops_of_step = (0, 0)
+    if counts:
+        traced = jax.make_jaxpr(lambda state, batch: program.step(state, batch, frozen, heads))
+        counted = flops.count(traced(program.abstract_state, program.batch_shapes(batch)))
+        flops_of_step = (counted, program.model_flops(batch, frozen, heads))
     return Step(
         seconds=statistics.median(durations[_WARM:]),
         rows=len(batch["tokens"]) * jax.process_count(),
         tokens=batch["tokens"].size * jax.process_count(),
-        memory=memory,
+        memory=max((number for number in used if number), default=None),
         compiled=compiler.described(run),
-        flops=(counted, program.model_flops(batch, frozen, heads)),
+        flops=flops_of_step,
         devices=mesh.size,
         slices=mesh.shape["slices"],
         stream=program.tasks[int(batch["stream"][0])],
@@ -150,7 +160,7 @@ def measure_data(iterator: Any, rows: int) -> Data:
     for _ in range(_FEWEST):
         next(iterator)
     begun, count = time.perf_counter(), 0
-    while count < _FEWEST or (count < _BATCHES and time.perf_counter() - begun < _DATA_SECONDS):
+    while count < _FEWEST or (count < _BATCHES and time.perf_counter() - begun < _SECONDS):
         next(iterator)
         count += 1
     return Data((time.perf_counter() - begun) / count, rows)
@@ -177,7 +187,8 @@ def _probe(context: Context) -> Probe:
     """Both measurements, made once."""
     if "probe" not in context.kept:
         values = context.experiment()
-        probe = Probe()
+        counts = chip_of_device(jax.devices()[0].device_kind) is not None
+        probe = Probe(context.processes, counts)
         folder = f"{context.scratch}/experiment"
         call_trainer(context.trainer(values.get("kind")), values, folder, probe)
         context.kept["probe"] = probe
@@ -213,8 +224,9 @@ def step_finding(measured: Step, chip: Chip | None, kind: str) -> Finding:
     bound, usable = predicted(measured, chip), chip.usable / chip.devices
     mfu = measured.flops[1] / measured.devices / (chip.peak / chip.devices) / measured.seconds
     text += (
-        f"\npredicted {bound.step:.3g} s if all overlaps, {bound.unhidden:.3g} s if nothing does ({bound.binds} binds); "
-        f"memory {measured.compiled.peak / GIB:.3g} of {usable / GIB:.4g} GiB; MFU {mfu:.0%}, at most {bound.mfu:.0%}"
+        f"\npredicted {bound.step:.3g} s if all overlaps, {bound.unhidden:.3g} s if nothing does ({bound.binds} "
+        f"binds); memory {measured.compiled.peak / GIB:.3g} of {usable / GIB:.4g} GiB; MFU {mfu:.0%}, at most "
+        f"{bound.mfu:.0%}"
     )
     slow = measured.seconds > MOST_OF_BOUND * bound.unhidden
     return Finding(
@@ -232,7 +244,9 @@ def predicted(measured: Step, chip: Chip) -> roofline.Bound:
     """The bound that `tuna-jax plan` computes, of the program that was compiled here."""
     try:
         traffic = collectives.traffic(measured.compiled.text, measured.devices, measured.slices)
-    except ValueError:  # Some large programs have no text: then the network is not in the prediction.
+    except (
+        ValueError
+    ):  # Some large programs have no text: then the network is not in the prediction.
         traffic = collectives.Traffic({}, {})
     work = roofline.Work(
         flops=measured.flops[0] / measured.devices,
@@ -257,7 +271,10 @@ def data_finding(each: Sequence[Data], names: Sequence[str], step_seconds: float
     text = f"{found.rows / found.seconds:.3g} examples/s, {found.seconds:.3g} s per batch"
     if len(each) > 1:
         text += f" on the slowest, {names[slowest]}"
-    numbers = {"seconds_per_batch": [one.seconds for one in each], "rows": [one.rows for one in each]}
+    numbers = {
+        "seconds_per_batch": [one.seconds for one in each],
+        "rows": [one.rows for one in each],
+    }
     if step_seconds is None:
         return Finding(result=PASS, measured=text, numbers=numbers)
     share = found.seconds / step_seconds

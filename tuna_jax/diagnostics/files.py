@@ -1,4 +1,4 @@
-"""A folder, or the objects of a bucket, with the few operations that a run relies on. Imports no JAX: readers start fast."""
+"""A folder, or the objects of a bucket, with the few operations that a run relies on; imports no JAX."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Check `goldens`: a tiny model gives the numbers that it gave on a CPU in float32, which are in the package.
 
-The released PyTorch code's goldens (tests/goldens, 26 MB) are not in the package. Tests hold our CPU float32 against them;
-this check holds the accelerator against our CPU float32: `assets/doctor_references.safetensors`, of some kilobytes,
-written by `python -m tuna_jax.diagnostics.goldens`. Parameters and inputs are NumPy's, of a fixed seed.
+The released PyTorch code's goldens (tests/goldens, 26 MB) are not in the package. Tests hold our CPU float32 against
+them; this check holds the device against our CPU float32: `assets/doctor_references.safetensors`, of 8 KB, written by
+`python -m tuna_jax.diagnostics.goldens`. Parameters and inputs are NumPy's, of a fixed seed.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def compare(
 
 
 def computed(dtype: str) -> dict[str, np.ndarray]:
-    """The outputs of the tiny model: predicted velocities, logits, both losses, a sketch of the gradients, and the VAE's
-    moments and pixels; float64."""
+    """The outputs of the tiny model: predicted velocities, logits, a sketch of the gradients, and the VAE's moments and
+    pixels; float64."""
     config = dataclasses.replace(preset("tiny"), compute_dtype=dtype)
     params, vae_params = parameters(config)
     cast = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
@@ -80,27 +80,26 @@ def computed(dtype: str) -> dict[str, np.ndarray]:
     outputs = {**model, **pictures}
     gradients = outputs.pop("gradients")
     result = {name: np.asarray(value, np.float64) for name, value in outputs.items()}
-    result["gradients"] = sketch({k: np.asarray(v, np.float64) for k, v in flatten(gradients).items()})
+    result["gradients"] = sketch(
+        {k: np.asarray(v, np.float64) for k, v in flatten(gradients).items()}
+    )
     return result
 
 
 def _model(config: TunaConfig, params: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    batch = {name: arrays[name] for name in ("tokens", "labels", "spans", "is_target", "latents")}
-    noise, t = arrays["noise"], arrays["t"]
+    """Velocities and logits, and the gradients of a fixed random combination of both."""
+    tokens, spans, latents = arrays["tokens"], arrays["spans"], arrays["latents"]
 
-    def loss(params: Any) -> Any:
-        return tuna.loss(config, params, batch, noise, t)
+    def combination(params: Any) -> Any:
+        out = tuna.forward(config, params, tokens, spans, latents, arrays["t"])
+        assert out.prediction is not None
+        velocity = tuna.span_predictions(config, out.prediction, spans, latents.shape[2:])
+        logits = tuna.logits(config, params, out.hidden)
+        weighted = (velocity * arrays["weights"]).sum() + (logits * arrays["logit_weights"]).sum()
+        return weighted, {"velocity": velocity, "logits": logits[:, -4:, ::8]}
 
-    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    out = tuna.forward(config, params, batch["tokens"], batch["spans"], noise, t)
-    assert out.prediction is not None
-    shape = batch["latents"].shape[2:]
-    return {
-        "velocity": tuna.span_predictions(config, out.prediction, batch["spans"], shape),
-        "logits": tuna.logits(config, params, out.hidden)[:, -4:, ::8],
-        "losses": jnp.stack([metrics["flow_loss"], metrics["text_loss"]]),
-        "gradients": gradients,
-    }
+    (_, outputs), gradients = jax.value_and_grad(combination, has_aux=True)(params)
+    return {**outputs, "gradients": gradients}
 
 
 def _pictures(config: TunaConfig, params: Any, pixels: Any, latents: Any) -> dict[str, Any]:
@@ -145,24 +144,21 @@ def parameters(config: TunaConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def inputs(config: TunaConfig) -> dict[str, np.ndarray]:
-    """Two rows: an image to generate after its prompt, and an image with a question and its answer."""
+    """Two rows: an image after a text, and one before it."""
     random = np.random.default_rng(1)
     length, image = _WORDS + 4 + _SIDE**2, 1 + _SIDE**2
     channels, rows = config.space.latent_channels, 2
     tokens = random.integers(0, config.language.vocabulary, (rows, length)).astype(np.int32)
-    labels = np.full_like(tokens, -100)
-    labels[0, 1:_WORDS] = tokens[0, 1:_WORDS]
-    labels[1, -3:] = tokens[1, -3:]
     spans = np.asarray([[[_WORDS + 1, image]], [[2, image]]], np.int32)
     latents = random.random((2, rows, 1, 1, _SIDE, _SIDE, channels)).astype(np.float32) * 4 - 2
+    logit_weights = random.random((rows, length, config.language.vocabulary)) - 0.5
     side = _SIDE * config.space.spatial_factor
     return {
         "tokens": tokens,
-        "labels": labels,
         "spans": spans,
-        "is_target": np.asarray([[True], [False]]),
         "latents": latents[0],
-        "noise": latents[1],
+        "weights": latents[1],
+        "logit_weights": logit_weights.astype(np.float32) / 16,
         "t": np.asarray([[0.3], [0.8]], np.float32),
         "pixels": random.random((1, 1, side, side, 3)).astype(np.float32) * 2 - 1,
         "decoded": latents[0, 0],

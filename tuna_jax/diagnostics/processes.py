@@ -1,4 +1,4 @@
-"""The processes of a launch: what each says, known to all. No device takes part, so that it works where devices do not."""
+"""The processes of a launch: what each says is known to all. No device takes part, since devices are under test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tuna_jax.compat import jax_internals
 
 _KEY = "tuna_jax/doctor"
 _POLL = 1  # Seconds of one wait for a value.
+_launches = 0  # Of this class in this process, the same number in all.
 
 
 class ProcessFailedError(RuntimeError):
@@ -32,13 +33,15 @@ class Processes:
         several = jax.distributed.is_initialized()
         self.count = jax.process_count() if several else 1
         self.index = jax.process_index() if several else 0
-        self._check, self._calls = "start", 0
+        global _launches
+        _launches += 1
+        self._check, self._calls = f"{_launches}/start", 0
         hosts = self.gather(socket.gethostname(), 600)
         self.names = [f"process {index} ({host})" for index, host in enumerate(hosts)]
 
     def begin(self, check: str) -> None:
         """Begins a check: errors of earlier ones do not count any more. All processes call it."""
-        self._check, self._calls = check, 0
+        self._check, self._calls = f"{_launches}/{check}", 0
 
     def gather(self, value: Any, seconds: float = 900) -> list[Any]:
         """The JSON values of all processes, in their order. All call it, equally often in each check.

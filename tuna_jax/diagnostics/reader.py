@@ -54,17 +54,15 @@ class Reader:
         """
         begun = time.monotonic()
         times: dict[str, float | None] = {"listed": None, "read": None, "gone": None}
-        if gone is None:
-            times["gone"] = 0.0
         while True:
             listed = self._list()
-            checks = {
-                "listed": lambda: name in listed,
-                "read": lambda: self._content(name) == content,
-                "gone": lambda: gone not in listed and not self._files.exists(str(gone)),
+            now = {
+                "listed": name in listed,
+                "read": self._content(name) == content,
+                "gone": gone is None or (gone not in listed and not self._files.exists(gone)),
             }
-            for key, true in checks.items():
-                if times[key] is None and true():
+            for key, is_so in now.items():
+                if times[key] is None and is_so:
                     times[key] = time.monotonic() - begun
             if None not in times.values() or time.monotonic() - begun > seconds:
                 return times

@@ -74,9 +74,7 @@ def compare(
     kind = "killed" if killed else "stopped"
     first = min(new, default=0)
     if not common or first < 2 or max(new) != STEPS:
-        text = (
-            f"{kind} before step {STOP_BEFORE}, started again with step {first} of {STEPS}: no step is in both logs"
-        )
+        text = f"{kind} before step {STOP_BEFORE}, started again with step {first} of {STEPS}: no step is in both logs"
         return Finding(result=FAIL, measured=text, mend=_MEND)
     differ = [(step, key) for step in common for key in _LOSSES
               if old[step].get(key) != new[step].get(key)]  # fmt: skip
@@ -122,9 +120,7 @@ def by_killing(trainer: str, workdir: Path) -> tuple[list[Any], list[Any]]:
     return logs[0], [line for line in logs[1] if line["step"] > first]
 
 
-def by_stopping(
-    trainer: str, workdir: Path, processes: Processes
-) -> tuple[list[Any], list[Any]]:
+def by_stopping(trainer: str, workdir: Path, processes: Processes) -> tuple[list[Any], list[Any]]:
     """Both runs in this process, and in all others at the same time."""
     logs = []
     for stop_before in (STOP_BEFORE, 0):

@@ -20,7 +20,7 @@ from typing import IO, Any
 from tuna_jax.diagnostics import finding as findings
 from tuna_jax.diagnostics.context import Context
 from tuna_jax.diagnostics.finding import FAIL, Finding
-from tuna_jax.diagnostics.processes import ProcessFailedError, Processes
+from tuna_jax.diagnostics.processes import Processes, ProcessFailedError
 from tuna_jax.utils.atomic_io import atomic_file
 
 
@@ -30,13 +30,11 @@ class Check:
 
     Attributes:
       name: in the table and in `--checks`.
-      summary: what it does, for the help text.
       run: the function; raises if it cannot go on, which is a failure.
       mend: what to do if it raises.
     """
 
     name: str
-    summary: str
     run: Callable[[Context], Finding]
     mend: str
 
@@ -158,13 +156,19 @@ def _run(check: Check, context: Context) -> Finding:
     except ProcessFailedError as error:
         return Finding(result=FAIL, measured=f"stopped, since another process failed: {error}")
     except Exception as error:
-        context.processes.failed(findings.short(error))
+        context.processes.failed(_message(error))
         return Finding(
             result=FAIL,
-            measured=findings.short(error),
+            measured=_message(error),
             mend=check.mend,
             numbers={"traceback": traceback.format_exc()},
         )
+
+
+def _message(error: Exception) -> str:
+    """An error of input as its own sentence; any other with its type."""
+    of_input = isinstance(error, (ValueError, OSError)) and str(error)
+    return findings.short(error).partition(": ")[2] if of_input else findings.short(error)
 
 
 class _Watch:
@@ -195,7 +199,9 @@ class _Watch:
 
     def _end(self, seconds: float) -> None:
         faulthandler.dump_traceback(all_threads=True)
-        failed = "".join(f"; failed elsewhere: {text}" for text in self._context.processes.failures())
+        failed = "".join(
+            f"; failed elsewhere: {text}" for text in self._context.processes.failures()
+        )
         finding = Finding(
             result=FAIL,
             measured=f"no end after {seconds:.0f} s{failed}; the stacks are on standard error",

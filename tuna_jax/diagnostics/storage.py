@@ -144,9 +144,7 @@ def visibility(files: Files, readers: Readers, is_shared: bool = True) -> Findin
                          "gone": "still sees the old name"}  # fmt: skip
                 saw = " and ".join(words[key] for key in missing)
                 mend = _CACHED if is_shared else _SHARE
-                notes.append(
-                    _fail(f"{what}: after {PATIENCE:.0f} s reader {number} {saw}", mend)
-                )
+                notes.append(_fail(f"{what}: after {PATIENCE:.0f} s reader {number} {saw}", mend))
                 return False
             slowest = max(slowest, *answer.values())
         return True

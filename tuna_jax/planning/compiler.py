@@ -77,6 +77,21 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
             )
         seconds = time.monotonic() - start
         text = _largest(Path(folder))
+    return dataclasses.replace(
+        _numbers(compiled),
+        seconds=seconds,
+        host_memory=_host_memory(),
+        text=text,
+        estimates=_estimates(compiled) if estimates else "",
+    )
+
+
+def described(compiled: Any) -> Compiled:
+    """The numbers and the text of a program that is compiled already, for the devices at hand."""
+    return dataclasses.replace(_numbers(compiled), text=_estimates(compiled))
+
+
+def _numbers(compiled: Any) -> Compiled:
     memory = compiled.memory_analysis()
     return Compiled(
         fits=True,
@@ -86,27 +101,7 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
         aliased=float(memory.alias_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
         code=float(memory.generated_code_size_in_bytes),
-        seconds=seconds,
-        host_memory=_host_memory(),
-        text=text,
-        estimates=_estimates(compiled) if estimates else "",
     )
-
-
-def described(compiled: Any) -> Compiled:
-    """The numbers of a program that is compiled already, for the devices at hand."""
-    memory = compiled.memory_analysis()
-    parts = {
-        "arguments": float(memory.argument_size_in_bytes),
-        "outputs": float(memory.output_size_in_bytes),
-        "aliased": float(memory.alias_size_in_bytes),
-        "temporaries": float(memory.temp_size_in_bytes),
-        "code": float(memory.generated_code_size_in_bytes),
-    }
-    # Not every platform has a peak.
-    held = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
-    peak = max(float(memory.peak_memory_in_bytes), held)
-    return Compiled(fits=True, peak=peak, text=_estimates(compiled), **parts)
 
 
 def _estimates(compiled: Any) -> str:
