@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ def by_killing(trainer: str, workdir: Path) -> tuple[list[Any], list[Any]]:
                 error.add_note(text[-5000:])
                 raise error
         logs.append(_log(workdir))
-    first = _first_step(workdir)
-    return logs[0], [line for line in logs[1] if line["step"] > first]
+    restored = _restored_step(workdir)
+    return logs[0], [line for line in logs[1] if line["step"] > restored]
 
 
 def by_stopping(trainer: str, workdir: Path, processes: Processes) -> tuple[list[Any], list[Any]]:
@@ -131,8 +131,8 @@ def by_stopping(trainer: str, workdir: Path, processes: Processes) -> tuple[list
         if processes.index == 0:
             host_waits.forget()
         processes.gather(None)
-    first = _first_step(workdir) if processes.index == 0 else 0
-    return logs[0], [line for line in logs[1] if line["step"] > first]
+    restored = _restored_step(workdir) if processes.index == 0 else 0
+    return logs[0], [line for line in logs[1] if line["step"] > restored]
 
 
 def _stop(workdir: Path) -> None:
@@ -148,24 +148,26 @@ def _kill(workdir: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _StoppingIterator:
-    """Batches, until a step that must not be taken.
+class _StoppingIterator(Iterator[Any]):
+    """Batches, up to a number.
 
     Args:
       iterator: the run's.
-      stop_before: the number of that step; 0: none.
+      stop_before: the number of the batch that is not taken, counted from 1 in this process; 0: none.
       stop: called in its place.
+
+    Attributes:
+      taken: number of batches that were taken.
     """
 
     def __init__(self, iterator: Any, stop_before: int, stop: Callable[[], None]) -> None:
         self._iterator, self._stop_before, self._stop = iterator, stop_before, stop
-        self.first: int | None = None
+        self.taken = 0
 
     def __next__(self) -> Any:
-        number = self._iterator.get_state()["next_index"] + 1
-        if number == self._stop_before:
+        if self.taken + 1 == self._stop_before:
             self._stop()
-        self.first = self.first or number
+        self.taken += 1
         return next(self._iterator)
 
     def __getattr__(self, name: str) -> Any:
@@ -175,20 +177,20 @@ class _StoppingIterator:
 def _train(trainer: str, workdir: Path, stop_before: int, stop: Callable[[Path], None]) -> None:
     def train_loop(settings: Any, config: Any, folder: Any, iterator: Any, **more: Any) -> bool:
         stopping = _StoppingIterator(iterator, stop_before, functools.partial(stop, workdir))
-        reached = loop.train(settings, config, folder, stopping, **more)  # type: ignore[arg-type]
+        reached = loop.train(settings, config, folder, stopping, **more)
         if jax.process_index() == 0:
-            (workdir / _FIRST).write_text(str(stopping.first))
+            (workdir / _TAKEN).write_text(str(stopping.taken))
         return reached
 
     call_trainer(trainer, tiny_experiment(STEPS), str(workdir), train_loop)
 
 
-_FIRST = "first_step"
+_TAKEN = "steps_taken"
 
 
-def _first_step(workdir: Path) -> int:
-    """The step that the second run has restored."""
-    return int((workdir / _FIRST).read_text()) - 1
+def _restored_step(workdir: Path) -> int:
+    """The step that the second run, which took all later ones, has restored."""
+    return STEPS - int((workdir / _TAKEN).read_text())
 
 
 def _log(workdir: Path) -> list[dict[str, Any]]:
