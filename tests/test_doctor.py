@@ -98,7 +98,7 @@ def test_wrong_flags_are_named(arguments, capsys):
 def two(tmp_path_factory):
     """The reports and the statuses of both processes, by name of the run, and the output."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "launchers/local.py", "--processes=2", "--devices=2", "--"]
+    command = [sys.executable, "launchers/local.py", "--processes=2", "--devices=1", "--"]
     command += [sys.executable, "tests/diagnostics/two_processes.py", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -126,7 +126,7 @@ def test_two_processes_pass(two):
         "versions": "the same code and versions on 2 processes",
         "storage": "per process, at the same time",
         "resume": "stopped before step 10, continued from step 5",
-        "devices": "4 x cpu, 2 on each of 2 processes",
+        "devices": "2 x cpu, 1 on each of 2 processes",
         "collectives": "fsdp (2 devices)",
         "step": "no prediction exists for cpu",
         "data": "on the slowest, process",

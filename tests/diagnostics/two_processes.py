@@ -1,4 +1,4 @@
-"""What test_doctor.py runs on two processes with two devices each: the command as it is, and with something broken.
+"""What test_doctor.py runs on two processes of one device each: the command as it is, and with something broken.
 
 `main` writes [status, report] of each run to FOLDER/NAME.json.
 """
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
 
     def run(name, checks, patch=None):
         arguments = [f"--checks={checks}", f"--folder={folder}", f"--output={folder}/{name}.json"]
-        arguments += ["--megabytes=2", "--mesh=data=2,fsdp=2"]
+        arguments += ["--megabytes=2"]
         with patch or mock.MagicMock():
             status = doctor.main(arguments)
         (folder / f"{name}.{jax.process_index()}.status").write_text(str(status))

@@ -15,6 +15,9 @@ from tuna_jax.diagnostics.processes import Processes
 from tuna_jax.parallel.mesh import AXES, MeshSettings
 from tuna_jax.training.loop import Loop
 
+TINY_STEPS = 12
+"""Steps of `tiny_experiment`."""
+
 
 @dataclasses.dataclass
 class Context:
@@ -46,7 +49,7 @@ class Context:
 
     def experiment(self) -> dict[str, Any]:
         """The experiment with the mesh that it is to run on; JAX's backend must have started."""
-        values = tiny_experiment(200) if self.is_default else dict(self.values)
+        values = tiny_experiment() if self.is_default else dict(self.values)
         if self.mesh is not None:
             values["mesh"] = dict(self.mesh)
         return values
@@ -86,8 +89,11 @@ def call_trainer(name: str, values: Mapping[str, Any], workdir: str, train_loop:
         raise
 
 
-def tiny_experiment(steps: int) -> dict[str, Any]:
-    """The emoji experiment with a tiny model on all devices, which trains for some seconds; starts JAX's backend."""
+def tiny_experiment() -> dict[str, Any]:
+    """The emoji experiment with a tiny model on all devices, which trains for some seconds; starts JAX's backend.
+
+    It is the same for all checks, so that its program compiles once.
+    """
     import jax
 
     tpu_slices = {getattr(d, "slice_index", 0) for d in jax.devices() if d.platform == "tpu"}
@@ -95,7 +101,7 @@ def tiny_experiment(steps: int) -> dict[str, Any]:
     rows = devices * max(2, 4 // devices)  # A multiple of the devices, of both tasks.
     return {
         "kind": "emoji",
-        "steps": steps,
+        "steps": TINY_STEPS,
         "model": {
             "preset": "emoji",
             "language": {"layers": 1},

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from tuna_jax.diagnostics.context import Context, call_trainer, tiny_experiment
+from tuna_jax.diagnostics.context import TINY_STEPS, Context, call_trainer, tiny_experiment
 from tuna_jax.diagnostics.finding import FAIL, PASS, Finding, short
 from tuna_jax.diagnostics.processes import Processes
 from tuna_jax.parallel import distributed
@@ -31,7 +31,6 @@ from tuna_jax.training import host_waits, loop
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.training.metrics import METRICS_FILE
 
-STEPS = 12
 STOP_BEFORE = 10
 """The step that the first run does not take. The one before it is not logged yet: log lines are one step late."""
 _PATIENCE = 600  # Seconds for a run.
@@ -73,8 +72,11 @@ def compare(
     common = sorted(old.keys() & new.keys())
     kind = "killed" if killed else "stopped"
     first = min(new, default=0)
-    if not common or first < 2 or max(new) != STEPS:
-        text = f"{kind} before step {STOP_BEFORE}, started again with step {first} of {STEPS}: no step is in both logs"
+    if not common or first < 2 or max(new) != TINY_STEPS:
+        text = (
+            f"{kind} before step {STOP_BEFORE}, started again with step {first} of {TINY_STEPS}: no step is in both "
+            f"logs, or not the last"
+        )
         return Finding(result=FAIL, measured=text, mend=_MEND)
     differ = [(step, key) for step in common for key in _LOSSES
               if old[step].get(key) != new[step].get(key)]  # fmt: skip
@@ -86,7 +88,7 @@ def compare(
     return Finding(
         result=PASS,
         measured=f"{kind} before step {STOP_BEFORE}, continued from step {first - 1}: losses of steps {common[0]} to "
-        f"{common[-1]} are equal to the bit; ended at step {STEPS}",
+        f"{common[-1]} are equal to the bit; ended at step {TINY_STEPS}",
         numbers=numbers,
     )
 
@@ -182,7 +184,7 @@ def _train(trainer: str, workdir: Path, stop_before: int, stop: Callable[[Path],
             (workdir / _TAKEN).write_text(str(stopping.taken))
         return reached
 
-    call_trainer(trainer, tiny_experiment(STEPS), str(workdir), train_loop)
+    call_trainer(trainer, tiny_experiment(), str(workdir), train_loop)
 
 
 _TAKEN = "steps_taken"
@@ -190,7 +192,7 @@ _TAKEN = "steps_taken"
 
 def _restored_step(workdir: Path) -> int:
     """The step that the second run, which took all later ones, has restored."""
-    return STEPS - int((workdir / _TAKEN).read_text())
+    return TINY_STEPS - int((workdir / _TAKEN).read_text())
 
 
 def _log(workdir: Path) -> list[dict[str, Any]]:
