@@ -15,9 +15,11 @@ one is tried. If none can be read, that is an error: a run never starts from scr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,10 @@ _REMAINS = re.compile(r"\d{8,}\..+|removed-\d{8,}")
 
 class DamagedCheckpointError(RuntimeError):
     """A run has checkpoints, and none of them can be read."""
+
+
+class UnwrittenCheckpointError(OSError):
+    """A checkpoint could not be written: a full disk, or storage that fails."""
 
 
 class MismatchedCheckpointError(ValueError):
@@ -73,6 +79,7 @@ class Checkpoints:
         self._keep = keep
         self._asynchronous = asynchronous
         self._damaged: set[int] = set()  # They do not count as kept.
+        self._step = 0  # Of the latest save.
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 state=ocp.StandardCheckpointHandler(),
@@ -93,6 +100,9 @@ class Checkpoints:
         `iterator` (its `get_state`, JSON) as one checkpoint.
 
         Waits for the previous save first, so that at most one is in progress and the oldest can be removed.
+
+        Raises:
+          UnwrittenCheckpointError: this save or the previous one failed.
         """
         self.wait()
         items: dict[str, Any] = {
@@ -107,7 +117,9 @@ class Checkpoints:
         for old in readable[: -max(self._keep - 1, 1)]:
             self._remove(old)
         self._damaged.discard(step)
-        self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
+        self._step = step
+        with self._writing(step):
+            self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
         if not self._asynchronous:
             self.wait()
 
@@ -153,8 +165,13 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Blocks until a save in the background is finished; raises what it raised."""
-        self._checkpointer.wait_until_finished()
+        """Blocks until a save in the background is finished.
+
+        Raises:
+          UnwrittenCheckpointError: it failed, on this process or another.
+        """
+        with self._writing(self._step):
+            self._checkpointer.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save and frees the background threads."""
@@ -171,6 +188,19 @@ class Checkpoints:
             if kind is None:
                 raise
             logging.exception("the last checkpoint could not be written either")
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """TensorStore raises ValueError for a full disk, which would read like a wrong setting."""
+        try:
+            yield
+        except Exception as error:
+            left = ", ".join(map(str, self.steps())) or "none"
+            raise UnwrittenCheckpointError(
+                f"the checkpoint {self._folder(step)} could not be written ({type(error).__name__}: "
+                f"{str(error)[:500]}). Finished checkpoints: {left}. Free space or repair the storage; the same "
+                f"command resumes"
+            ) from error
 
     def _folder(self, step: int) -> epath.Path:
         return self._directory / f"{step:08d}"
