@@ -51,17 +51,21 @@ def joined(parts: Iterable[Finding]) -> Finding:
 
 
 def over_processes(findings: Sequence[Finding], names: Sequence[str]) -> Finding:
-    """One finding of those of all processes: that of process 0, and of the others what is worse.
+    """One finding of those of all processes: that of process 0, and what others that do not pass have found.
 
     Args:
       findings: of the processes in order.
       names: of the processes, such as 'process 1 (host-b)'.
     """
     first, parts = findings[0], [findings[0]]
+    said = set(first.measured.splitlines())
     for name, finding in zip(names[1:], findings[1:], strict=True):
-        is_worse = _SEVERITY[finding.result] > _SEVERITY[PASS]
-        if is_worse and (finding.result, finding.measured) != (first.result, first.measured):
-            parts.append(dataclasses.replace(finding, measured=f"{name}: {finding.measured}"))
+        if finding.result == PASS:
+            continue
+        lines = [line for line in finding.measured.splitlines() if line not in said]
+        measured = f"{name}: " + "\n".join(lines) if lines else ""
+        parts.append(dataclasses.replace(finding, measured=measured))
+        said.update(lines)
     return dataclasses.replace(joined(parts), numbers=first.numbers)
 
 

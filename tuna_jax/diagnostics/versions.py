@@ -29,11 +29,11 @@ def versions(context: Context) -> Finding:
     """Requirements on this host, and the same libraries and code on all."""
     own = installed([requirement.name for requirement in requirements()])
     each = context.processes.gather({"libraries": own, "code": _code()})
-    parts = [
-        requirement_finding(own, requirements()),
-        difference_finding(each, context.processes.names),
-    ]
-    return joined(parts)
+    fits = requirement_finding(own, requirements())
+    differs = difference_finding(each, context.processes.names)
+    if context.processes.index > 0 and fits.result == PASS:
+        return differs  # Process 0 lists the versions.
+    return joined([fits, differs])
 
 
 def requirements() -> list[Requirement]:
