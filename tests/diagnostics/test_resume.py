@@ -1,16 +1,12 @@
 """A resumed run that differs in anything fails."""
 
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 
+from tests.diagnostics import fake_training
 from tuna_jax.diagnostics import resume
 from tuna_jax.diagnostics.finding import FAIL, PASS
 from tuna_jax.diagnostics.processes import Processes
 from tuna_jax.training import loop
-from tuna_jax.training.metrics import METRICS_FILE
 
 BEFORE = [{"step": n, "loss": 3.0 / n, "flow_loss": 1.0} for n in range(1, 9)]
 AFTER = [{"step": n, "loss": 3.0 / n, "flow_loss": 1.0} for n in range(6, 13)]
@@ -37,47 +33,12 @@ def test_a_run_that_did_not_continue_fails(after):
     assert resume.compare(BEFORE, after).result == FAIL
 
 
-def trainer(values, workdir, train_loop):
-    """A trainer without model and data: its batches are their own numbers."""
-    return train_loop(SimpleNamespace(**values), None, workdir, Batches())
-
-
-class Batches:
-    next = 0
-
-    def __next__(self):
-        self.next += 1
-        return self.next
-
-
-def loop_of(restores_data):
-    """A training loop whose losses depend on the step and on the batch; it restores the latter only if it should."""
-
-    def train(settings, config, workdir, iterator):
-        del config
-        workdir = Path(workdir)
-        saved, log = workdir / "saved.json", workdir / METRICS_FILE
-        workdir.mkdir(exist_ok=True)
-        start, lines = json.loads(saved.read_text()) if saved.exists() else (0, "")
-        if restores_data:
-            iterator._iterator.next = start
-        for step in range(start + 1, settings.steps + 1):
-            batch = next(iterator)
-            lines += json.dumps({"step": step, "loss": step + batch / 7}) + "\n"
-            log.write_text(lines)
-            if step % settings.checkpoint_every == 0:
-                saved.write_text(json.dumps([step, lines]))
-        return True
-
-    return train
-
-
 @pytest.mark.parametrize(("restores_data", "result"), [(True, PASS), (False, FAIL)])
 def test_a_loop_that_forgets_the_position_of_its_data_fails(
     tmp_path, monkeypatch, restores_data, result
 ):
-    monkeypatch.setattr(loop, "train", loop_of(restores_data))
-    logs = resume.by_stopping(f"{__name__}:trainer", tmp_path, Processes())
+    monkeypatch.setattr(loop, "train", fake_training.loop_of(restores_data))
+    logs = resume.by_stopping(f"{fake_training.__name__}:trainer", tmp_path, Processes())
     finding = resume.compare(*logs, killed=False)
     assert finding.result == result
     expected = "steps 6 to 9" if restores_data else "at step 6 loss is"

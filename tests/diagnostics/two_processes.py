@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import fake_training
 import jax
 
-from tuna_jax import doctor
+from tuna_jax import doctor, train
 from tuna_jax.diagnostics import collectives, devices
 from tuna_jax.diagnostics.files import LocalFiles
 from tuna_jax.parallel import distributed
+from tuna_jax.training import loop
 
 
 def other_version(name):
@@ -52,7 +54,10 @@ def main(folder: Path) -> None:
     def on_second(*target):
         return mock.patch.object(*target) if second else None
 
-    run("good", "versions,storage,resume,devices,collectives,step,data")
+    # A real training run on two processes takes a minute of cores; test_processes.py has one.
+    trainers = mock.patch.dict(train.TRAINERS, {"emoji": "fake_training:trainer"})
+    with mock.patch.object(loop, "train", fake_training.loop_of(restores_data=True)):
+        run("good", "versions,storage,resume,devices,collectives", trainers)
     run("version", "versions", on_second(importlib.metadata, "version", other_version))
     run("stale", "storage", on_second(LocalFiles, "names", stale_names))
     run("error", "devices,collectives", on_second(devices, "products", broken))
