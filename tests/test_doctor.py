@@ -58,22 +58,35 @@ def test_an_experiment_that_does_not_start_fails_with_its_message(tmp_path):
     assert row["result"] == "fail" and "nowhere" in row["measured"]
 
 
-def test_a_check_that_never_ends_is_ended(tmp_path):
+def test_no_device_is_in_use_before_resume_and_a_check_that_never_ends_is_ended(tmp_path):
+    """Training in other processes needs the devices of this one."""
     script = f"""
 import sys, time
 from tuna_jax import doctor
+from tuna_jax.compat import jax_internals
 from tuna_jax.diagnostics import registry
-registry.CHECKS = (Check("devices", lambda context: time.sleep(60), "wait no longer"),)
-sys.exit(doctor.main(["--limit=1", "--output={tmp_path}/report.json"]))
+from tuna_jax.diagnostics.finding import Finding
+from tuna_jax.diagnostics.runner import Check
+def used(context):
+    return Finding(result="pass", measured=f"in use: {{jax_internals.backends_started()}}")
+before = registry.CHECKS[: list(doctor.CHECKS).index("resume")]
+forever = Check("devices", lambda context: time.sleep(60), "wait no longer")
+registry.CHECKS = (*before, Check("resume", used, ""), forever)
+sys.exit(doctor.main(["--limit=2", "--megabytes=1", "--output={tmp_path}/report.json"]))
 """
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=ROOT)
-    assert (
-        done.returncode == 1 and "no end after" in done.stdout and "--skip=devices" in done.stdout
-    )
-    assert "time.sleep" in done.stderr or "Thread" in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 1 and "no end after" in done.stdout, done.stdout + done.stderr
+    assert "--skip=devices" in done.stdout and "most recent call first" in done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert not report["complete"] and report["checks"][0]["result"] == "fail"
+    assert not report["complete"]
+    assert [row["check"] for row in report["checks"]] == [
+        "versions",
+        "storage",
+        "resume",
+        "devices",
+    ]
+    assert report["checks"][2]["measured"] == "in use: False"
 
 
 def test_secrets_are_not_in_the_file(monkeypatch):

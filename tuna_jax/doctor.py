@@ -146,18 +146,18 @@ def _examine(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         megabytes=options.megabytes,
     )
     checks = [check for check in functions if check.name in chosen]
+    report = runner.Report(output, runner.details(options.command_line, processes), first)
     try:
-        report = runner.Report(output, runner.details(options.command_line, processes), first)
         good = runner.run(checks, context, report, options.limit)
-    finally:
         if first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if "://" not in folder:
-                shutil.rmtree(folder, ignore_errors=True)
-    if first:
-        print(f"\n{_summary(report.results)}; all numbers are in {output}", flush=True)
-    processes.begin("end")
-    processes.gather(None)  # A launcher stops the others as soon as one has ended.
+            print(f"\n{_summary(report.results)}; all numbers are in {output}", flush=True)
+        processes.begin("end")
+        processes.gather(None)  # A launcher stops the others as soon as one has ended.
+    finally:
+        # Hosts that do not share the folder have one each.
+        for used in {temporary, folder} - {""}:
+            if "://" not in used:
+                shutil.rmtree(used, ignore_errors=True)
     return 0 if good else 1
 
 

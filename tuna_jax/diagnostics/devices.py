@@ -162,13 +162,13 @@ def products_finding(results: Sequence[dict[str, Any]], peak: float | None) -> F
     wrong = [result["device"] for result in results if result["checksum"] != common]
     median = statistics.median(result["rate"] for result in results)
     slow: list[Any] = []
-    measured = f"bfloat16 products: {median / 1e12:.3g} TFLOP/s per device"
+    measured = f"bfloat16 products: {_flops(median)} per device"
     if peak:
         least = max(LEAST_OF_PEAK * peak, LEAST_OF_MEDIAN * median)
         slow = [result for result in results if result["rate"] < least]
         measured += f" ({median / peak:.0%} of the peak)"
     if slow:
-        listed = ", ".join(f"{r['device']} ({r['rate'] / 1e12:.3g} TFLOP/s)" for r in slow[:4])
+        listed = ", ".join(f"{r['device']} ({_flops(r['rate'])})" for r in slow[:4])
         measured += f"; slow: device {listed}"
     if wrong:
         measured += (
@@ -181,3 +181,7 @@ def products_finding(results: Sequence[dict[str, Any]], peak: float | None) -> F
         mend=mend,
         numbers={"products": list(results)},
     )
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"

@@ -206,7 +206,7 @@ def step_finding(measured: Step, chip: Chip | None, kind: str) -> Finding:
     memory = measured.compiled.peak if measured.memory is None else measured.memory
     text = (
         f"{measured.stream}: {measured.seconds:.3g} s per step of {measured.rows} rows, "
-        f"{measured.tokens / measured.seconds:.3g} tokens/s; memory {memory / GIB:.3g} GiB per device"
+        f"{measured.tokens / measured.seconds:,.0f} tokens/s; memory {memory / GIB:.3g} GiB per device"
     )
     if measured.memory is None:
         text += " by the compiler"
@@ -268,7 +268,7 @@ def data_finding(each: Sequence[Data], names: Sequence[str], step_seconds: float
     """
     slowest = max(range(len(each)), key=lambda index: each[index].seconds)
     found = each[slowest]
-    text = f"{found.rows / found.seconds:.3g} examples/s, {found.seconds:.3g} s per batch"
+    text = f"{found.rows / found.seconds:,.0f} examples/s, {found.seconds:.3g} s per batch"
     if len(each) > 1:
         text += f" on the slowest, {names[slowest]}"
     numbers = {

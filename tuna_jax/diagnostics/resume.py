@@ -51,8 +51,11 @@ def resume(context: Context) -> Finding:
     if context.processes.count == 1:
         lines = by_killing(trainer, Path(context.scratch) / "resume")
     else:
-        workdir = Path(context.folder if "://" not in context.folder else context.scratch)
-        lines = by_stopping(trainer, workdir / "resume", context.processes)
+        if "://" in context.folder:
+            raise ValueError(
+                f"{context.folder} is no folder, and several processes train in one that they share; mount the bucket"
+            )
+        lines = by_stopping(trainer, Path(context.folder) / "resume", context.processes)
         lines = context.processes.gather(lines)[0]
     return compare(*lines, killed=context.processes.count == 1)
 
