@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.bucket_mount import Mount, Options, can_mount
 from tuna_jax.diagnostics import storage
 from tuna_jax.diagnostics.context import Context
 from tuna_jax.diagnostics.files import BucketFiles, LocalFiles, open_files
@@ -152,3 +153,25 @@ def test_little_room_is_slow_and_none_fails(tmp_path):
 def test_addresses_of_buckets_go_through_the_library_of_checkpoints():
     assert isinstance(open_files("gs://bucket/runs"), BucketFiles)
     assert isinstance(open_files(str(Path("runs"))), LocalFiles)
+
+
+@pytest.mark.skipif(not can_mount(), reason="requires the permission to mount file systems")
+@pytest.mark.parametrize(
+    ("options", "result", "says"),
+    [
+        (Options(rename_folders=False), PASS, "where runs rename no folders"),
+        (Options(rename_folders=False, stale=True), FAIL, "does not list it"),
+        (Options(eio=1.0), FAIL, "Input/output error"),
+    ],
+)
+def test_two_mounts_of_a_bucket(tmp_path, options, result, says):
+    store = tmp_path / "store"
+    with (
+        Mount(store, tmp_path / "a", Options()) as here,
+        Mount(store, tmp_path / "b", options) as there,
+    ):
+        files = LocalFiles(str(here.folder / "doctor"))
+        files.write("begin", b"")
+        readers = InThisProcess(LocalFiles(str(there.folder / "doctor")))
+        finding = storage.visibility(files, readers)
+    assert finding.result == result and says in finding.measured, finding

@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from tuna_jax.utils.file_systems import renames_atomically
+
 
 class Files(Protocol):
     """Files below one folder, by relative name."""
 
-    renames_folders: bool
-    """Whether a run renames folders here; in a bucket it writes a file last instead."""
+    @property
+    def renames_folders(self) -> bool:
+        """Whether a run renames folders here; in a bucket, mounted or not, it writes a marker file last instead."""
+        ...
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, to the disk or the bucket."""
@@ -46,10 +50,13 @@ class Files(Protocol):
 class LocalFiles:
     """Files in a folder of a file system, which may be mounted from anywhere."""
 
-    renames_folders = True
-
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
+
+    @property
+    def renames_folders(self) -> bool:
+        """False in a mounted bucket."""
+        return renames_atomically(self._existing())
 
     def write(self, name: str, content: bytes) -> None:
         path = self._folder / name
@@ -79,8 +86,10 @@ class LocalFiles:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def free(self) -> int | None:
-        existing = next(path for path in (self._folder, *self._folder.parents) if path.exists())
-        return shutil.disk_usage(existing).free
+        return shutil.disk_usage(self._existing()).free
+
+    def _existing(self) -> Path:
+        return next(path for path in (self._folder, *self._folder.parents) if path.exists())
 
 
 class BucketFiles:

@@ -111,7 +111,7 @@ class Reader:
     def _content(self, name: str) -> str | None:
         try:
             return digest(self._files.read(name))
-        except OSError:
+        except FileNotFoundError:
             return None
 
 

@@ -98,8 +98,12 @@ class Report:
         if not self._enabled:
             return
         content = {**self._details, "complete": complete, "checks": self._rows}
-        with atomic_file(self._path) as scratch:
-            scratch.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, default=str) + "\n"
+        try:
+            with atomic_file(self._path) as scratch:
+                scratch.write_text(text, encoding="utf-8")
+        except OSError as error:  # The storage may be what is broken: the table goes on.
+            print(f"warning: {self._path} could not be written: {error}", file=sys.stderr)
 
 
 def details(command: Sequence[str], processes: Processes) -> dict[str, Any]:

@@ -33,11 +33,9 @@ _CACHED = (
     "mount without caches of names and sizes: gcsfuse with metadata-cache ttl-secs 0, as launchers/gke.py does; NFS "
     "with noac or actimeo=0"
 )
-_ATOMIC = (
-    "use a bucket with a hierarchical namespace (`launchers/gke.py --setup` makes one) or another file system: a "
-    "killed save would look finished"
-)
+_ATOMIC = "use another file system: here a killed save would look finished"
 _LOST = "do not train here: the file system loses what it has acknowledged; look at its logs and mount options"
+_FAULT = "the storage fails: look at the logs of its server or of the mount; a run tries again and then ends"
 _SHARE = "name a folder that all hosts share with --folder or --workdir"
 
 
@@ -136,7 +134,7 @@ def visibility(files: Files, readers: Readers, is_shared: bool = True) -> Findin
         arguments = {"name": name, "content": digest(content), "seconds": PATIENCE, "gone": gone}
         for number, answer in enumerate(readers.ask(do="expect", **arguments), 1):
             if "error" in answer:
-                notes.append(_fail(f"reader {number}: {answer['error']}", _LOST))
+                notes.append(_fail(f"{what}: reader {number} gets {answer['error']}", _FAULT))
                 return False
             missing = [key for key, seconds in answer.items() if seconds is None]
             if missing:
@@ -172,7 +170,7 @@ def visibility(files: Files, readers: Readers, is_shared: bool = True) -> Findin
         return joined(notes)
     measured = f"write, replace, rename, list: others see it after {slowest:.2f} s at most"
     if not files.renames_folders:
-        measured += " (a bucket: folders are not renamed)"
+        measured += " (a bucket, where runs rename no folders)"
     late = slowest > AT_ONCE
     return Finding(
         result=SLOW if late else PASS,
@@ -206,7 +204,7 @@ def rate_finding(each: list[dict[str, Any]], names: list[str], size: int) -> Fin
     """The slowest writer and reader; an answer with 'error', or content that is not equal, is a failure."""
     for name, answer in zip(names, each, strict=True):
         if "error" in answer:
-            return _fail(f"{name} cannot read a file of another process: {answer['error']}", _LOST)
+            return _fail(f"{name} cannot read a file of another process: {answer['error']}", _FAULT)
         if not answer["equal"]:
             text = f"{name} reads other content than was written to a file of {size / 1e6:.0f} MB"
             return _fail(text, _LOST)
