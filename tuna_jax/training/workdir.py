@@ -20,6 +20,7 @@ import jax
 from absl import logging
 
 from tuna_jax.utils.file_systems import renames_atomically
+from tuna_jax.utils.text_files import read_text
 
 LOCK_FILE = ".lock"
 OWNER_FILE = ".owner"
@@ -88,7 +89,7 @@ def _owned(workdir: str | Path) -> Callable[[], None]:
     path.write_text(mine, encoding="utf-8")
 
     def check() -> None:
-        now = path.read_text(encoding="utf-8") if path.exists() else mine
+        now = read_text(path) if path.exists() else mine
         if now != mine:
             raise WorkdirInUseError(
                 f"{workdir} was taken over by {now.partition(',')[0]}, a run that began later; this one ends and "
