@@ -48,15 +48,17 @@ class Context:
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def experiment(self) -> dict[str, Any]:
-        """The experiment with the mesh that it is to run on; JAX's backend must have started."""
-        values = tiny_experiment() if self.is_default else dict(self.values)
-        if self.mesh is not None:
-            values["mesh"] = dict(self.mesh)
-        return values
+        """The experiment; JAX's backend must have started.
+
+        `--mesh` is for the user's: the tiny model does not divide over every mesh.
+        """
+        if self.is_default:
+            return tiny_experiment()
+        return self.values if self.mesh is None else {**self.values, "mesh": dict(self.mesh)}
 
     def mesh_settings(self) -> MeshSettings:
-        """The mesh of `experiment`."""
-        sizes = self.experiment().get("mesh", {})
+        """The mesh of `--mesh`, or else that of `experiment`."""
+        sizes = self.experiment().get("mesh", {}) if self.mesh is None else self.mesh
         return MeshSettings(**{axis: sizes[axis] for axis in AXES if axis in sizes})
 
     def trainer(self, kind: Any) -> str:
