@@ -87,7 +87,7 @@ def call_trainer(name: str, values: Mapping[str, Any], workdir: str, train_loop:
                 values, workdir, train_loop=train_loop
             )
     except Exception as error:
-        error.add_note("\n".join(printed.getvalue().splitlines()[-20:]))
+        error.add_note("\n".join(printed.getvalue().split("\n")[-20:]))
         raise
 
 

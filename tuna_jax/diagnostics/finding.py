@@ -58,11 +58,11 @@ def over_processes(findings: Sequence[Finding], names: Sequence[str]) -> Finding
       names: of the processes, such as 'process 1 (host-b)'.
     """
     first, parts = findings[0], [findings[0]]
-    said = set(first.measured.splitlines())
+    said = set(first.measured.split("\n"))
     for name, finding in zip(names[1:], findings[1:], strict=True):
         if finding.result == PASS:
             continue
-        lines = [line for line in finding.measured.splitlines() if line not in said]
+        lines = [line for line in finding.measured.split("\n") if line not in said]
         measured = f"{name}: " + "\n".join(lines) if lines else ""
         parts.append(dataclasses.replace(finding, measured=measured))
         said.update(lines)
@@ -107,7 +107,7 @@ def _row(texts: Sequence[str], width: int, shade: str | None) -> str:
 
 def _wrapped(text: str, width: int, split: bool = True) -> list[str]:
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         lines += textwrap.wrap(
             line,
             width,

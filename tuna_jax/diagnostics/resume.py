@@ -27,9 +27,9 @@ from tuna_jax.diagnostics.context import TINY_STEPS, Context, call_trainer, tiny
 from tuna_jax.diagnostics.finding import FAIL, PASS, Finding, short
 from tuna_jax.diagnostics.processes import Processes
 from tuna_jax.parallel import distributed
-from tuna_jax.training import host_waits, loop
+from tuna_jax.training import host_waits, loop, metrics
 from tuna_jax.training.checkpoints import finished_checkpoints
-from tuna_jax.training.metrics import METRICS_FILE
+from tuna_jax.utils.text_files import read_json, read_text
 
 STOP_BEFORE = 10
 """The step that the first run does not take. The one before it is not logged yet: log lines are one step late."""
@@ -116,7 +116,7 @@ def by_killing(trainer: str, workdir: Path) -> tuple[list[Any], list[Any]]:
             if done.returncode != expected:
                 output.seek(0)
                 text = output.read().strip()
-                last = text.splitlines()[-1] if text else "it printed nothing"
+                last = text.split("\n")[-1] if text else "it printed nothing"
                 error = RuntimeError(f"a training run ended with {done.returncode}: {last[-250:]}")
                 error.add_note(text[-5000:])
                 raise error
@@ -195,13 +195,12 @@ _TAKEN = "steps_taken"
 
 def _restored_step(workdir: Path) -> int:
     """The step that the second run, which took all later ones, has restored."""
-    return TINY_STEPS - int((workdir / _TAKEN).read_text())
+    return TINY_STEPS - int(read_text(workdir / _TAKEN))
 
 
 def _log(workdir: Path) -> list[dict[str, Any]]:
-    text = (workdir / METRICS_FILE).read_text(encoding="utf-8")
     kept = ("step", *_LOSSES)
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = metrics.read(workdir / metrics.METRICS_FILE)
     return [{key: line[key] for key in kept if key in line} for line in lines]
 
 
@@ -209,7 +208,7 @@ def _main(file: str) -> int:
     """Trains as a JSON file says, in a process of its own."""
     from tuna_jax.utils import compile_cache
 
-    settings = json.loads(Path(file).read_text())
+    settings = read_json(file)
     compile_cache.enable()
     try:
         _train(settings["trainer"], Path(settings["workdir"]), settings["stop_before"], _kill)

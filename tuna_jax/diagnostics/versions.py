@@ -14,6 +14,7 @@ from tuna_jax.compat import grain_internals, hlo_text, jax_internals
 from tuna_jax.diagnostics.context import Context
 from tuna_jax.diagnostics.finding import FAIL, PASS, Finding, joined
 from tuna_jax.parallel import agreement
+from tuna_jax.utils.text_files import read_text, split_lines
 
 WRITTEN_AGAINST = {
     "jax": jax_internals.VERSION,
@@ -44,7 +45,7 @@ def requirements() -> list[Requirement]:
     """
     file = Path(__file__).parents[2] / "requirements.txt"
     if file.is_file():
-        lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
+        lines = [line.partition("#")[0].strip() for line in split_lines(read_text(file))]
     else:
         try:
             lines = importlib.metadata.requires("tuna_jax") or []
