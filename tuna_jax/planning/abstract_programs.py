@@ -124,6 +124,8 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     state = program.abstract_state
     batch = program.batch_shapes(stream.batch)
     counted = experiment.with_model(remat="none", attention_backend="xla")
+    if experiment.settings.mesh.context != 1:
+        counted = counted.with_mesh(context_attention="gather")
     return Planned(
         kind="train",
         stream=stream.name,
@@ -142,7 +144,7 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
             "frozen_vae": _bytes(_encoder(frozen)),
         },
         plain=None
-        if counted.config == experiment.config
+        if counted == experiment
         else lambda: train_step(counted, stream, mesh),
     )
 
