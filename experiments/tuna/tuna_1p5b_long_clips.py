@@ -1,4 +1,4 @@
-"""TUNA 1.5B on long clips, after its third stage: sequences are split over chips, and keys and values travel round them.
+"""TUNA 1.5B on long clips, after its third stage: sequences are split over chips (ring attention).
 
     :480p    81 frames of 480 x 832, 32,761 visual tokens; for v5e:8x8 (default)
     :720p    121 frames of 720 x 1280, 111,601 visual tokens; for v5p:4x4x4
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tuna_jax.trainers.config import experiment
 from tuna_jax.trainers.stream_config import stream
 
-# Frames, size, length and parts of a sequence. A part is a multiple of 640 tokens, the attention kernel's largest block.
+# Frames, size, length and parts of a sequence. A part is a multiple of 640 tokens, the kernel's largest block.
 CLIPS = {
     "480p": (81, "480x832", 33_280, 4),
     "720p": (121, "720x1280", 112_640, 8),

@@ -19,7 +19,9 @@ def test_blocks_merge_to_what_they_are_together():
     blocks = []
     for first, last in ((0, 4), (4, 12)):
         own = jnp.clip(end - first, 0, last - first)
-        blocks.append(ring.DENSE.forward(query, key[:, first:last], value[:, first:last], None, own))
+        blocks.append(
+            ring.DENSE.forward(query, key[:, first:last], value[:, first:last], None, own)
+        )
     out, lse = ring.merge(*blocks)
     want, of_all = ring.DENSE.forward(query, key, value, None, end)
     np.testing.assert_allclose(out, want, atol=1e-6)
@@ -33,7 +35,12 @@ def test_blocks_merge_to_what_they_are_together():
 
 
 def test_the_dense_kernel_holds_few_scores():
-    assert [ring._dense_keys(n) for n in (64, 4_096, 12_500, 1_000_000)] == [65_536, 1_024, 256, 128]
+    assert [ring._dense_keys(n) for n in (64, 4_096, 12_500, 1_000_000)] == [
+        65_536,
+        1_024,
+        256,
+        128,
+    ]
 
 
 @pytest.mark.slow
@@ -60,7 +67,11 @@ def test_the_kernel_sees_a_span_that_ends_after_65_535():
 def test_long_packed_sequences_are_visited_in_blocks(monkeypatch):
     """As those of more than 61,440 keys are; the limit is lowered."""
     monkeypatch.setattr(splash, "_PACKED_KEYS", 128)
-    query, key, value = normal(1, 384, 1, 8), normal(1, 384, 1, 8, seed=1), normal(1, 384, 1, 8, seed=2)
+    query, key, value = (
+        normal(1, 384, 1, 8),
+        normal(1, 384, 1, 8, seed=1),
+        normal(1, 384, 1, 8, seed=2),
+    )
     start = (jnp.arange(384) // 200 * 200)[None]
     end = jnp.minimum(start + 150, 384)
     end = jnp.maximum(end, jnp.arange(384) + 1)

@@ -78,8 +78,8 @@ def shape(*extents, dtype=jnp.float32):
 long = [shape(1, 100_003, n, 64, dtype=jnp.bfloat16) for n in (2, 1, 1, 2)]
 end = shape(1, 100_003, dtype=jnp.int32)
 compiled = value_and_gradients.lower(*long, end, None, "xla", Activations(eight)).compile()
-short = [shape(1, 1_024, n, 64) for n in (2, 1, 1, 2)]
-text = value_and_gradients.lower(*short, shape(1, 1_024, dtype=jnp.int32), None, "xla", Activations(eight)).compile().as_text()
+short = [shape(1, 1_024, n, 64) for n in (2, 1, 1, 2)] + [shape(1, 1_024, dtype=jnp.int32)]
+text = value_and_gradients.lower(*short, None, "xla", Activations(eight)).compile().as_text()
 print(json.dumps({
     "name": "long",
     "temporaries": compiled.memory_analysis().temp_size_in_bytes,
@@ -92,7 +92,7 @@ def hops(policy):
         with use_sharding(Activations(eight)):
             inner = jax.checkpoint(lambda *a: attention.attention(*a, end) ** 2, policy=policy)
             return inner(query, key, value).sum()
-    return str(jax.make_jaxpr(jax.grad(run))(*short[:3], shape(1, 1_024, dtype=jnp.int32))).count("ppermute")
+    return str(jax.make_jaxpr(jax.grad(run))(*short[:3], short[4])).count("ppermute")
 policies = jax.checkpoint_policies
 print(json.dumps({"name": "remat", "kept": hops(policies.save_only_these_names(ATTENTION)),
                   "again": hops(policies.nothing_saveable)}))

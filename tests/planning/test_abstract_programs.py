@@ -61,6 +61,15 @@ def test_the_sampler_takes_the_size_of_the_experiment(stage, mesh):
     assert decoder.parts["parameters"] == 4 * size
 
 
+def test_the_sampler_takes_rows_and_a_dtype(stage, mesh):
+    sampler = abstract_programs.sampler(stage, mesh, rows=24, dtype="bfloat16")
+    whole = abstract_programs.sampler(stage, mesh)
+    assert (sampler.pictures, whole.pictures) == (24, 8)
+    assert sampler.parts["parameters"] == whole.parts["parameters"] / 2
+    out = jax.eval_shape(sampler.jitted, *sampler.arguments)
+    assert out.shape[0] == 24
+
+
 def test_another_kind_of_experiment_is_refused():
     with pytest.raises(ValueError, match="kind 'vae'"):
         experiment.read("emoji_vae", {"kind": "vae"})

@@ -13,7 +13,7 @@ from tuna_jax.emoji.model_bundle import ModelBundle
 from tuna_jax.emoji.world import worlds
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
 from tuna_jax.emoji.world.edits import EditSource
-from tuna_jax.parallel.distributed import BatchPart
+from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.training.step import Heads
 
 
@@ -26,7 +26,7 @@ def groups(
     bundle: ModelBundle,
     data: EmojiData,
     progress: bool = True,
-    part: BatchPart = BatchPart(),
+    part: BatchPart = WHOLE,
 ) -> list[task_streams.Group]:
     """Batches of one shape each, as endless data sets of a part of every batch.
 

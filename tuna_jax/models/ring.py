@@ -139,10 +139,10 @@ def _forward(
         def hop(carry: Any, count: Array) -> tuple[Any, None]:
             here, total = carry
             # The next block travels while this one is computed.
-            return (_shift(ring, here), visit(count, *here, total)), None
+            return (_shift(ring, here), visit(count, here[0], here[1], total)), None
 
         (here, total), _ = jax.lax.scan(hop, (here, total), jnp.arange(ring.parts - 1))
-    out, lse = visit(ring.parts - 1, *here, total)
+    out, lse = visit(ring.parts - 1, here[0], here[1], total)
     out = checkpoint_name(out.astype(query.dtype), ATTENTION)
     lse = checkpoint_name(lse, ATTENTION)
     return out, (query, key, value, start, end, out, lse)
@@ -164,7 +164,7 @@ def _backward(ring: _Ring, residuals: Any, gradient: Array) -> tuple[Any, ...]:
             # Nothing that travels waits for this visit: the gradients so far of the block that is here have just left
             # the device that it was on before.
             ahead, so_far = _shift(ring, here), _shift(ring, block)
-            dquery, *more = visit(count, *here, dquery)
+            dquery, *more = visit(count, here[0], here[1], dquery)
             return (ahead, dquery, jax.tree.map(jnp.add, so_far, more)), None
 
         start_of = (_shift(ring, (key, value)), dquery, block)

@@ -1,12 +1,12 @@
 """Omni attention in JAX's splash kernel for TPUs: each query sees one interval of keys, without an S x S mask.
 
-The kernel's mask is a function of one number per query and a key's index. Here that number is the end of the interval,
-or, where intervals do not all start at 0 (packing), both ends, `start << 16 | end`: the kernel then runs on blocks of at
-most `_PACKED_KEYS` keys, whose outputs are merged (`models/ring.py`). The blocks of keys that a block of queries needs follow
-from the intervals too; they are computed on the device, for every example. `compat/splash.py` constructs the kernel, and
-`tests/models/test_splash.py` compares it with the dense attention.
+The kernel's mask is a function of one number per query and a key's index. Here that number is the end of the interval.
+Where intervals do not all start at 0 (packing), it has both ends, `start << 16 | end`, and the kernel then runs on
+blocks of at most `_PACKED_KEYS` keys, whose outputs are merged (`models/ring.py`). The blocks of keys that a block of
+queries needs follow from the intervals too; they are computed on the device, for every example. `compat/splash.py`
+constructs the kernel, and `tests/models/test_splash.py` compares it with the dense attention.
 
-`kernel` is one visit of ring attention.
+`kernel` is a visit of ring attention.
 """
 
 from __future__ import annotations
@@ -241,9 +241,10 @@ def _on_one_device(
     masks = _masks(query, key, start, end, block)
     # The kernel does not scale the scores.
     scaled = (query.astype(jnp.float32) * query.shape[3] ** -0.5).astype(query.dtype)
-    arguments = (_kernels_view(x, masks.block) for x in (scaled, key, value))
+    arguments: list[Any] = [_kernels_view(x, masks.block) for x in (scaled, key, value)]
+    arguments += [masks.numbers, masks.maps]
     run = functools.partial(_one_example, masks=masks, interpret=interpret)
-    out = jax.vmap(run, (0, 0, 0, *masks.axes))(*arguments, masks.numbers, masks.maps)
+    out = jax.vmap(run, (0, 0, 0, *masks.axes))(*arguments)
     return _ours(out, query)
 
 
@@ -290,8 +291,9 @@ def _block_forward(
         options = {"mask_function": masks.sees, "block": masks.block, "interpret": interpret}
         return forward_of_block(info, query, key, value, **options)
 
-    arguments = (_kernels_view(x, masks.block) for x in (query, key, value))
-    out, lse = jax.vmap(one, (0, 0, 0, *masks.axes))(*arguments, masks.numbers, masks.maps)
+    arguments: list[Any] = [_kernels_view(x, masks.block) for x in (query, key, value)]
+    arguments += [masks.numbers, masks.maps]
+    out, lse = jax.vmap(one, (0, 0, 0, *masks.axes))(*arguments)
     # The kernel divides by zero, or averages hidden keys, where a query sees none.
     sees = end > (0 if start is None else start)
     out = jnp.where(sees[:, :, None, None], _ours(out, query).astype(jnp.float32), 0.0)
@@ -331,11 +333,11 @@ def _block_backward(
         )  # fmt: skip
 
     arrays = query, key, value, gradient.astype(query.dtype)
-    arguments = [_kernels_view(x, masks.block) for x in arrays]
+    arguments: list[Any] = [_kernels_view(x, masks.block) for x in arrays]
     # Padded queries and their gradients are zero, so they add nothing.
     tail = ((0, 0), (0, 0), (0, -query.shape[1] % masks.block))
-    arguments += [jnp.pad(x, tail) for x in (lse, delta)]
-    gradients = jax.vmap(one, (*[0] * 6, *masks.axes))(*arguments, masks.numbers, masks.maps)
+    arguments += [*(jnp.pad(x, tail) for x in (lse, delta)), masks.numbers, masks.maps]
+    gradients = jax.vmap(one, (*[0] * 6, *masks.axes))(*arguments)
     dquery, dkey, dvalue = (
         _ours(x, like).astype(jnp.float32)
         for x, like in zip(gradients, (query, key, value), strict=True)

@@ -130,6 +130,9 @@ class BatchPart(NamedTuple):
     count: int = 1
 
 
+WHOLE = BatchPart()
+
+
 def batch_part(mesh: Mesh) -> BatchPart:
     """The part of every batch that this process reads.
 
@@ -140,7 +143,7 @@ def batch_part(mesh: Mesh) -> BatchPart:
     """
     processes = jax.process_count()
     if processes == 1:
-        return BatchPart()
+        return WHOLE
     split = param_sharding.batch_sharding(mesh)
     rows = mesh.devices.size
     rows_of: dict[int, frozenset[int]] = {process: frozenset() for process in range(processes)}

@@ -14,7 +14,7 @@ from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.parallel.distributed import BatchPart
+from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.trainers.stream_config import (
     MultitaskData,
     StreamSettings,
@@ -86,7 +86,7 @@ def open_mixture(
     vae_fingerprint: str | None = None,
     scans: Mapping[str, str] | None = None,
     *,
-    part: BatchPart = BatchPart(),
+    part: BatchPart = WHOLE,
 ) -> Mixture:
     """The mixture of an experiment's streams; the last arguments are those of `data.mixture.Mixture`.
 
