@@ -32,6 +32,30 @@ def test_resuming_removes_lines_after_the_checkpoint(tmp_path):
     assert [line["step"] for line in metrics.read(path)] == [5, 10, 12]
 
 
+def test_in_a_mounted_bucket_files_close_with_each_checkpoint_and_the_log_is_cut(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metrics, "renames_atomically", lambda folder: False)
+    monkeypatch.setattr(metrics, "_SEGMENT", 60)
+    log = MetricsLog(tmp_path, steps=10)
+    for step in range(1, 9):
+        log.write(step, {"loss": 0.125})
+        if step % 2 == 0:
+            log.sync(step)
+            assert log._file is None, "what was logged is stored before the checkpoint"
+    log.close()
+    names = sorted(path.name for path in tmp_path.glob("metrics*"))
+    assert names == ["metrics-00000005.jsonl", "metrics.jsonl"]
+    path = tmp_path / "metrics.jsonl"
+    assert [line["step"] for line in metrics.read(path)] == list(range(1, 9))
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 5
+
+    log = MetricsLog(tmp_path, steps=10, start=4)
+    log.write(5, {"loss": 0.5})
+    log.close()
+    assert [line["step"] for line in metrics.read(path)] == [1, 2, 3, 4, 5]
+
+
 def test_an_incomplete_last_line_is_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, {"step": 5}, torn='{"step": 6, "lo')

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tuna_jax.training import workdir
 from tuna_jax.training.workdir import WorkdirInUseError, check_folder, locked
 
 # A process of its own, since a lock does not exclude the process that holds it.
@@ -33,6 +34,16 @@ def test_a_workdir_has_one_run_at_a_time_and_a_killed_run_releases_it(tmp_path):
         assert late.returncode == 1 and "BlockingIOError" in late.stderr
     with locked(folder):
         pass
+
+
+def test_in_a_mounted_bucket_the_run_that_began_later_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "renames_atomically", lambda folder: False)
+    with locked(tmp_path) as check:
+        check()
+        with locked(tmp_path) as later:  # A lock does not exclude its own process, as in a bucket.
+            later()
+            with pytest.raises(WorkdirInUseError, match="taken over by process"):
+                check()
 
 
 def test_the_folder_is_created(tmp_path):

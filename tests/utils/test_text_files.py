@@ -27,6 +27,7 @@ PROGRAM_OUTPUT = {
     "tuna_jax/planning/compiler.py",
     "tuna_jax/planning/golden_shardings.py",
     "tuna_jax/utils/compile_cache.py",
+    "tuna_jax/utils/file_systems.py",
 }
 
 

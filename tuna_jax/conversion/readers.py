@@ -23,22 +23,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tuna_jax.utils.file_content import hint
+from tuna_jax.utils.safetensors_files import DTYPES
 from tuna_jax.utils.text_files import read_json
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
 INDEX_SUFFIX = ".index.json"
 _WRAPPERS = ("model", "state_dict")
 

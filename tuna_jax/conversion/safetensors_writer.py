@@ -2,7 +2,8 @@
 
 The writer of the safetensors library requires all tensors in memory, so this module writes the format itself: a header
 (`utils/safetensors_files.header`), and the bytes of the tensors. The output is written to a temporary folder next to it
-and renamed when it is complete.
+and renamed when it is complete. A mounted bucket neither renames folders nor takes bytes out of order: there the
+temporary folder is on the local disk (TMPDIR), and its files are copied when they are complete.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from tuna_jax.conversion.readers import DTYPES, INDEX_SUFFIX, Entry
+from tuna_jax.conversion.readers import INDEX_SUFFIX, Entry
 from tuna_jax.utils import safetensors_files
+from tuna_jax.utils.file_systems import renames_atomically
+from tuna_jax.utils.safetensors_files import WORDS
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PENDING = "pending.txt"
+"""A folder with this file is an unfinished conversion; it goes last."""
 
 
 class Writer:
@@ -57,24 +61,29 @@ class Writer:
         self._metadata, self._extra = dict(metadata or {}), dict(extra or {})
         self._entries = {key: Entry(shape, dtype, "") for key, (shape, dtype) in entries.items()}
         self._single = self.path.suffix == ".safetensors"
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+        if self.path.exists() and not _may_be_replaced(self.path):
             raise FileExistsError(
                 f"{self.path} already exists and is not overwritten; use another output, or move it away"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._renames = renames_atomically(self.path.parent)
+        parent = self.path.parent if self._renames else Path(tempfile.gettempdir())
         needed = sum(entry.nbytes for entry in self._entries.values())
-        free = shutil.disk_usage(self.path.parent).free
+        free = shutil.disk_usage(parent).free
         if needed > free:
+            mend = (
+                "use another output" if self._renames else "set TMPDIR to a folder of a larger disk"
+            )
             raise OSError(
-                f"{self.path} requires {needed / 1e9:.1f} GB, but its disk has only {free / 1e9:.1f} GB left; "
-                f"free some space, or use another output"
+                f"{self.path} requires {needed / 1e9:.1f} GB, but the disk of {parent} has only {free / 1e9:.1f} GB "
+                f"left; free some space, or {mend}"
             )
         self._name = name
         self._files = self._shards(shard_bytes)
         self._where: dict[str, tuple[int, int]] = {}
         self._missing = {key: entry.nbytes for key, entry in self._entries.items()}
         self._open: list[int] = []
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=parent))
         try:
             self._write_headers()
         except BaseException:
@@ -105,7 +114,7 @@ class Writer:
         for number, (name, keys) in enumerate(self._files.items()):
             header = safetensors_files.header(
                 {
-                    key: (_NAMES[(entry := self._entries[key]).dtype], entry.shape, entry.nbytes)
+                    key: (WORDS[(entry := self._entries[key]).dtype], entry.shape, entry.nbytes)
                     for key in keys
                 },
                 self._metadata,
@@ -161,7 +170,10 @@ class Writer:
         for file in self._open:
             os.fsync(file)
         if self._single:
-            os.replace(self._folder / self.path.name, self.path)
+            if self._renames:
+                os.replace(self._folder / self.path.name, self.path)
+            else:
+                shutil.copyfile(self._folder / self.path.name, self.path)
             return
         if len(self._files) > 1:
             weight_map = {key: name for name, keys in self._files.items() for key in keys}
@@ -170,16 +182,33 @@ class Writer:
             self._extra[f"{self._name}.safetensors{INDEX_SUFFIX}"] = json.dumps(index, indent=2)
         for name, text in self._extra.items():
             (self._folder / name).write_text(text)
+        if not self._renames:
+            self._copy()
+            return
         if self.path.exists():
-            self.path.rmdir()  # It is empty, as checked in `__init__`.
+            shutil.rmtree(self.path)  # It may be replaced, as checked in `__init__`.
         self._folder.chmod(0o755)
         os.rename(self._folder, self.path)
+
+    def _copy(self) -> None:
+        self.path.mkdir(exist_ok=True)
+        (self.path / _PENDING).write_text(
+            "the files of a conversion are being copied to this folder\n"
+        )
+        for file in sorted(self._folder.iterdir()):
+            shutil.copyfile(file, self.path / file.name)
+        (self.path / _PENDING).unlink()
 
     def _clear(self) -> None:
         for file in self._open:
             os.close(file)
         self._open = []
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a folder is empty, or what an interrupted conversion has left."""
+    return path.is_dir() and (not any(path.iterdir()) or (path / _PENDING).exists())
 
 
 def _write_all(file: int, data: bytes | memoryview, position: int) -> None:

@@ -6,8 +6,6 @@ import functools
 import importlib
 import importlib.util
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.media.image import load_image, load_rgb
@@ -26,6 +23,8 @@ from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.models import tuna
 from tuna_jax.parallel import distributed
 from tuna_jax.parallel.leader import on_all_processes
+from tuna_jax.utils import safetensors_files
+from tuna_jax.utils.atomic_io import atomic_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEY = "features"
@@ -217,14 +216,11 @@ def write(path: str | Path, features: Float[np.ndarray, "n width"], names: Seque
     path = Path(path)
     if path.suffix not in (".npy", ".safetensors"):
         raise ValueError(f"{path}: features are written as .npy or .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     if path.suffix == ".npy":
-        np.save(written, features)
+        with atomic_file(path) as scratch, scratch.open("wb") as file:
+            np.save(file, features)
     else:
-        metadata = {"names": json.dumps(list(names))}
-        save_file({KEY: np.ascontiguousarray(features)}, written, metadata=metadata)
-    os.replace(written, path)
+        safetensors_files.write(path, {KEY: features}, {"names": json.dumps(list(names))})
     return path
 
 

@@ -7,17 +7,19 @@ A checkpoint is a folder named after its step that holds, saved together and res
     data       JSON: the position of the data iterator, if the run has one; the same on all hosts, so that a run may
                continue with another number of hosts
 
-A save is atomic (Orbax writes to a temporary folder and renames it; on object stores it writes a
-commit file last), so a folder with a checkpoint's name is complete unless it was damaged later.
+A save is atomic (`training/commit.py` says how): a checkpoint that is listed is complete unless it was damaged later.
 Restoring tries the newest first; one that cannot be read is reported as an error and the next older
 one is tried. If none can be read, that is an error: a run never starts from scratch by accident.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,26 @@ from absl import logging
 from etils import epath
 
 from tuna_jax.parallel import distributed
+from tuna_jax.training import commit
+from tuna_jax.utils.file_systems import renames_atomically
+from tuna_jax.utils.regular_files import passing_fault
 
 _STEP_FOLDER = re.compile(r"\d{8,}")
+_PAUSES = (1.0, 4.0)  # Seconds before an unreadable checkpoint is read again.
 # A save that Orbax has not renamed yet, or a removal of ours that was interrupted.
 _REMAINS = re.compile(r"\d{8,}\..+|removed-\d{8,}")
 
 
 class DamagedCheckpointError(RuntimeError):
     """A run has checkpoints, and none of them can be read."""
+
+
+class UnreadableStorageError(OSError):
+    """The storage of a checkpoint fails, which says nothing about the checkpoint."""
+
+
+class UnwrittenCheckpointError(OSError):
+    """A checkpoint could not be written: a full disk, or storage that fails."""
 
 
 class MismatchedCheckpointError(ValueError):
@@ -73,18 +87,22 @@ class Checkpoints:
         self._keep = keep
         self._asynchronous = asynchronous
         self._damaged: set[int] = set()  # They do not count as kept.
+        self._step = 0  # Of the latest save.
+        step_folder, item_folder = commit.temporary_path_classes(self._directory)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 state=ocp.StandardCheckpointHandler(),
                 config=ocp.JsonCheckpointHandler(),
                 data=ocp.JsonCheckpointHandler(),
-            )
+                composite_options=ocp.CompositeOptions(temporary_path_class=item_folder),
+            ),
+            temporary_path_class=step_folder,
         )
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
         folders = [path for path in self._directory.iterdir() if _STEP_FOLDER.fullmatch(path.name)]
-        return sorted(int(path.name) for path in folders if ocp.utils.is_checkpoint_finalized(path))
+        return sorted(int(path.name) for path in folders if commit.is_finished(path))
 
     def save(
         self, step: int, state: Any, *, config: dict[str, Any], iterator: Any | None = None
@@ -93,6 +111,9 @@ class Checkpoints:
         `iterator` (its `get_state`, JSON) as one checkpoint.
 
         Waits for the previous save first, so that at most one is in progress and the oldest can be removed.
+
+        Raises:
+          UnwrittenCheckpointError: this save or the previous one failed.
         """
         self.wait()
         items: dict[str, Any] = {
@@ -107,7 +128,9 @@ class Checkpoints:
         for old in readable[: -max(self._keep - 1, 1)]:
             self._remove(old)
         self._damaged.discard(step)
-        self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
+        self._step = step
+        with self._writing(step):
+            self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
         if not self._asynchronous:
             self.wait()
 
@@ -126,23 +149,13 @@ class Checkpoints:
             first leaves that differ are named. Older checkpoints are not tried: they would differ
             too.
           DamagedCheckpointError: there are checkpoints, and none can be read.
+          UnreadableStorageError: input and output fail while a checkpoint is read, repeatedly.
         """
         self._tidy()
         steps = distributed.from_first(self.steps())
         for step in reversed(steps):
-            restored = None
-            try:
-                restored = self._restore(step, template, iterator)
-            except MismatchedCheckpointError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
-                logging.error(
-                    "CHECKPOINT DAMAGED: %s cannot be read (%s: %s). Trying the next older one.",
-                    self._folder(step),
-                    type(error).__name__,
-                    str(error)[:500],
-                )
-            if distributed.all_agree(restored is not None):
+            restored = self._restore_with_retries(step, template, iterator)
+            if restored is not None:
                 return restored
             self._damaged.add(step)
         if steps:
@@ -153,8 +166,13 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Blocks until a save in the background is finished; raises what it raised."""
-        self._checkpointer.wait_until_finished()
+        """Blocks until a save in the background is finished.
+
+        Raises:
+          UnwrittenCheckpointError: it failed, on this process or another.
+        """
+        with self._writing(self._step):
+            self._checkpointer.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save and frees the background threads."""
@@ -172,6 +190,19 @@ class Checkpoints:
                 raise
             logging.exception("the last checkpoint could not be written either")
 
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """TensorStore raises ValueError for a full disk, which would read like a wrong setting."""
+        try:
+            yield
+        except Exception as error:
+            left = ", ".join(map(str, self.steps())) or "none"
+            raise UnwrittenCheckpointError(
+                f"the checkpoint {self._folder(step)} could not be written ({type(error).__name__}: "
+                f"{str(error)[:500]}). Finished checkpoints: {left}. Free space or repair the storage; the same "
+                f"command resumes"
+            ) from error
+
     def _folder(self, step: int) -> epath.Path:
         return self._directory / f"{step:08d}"
 
@@ -179,7 +210,8 @@ class Checkpoints:
         folder = self._folder(step)
         if jax.process_index() != 0:  # All hosts share one folder; one of them removes from it.
             return
-        if "://" in str(folder):
+        if not renames_atomically(folder):
+            commit.revoke(folder)
             folder.rmtree()
             return
         # Rename first: a process killed in the middle of the removal must not leave half a
@@ -189,16 +221,47 @@ class Checkpoints:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _tidy(self) -> None:
-        """Removes unfinished saves; on object stores they have a checkpoint's name but lack its commit file."""
+        """Removes unfinished saves; in buckets they have a checkpoint's name but lack its commit file."""
         if jax.process_index() != 0:
             return
         for path in self._directory.iterdir():
-            unfinished = _STEP_FOLDER.fullmatch(
-                path.name
-            ) and not ocp.utils.is_checkpoint_finalized(path)
+            unfinished = _STEP_FOLDER.fullmatch(path.name) and not commit.is_finished(path)
             if unfinished or _REMAINS.fullmatch(path.name):
                 logging.warning("removing what is left of an unfinished save: %s", path)
                 path.rmtree()
+
+    def _restore_with_retries(
+        self, step: int, template: Any, iterator: Any | None
+    ) -> Restored | None:
+        """A checkpoint, on all processes; None if it is damaged."""
+        for pause in (*_PAUSES, None):
+            restored, fault = None, None
+            try:
+                restored = self._restore(step, template, iterator)
+            except MismatchedCheckpointError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
+                fault, folder = passing_fault(error), self._folder(step)
+                if fault is None:
+                    logging.error(
+                        "CHECKPOINT DAMAGED: %s cannot be read (%s: %s). Trying the next older one.",
+                        folder,
+                        type(error).__name__,
+                        str(error)[:500],
+                    )
+                elif pause is None:
+                    raise UnreadableStorageError(
+                        f"the checkpoint {folder} could not be read in {len(_PAUSES) + 1} attempts ({fault}). The same "
+                        f"command tries again; to resume from an older checkpoint, move this one away"
+                    ) from error
+                else:
+                    logging.warning("%s: %s. Trying again in %g seconds", folder, fault, pause)
+            if distributed.all_agree(restored is not None):
+                return restored
+            if distributed.all_agree(restored is not None or fault is None):
+                return None
+            time.sleep(pause or 0)
+        return None
 
     def _restore(self, step: int, template: Any, iterator: Any | None) -> Restored:
         abstract = jax.tree.map(_abstract, template)
@@ -268,7 +331,7 @@ def finished_checkpoints(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     inside = (folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
     steps = sorted(path for path in inside.iterdir() if _STEP_FOLDER.fullmatch(path.name))
-    return [path for path in steps if ocp.utils.is_checkpoint_finalized(epath.Path(path))]
+    return [path for path in steps if commit.is_finished(path)]
 
 
 def open_arrays(folder: str | Path) -> SavedArrays | None:

@@ -88,7 +88,7 @@ def train(
     workdir = Path(workdir)
     folder = workdir / "checkpoints"
     with (
-        locked(workdir),
+        locked(workdir) as check_owner,
         Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
     ):
         agreement.check(_facts(record))
@@ -171,7 +171,8 @@ def train(
 
         def save(at: int) -> None:
             report()  # Log lines of earlier steps must be on disk: a resumed run does not write them again.
-            log.sync()
+            check_owner()
+            log.sync(at)
             with speed.excluded(), watchdog.paused():
                 saved.save(at, current, config=record, iterator=iterator)
 

@@ -2,6 +2,9 @@
 
 `metrics.jsonl` holds one JSON object per line with the key `step`. A resumed run first truncates it to the restored
 step, so that the file of an interrupted run equals that of an uninterrupted one (except for wall-clock entries).
+
+In a mounted bucket a file is stored when it is closed, as a whole. There the log and TensorBoard's file are closed with
+every checkpoint, and the log goes on in `metrics-STEP.jsonl` once its file has a mebibyte; `read` reads all of them.
 """
 
 from __future__ import annotations
@@ -18,9 +21,12 @@ import jax
 from tqdm import tqdm
 
 from tuna_jax.training import throughput
+from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.file_systems import renames_atomically
 from tuna_jax.utils.text_files import read_log
 
 METRICS_FILE = "metrics.jsonl"
+_SEGMENT = 1 << 20  # Bytes.
 
 
 class MetricsLog:
@@ -44,9 +50,14 @@ class MetricsLog:
         path = Path(workdir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, None
+        self._closes = not renames_atomically(path.parent)
         # purge_step hides what an interrupted run wrote to TensorBoard after the checkpoint.
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        folder = str(Path(workdir) / "tensorboard")
+        self._new_board = lambda step: SummaryWriter(
+            folder, purge_step=step, filename_suffix=f".{step}"
+        )
+        self._board = self._new_board(start + 1)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -79,13 +90,28 @@ class MetricsLog:
             number = float(value)
             line[name] = number if abs(number) < float("inf") else None
             self._board.add_scalar(name, number, step)
+        if self._file is None:
+            self._file = self._segment(step).open("a", encoding="utf-8")
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def sync(self) -> None:
-        """Flushes `metrics.jsonl` to the disk, or to a mounted bucket; called before a checkpoint is saved."""
-        if self._enabled:
-            os.fsync(self._file.fileno())
+    def sync(self, step: int) -> None:
+        """Puts what was logged on the disk, or in a mounted bucket; called before the checkpoint of `step` is saved."""
+        if not self._enabled or self._file is None:
+            return
+        os.fsync(self._file.fileno())
+        if self._closes:
+            self._file.close()
+            self._file = None
+            self._board.close()
+            self._board = self._new_board(step + 1)
+
+    def _segment(self, step: int) -> Path:
+        """The file that a line of `step` is appended to."""
+        last = segments(self._path)[-1]
+        if self._closes and last.exists() and last.stat().st_size >= _SEGMENT:
+            return self._path.with_name(f"{self._path.stem}-{step:08d}{self._path.suffix}")
+        return last
 
     def say(self, text: str) -> None:
         """Prints a line of text without disturbing the progress bar."""
@@ -97,7 +123,8 @@ class MetricsLog:
         if not self._enabled:
             return
         self._bar.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._board.close()
 
 
@@ -161,17 +188,21 @@ WALL_CLOCK = (
 )
 
 
+def segments(path: Path) -> list[Path]:
+    """`metrics.jsonl` and the files in which it goes on, in order."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))]
+
+
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; an incomplete last line (from a killed process) is ignored."""
-    return read_log(path)
+    return [line for segment in segments(Path(path)) for line in read_log(segment)]
 
 
 def truncate(path: str | Path, step: int) -> None:
     """Removes the lines after `step`, and an incomplete last line, atomically; a missing file stays missing."""
-    path = Path(path)
-    if not path.exists():
-        return
-    kept = [line for line in read(path) if line["step"] <= step]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(scratch, path)
+    for segment in segments(Path(path)):
+        if not segment.exists():
+            continue
+        kept = [line for line in read_log(segment) if line["step"] <= step]
+        with atomic_file(segment) as scratch:
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
+
+from tuna_jax.utils import safetensors_files
 
 
 class NotFiniteError(RuntimeError):
@@ -31,16 +31,14 @@ def keep_batch(
     Returns:
       The safetensors file with the arrays of the batch; its metadata has `step` and `details`.
     """
-    folder = Path(workdir) / "post_mortem"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}_process_{details.get('process', 0)}.safetensors"
+    name = f"step_{step:08d}_process_{details.get('process', 0)}.safetensors"
+    path = Path(workdir) / "post_mortem" / name
     arrays = {
         name: np.ascontiguousarray(
             array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
         )
         for name, array in batch.items()
     }
-    scratch = path.with_suffix(".tmp")
-    save_file(arrays, scratch, metadata={"step": str(step), "details": json.dumps(dict(details))})
-    os.replace(scratch, path)
+    metadata = {"step": str(step), "details": json.dumps(dict(details))}
+    safetensors_files.write(path, arrays, metadata)
     return path

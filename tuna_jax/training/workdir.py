@@ -1,4 +1,9 @@
-"""Locks the folder of a run, so that only one run at a time uses it."""
+"""Locks the folder of a run, so that only one run at a time uses it.
+
+A lock of the operating system excludes other runs on a disk. In a mounted bucket it excludes only those of the same
+host. There a run writes its name into OWNER_FILE when it begins, and reads it back before each checkpoint: of two runs
+the one that began later goes on, and the other ends before it has overwritten anything.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,18 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from absl import logging
 
+from tuna_jax.utils.file_systems import renames_atomically
+from tuna_jax.utils.text_files import read_text
+
 LOCK_FILE = ".lock"
+OWNER_FILE = ".owner"
 
 
 class WorkdirInUseError(ValueError):
@@ -34,16 +44,17 @@ def check_folder(workdir: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: str | Path) -> Iterator[None]:
+def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
     """Context manager that locks `workdir`, created if absent; the first process locks for all processes.
 
-    The operating system releases the lock when the process ends, also after a crash.
+    The operating system releases the lock when the process ends, also after a crash. The context is a function to call
+    before files are replaced: it raises WorkdirInUseError if another run has taken over a mounted bucket.
 
     Raises:
       WorkdirInUseError: another run holds the lock; the message names its process and host.
     """
     if jax.process_index() != 0:
-        yield
+        yield lambda: None
         return
     path = Path(workdir) / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +67,7 @@ def locked(workdir: str | Path) -> Iterator[None]:
                 logging.warning(
                     "%s cannot be locked (%s): make sure that only one run uses it", path, error
                 )
-                yield
+                yield _owned(workdir)
                 return
             file.seek(0)
             raise WorkdirInUseError(
@@ -66,4 +77,23 @@ def locked(workdir: str | Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        yield _owned(workdir)
+
+
+def _owned(workdir: str | Path) -> Callable[[], None]:
+    """Takes over a folder in which locks mean nothing; returns the check that it still belongs to this run."""
+    if renames_atomically(workdir):
+        return lambda: None
+    path = Path(workdir) / OWNER_FILE
+    mine = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}\n"
+    path.write_text(mine, encoding="utf-8")
+
+    def check() -> None:
+        now = read_text(path) if path.exists() else mine
+        if now != mine:
+            raise WorkdirInUseError(
+                f"{workdir} was taken over by {now.partition(',')[0]}, a run that began later; this one ends and "
+                f"changes nothing more. Give each run its own --workdir"
+            )
+
+    return check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _PASSING = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(getattr(errno, name) for name in ("EREMOTEIO", "ENOLINK") if hasattr(errno, name)),
 }
+_TENSORSTORE = re.compile(r"(?P<text>[^\n]{0,200})\[os_error_code='(?P<number>\d+)'\]")
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENOBUFS, errno.EROFS}
 
 
@@ -33,6 +35,21 @@ def is_machine_fault(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in _PASSING | _LASTING
     )
+
+
+def passing_fault(error: BaseException | None) -> str | None:
+    """What an error, or one that caused it, says of input or output that failed and may pass; None if nothing.
+
+    TensorStore does not raise OSError: its errors have the number in their text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return str(error)
+        for found in _TENSORSTORE.finditer(str(error)):
+            if int(found["number"]) in _PASSING:
+                return found["text"].strip()
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def with_retries(work: Callable[[], T], *, attempts: int = 3, pause: float = 0.2) -> T:

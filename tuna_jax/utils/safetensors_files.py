@@ -7,13 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tuna_jax.utils import file_content
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.text_files import read_json
+
+# In the order of the library, which sorts tensors by it.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+}
+"""The dtypes of the format by their words in it."""
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -63,6 +84,18 @@ def header(
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a file; its folder is created if necessary."""
-    with atomic_file(path) as scratch:
-        save_file(dict(tensors), scratch, metadata=dict(metadata))
+    """Writes a file with the tensors in the order of `safetensors.numpy.save_file`; its folder is created if necessary.
+
+    That function sets the size of the file first, which a mounted bucket refuses; this one only appends.
+    """
+    rank = {dtype: number for number, dtype in enumerate(DTYPES.values())}
+    names = sorted(tensors, key=lambda name: (-rank[tensors[name].dtype], name))
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in names}
+    entries = {
+        name: (WORDS[array.dtype], tensors[name].shape, array.nbytes)
+        for name, array in arrays.items()
+    }
+    with atomic_file(path) as scratch, scratch.open("wb") as file:
+        file.write(header(entries, metadata))
+        for array in arrays.values():
+            file.write(array.reshape(-1).view(np.uint8).data)
