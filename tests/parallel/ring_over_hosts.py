@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     ]
 
     # ---- a batch of which both processes read all rows
-    program = Program(LoopSettings(steps=10, mesh=settings), preset("tiny"), ("a",), mesh)
+    program = Program(LoopSettings(steps=10**6, mesh=settings), preset("tiny"), ("a",), mesh)
     batch = {"tokens": np.zeros((2, 24), np.int32)}
     placed = program.place(batch)["tokens"]
     assert program.batch_shapes(batch)["tokens"].shape == placed.shape
