@@ -65,7 +65,8 @@ def test_the_plain_loops_do_the_same_work(tmp_path) -> None:
 
 def test_the_costs_of_checkpoints_are_measured(tmp_path, capsys) -> None:
     file = tmp_path / "checkpoints.json"
-    flags = ["--preset=tiny", "--steps=1", "--every=1", "--rounds=1", f"--json={file}"]
+    flags = ["--preset=tiny", "--steps=1", "--every=1", "--log_every=1", "--rounds=1"]
+    flags.append(f"--json={file}")
     assert benchmark.main(["checkpoints", *flags]) == 0
     printed, report = capsys.readouterr().out, json.loads(file.read_text())
     assert report["settings"]["preset"] == "tiny"

@@ -202,6 +202,7 @@ KINDS = {
             "tokens": "tokens per row",
             "steps": "steps per window",
             "every": "steps between two saves",
+            "log_every": "steps between two log lines",
             "rounds": "windows of each kind",
         },
         checkpointing.Settings,

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate-images": "PSNR, SSIM, FID, CMMD and CKNNA of folders of images",
     "convert": "weights to and from PyTorch; inspect files; verify parity",
     "plan": "compile an experiment for a TPU slice that is not at hand: memory, bounds, search",
+    "doctor": "check a device, a host or a slice before the first run on it",
     "benchmark": "measure speed on this machine, next to a baseline",
     "export": "export the sampler as files that servers load without tracing",
     "encode-latents": "precompute VAE latents of a data set",

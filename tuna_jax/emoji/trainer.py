@@ -32,13 +32,19 @@ from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
 
-def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | Path) -> bool:
+def train(
+    values: Mapping[str, Any],
+    settings: EmojiExperiment,
+    workdir: str | Path,
+    train_loop: loop.Loop = loop.train,
+) -> bool:
     """Runs or resumes the experiment.
 
     Args:
       values: the experiment's config as a mapping; it is stored with checkpoints and the exported model.
       settings: the same config, parsed.
       workdir: folder of the run.
+      train_loop: what receives model and data; `tuna-jax doctor` passes its own, which measures them.
 
     Returns:
       Whether the run reached its last step.
@@ -89,7 +95,7 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
 
         leader.together(write)
 
-    return loop.train(
+    return train_loop(
         settings,
         bundle.config,
         workdir,
@@ -106,9 +112,9 @@ def train(values: Mapping[str, Any], settings: EmojiExperiment, workdir: str | P
     )
 
 
-def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
+def run(values: Mapping[str, Any], workdir: str | Path, train_loop: loop.Loop = loop.train) -> bool:
     """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "emoji"`."""
-    return train(values, parse(EmojiExperiment, values), workdir)
+    return train(values, parse(EmojiExperiment, values), workdir, train_loop)
 
 
 def sheet_prompts(count: int, data: EmojiData) -> list[str]:

@@ -7,6 +7,7 @@ of the memory is what the compiler reports when a program does not fit ("... of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 GIB = 2**30
 
@@ -27,6 +28,7 @@ class Chip:
       bandwidth: of HBM, bytes/s.
       network: bytes/s that a chip can send to other chips of its slice over all of its links.
       chips_a_host: chips that share a host and its network card.
+      kinds: JAX's names of its devices, `device_kind`.
       devices: JAX devices per chip; each has its share of every figure.
     """
 
@@ -37,6 +39,7 @@ class Chip:
     bandwidth: float
     network: float
     chips_a_host: int
+    kinds: tuple[str, ...]
     devices: int = 1
 
     @property
@@ -56,6 +59,7 @@ CHIPS = {
             bandwidth=819e9,
             network=1600e9 / 8,
             chips_a_host=4,
+            kinds=("TPU v5 lite", "TPU v5e"),
         ),
         Chip(
             name="v5p",
@@ -65,6 +69,7 @@ CHIPS = {
             bandwidth=2765e9,
             network=4800e9 / 8,
             chips_a_host=4,
+            kinds=("TPU v5", "TPU v5p"),
         ),
         Chip(
             name="v6e",
@@ -74,6 +79,7 @@ CHIPS = {
             bandwidth=1640e9,
             network=3584e9 / 8,
             chips_a_host=4,
+            kinds=("TPU v6 lite", "TPU v6e"),
         ),
         Chip(
             name="tpu7x",
@@ -83,6 +89,7 @@ CHIPS = {
             bandwidth=7380e9,
             network=9600e9 / 8,
             chips_a_host=4,
+            kinds=("TPU7x",),
             devices=2,
         ),
     )
@@ -102,3 +109,19 @@ def chip_of(topology: str) -> Chip:
             f"{', '.join(CHIPS)}, as in v5e:4x4 or v5p:4x4x4"
         )
     return CHIPS[kind]
+
+
+def matching(kind: str, names: Iterable[str]) -> str | None:
+    """The name that a JAX device's `device_kind` is, or begins with; the longest, since 'TPU v5 lite' is no 'TPU v5'.
+
+    After a name there may be further words, as in 'NVIDIA H200 NVL'.
+    """
+    fitting = [name for name in names if kind == name or kind.startswith(f"{name} ")]
+    return max(fitting, key=len, default=None)
+
+
+def chip_of_device(kind: str) -> Chip | None:
+    """The chip of a JAX device by its `device_kind`; None if it is not in the table, as GPUs and CPUs are not."""
+    by_kind = {name: chip for chip in CHIPS.values() for name in chip.kinds}
+    name = matching(kind, by_kind)
+    return by_kind[name] if name else None

@@ -1,7 +1,7 @@
-"""Measures the cost of checkpoints: the time of steps with and without saves among them, and of resuming.
+"""Measures what a run costs beyond its steps: checkpoints, log lines, the watchdog, and resuming.
 
-Windows of equally many steps alternate: without a save, and with saves at an interval, in the background or not.
-Reported is the median over rounds of the windows' ratios, so that a busy machine affects both.
+Windows of equally many steps alternate: nothing but steps, and steps with one of these. Reported is the median over
+rounds of the windows' ratios, so that a busy machine affects both.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from tuna_jax.config import TunaConfig, preset
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
-from tuna_jax.training import state
+from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints
 from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.train_program import Program
+from tuna_jax.training.watchdog import Watchdog, WatchdogSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Settings:
       tokens: per row, a quarter of them of an image.
       steps: per window.
       every: steps between two saves.
+      log_every: steps between two log lines.
       rounds: windows of each kind.
     """
 
@@ -45,16 +47,21 @@ class Settings:
     tokens: int = 64
     steps: int = 40
     every: int = 20
+    log_every: int = 10
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        for key, least in {"rows": 1, "tokens": 16, "steps": 1, "every": 1, "rounds": 1}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} is {getattr(self, key)}; it is at least {least}")
-        if self.every > self.steps:
-            raise ValueError(
-                f"every is {self.every} and steps is {self.steps}: no window would have a save"
-            )
+        for field in dataclasses.fields(self)[1:]:
+            least = 16 if field.name == "tokens" else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)}; it is at least {least}"
+                )
+        for key, content in {"every": "save", "log_every": "log line"}.items():
+            if getattr(self, key) > self.steps:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)} and steps is {self.steps}: no window would have a {content}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +69,12 @@ class Costs:
     """The measured costs; times are in seconds, medians over the rounds.
 
     Attributes:
-      every: steps between two saves.
+      every, log_every: steps between two saves, and between two log lines.
       bytes: of the saved state.
-      step: time of a step without saves.
+      step: time of a step and nothing else.
       asynchronous, synchronous: time of a step with saves, relative to one without.
+      logging: time of a step with log lines (`metrics.jsonl`, TensorBoard), relative to one without.
+      watchdog: time of a step with the watchdog, relative to one without.
       blocked: time for which `save` blocks the loop in the background mode.
       whole: time until the checkpoint is written.
       restore: time to read the newest checkpoint into a sharded state.
@@ -73,10 +82,13 @@ class Costs:
     """
 
     every: int
+    log_every: int
     bytes: int
     step: float
     asynchronous: float
     synchronous: float
+    logging: float
+    watchdog: float
     blocked: float
     whole: float
     restore: float
@@ -94,15 +106,23 @@ def measure(settings: Settings, folder: Path) -> Costs:
     current = program.initial()
     steps_taken, blocked, whole = 0, [], []
 
-    def window(saved: Checkpoints | None) -> float:
+    def window(
+        saved: Checkpoints | None = None,
+        log: metrics.MetricsLog | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> float:
         """Seconds per step, until the last save of the window is written."""
         nonlocal current, steps_taken
         begin = time.perf_counter()
         for number in range(1, settings.steps + 1):
-            current, metrics = run(current, on_mesh, None)
+            current, sums = run(current, on_mesh, None)
             steps_taken += 1
+            if watchdog is not None:
+                watchdog.step(steps_taken)
+            if log is not None and number % settings.log_every == 0:
+                log.write(steps_taken, step.summarize(sums, ("t2i",)))
             if number % settings.every == settings.every // 2:  # steps follow the last save, too
-                jax.block_until_ready(metrics)
+                jax.block_until_ready(sums)
                 if saved is not None:
                     save_begin = time.perf_counter()
                     saved.save(steps_taken, current, config={})
@@ -114,24 +134,33 @@ def measure(settings: Settings, folder: Path) -> Costs:
             whole.append(time.perf_counter() - save_begin)  # pyright: ignore[reportPossiblyUnboundVariable]
         return seconds
 
-    ratios: dict[bool, list[float]] = {True: [], False: []}
+    ratios: dict[str, list[float]] = {}
     plain: list[float] = []
     blocked_medians: list[float] = []
+    log = metrics.MetricsLog(folder / "log", steps=10**6, bar=False)
     with (
         Checkpoints(folder / "background", keep=1) as background,
         Checkpoints(folder / "waiting", keep=1, asynchronous=False) as waiting,
+        Watchdog(WatchdogSettings(), folder / "log", 0) as watchdog,
     ):
-        for saved in (None, background, waiting):  # the first of each initialises
-            window(saved)
+        kinds: dict[str, dict[str, Any]] = {
+            "asynchronous": {"saved": background},
+            "synchronous": {"saved": waiting},
+            "logging": {"log": log},
+            "watchdog": {"watchdog": watchdog},
+        }
+        for extra in ({}, *kinds.values()):  # the first of each initialises
+            window(**extra)
         for _ in tqdm(range(settings.rounds), desc="checkpoints", unit="round"):
-            for saved, mode in ((background, True), (waiting, False)):
-                without = window(None)
+            for kind, extra in kinds.items():
+                without = window()
                 blocked.clear()
-                ratios[mode].append(window(saved) / without)
+                ratios.setdefault(kind, []).append(window(**extra) / without)
                 plain.append(without)
-                if mode:
+                if kind == "asynchronous":
                     blocked_medians.append(statistics.median(blocked))
         written = statistics.median(whole)
+    log.close()
     template = state.abstract(program.shapes, program.shardings)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(current))
     with Checkpoints(folder / "background", keep=1) as saved:
@@ -143,18 +172,18 @@ def measure(settings: Settings, folder: Path) -> Costs:
 
         restore = _median(read_newest, settings.rounds)
     fresh = _median(program.initial, settings.rounds)
-    for kind in ("background", "waiting"):
+    for kind in ("background", "waiting", "log"):
         shutil.rmtree(folder / kind)
     return Costs(
-        settings.every,
-        size,
-        statistics.median(plain),
-        statistics.median(ratios[True]),
-        statistics.median(ratios[False]),
-        statistics.median(blocked_medians),
-        written,
-        restore,
-        fresh,
+        every=settings.every,
+        log_every=settings.log_every,
+        bytes=size,
+        step=statistics.median(plain),
+        **{kind: statistics.median(values) for kind, values in ratios.items()},
+        blocked=statistics.median(blocked_medians),
+        whole=written,
+        restore=restore,
+        fresh=fresh,
     )
 
 
@@ -166,6 +195,8 @@ def table(costs: Costs) -> str:
             f"a state of {costs.bytes / 1e6:.1f} MB, {1e3 * costs.step:.0f} ms per step",
             f"step time with {saves} in the background   {costs.asynchronous:6.3f} of that without saves",
             f"step time with {saves}, waiting for it     {costs.synchronous:6.3f} of that without saves",
+            f"step time with a log line every {costs.log_every} steps   {costs.logging:6.3f} of that without",
+            f"step time with the watchdog   {costs.watchdog:6.3f} of that without",
             f"a save in the background blocks the loop for {1e3 * costs.blocked:.0f} ms "
             f"and is written after {1e3 * costs.whole:.0f} ms",
             f"resuming from a checkpoint: {1e3 * costs.restore:.0f} ms to read the state "

@@ -77,6 +77,21 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
             )
         seconds = time.monotonic() - start
         text = _largest(Path(folder))
+    return dataclasses.replace(
+        _numbers(compiled),
+        seconds=seconds,
+        host_memory=_host_memory(),
+        text=text,
+        estimates=_estimates(compiled) if estimates else "",
+    )
+
+
+def described(compiled: Any) -> Compiled:
+    """The numbers and the text of a program that is compiled already, for the devices at hand."""
+    return dataclasses.replace(_numbers(compiled), text=_estimates(compiled))
+
+
+def _numbers(compiled: Any) -> Compiled:
     memory = compiled.memory_analysis()
     return Compiled(
         fits=True,
@@ -86,17 +101,13 @@ def compile_lowered(lowered: Any, estimates: bool = False) -> Compiled:
         aliased=float(memory.alias_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
         code=float(memory.generated_code_size_in_bytes),
-        seconds=seconds,
-        host_memory=_host_memory(),
-        text=text,
-        estimates=_estimates(compiled) if estimates else "",
     )
 
 
 def _estimates(compiled: Any) -> str:
     try:
         return compiled.as_text()
-    except Exception:  # Of any kind: the program did compile, and only its estimates are missing.
+    except Exception:  # Of any kind: the program did compile, and only its text is missing.
         return ""
 
 

@@ -82,13 +82,19 @@ def load_components(
     return config, params, tokenizer
 
 
-def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str | Path) -> bool:
+def train(
+    values: Mapping[str, Any],
+    settings: MultitaskExperiment,
+    workdir: str | Path,
+    train_loop: loop.Loop = loop.train,
+) -> bool:
     """Runs or resumes the experiment.
 
     Args:
       values: the experiment's config as a mapping; it is stored with checkpoints and the exported model.
       settings: the same config, parsed.
       workdir: folder of the run.
+      train_loop: what receives model and data; `tuna-jax doctor` passes its own, which measures them.
 
     Returns:
       Whether the run reached its last step.
@@ -178,7 +184,7 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         },
     }
     with contextlib.closing(iterator):
-        return loop.train(
+        return train_loop(
             settings,
             config,
             workdir,
@@ -198,6 +204,6 @@ def train(values: Mapping[str, Any], settings: MultitaskExperiment, workdir: str
         )
 
 
-def run(values: Mapping[str, Any], workdir: str | Path) -> bool:
+def run(values: Mapping[str, Any], workdir: str | Path, train_loop: loop.Loop = loop.train) -> bool:
     """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "multitask"`."""
-    return train(values, parse(MultitaskExperiment, values), workdir)
+    return train(values, parse(MultitaskExperiment, values), workdir, train_loop)

@@ -37,3 +37,9 @@ def slowest(step: int, own: float) -> tuple[float, int]:
     jax_internals.delete_values(f"{_KEY}/{step}/")
     process, seconds = max(published, key=lambda entry: entry[1], default=(0, own))
     return float(seconds), int(process)
+
+
+def forget() -> None:
+    """Removes what was published and not read, so that the same processes can train again; only in process 0."""
+    if jax.process_count() > 1:
+        jax_internals.delete_values(f"{_KEY}/")

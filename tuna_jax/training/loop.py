@@ -35,6 +35,8 @@ from tuna_jax.utils import old_names
 
 Sample = Callable[[int, Any], None]
 Evaluate = Callable[[int, Any], Mapping[str, float]]
+Loop = Callable[..., bool]
+"""A function with the arguments of `train`."""
 
 
 def train(

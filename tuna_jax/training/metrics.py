@@ -37,10 +37,17 @@ class MetricsLog:
       steps: number of steps of the run, for the progress bar.
       start: the step from which the run starts or resumes; later lines of an existing `metrics.jsonl` are removed.
       enabled: False in all processes except the first: all methods do nothing.
+      bar: whether to show a progress bar.
     """
 
     def __init__(
-        self, workdir: str | Path, *, steps: int, start: int = 0, enabled: bool = True
+        self,
+        workdir: str | Path,
+        *,
+        steps: int,
+        start: int = 0,
+        enabled: bool = True,
+        bar: bool = True,
     ) -> None:
         self._enabled = enabled
         if not enabled:
@@ -66,6 +73,7 @@ class MetricsLog:
             dynamic_ncols=True,
             mininterval=0.5,
             smoothing=0.05,
+            disable=not bar,
         )
 
     def progress(self, step: int, **values: float) -> None:

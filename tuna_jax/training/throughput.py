@@ -19,17 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tuna_jax.hardware.chips import CHIPS
+from tuna_jax.hardware.chips import CHIPS, matching
 
 # `device_kind` of JAX -> peak FLOP/s in bfloat16 without sparsity.
-_PEAKS = {
-    "TPU v5 lite": CHIPS["v5e"].peak,
-    "TPU v5e": CHIPS["v5e"].peak,
-    "TPU v5": CHIPS["v5p"].peak,
-    "TPU v5p": CHIPS["v5p"].peak,
-    "TPU v6 lite": CHIPS["v6e"].peak,
-    "TPU v6e": CHIPS["v6e"].peak,
-    "TPU7x": CHIPS["tpu7x"].peak / CHIPS["tpu7x"].devices,
+_PEAKS = {kind: chip.peak / chip.devices for chip in CHIPS.values() for kind in chip.kinds} | {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -38,10 +31,8 @@ _PEAKS = {
 
 def peak_of(device: Any) -> float | None:
     """Peak bfloat16 FLOP/s of a JAX device by its `device_kind`; None if unknown, as for CPUs."""
-    kind = str(device.device_kind)
-    # The longest matching name: 'TPU v5 lite' is not a 'TPU v5'; 'NVIDIA H200' may have further words after it.
-    fitting = [name for name in _PEAKS if kind == name or kind.startswith(f"{name} ")]
-    return _PEAKS[max(fitting, key=len)] if fitting else None
+    name = matching(str(device.device_kind), _PEAKS)
+    return _PEAKS[name] if name else None
 
 
 class Throughput:
