@@ -99,7 +99,7 @@ class Probe:
         del workdir, unused
         batch = next(iterator)
         mesh = make_mesh(settings.mesh)
-        distributed.check_rows(mesh)
+        distributed.batch_part(mesh)
         program = Program(settings, config, tasks, mesh)
         self.step = measure_step(
             program, batch, vae_params, heads(batch), self._processes, self._counts
