@@ -144,8 +144,8 @@ def measure_step(
         flops_of_step = (counted, program.model_flops(batch, frozen, heads))
     return Step(
         seconds=statistics.median(durations[_WARM:]),
-        rows=len(batch["tokens"]) * jax.process_count(),
-        tokens=batch["tokens"].size * jax.process_count(),
+        rows=len(batch["tokens"]) * program.readers,
+        tokens=batch["tokens"].size * program.readers,
         memory=max((number for number in used if number), default=None),
         compiled=compiler.described(run),
         flops=flops_of_step,
