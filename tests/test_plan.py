@@ -33,6 +33,7 @@ def test_help_has_examples_and_flags():
     ("arguments", "words"),
     [
         ([], "give --config=EXPERIMENT and --topology=KIND:AxB"),
+        ([TINY, "--topology=v5e:2x2", "--layouts", "--search"], "leave out --search"),
         ([TINY, "--topology=v5e:2x4", "--stream=sing"], "has the streams describe, draw"),
     ],
 )
@@ -74,6 +75,26 @@ def test_the_tiny_step_compiles_and_its_numbers_agree(tmp_path):
     assert bound["step"] == max(bound[name] for name in ("compute", "memory", "network", "dcn"))
     peak = 8 * 197e12 * bound["step"]
     assert bound["mfu"] == pytest.approx(result["flops"]["useful"] / peak)
+
+
+@pytest.mark.slow
+def test_every_layout_of_inference_is_planned(tmp_path):
+    pytest.importorskip("libtpu")
+    file = tmp_path / "layouts.json"
+    process = plan(TINY, "--topology=v5e:2x2", "--layouts", f"--json={file}")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Sampling with the model of tiny_stage on v5e:2x2 (4 chips)" in process.stdout
+    saved = json.loads(file.read_text())
+    assert saved["kind"] == "layouts"
+    replicated, tensor, fsdp = saved["results"]
+    names = [each["layout"]["name"] for each in saved["results"]]
+    assert names == ["replicated", "tensor parallel", "FSDP"]
+    assert [each["layout"]["chosen"] for each in saved["results"]] == [True, False, False]
+    assert (replicated["mesh"]["data"], tensor["mesh"]["tensor"], fsdp["mesh"]["fsdp"]) == (4, 2, 4)
+    assert all(each["pictures"] == 4 and each["memory"]["fits"] for each in saved["results"])
+    gathered = [each["network"]["bytes"]["all-gather"] for each in saved["results"]]
+    assert fsdp["memory"]["parts"]["parameters"] < replicated["memory"]["parts"]["parameters"]
+    assert gathered[2] > gathered[0]
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ Examples:
     # Two slices, joined by the data centre's network:
     tuna-jax plan --config=experiments/tuna/tuna_7b_stage2.py --topology=v5e:8x8 --slices=2
 
+    # Sampling in the layouts that inference chooses from, one image per device:
+    tuna-jax plan --config=experiments/tuna/tuna_1p5b_stage3.py --topology=v5e:8x8 --layouts
+
     # Memory of attention by backend and length; then the page of all files that --json wrote:
     tuna-jax plan --attention --topology=v5e:2x2 --json=docs/generated/plans/attention.json
     tuna-jax plan --collect=docs/generated/plans --page=docs/generated/scaling.md
@@ -99,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also print where the compiler estimates time to go, operation by operation",
     )
+    add(
+        "--layouts",
+        action="store_true",
+        help="sample in each layout that inference chooses from: replicated, tensor parallel, FSDP",
+    )
     add("--attention", action="store_true", help="measure attention's memory by backend")
     add("--collect", metavar="DIR", help="folder of files of --json to make --page from")
     add("--page", metavar="FILE", help="the page that --collect writes")
@@ -113,8 +121,15 @@ def _check_flags(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     needed = [options.topology] if options.attention else [options.topology, options.config]
     if options.collect is None and None in needed:
         parser.error("give --config=EXPERIMENT and --topology=KIND:AxB; --help shows examples")
-    if options.profile and (options.search or options.attention or options.collect):
-        parser.error("--profile applies to programs, not to --search, --attention or --collect")
+    others = options.search or options.attention or options.collect or options.layouts
+    if options.profile and others:
+        parser.error(
+            "--profile applies to programs, not to --search, --layouts, --attention or --collect"
+        )
+    if options.layouts and (options.search or options.stream or options.program):
+        parser.error(
+            "--layouts plans sampling in every layout; leave out --search, --stream and --program"
+        )
 
 
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -141,6 +156,9 @@ def _plan(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
     name = options.topology
     devices = topology.devices(name, options.slices)
     target_devices = planner.TargetDevices(topology=name, slices=options.slices, devices=devices)
+    if options.layouts:
+        _plan_layouts(options, read, target_devices)
+        return
     if options.search:
         (stream,) = options.stream if len(options.stream) == 1 else [None]
         search = planner.run_search(read, target_devices, stream, options.tries, _log)
@@ -163,6 +181,18 @@ def _plan(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
     for result in results:
         if "profile" in result:
             print(f"\n{report.profile(result)}")
+
+
+def _plan_layouts(options: argparse.Namespace, read: Any, target_devices: Any) -> None:
+    from tuna_jax.planning import planner, report
+
+    results = []
+    for result in planner.inference_layouts(read, target_devices, _log):
+        results.append(result)
+        _log(report.verdict(result))
+        _write(options, {"kind": "layouts", "results": results})
+    print(f"\n{report.layout_heading(results[0])}\n\n{report.layout_table(results)}\n")
+    print(report.LEGEND)
 
 
 def _measure_attention(options: argparse.Namespace) -> None:

@@ -40,3 +40,20 @@ def test_the_kernel_takes_what_we_pass():
     }, KNOWN  # fmt: skip
     assert list(called)[3:6] == ["q", "k", "v"], KNOWN
     assert isinstance(kernels.DEFAULT_MASK_VALUE, float), KNOWN
+
+
+def test_the_backward_passes_take_what_we_pass():
+    arrays = ["q", "k", "v", "segment_ids", "sinks", "logsumexp", "do", "di"]
+    common = {
+        "bq", "bkv", "is_mqa", "mask_info", "mask_value", "attn_logits_soft_cap", "q_layout", "k_layout", "v_layout",
+        "mask_function", "interpret",
+    }  # fmt: skip
+    for function, more in (
+        (kernels._splash_attention_bwd_dq, set()),
+        (kernels._splash_attention_bwd_dkv, {"bkv_compute", "use_fused_bwd_kernel"}),
+    ):
+        parameters = inspect.signature(function).parameters
+        assert list(parameters)[:8] == arrays, KNOWN
+        names = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        assert names == common | more, KNOWN
+    assert kernels.QKVLayout.HEAD_DIM_MINOR is not None, KNOWN

@@ -27,6 +27,16 @@ def test_the_least_split_layout_that_fits(model, devices, memory, name, tensor, 
     assert layout.bytes_per_device <= layouts.SHARE * memory
 
 
+def test_each_kind_has_a_first_layout_that_fits():
+    config = preset("tuna_7b")
+    found = layouts.first_of_each_kind(config, 64, V6E)
+    assert [each.name for each in found] == ["replicated", "tensor parallel", "FSDP"]
+    assert found[0] == layouts.choose(config, 64, V6E)
+    sizes = [each.bytes_per_device for each in found]
+    assert sizes[0] > sizes[1] > sizes[2] and found[2].mesh.fsdp == 64
+    assert [each.name for each in layouts.first_of_each_kind(config, 64, 4 * GIB)] == ["FSDP"]
+
+
 def test_the_stored_dtype_is_kept_where_it_leaves_room():
     config = preset("tuna_1p5b")
     assert layouts.choose(config, 4, 80 * GIB).dtype == ""

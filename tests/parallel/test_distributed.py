@@ -78,18 +78,23 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("shape", "separate"),
-    [((8, 1, 1, 1), True), ((1, 8, 1, 1), True), ((2, 1, 2, 2), True), ((1, 2, 2, 2), True)]
-    + [((1, 1, 1, 8), False), ((1, 1, 8, 1), False)],
+    ("shape", "each", "parts"),
+    [((8, 1, 1, 1), 4, [0, 1]), ((1, 8, 1, 1), 4, [0, 1]), ((2, 1, 2, 2), 4, [0, 1])]
+    + [((1, 2, 2, 2), 4, [0, 1]), ((1, 1, 1, 8), 4, [0, 0]), ((1, 1, 8, 1), 4, [0, 0])]
+    + [((1, 2, 4, 1), 2, [0, 0, 1, 1]), ((1, 4, 2, 1), 1, [0, 0, 1, 1, 2, 2, 3, 3])]
+    + [((1, 4, 2, 1), 3, None), ((1, 4, 2, 1), 5, None)],
 )
-def test_no_row_is_read_by_two_processes(shape, separate, monkeypatch):
-    """Two simulated processes of four devices each."""
-    devices = np.array([Device(n, n // 4) for n in range(8)], dtype=object)
+def test_processes_with_the_same_rows_read_the_same_part(shape, each, parts, monkeypatch):
+    """Simulated processes of `each` devices."""
+    devices = np.array([Device(n, n // each) for n in range(8)], dtype=object)
     devices = devices.reshape((1,) * (len(AXES) - len(shape)) + shape)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    processes = -(-8 // each)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
     mesh = Mesh(devices, AXES)
-    if separate:
-        distributed.check_rows(mesh)
-    else:
+    if parts is None:
         with pytest.raises(ValueError, match=r"mesh\.data x mesh\.fsdp"):
-            distributed.check_rows(mesh)
+            distributed.batch_part(mesh)
+        return
+    for process, part in enumerate(parts):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert distributed.batch_part(mesh) == (part, max(parts) + 1)

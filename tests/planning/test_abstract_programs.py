@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from tuna_jax.hardware import flops
+from tuna_jax.parallel import param_sharding
 from tuna_jax.planning import abstract_programs
 from tuna_jax.planning import stage as experiment
 
@@ -59,6 +60,15 @@ def test_the_sampler_takes_the_size_of_the_experiment(stage, mesh):
     vae = decoder.arguments[0]
     size = sum(leaf.size for leaf in jax.tree.leaves((vae["decoder"], vae["latent_in"])))
     assert decoder.parts["parameters"] == 4 * size
+
+
+def test_the_sampler_takes_rows_and_a_dtype(stage, mesh):
+    sampler = abstract_programs.sampler(stage, mesh, rows=24, dtype="bfloat16")
+    whole = abstract_programs.sampler(stage, mesh)
+    assert (sampler.pictures, whole.pictures) == (24, param_sharding.batch_parts(mesh))
+    assert sampler.parts["parameters"] == whole.parts["parameters"] / 2
+    out = jax.eval_shape(sampler.jitted, *sampler.arguments)
+    assert out.shape[0] == 24
 
 
 def test_another_kind_of_experiment_is_refused():

@@ -65,6 +65,23 @@ def test_a_stage_is_one_line_of_the_page():
     assert report.glance(both[:1]) is None  # not all streams were planned
 
 
+def test_inference_layouts_are_a_section_of_their_own(tmp_path):
+    layout = {"name": "replicated", "dtype": "bfloat16", "chosen": True}
+    sampled = result(stream="") | {"program": "sample", "layout": layout, "mesh": {"data": 16}}
+    cells = dict(zip(report.LAYOUTS, report.layout_row(sampled), strict=True))
+    assert (cells["layout"], cells["mesh"], cells["parameters in"]) == (
+        "replicated", "data 16", "bfloat16",
+    )  # fmt: skip
+    assert (cells["chosen"], cells["images"], cells["time"]) == ("yes", "64", "2.00 s (3.00 s)")
+    other = sampled | {"layout": layout | {"name": "FSDP", "chosen": False}}
+    assert report.layout_row(other)[3] == ""
+    plan = {"kind": "layouts", "command": ["--layouts"], "results": [sampled, other]}
+    (tmp_path / "a.json").write_text(json.dumps(plan))
+    page = markdown_page.collect(tmp_path, tmp_path / "page.md")
+    assert "## Inference layouts: stage on v5e:4x4" in page and "| FSDP |" in page
+    assert "at a glance" not in page
+
+
 def test_the_page_holds_every_file_and_its_command(tmp_path):
     plan = {
         "kind": "plan",

@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 VERSION = "0.10.2"
 """The version of jax that this module was written against."""
@@ -87,3 +87,89 @@ def attention_kernel(
         interpret=interpret,
     )
     return kernel
+
+
+def forward_of_block(
+    info: MaskInfo,
+    query: Float[Array, "h q d"],
+    key: Float[Array, "g k d"],
+    value: Float[Array, "g k d"],
+    *,
+    mask_function: Callable[[Array, Array], Array],
+    block: int,
+    interpret: bool,
+) -> tuple[Float[Array, "h q d"], Float[Array, "h q"]]:
+    """Outputs of the kernel on some of the keys, and the log-sum-exps of the scores over them.
+
+    The kernel can return these but not differentiate them, so `backward_of_block` calls its backward passes. Where a
+    query sees none of the keys, both are meaningless.
+    """
+    kernel: Any = kernels.SplashAttentionKernel(
+        info,
+        None,
+        None,
+        block_sizes=kernels.BlockSizes(block_q=block, block_kv=block),
+        is_mqa=False,
+        save_residuals=True,
+        mask_value=kernels.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=None,
+        mask_function=mask_function,
+        interpret=interpret,
+    )
+    out, (lse,) = kernel(query, key, value)
+    return out, lse
+
+
+def backward_of_block(
+    forward: MaskInfo,
+    backward: MaskInfo,
+    query: Float[Array, "h q d"],
+    key: Float[Array, "g k d"],
+    value: Float[Array, "g k d"],
+    gradient: Float[Array, "h q d"],
+    lse: Float[Array, "h q"],
+    delta: Float[Array, "h q"],
+    *,
+    mask_function: Callable[[Array, Array], Array],
+    block: int,
+    backward_keys: int,
+    fused: bool,
+    interpret: bool,
+) -> tuple[Float[Array, "h q d"], Float[Array, "g k d"], Float[Array, "g k d"]]:
+    """The gradients of queries, keys and values through the scores over these keys.
+
+    Args:
+      forward, backward, mask_function, block, backward_keys, fused, interpret: see `attention_kernel`.
+      query, key, value: arguments of the forward pass.
+      gradient: of the outputs over all keys.
+      lse: log-sum-exps over all keys.
+      delta: the sum over channels of outputs over all keys times their gradients.
+    """
+    arrays = (query, key, value, None, None, lse, gradient, delta)
+    layout = kernels.QKVLayout.HEAD_DIM_MINOR
+    options: dict[str, Any] = {
+        "is_mqa": False,
+        "mask_value": kernels.DEFAULT_MASK_VALUE,
+        "attn_logits_soft_cap": None,
+        "q_layout": layout,
+        "k_layout": layout,
+        "v_layout": layout,
+        "mask_function": mask_function,
+        "interpret": interpret,
+    }
+    dquery, dkey, dvalue = kernels._splash_attention_bwd_dkv(
+        *arrays,
+        bq=block,
+        bkv=backward_keys,
+        bkv_compute=block,
+        mask_info=backward,
+        use_fused_bwd_kernel=fused,
+        **options,
+    )
+    if not fused:
+        dquery = kernels._splash_attention_bwd_dq(
+            *arrays, bq=block, bkv=block, mask_info=forward, **options
+        )
+    assert dquery is not None
+    return dquery, dkey, dvalue

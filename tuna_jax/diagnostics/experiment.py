@@ -99,7 +99,7 @@ class Probe:
         del workdir, unused
         batch = next(iterator)
         mesh = make_mesh(settings.mesh)
-        distributed.check_rows(mesh)
+        distributed.batch_part(mesh)
         program = Program(settings, config, tasks, mesh)
         self.step = measure_step(
             program, batch, vae_params, heads(batch), self._processes, self._counts
@@ -144,8 +144,8 @@ def measure_step(
         flops_of_step = (counted, program.model_flops(batch, frozen, heads))
     return Step(
         seconds=statistics.median(durations[_WARM:]),
-        rows=len(batch["tokens"]) * jax.process_count(),
-        tokens=batch["tokens"].size * jax.process_count(),
+        rows=len(batch["tokens"]) * program.readers,
+        tokens=batch["tokens"].size * program.readers,
         memory=max((number for number in used if number), default=None),
         compiled=compiler.described(run),
         flops=flops_of_step,

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
 from tuna_jax.config import TunaConfig
 from tuna_jax.emoji import image_streams, latent_pool, task_streams
 from tuna_jax.emoji.config import EmojiData
@@ -15,16 +13,22 @@ from tuna_jax.emoji.model_bundle import ModelBundle
 from tuna_jax.emoji.world import worlds
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
 from tuna_jax.emoji.world.edits import EditSource
+from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.training.step import Heads
 
 
 def batches(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> Any:
-    """The endless data set of this process's part of every batch; see `groups`."""
+    """The endless data set of all batches; see `groups`."""
     return task_streams.alternate(groups(bundle, data, progress), data.stream_seed)
 
 
-def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[task_streams.Group]:
-    """Batches of one shape each, as endless data sets of this process's part of every batch.
+def groups(
+    bundle: ModelBundle,
+    data: EmojiData,
+    progress: bool = True,
+    part: BatchPart = WHOLE,
+) -> list[task_streams.Group]:
+    """Batches of one shape each, as endless data sets of a part of every batch.
 
     The first call encodes scenes, edits and clips, and keeps the latents on disk.
     """
@@ -36,7 +40,7 @@ def groups(bundle: ModelBundle, data: EmojiData, progress: bool = True) -> list[
             "config.data.edits, config.data.clips and config.data.dialogues to 0"
         )
     key = bundle.latents_key
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    hosts = {"process_index": part.index, "process_count": part.count}
     tokenizer = bundle.tokenizer
     result: list[task_streams.Group] = []
 

@@ -22,7 +22,7 @@ from tuna_jax.emoji.world import worlds
 from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.pipeline import in_training
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
-from tuna_jax.parallel import leader
+from tuna_jax.parallel import distributed, leader
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers import initial_params
@@ -68,7 +68,8 @@ def train(
         seed=settings.seed,
         latents=bundle.latents_key,
     )
-    data_groups = groups(bundle, settings.data)
+    mesh = make_mesh(settings.mesh)
+    data_groups = groups(bundle, settings.data, part=distributed.batch_part(mesh))
     mixture = task_streams.alternate(data_groups, settings.data.stream_seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
 
@@ -81,8 +82,6 @@ def train(
         size=(bundle.size, bundle.size),
         sampling=settings.samples,
     )
-
-    mesh = make_mesh(settings.mesh)
 
     def sample(step: int, params: Any) -> None:
         tuna = in_training(bundle.model(params), mesh)

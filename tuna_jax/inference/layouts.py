@@ -1,6 +1,6 @@
 """How a model is sharded for inference: the layout with the least communication that fits the devices' memory.
 
-In this order (docs/scaling.md has what each sends, by plan):
+In this order (docs/generated/scaling.md has what each sends, by plan):
 
     replicated       every device has all parameters and a part of the batch; nothing is sent
     tensor parallel  heads and MLP features are split over a few neighbouring devices
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -73,34 +73,54 @@ def choose(config: TunaConfig, devices: int, memory: int, dtype: str = "") -> La
     Raises:
       ValueError: even FSDP in bfloat16 does not fit.
     """
-    shapes = tuna.shapes(config)
-    dtypes = [dtype] if dtype else ["", "bfloat16"]
-    tensor = [t for t in _TENSOR if devices % t == 0]
-    layouts = [("replicated", MeshSettings(data=devices))]
-    layouts += [
-        ("tensor parallel", MeshSettings(data=devices // t, tensor=t))
-        for t in tensor
-        if devices > 1
-    ]
-    fsdp = [n for n in range(devices, 1, -1) if devices % n == 0]
-    layouts += [("FSDP", MeshSettings(data=devices // n, fsdp=n)) for n in fsdp]
     least = None
-    for name, mesh in layouts:
-        for candidate in dtypes:
-            size = _bytes_per_device(shapes, mesh, devices, candidate)
-            if size is None:
-                continue
-            layout = Layout(name, mesh, candidate, size)
-            share = SHARE if candidate or dtype else _STORED_SHARE
-            if size <= share * memory:
-                return layout
-            if least is None or size < least.bytes_per_device:
-                least = layout
+    for layout in _candidates(config, devices, dtype):
+        if _fits(layout, memory, dtype):
+            return layout
+        if least is None or layout.bytes_per_device < least.bytes_per_device:
+            least = layout
     assert least is not None
     raise ValueError(
         f"the parameters take {least.bytes_per_device / 2**30:.1f} GiB on each of {devices} devices even with "
         f"{least.describe()}, more than {SHARE:.0%} of the {memory / 2**30:.1f} GiB of one; use more devices"
     )
+
+
+def first_of_each_kind(
+    config: TunaConfig, devices: int, memory: int, dtype: str = ""
+) -> list[Layout]:
+    """Of every kind of layout the first that fits, in the order of preference; arguments as for `choose`, which returns
+    the first."""
+    first: dict[str, Layout] = {}
+    for layout in _candidates(config, devices, dtype):
+        if layout.name not in first and _fits(layout, memory, dtype):
+            first[layout.name] = layout
+    return list(first.values())
+
+
+def _candidates(config: TunaConfig, devices: int, dtype: str) -> Iterator[Layout]:
+    """All layouts in the order of preference."""
+    shapes = tuna.shapes(config)
+    dtypes = [dtype] if dtype else ["", "bfloat16"]
+    tensor = [t for t in _TENSOR if devices % t == 0]
+    meshes = [("replicated", MeshSettings(data=devices))]
+    meshes += [
+        ("tensor parallel", MeshSettings(data=devices // t, tensor=t))
+        for t in tensor
+        if devices > 1
+    ]
+    fsdp = [n for n in range(devices, 1, -1) if devices % n == 0]
+    meshes += [("FSDP", MeshSettings(data=devices // n, fsdp=n)) for n in fsdp]
+    for name, mesh in meshes:
+        for candidate in dtypes:
+            size = _bytes_per_device(shapes, mesh, devices, candidate)
+            if size is not None:
+                yield Layout(name, mesh, candidate, size)
+
+
+def _fits(layout: Layout, memory: int, dtype: str) -> bool:
+    share = SHARE if layout.dtype or dtype else _STORED_SHARE
+    return layout.bytes_per_device <= share * memory
 
 
 def for_devices(

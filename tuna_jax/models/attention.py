@@ -16,6 +16,8 @@ Padding is at the end and is treated as causal text, so no real token sees it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +25,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from tuna_jax.config import ATTENTION_BACKENDS
+from tuna_jax.models import ring
 from tuna_jax.models.cpu_fast_paths import Unstacked
 from tuna_jax.models.layers import ATTENTION
-from tuna_jax.models.logical_sharding import constrain, platform
+from tuna_jax.models.logical_sharding import constrain, platform, ring_axes
+
+# Queries on a device for which 'auto' takes a kernel.
+_KERNEL_TOKENS = 256
 
 KVCache = dict[str, Array]  # {'key', 'value'}: [B, kv heads, capacity, head_dim], of one layer
 KVCaches = dict[str, Array | Unstacked]  # of all layers: [layers, B, ...]
@@ -96,6 +103,9 @@ def attention(
 ) -> Float[Array, "b q h d"]:
     """Grouped-query attention in which each query sees one interval of keys.
 
+    A masked sequence over itself that is split over devices is attended by ring attention (`models/ring.py`), if the
+    sharding says so; 'splash' then computes with its kernel, every other backend with dense products of blocks.
+
     Args:
       query, key, value: with separate heads; `h` is a multiple of `g`.
       visible_end: keys at or after it are hidden; None shows all keys.
@@ -112,6 +122,13 @@ def attention(
     Raises:
       ValueError: the backend is unknown, or does not support this call.
     """
+    if backend not in ATTENTION_BACKENDS:
+        raise ValueError(
+            f"unknown attention backend {backend!r}; choose one of {', '.join(ATTENTION_BACKENDS)}"
+        )
+    axes = ring_axes()
+    if axes and visible_end is not None and query.shape[1] == key.shape[1]:
+        return _ring(query, key, value, visible_end, visible_start, backend, axes)
     if backend == "auto":
         backend = _fastest(query, key, masked=visible_end is not None)
     if backend == "splash":
@@ -136,11 +153,26 @@ def attention(
                 "attention_backend 'cudnn' requires compute_dtype 'bfloat16'; choose 'auto' or 'xla' for float32"
             )
         return checkpoint_name(_cudnn(query, key, value, visible_end, visible_start), ATTENTION)
-    if backend != "xla":
-        raise ValueError(
-            f"unknown attention backend {backend!r}; choose 'xla', 'auto', 'splash' or 'cudnn'"
-        )
     return _dense(query, key, value, _visible(key.shape[1], visible_end, visible_start))
+
+
+def _ring(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b s g d"],
+    value: Float[Array, "b s g d"],
+    visible_end: Int[Array, "b s"],
+    visible_start: Int[Array, "b s"] | None,
+    backend: str,
+    axes: Mapping[str, int],
+) -> Float[Array, "b s h d"]:
+    """Ring attention over these mesh axes, with the kernel that belongs to the backend."""
+    kernel = ring.DENSE
+    long = query.shape[1] >= _KERNEL_TOKENS * math.prod(axes.values())
+    if backend == "splash" or (backend == "auto" and platform() == "tpu" and long):
+        from tuna_jax.models import splash
+
+        kernel = splash.kernel(interpret=platform() != "tpu")
+    return ring.attention(query, key, value, visible_end, visible_start, kernel, axes)
 
 
 def _dense(
@@ -167,10 +199,10 @@ def _dense(
 def _fastest(query: Array, key: Array, *, masked: bool) -> str:
     """The fastest backend for this call on the platform that it is traced for."""
     queries, keys = query.shape[1], key.shape[1]
-    if queries < 256:
+    if queries < _KERNEL_TOKENS:
         return "xla"
     if platform() == "tpu":
-        return "splash" if queries == keys < 65_536 else "xla"
+        return "splash" if queries == keys else "xla"
     halves = query.dtype in (jnp.bfloat16, jnp.float16)
     return "cudnn" if platform() in ("gpu", "cuda") and halves and masked else "xla"
 
@@ -241,8 +273,9 @@ def attend(
         key, value = (cache[name].swapaxes(1, 2).astype(key.dtype) for name in ("key", "value"))
         if platform() not in ("gpu", "cuda"):
             backend = "xla"
-    key = constrain(key, "batch", "keys", "kv_heads", None)
-    value = constrain(value, "batch", "keys", "kv_heads", None)
+    keys = "sequence" if cache is None and ring_axes() else "keys"
+    key = constrain(key, "batch", keys, "kv_heads", None)
+    value = constrain(value, "batch", keys, "kv_heads", None)
     seen = attention(query, key, value, layout.visible_end, backend=backend)
     return constrain(seen, "batch", "sequence", "heads", None), cache
 

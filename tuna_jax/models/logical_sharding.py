@@ -11,7 +11,7 @@ by the function and its arguments, and does not see a context around it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +37,10 @@ class LogicalSharding(Protocol):
 
     def parts(self, name: str, size: int) -> int:
         """The number of parts that an axis of this name and size is split into."""
+        ...
+
+    def ring_axes(self) -> Mapping[str, int]:
+        """The mesh axes round which keys and values of a split sequence travel, with their sizes."""
         ...
 
     def local(
@@ -69,6 +73,13 @@ def parts(name: str, size: int) -> int:
     """The number of parts that an axis is split into; 1 without a sharding."""
     sharding = _current.get()
     return 1 if sharding is None else sharding.parts(name, size)
+
+
+def ring_axes() -> Mapping[str, int]:
+    """The mesh axes round which keys and values travel (`models/ring.py`), with their sizes; empty: each device gets
+    those of whole sequences. A function that `local` runs may use the names in collectives."""
+    sharding = _current.get()
+    return {} if sharding is None else sharding.ring_axes()
 
 
 def local(

@@ -39,7 +39,8 @@ ACTIVATIONS: Mapping[str, Split] = {
     "group": Split(("slices", "data")),
     "table_width": Split(("fsdp",)),
     "sequence": Split(("context",)),
-    # Queries are split over `context`; every query may need any key.
+    # Keys of which each device needs whole sequences: in the representation encoder, in caches, and without ring
+    # attention, where those of "sequence" are gathered.
     "keys": Split(),
     # Image tokens of a frame or a slot. Grids are of any size.
     "tokens": Split(("context",), or_whole=True),
@@ -74,10 +75,13 @@ class Activations:
     Args:
       mesh: the devices.
       generation: use the table for generation instead of the one for training.
+      ring: keys and values of split sequences travel round the axis `context` (`models/ring.py`); otherwise each device
+        gathers those of whole sequences.
     """
 
     mesh: AnyMesh
     generation: bool = False
+    ring: bool = True
 
     @property
     def platform(self) -> str:
@@ -101,6 +105,12 @@ class Activations:
         (entry,) = self.spec((size,), (name,))
         axes = (entry,) if isinstance(entry, str) else entry or ()
         return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def ring_axes(self) -> dict[str, int]:
+        """The mesh axes round which keys and values of a split sequence travel, with their sizes."""
+        split = (GENERATION if self.generation else ACTIVATIONS)["sequence"].mesh
+        sizes = {axis: self.mesh.shape[axis] for axis in split}
+        return sizes if self.ring and math.prod(sizes.values()) > 1 else {}
 
     def local(
         self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -123,29 +123,39 @@ def end(message: str, status: int = 1) -> NoReturn:
     os._exit(status)
 
 
-def check_rows(mesh: Mesh) -> None:
-    """Raises ValueError unless the processes' devices hold different rows of a batch, equally many each.
+class BatchPart(NamedTuple):
+    """The part of every batch that a process reads: the `index`-th of `count`."""
 
-    Each process reads its own part of every batch (`data/`), so no row may be on devices of two processes.
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = BatchPart()
+
+
+def batch_part(mesh: Mesh) -> BatchPart:
+    """The part of every batch that this process reads.
+
+    Processes whose devices hold the same rows, because `context` or `tensor` crosses hosts, read the same part.
+
+    Raises:
+      ValueError: the devices of two processes share some of their rows and not all.
     """
     processes = jax.process_count()
     if processes == 1:
-        return
+        return WHOLE
     split = param_sharding.batch_sharding(mesh)
     rows = mesh.devices.size
-    rows_of = {
-        process: {
-            row
-            for device, (part,) in split.devices_indices_map((rows,)).items()
-            if device.process_index == process
-            for row in range(*part.indices(rows))
-        }
-        for process in range(processes)
-    }
-    if any(len(own) * processes != rows for own in rows_of.values()):
+    rows_of: dict[int, frozenset[int]] = {process: frozenset() for process in range(processes)}
+    for device, (part,) in split.devices_indices_map((rows,)).items():
+        own = range(*part.indices(rows))
+        rows_of[device.process_index] |= frozenset(own)
+    parts = list(dict.fromkeys(rows_of[process] for process in range(processes)))
+    if any(len(part) * len(parts) != rows for part in parts):
         axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         raise ValueError(
-            f"on the mesh {axes}, {processes} processes share rows of a batch, but each process reads its own "
-            f"rows; make mesh.data x mesh.fsdp a multiple of {processes} (config.mesh), so that context and tensor "
-            f"stay within a host"
+            f"on the mesh {axes}, the devices of two of {processes} processes share some rows of a batch and not all, "
+            f"but a process reads its rows for all of its devices; make mesh.data x mesh.fsdp a multiple or a divisor "
+            f"of {processes} (config.mesh)"
         )
+    return BatchPart(parts.index(rows_of[jax.process_index()]), len(parts))

@@ -22,17 +22,26 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("slices", "data", "fsdp", "context", "tensor")
+CONTEXT_ATTENTION = ("ring", "gather")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings:
-    """Size of each mesh axis. One of them may be -1: the number of devices that the others leave."""
+    """Size of each mesh axis. One of them may be -1: the number of devices that the others leave.
+
+    Attributes:
+      slices, data, fsdp, context, tensor: the sizes.
+      context_attention: how attention sees the parts of a sequence on other devices if `context` is not 1. 'ring': keys
+        and values travel from device to device (`models/ring.py`). 'gather': each device gathers those of its whole
+        sequences.
+    """
 
     slices: int = 1
     data: int = -1
     fsdp: int = 1
     context: int = 1
     tensor: int = 1
+    context_attention: str = "ring"
 
     def __post_init__(self) -> None:
         for axis in AXES:
@@ -41,6 +50,10 @@ class MeshSettings:
                 raise ValueError(
                     f"mesh.{axis} is {size}; a size is at least 1, or -1 for all remaining devices"
                 )
+        if self.context_attention not in CONTEXT_ATTENTION:
+            raise ValueError(
+                f"mesh.context_attention is {self.context_attention!r}; choose one of {', '.join(CONTEXT_ATTENTION)}"
+            )
         free = [axis for axis in AXES if getattr(self, axis) == -1]
         if len(free) > 1:
             raise ValueError(f"mesh.{' and mesh.'.join(free)} are -1; at most one axis may be")

@@ -124,6 +124,8 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     state = program.abstract_state
     batch = program.batch_shapes(stream.batch)
     counted = experiment.with_model(remat="none", attention_backend="xla")
+    if experiment.settings.mesh.context != 1:
+        counted = counted.with_mesh(context_attention="gather")
     return Planned(
         kind="train",
         stream=stream.name,
@@ -141,16 +143,22 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
             # The step needs only the encoder of the frozen VAE; the compiler drops the rest.
             "frozen_vae": _bytes(_encoder(frozen)),
         },
-        plain=None
-        if counted.config == experiment.config
-        else lambda: train_step(counted, stream, mesh),
+        plain=None if counted == experiment else lambda: train_step(counted, stream, mesh),
     )
 
 
-def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
-    """Guided generation of one image for every part of the batch on the mesh, with the settings of `config.samples`."""
+def sampler(
+    experiment: Experiment, mesh: Mesh, rows: int | None = None, dtype: str = ""
+) -> Planned:
+    """Guided generation of images with the settings of `config.samples`.
+
+    Args:
+      experiment, mesh: what to plan, and the devices.
+      rows: number of images; None: one for every part of the batch on the mesh.
+      dtype: of the parameters; '' keeps their own.
+    """
     config, settings = experiment.config, experiment.settings.samples
-    rows = param_sharding.batch_parts(mesh)
+    rows = rows or param_sharding.batch_parts(mesh)
     size = picture_size(settings.size, "config.samples.size")
     latent = config.space.latent_shape(1, size.height, size.width)
     split = param_sharding.batch_sharding(mesh)
@@ -173,7 +181,9 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Planned:
 
     shapes = tuna.shapes(config)
     params = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype or leaf.dtype), sharding=sharding
+        ),
         shapes,
         param_sharding.shardings(shapes, mesh),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def collect(folder: Path, page: Path) -> str:
     for file in files:
         try:
             plan = read_json(file)
-            sections.append(_attention(plan) if plan["kind"] == "attention" else _plan(plan))
+            sections.append(_SECTIONS.get(plan["kind"], _plan)(plan))
             glances += filter(
                 None, [report.glance(plan["results"])] if plan["kind"] == "plan" else []
             )
@@ -87,6 +87,21 @@ def _plan(plan: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _layouts(plan: dict[str, Any]) -> str:
+    results = plan["results"]
+    name = f"{results[0]['experiment']} on {results[0]['topology']}"
+    return "\n".join(
+        [
+            f"## Inference layouts: {name}\n",
+            _command(plan),
+            f"{report.layout_heading(results[0])}. Of each kind of layout, the first that fits; `chosen` is what "
+            "`generate`, `evaluate` and the others take by default. `time` is the bound for all images, and in "
+            "parentheses the sum if nothing overlaps; every collective is counted once.\n",
+            _markdown([report.LAYOUTS, *(report.layout_row(r) for r in results)]) + "\n",
+        ]
+    )
+
+
 def _attention(plan: dict[str, Any]) -> str:
     return "\n".join(
         [
@@ -106,3 +121,9 @@ def _command(plan: dict[str, Any]) -> str:
 
 def _searched(notes: Sequence[str]) -> str:
     return "Search: " + "; ".join(notes) + ".\n" if notes else ""
+
+
+_SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "attention": _attention,
+    "layouts": _layouts,
+}

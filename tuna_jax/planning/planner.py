@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tuna_jax.hardware.chips import chip_of
+from tuna_jax.inference import layouts
+from tuna_jax.parallel.mesh import AXES
 from tuna_jax.planning import abstract_programs, analyze, report, search
 from tuna_jax.planning.stage import Experiment, Stream
 
@@ -58,6 +60,34 @@ def all_of(
     target = where.target(experiment)
     for planned in abstract_programs.all_of(experiment, target.mesh, rows, streams, kinds):
         yield analyze.measure(experiment, planned, target, log, profile)
+
+
+def inference_layouts(experiment: Experiment, where: TargetDevices, log: Log) -> Iterator[Result]:
+    """Sampling in each kind of inference layout that fits (`inference/layouts.py`), one image per device.
+
+    The results have a `layout` with its name, the dtype of its parameters and whether it is the one that inference
+    chooses.
+
+    Raises:
+      ValueError: several slices are planned for, or no layout fits.
+    """
+    if where.slices > 1:
+        raise ValueError("--layouts plans one slice; leave out --slices")
+    devices, chip = len(where.devices), chip_of(where.topology)
+    memory = int(chip.usable / chip.devices)
+    chosen = layouts.choose(experiment.config, devices, memory)
+    for layout in layouts.first_of_each_kind(experiment.config, devices, memory):
+        sizes = {axis: getattr(layout.mesh, axis) for axis in AXES}
+        target = where.target(experiment.with_mesh(**sizes))
+        log(layout.describe())
+        planned = abstract_programs.sampler(experiment, target.mesh, devices, layout.dtype)
+        yield analyze.measure(experiment, planned, target, log) | {
+            "layout": {
+                "name": layout.name,
+                "dtype": layout.dtype or "float32",
+                "chosen": layout == chosen,
+            }
+        }
 
 
 def search_order(

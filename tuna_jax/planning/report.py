@@ -76,6 +76,40 @@ def _columns(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
+LAYOUTS = (
+    ("layout", "mesh", "parameters in", "chosen", "images", "fits", "HBM", "parameters")
+    + ("TFLOP", "sent", "time", "binds", "images/s")
+)  # fmt: skip
+
+
+def layout_row(result: Result) -> list[str]:
+    """The cells of sampling in an inference layout, in the order of `LAYOUTS`."""
+    cells = dict(zip(HEADINGS, row(result), strict=True))
+    layout = result["layout"]
+    return [
+        layout["name"],
+        mesh(result),
+        layout["dtype"],
+        "yes" if layout["chosen"] else "",
+        str(result["pictures"]),
+        *(cells[name] for name in ("fits", "HBM", "parameters", "TFLOP", "sent")),
+        *(cells[name] for name in ("step", "binds", "images/s")),
+    ]
+
+
+def layout_table(results: Sequence[Result]) -> str:
+    """Sampling in every inference layout as aligned columns, one line each."""
+    return _columns([list(LAYOUTS), *(layout_row(result) for result in results)])
+
+
+def layout_heading(result: Result) -> str:
+    """The model and the topology of a table of inference layouts."""
+    return (
+        f"Sampling with the model of {result['experiment']} on {topology(result)} ({result['chips']} chips), attention "
+        f"{result['attention']}"
+    )
+
+
 def profile(result: Result) -> str:
     """The profile of a result's program as aligned columns, one line per operation."""
     title = f"{result['program']} {result['stream']}".strip()

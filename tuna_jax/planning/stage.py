@@ -93,9 +93,9 @@ class Experiment:
         """The experiment with changes to the model's configuration."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
-    def with_mesh(self, **sizes: int) -> Experiment:
-        """The experiment with other mesh sizes; axes that are not named keep their size."""
-        mesh = dataclasses.replace(self.settings.mesh, **sizes)
+    def with_mesh(self, **changes: Any) -> Experiment:
+        """The experiment with changes to the mesh; axes that are not named keep their size."""
+        mesh = dataclasses.replace(self.settings.mesh, **changes)
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, mesh=mesh))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-
 from tuna_jax.config import TunaConfig
 from tuna_jax.data.invalid_examples import InvalidExamples
 from tuna_jax.data.mixture.mixture import Mixture
@@ -16,6 +14,7 @@ from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.trainers.stream_config import (
     MultitaskData,
     StreamSettings,
@@ -87,11 +86,11 @@ def open_mixture(
     vae_fingerprint: str | None = None,
     scans: Mapping[str, str] | None = None,
     *,
-    whole: bool = False,
+    part: BatchPart = WHOLE,
 ) -> Mixture:
     """The mixture of an experiment's streams; the last arguments are those of `data.mixture.Mixture`.
 
-    With `whole` this process reads all rows of a batch; otherwise its own part, if there are other processes.
+    This process reads `part` of every batch, by default all rows.
     """
     streams = [example_stream(name, stream) for name, stream in stream_settings(data).items()]
     return Mixture(
@@ -103,8 +102,8 @@ def open_mixture(
         vae_fingerprint=vae_fingerprint,
         spatial_factor=config.space.spatial_factor,
         temporal_factor=config.space.temporal_factor,
-        process_index=0 if whole else jax.process_index(),
-        process_count=1 if whole else jax.process_count(),
+        process_index=part.index,
+        process_count=part.count,
         directory=Path(data.cache) if data.cache else None,
         threads=data.threads,
         scans=scans,

@@ -150,7 +150,7 @@ def measure_losses(model: Tuna, settings: MultitaskExperiment, batches: int) -> 
         only = dataclasses.replace(data, streams={name: data.streams[name]}, workers=0)
         invalid = InvalidExamples(limit=1.0)
         mixture = open_mixture(
-            only, model.config, model.tokenizer, invalid, vae_fingerprint=fingerprint, whole=True
+            only, model.config, model.tokenizer, invalid, vae_fingerprint=fingerprint
         )
         for notice in mixture.notices:
             bar.write(notice, file=sys.stderr)

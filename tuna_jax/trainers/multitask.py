@@ -27,7 +27,7 @@ from tuna_jax.inference.components import PathLike, read_tokenizer, read_vae
 from tuna_jax.inference.not_finite import or_warn
 from tuna_jax.inference.pipeline import Tuna, in_training
 from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
-from tuna_jax.parallel import leader
+from tuna_jax.parallel import distributed, leader
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers import initial_params
@@ -118,8 +118,10 @@ def train(
     )
     history = weights_history(workdir, {name: stream.weight for name, stream in streams.items()})
     scans = scans_of_run(workdir)
+    mesh = make_mesh(settings.mesh)
+    part = distributed.batch_part(mesh)
     mixture = open_mixture(
-        settings.data, config, tokenizer, invalid_examples, history, fingerprint, scans
+        settings.data, config, tokenizer, invalid_examples, history, fingerprint, scans, part=part
     )
     if jax.process_index() == 0:
         print("\n".join([mixture.summary(), *mixture.notices]))
@@ -142,8 +144,6 @@ def train(
         shape = (size.height, size.width)
         sampling = settings.samples.sampling
         return Tuna(config, params, vae_params, tokenizer, shape, sampling, shapes=shapes)
-
-    mesh = make_mesh(settings.mesh)
 
     def sample(step: int, params: Any) -> None:
         tuna, prompts = in_training(model(params), mesh), settings.samples.prompts
@@ -193,7 +193,7 @@ def train(
             record=record,
             heads=heads,
             shapes_to_compile=[
-                (abstract_batch(shape), shape_heads)
+                (abstract_batch(shape, part.count), shape_heads)
                 for shape, shape_heads in programs(mixture, streams)
             ],
             vae_params=vae_params,

@@ -221,7 +221,7 @@ def possible_shapes(
     return shapes
 
 
-def abstract_batch(shape: BatchShape) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one process's part of a batch."""
-    arrays = shape.arrays(jax.process_count())
+def abstract_batch(shape: BatchShape, parts: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one of `parts` parts of a batch."""
+    arrays = shape.arrays(parts)
     return {name: jax.ShapeDtypeStruct(extent, dtype) for name, (extent, dtype) in arrays.items()}

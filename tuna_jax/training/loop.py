@@ -96,7 +96,6 @@ def train(
         agreement.check(_facts(record))
         # ---- shapes only, nothing is allocated yet; then restore or initialise --------------------
         mesh = make_mesh(settings.mesh)
-        distributed.check_rows(mesh)
         program = Program(settings, config, tasks, mesh)
         restored = saved.restore(
             state.abstract(program.shapes, program.shardings), iterator=iterator
@@ -196,7 +195,7 @@ def train(
                     with watchdog.paused():
                         distributed.wait_for_all()
                 current, window = run(current, program.place(batch), frozen)
-                speed.step(batch["tokens"].size * jax.process_count(), flops)
+                speed.step(batch["tokens"].size * program.readers, flops)
                 watchdog.step(number)
                 if profile.end(number, window):
                     log.say(f"profile of steps {settings.profile_steps}: {profile.folder}")

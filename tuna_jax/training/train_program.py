@@ -21,7 +21,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.hardware import flops
 from tuna_jax.models import latent_space, pixels, tuna
 from tuna_jax.models.logical_sharding import constrain, use_sharding
-from tuna_jax.parallel import param_sharding
+from tuna_jax.parallel import distributed, param_sharding
 from tuna_jax.parallel.activation_sharding import Activations
 from tuna_jax.sequence import IGNORE
 from tuna_jax.training import augment, optimizer, state, step
@@ -42,6 +42,7 @@ class Program:
     Attributes:
       shapes, shardings: of the state.
       abstract_state: `shapes` with `shardings`.
+      readers: number of parts of a batch that different processes read (`distributed.batch_part`).
       step: the step as a function of the state, see `step.make_step`.
       jitted: the same, to be compiled: see `step.compile_step`.
     """
@@ -70,6 +71,7 @@ class Program:
         self.shardings = state.state_shardings(self.shapes, mesh)
         self.abstract_state = state.abstract(self.shapes, self.shardings)
         self._parts = param_sharding.batch_parts(mesh)
+        self.readers = distributed.batch_part(mesh).count
         plain_step = step.make_step(
             _make_loss(config, settings, self._parts),
             update,
@@ -84,7 +86,9 @@ class Program:
             augment=_augment(config, settings),
             patches=image_patches(config),
         )
-        self.step: step.Step = _with_activation_sharding(plain_step, Activations(mesh))
+        self.step: step.Step = _with_activation_sharding(
+            plain_step, Activations(mesh, ring=settings.mesh.context_attention == "ring")
+        )
         self.jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
         self._flops: dict[
@@ -114,8 +118,8 @@ class Program:
         Raises:
           ValueError: its rows, or the rows of a part (`accumulate`), cannot be divided over the mesh.
         """
-        sharding, processes = param_sharding.batch_sharding(self.mesh), jax.process_count()
-        rows = batch["tokens"].shape[0] * processes
+        sharding, parts = param_sharding.batch_sharding(self.mesh), self.readers
+        rows = batch["tokens"].shape[0] * parts
         param_sharding.check_batch(rows, self.mesh)
         if rows % (self._settings.accumulate * param_sharding.batch_parts(self.mesh)):
             raise ValueError(
@@ -126,7 +130,7 @@ class Program:
             )
         return {
             name: jax.ShapeDtypeStruct(
-                (array.shape[0] * processes, *array.shape[1:]), array.dtype, sharding=sharding
+                (array.shape[0] * parts, *array.shape[1:]), array.dtype, sharding=sharding
             )
             for name, array in batch.items()
         }
@@ -171,7 +175,9 @@ class Program:
         chunked = 0 < chunk < length and heads.text_rows != 0
         if key not in self._flops:
             config = dataclasses.replace(self.config, remat="none", attention_backend="xla")
-            plain = Program(self._settings, config, self.tasks, self.mesh)
+            mesh = dataclasses.replace(self._settings.mesh, context_attention="gather")
+            settings = dataclasses.replace(self._settings, mesh=mesh)
+            plain = Program(settings, config, self.tasks, self.mesh)
 
             def counted(heads: step.Heads) -> int:
                 run = functools.partial(plain.step, heads=heads)
@@ -184,8 +190,8 @@ class Program:
         without_text, text = self._flops[key]
         if not chunked or not isinstance(batch["labels"], np.ndarray):
             return without_text + text
-        rows = _round_up(heads.text_rows, self._parts, len(batch["labels"]) * jax.process_count())
-        labels = (batch["labels"][:, 1:] != IGNORE).sum() * jax.process_count()
+        rows = _round_up(heads.text_rows, self._parts, len(batch["labels"]) * self.readers)
+        labels = (batch["labels"][:, 1:] != IGNORE).sum() * self.readers
         return without_text + round(text * float(labels) / (rows * -(-length // chunk) * chunk))
 
     def eval_shape(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> Any:
