@@ -93,10 +93,9 @@ def make_mesh(sizes: dict[str, int] | None) -> Mesh | None:
     """
     if sizes is None:
         return None
-    from tuna_jax.parallel.mesh import MeshSettings
-    from tuna_jax.parallel.mesh import make_mesh as make
+    from tuna_jax.parallel import mesh
 
-    return make(MeshSettings(**sizes))
+    return mesh.make_mesh(mesh.settings_of(sizes))
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

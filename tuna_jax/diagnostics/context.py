@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuna_jax.diagnostics.processes import Processes
-from tuna_jax.parallel.mesh import AXES, MeshSettings
+from tuna_jax.parallel.mesh import MeshSettings, settings_of
 from tuna_jax.training.loop import Loop
 
 TINY_STEPS = 12
@@ -58,8 +58,7 @@ class Context:
 
     def mesh_settings(self) -> MeshSettings:
         """The mesh of `--mesh`, or else that of `experiment`."""
-        sizes = self.experiment().get("mesh", {}) if self.mesh is None else self.mesh
-        return MeshSettings(**{axis: sizes[axis] for axis in AXES if axis in sizes})
+        return settings_of(self.experiment().get("mesh", {}) if self.mesh is None else self.mesh)
 
     def trainer(self, kind: Any) -> str:
         """'module:function' of a kind of experiment; ValueError if it does not let others have its model and data."""

@@ -32,7 +32,7 @@ from tuna_jax.inference.pipeline import Tuna, on_mesh
 from tuna_jax.inference.run_record import IN_MODEL, RunRecord
 from tuna_jax.models import tuna
 from tuna_jax.parallel import leader, param_sharding
-from tuna_jax.parallel.mesh import MeshSettings, make_mesh
+from tuna_jax.parallel.mesh import make_mesh, settings_of
 from tuna_jax.training.weights_file import exported
 from tuna_jax.utils import nonfinite_values
 from tuna_jax.utils.param_tree import flatten, unflatten
@@ -136,7 +136,7 @@ def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -
     if mesh_sizes is None:
         mesh, options["dtype"] = chosen_layout(path, options["dtype"])
     else:
-        mesh = make_mesh(MeshSettings(**mesh_sizes))
+        mesh = make_mesh(settings_of(mesh_sizes))
     return load(path, mesh=mesh, **options)
 
 

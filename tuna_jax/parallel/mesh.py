@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,11 @@ def sizes(settings: MeshSettings, devices: int) -> tuple[int, int, int, int, int
             f"-1, for all remaining devices, or choose sizes whose product is {devices}"
         )
     return tuple(requested[axis] for axis in AXES)  # pyright: ignore[reportReturnType]
+
+
+def settings_of(values: Mapping[str, Any]) -> MeshSettings:
+    """Settings from a mapping, such as `config.mesh` or the sizes of `--mesh`; missing keys have defaults."""
+    return MeshSettings(**values)
 
 
 def make_mesh(settings: MeshSettings | None = None, devices: Sequence[Any] | None = None) -> Mesh:
