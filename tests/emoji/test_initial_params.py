@@ -40,7 +40,7 @@ def encoder(values):
 def training(monkeypatch):
     """What training is called with; nothing is trained, and no data is made."""
     kept = {}
-    monkeypatch.setattr(trainer, "groups", lambda *args: [])
+    monkeypatch.setattr(trainer, "groups", lambda *args, part: [])
     monkeypatch.setattr(trainer.task_streams, "alternate", lambda *args: [])
     monkeypatch.setattr(trainer.loader, "iterate", lambda *args, **kwargs: iter(()))
     monkeypatch.setattr(loop, "train", lambda *args, **kwargs: kept.update(kwargs) or True)

@@ -28,6 +28,9 @@ class OnTpu:
     def parts(self, name: str, size: int) -> int:
         return 1
 
+    def ring_axes(self) -> dict[str, int]:
+        return {}
+
     def local(self, function: Any, inputs: Any, output: Any) -> Any:
         return function
 
