@@ -224,6 +224,8 @@ def _check_module(module: str, arguments: list[str]) -> None:
         output = io.StringIO()
         with (
             mock.patch.object(sys, "argv", [module, "--help"]),
+            # The import hook of tests/conftest.py would leave its own code of the module for other processes.
+            mock.patch.object(sys, "dont_write_bytecode", True),
             contextlib.redirect_stdout(output),
             contextlib.suppress(SystemExit),
         ):
