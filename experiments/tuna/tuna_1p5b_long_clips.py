@@ -3,8 +3,8 @@
     :480p    81 frames of 480 x 832, 32,761 visual tokens; for v5e:8x8 (default)
     :720p    121 frames of 720 x 1280, 111,601 visual tokens; for v5p:4x4x4
 
-The clips are latents that `tuna-jax encode-latents` wrote: a clip's pixels do not fit beside the model. Neither the
-lengths nor this stage are in the paper.
+The clips are latents that `tuna-jax encode-latents` wrote, since a clip's pixels do not fit in memory together with the
+model. Neither the lengths nor this stage are in the paper.
 
 python -m tuna_jax.train --config=experiments/tuna/tuna_1p5b_long_clips.py --workdir=runs/tuna_1p5b_long_clips
 """
