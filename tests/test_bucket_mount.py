@@ -86,7 +86,7 @@ def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, tmp_path, c
     assert committed and committed[0] >= 2
     assert all("loss" in line for line in metrics.read(store / "run" / "metrics.jsonl"))
 
-    # The storage fails now and then; every restart goes on from the last checkpoint.
+    # The storage fails now and then; every restart continues from the last checkpoint.
     for seed in range(8):
         flaky = dataclasses.replace(WORST, eio=0.001, seed=seed)
         with Mount(store, folder, flaky) as mount:
@@ -124,7 +124,7 @@ def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, tmp_path, c
     for path in (store / "torch.safetensors", shard):
         tensors = safetensors_files.read(path)[0]
         assert all(np.array_equal(tensors[name], single[name]) for name in single)
-    assert not (store / "torch" / "pending.txt").exists()
+    assert not (store / "torch" / "unfinished_conversion.txt").exists()
     assert not refused, "a file was not written in order"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tuna_jax.conversion import safetensors_writer
 from tuna_jax.conversion.readers import SourceError, merge, open_files
 from tuna_jax.conversion.safetensors_writer import Writer
 
@@ -99,6 +100,28 @@ def test_only_the_bytes_of_a_part_are_read(tmp_path):
         before = bytes_read()
         part = state.read_part("a", index)
         assert part.nbytes <= bytes_read() - before <= 1.02 * part.nbytes
+
+
+def test_in_a_mounted_bucket_an_interrupted_conversion_is_named_and_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_writer, "renames_atomically", lambda folder: False)
+    copy, copied = safetensors_writer._copy, []
+
+    def killed(source, target):
+        copied.append(target)
+        if len(copied) == 2:
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    tensors = {"a": np.arange(40), "b": np.arange(40)}
+    monkeypatch.setattr(safetensors_writer, "_copy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "x", tensors, shard_bytes=100)
+    with pytest.raises(SourceError, match="interrupted conversion"):
+        open_files(tmp_path / "x")
+    monkeypatch.setattr(safetensors_writer, "_copy", copy)
+    write(tmp_path / "x", tensors, shard_bytes=1000)  # Of other shards.
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["model.safetensors"]
+    assert open_files(tmp_path / "x").entries.keys() == tensors.keys()
 
 
 def test_safetensors_reads_the_output(tmp_path):

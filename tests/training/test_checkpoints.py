@@ -4,10 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tuna_jax.training import checkpoints
 from tuna_jax.training.checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
     MismatchedCheckpointError,
+    UnreadableStorageError,
+    UnwrittenCheckpointError,
 )
 
 
@@ -167,3 +170,41 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path):
     found = Checkpoints(tmp_path).restore(tree(0.0))
     assert found is not None and found.step == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010", "notes"]
+
+
+FAULT = """Error reading local file "/bucket/d/1": Input/output error [os_error_code='5']"""
+
+
+@pytest.mark.parametrize(("faults", "tries"), [(2, 3), (3, 3)])
+def test_a_fault_of_the_storage_is_no_damage(tmp_path, monkeypatch, faults, tries):
+    saved_run(tmp_path)
+    monkeypatch.setattr(checkpoints, "_PAUSES", (0.0, 0.0))
+    restore, tried = Checkpoints._restore, []
+
+    def failing(self, step, *arguments):
+        tried.append(step)
+        if len(tried) <= faults:
+            raise ValueError("no array") from Exception(f"details:\n{FAULT}\nmore")
+        return restore(self, step, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_restore", failing)
+    with Checkpoints(tmp_path) as saved:
+        if faults < tries:
+            assert saved.restore(tree(0.0)).step == 30
+        else:
+            with pytest.raises(UnreadableStorageError, match="00000030.*Input/output error"):
+                saved.restore(tree(0.0))
+    assert tried == [30] * tries, "no older checkpoint is taken"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_storage(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, tree(1.0), config={})
+        saved.wait()
+
+        def full(*arguments, **options):
+            raise ValueError("No space left on device")
+
+        monkeypatch.setattr(saved._checkpointer, "save", full)
+        with pytest.raises(UnwrittenCheckpointError, match=r"00000002.*No space.*checkpoints: 1\."):
+            saved.save(2, tree(2.0), config={})

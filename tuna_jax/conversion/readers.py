@@ -27,6 +27,8 @@ from tuna_jax.utils.safetensors_files import DTYPES
 from tuna_jax.utils.text_files import read_json
 
 INDEX_SUFFIX = ".index.json"
+UNFINISHED = "unfinished_conversion.txt"
+"""A folder with this file holds a part of what a conversion writes."""
 _WRAPPERS = ("model", "state_dict")
 
 
@@ -133,6 +135,10 @@ def open_files(source: str | Path) -> StateDict:
     path = Path(source)
     if not path.exists():
         raise SourceError(f"{path} does not exist")
+    if (path / UNFINISHED).exists():
+        raise SourceError(
+            f"{path} is what an interrupted conversion has left; run the same conversion again"
+        )
     if path.is_dir():
         return _open_folder(path)
     if path.name.endswith(INDEX_SUFFIX):

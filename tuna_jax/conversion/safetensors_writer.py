@@ -19,13 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from tuna_jax.conversion.readers import INDEX_SUFFIX, Entry
+from tuna_jax.conversion.readers import INDEX_SUFFIX, UNFINISHED, Entry
 from tuna_jax.utils import safetensors_files
+from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.file_systems import renames_atomically
 from tuna_jax.utils.safetensors_files import WORDS
-
-_PENDING = "pending.txt"
-"""A folder with this file is an unfinished conversion; it goes last."""
 
 
 class Writer:
@@ -173,7 +171,7 @@ class Writer:
             if self._renames:
                 os.replace(self._folder / self.path.name, self.path)
             else:
-                shutil.copyfile(self._folder / self.path.name, self.path)
+                _copy(self._folder / self.path.name, self.path)
             return
         if len(self._files) > 1:
             weight_map = {key: name for name, keys in self._files.items() for key in keys}
@@ -182,22 +180,20 @@ class Writer:
             self._extra[f"{self._name}.safetensors{INDEX_SUFFIX}"] = json.dumps(index, indent=2)
         for name, text in self._extra.items():
             (self._folder / name).write_text(text)
-        if not self._renames:
-            self._copy()
-            return
         if self.path.exists():
             shutil.rmtree(self.path)  # It may be replaced, as checked in `__init__`.
+        if not self._renames:
+            self._copy_folder()
+            return
         self._folder.chmod(0o755)
         os.rename(self._folder, self.path)
 
-    def _copy(self) -> None:
-        self.path.mkdir(exist_ok=True)
-        (self.path / _PENDING).write_text(
-            "the files of a conversion are being copied to this folder\n"
-        )
+    def _copy_folder(self) -> None:
+        self.path.mkdir()
+        (self.path / UNFINISHED).write_text("a conversion copies its files to this folder\n")
         for file in sorted(self._folder.iterdir()):
-            shutil.copyfile(file, self.path / file.name)
-        (self.path / _PENDING).unlink()
+            _copy(file, self.path / file.name)
+        (self.path / UNFINISHED).unlink()
 
     def _clear(self) -> None:
         for file in self._open:
@@ -208,7 +204,13 @@ class Writer:
 
 def _may_be_replaced(path: Path) -> bool:
     """Whether a folder is empty, or what an interrupted conversion has left."""
-    return path.is_dir() and (not any(path.iterdir()) or (path / _PENDING).exists())
+    return path.is_dir() and (not any(path.iterdir()) or (path / UNFINISHED).exists())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file; a killed process leaves no part of it under its final name."""
+    with atomic_file(target) as scratch:
+        shutil.copyfile(source, scratch)
 
 
 def _write_all(file: int, data: bytes | memoryview, position: int) -> None:

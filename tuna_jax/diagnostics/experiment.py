@@ -28,7 +28,7 @@ from tuna_jax.training.train_program import Program
 MOST_OF_BOUND = 2.0
 """How many times the predicted time, in which nothing overlaps, a step may take before it is slow."""
 _WARM, _STEPS, _BATCHES = 2, 20, 50  # Steps before the clock starts; most steps and batches on it.
-_FEWEST, _SECONDS = 4, 5.0  # At least so many steps or batches, and more for so long.
+_FEWEST, _SECONDS = 4, 5.0  # At least this number of steps or batches, and more within this time.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Files(Protocol):
         """Writes a file, to the disk or the bucket."""
 
     def read(self, name: str) -> bytes:
-        """The content of a file; FileNotFoundError if there is none."""
+        """The content of a file; FileNotFoundError without one."""
         ...
 
     def exists(self, name: str) -> bool:

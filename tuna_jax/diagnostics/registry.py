@@ -15,7 +15,7 @@ from tuna_jax.diagnostics import (
 from tuna_jax.diagnostics.runner import Check
 
 _SEND = "send us the JSON file"
-_DEVICES = f"run again with --checks=devices; if it goes on, {_SEND}"
+_DEVICES = f"run again with --checks=devices; if it happens again, {_SEND}"
 
 CHECKS = (
     Check("versions", versions.versions, "pip install -c constraints.txt -e . in the clone"),

@@ -102,7 +102,7 @@ class Report:
         try:
             with atomic_file(self._path) as scratch:
                 scratch.write_text(text, encoding="utf-8")
-        except OSError as error:  # The storage may be what is broken: the table goes on.
+        except OSError as error:  # The storage may be what is broken: the table continues.
             print(f"warning: {self._path} could not be written: {error}", file=sys.stderr)
 
 

@@ -23,7 +23,6 @@ WRITTEN_AGAINST = {
 }
 """The versions that `compat/` was written against; others may work, and its tests say whether they do."""
 _SHOWN = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_LISTED = 4
 
 
 def versions(context: Context) -> Finding:
@@ -105,19 +104,11 @@ def difference_finding(each: Sequence[Mapping[str, Any]], names: Sequence[str]) 
       each: by process 'libraries' (version by name) and 'code' (hash by file).
       names: of the processes.
     """
-    differ = []
-    for name, facts in zip(names[1:], each[1:], strict=True):
-        for group in ("libraries", "code"):
-            own, first = facts[group], each[0][group]
-            entries = [key for key in sorted(own.keys() | first.keys())
-                       if own.get(key) != first.get(key)]  # fmt: skip
-            if entries:
-                listed = ", ".join(
-                    f"{key} {own.get(key) or 'missing'} (process 0: {first.get(key) or 'missing'})"
-                    for key in entries[:_LISTED]
-                )
-                more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
-                differ.append(f"{name}: {listed}{more}")
+    differ = [
+        f"{name}: {text}"
+        for name, facts in zip(names[1:], each[1:], strict=True)
+        if (text := agreement.difference(facts, each[0]))
+    ]
     if differ:
         mend = "install the same code and versions on all hosts: the same image, or the same clone and constraints.txt"
         return Finding(result=FAIL, measured="\n".join(differ), mend=mend)

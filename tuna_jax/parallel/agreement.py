@@ -48,8 +48,8 @@ def check(facts: Mapping[str, Mapping[str, Any]]) -> None:
     if expected is None:
         raise DisagreementError("process 0 has not published its configuration after 600 seconds")
     mine = json.loads(json.dumps(facts, default=str))
-    if difference := _difference(mine, json.loads(expected)):
-        text = f"process {process} ({socket.gethostname()}) differs from process 0 in {difference}"
+    if differing := difference(mine, json.loads(expected)):
+        text = f"process {process} ({socket.gethostname()}) differs from process 0 in {differing}"
         jax_internals.set_value(f"{key}/differ/{process:06d}", text.encode())
     distributed.wait_for_all()
     differ = [text.decode() for text in jax_internals.values_under(f"{key}/differ/")]
@@ -73,7 +73,7 @@ def code() -> dict[str, str]:
     return facts | {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _difference(
+def difference(
     mine: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Which entries differ, in words; '' if none do."""

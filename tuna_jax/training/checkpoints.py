@@ -196,7 +196,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            left = ", ".join(map(str, self.steps())) or "none"
+            try:
+                left = ", ".join(map(str, self.steps())) or "none"
+            except OSError:
+                left = "unknown"
             raise UnwrittenCheckpointError(
                 f"the checkpoint {self._folder(step)} could not be written ({type(error).__name__}: "
                 f"{str(error)[:500]}). Finished checkpoints: {left}. Free space or repair the storage; the same "
@@ -235,33 +238,33 @@ class Checkpoints:
     ) -> Restored | None:
         """A checkpoint, on all processes; None if it is damaged."""
         for pause in (*_PAUSES, None):
-            restored, fault = None, None
+            restored = fault = cause = None
             try:
                 restored = self._restore(step, template, iterator)
             except MismatchedCheckpointError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
-                fault, folder = passing_fault(error), self._folder(step)
-                if fault is None:
-                    logging.error(
-                        "CHECKPOINT DAMAGED: %s cannot be read (%s: %s). Trying the next older one.",
-                        folder,
-                        type(error).__name__,
-                        str(error)[:500],
-                    )
-                elif pause is None:
-                    raise UnreadableStorageError(
-                        f"the checkpoint {folder} could not be read in {len(_PAUSES) + 1} attempts ({fault}). The same "
-                        f"command tries again; to resume from an older checkpoint, move this one away"
-                    ) from error
-                else:
-                    logging.warning("%s: %s. Trying again in %g seconds", folder, fault, pause)
+                cause, fault = error, passing_fault(error)
             if distributed.all_agree(restored is not None):
                 return restored
-            if distributed.all_agree(restored is not None or fault is None):
+            if distributed.all_agree(fault is None):
+                if cause is not None:
+                    logging.error(
+                        "CHECKPOINT DAMAGED: %s cannot be read (%s: %s). Trying the next older one.",
+                        self._folder(step),
+                        type(cause).__name__,
+                        str(cause)[:500],
+                    )
                 return None
-            time.sleep(pause or 0)
-        return None
+            fault = fault or "on another process"
+            if pause is None:
+                raise UnreadableStorageError(
+                    f"the checkpoint {self._folder(step)} could not be read in {len(_PAUSES) + 1} attempts ({fault}). "
+                    f"The same command tries again; to resume from an older checkpoint, move this one away"
+                ) from cause
+            logging.warning("%s: %s. Trying again in %g seconds", self._folder(step), fault, pause)
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
 
     def _restore(self, step: int, template: Any, iterator: Any | None) -> Restored:
         abstract = jax.tree.map(_abstract, template)

@@ -4,7 +4,7 @@
 step, so that the file of an interrupted run equals that of an uninterrupted one (except for wall-clock entries).
 
 In a mounted bucket a file is stored when it is closed, as a whole. There the log and TensorBoard's file are closed with
-every checkpoint, and the log goes on in `metrics-STEP.jsonl` once its file has a mebibyte; `read` reads all of them.
+every checkpoint, and the log continues in `metrics-STEP.jsonl` once its file has a mebibyte; `read` reads all of them.
 """
 
 from __future__ import annotations
@@ -197,11 +197,11 @@ WALL_CLOCK = (
 
 
 def segments(path: Path) -> list[Path]:
-    """`metrics.jsonl` and the files in which it goes on, in order."""
+    """`metrics.jsonl` and the files in which it continues, in order."""
     return [path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))]
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; an incomplete last line (from a killed process) is ignored."""
     return [line for segment in segments(Path(path)) for line in read_log(segment)]
 

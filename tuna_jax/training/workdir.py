@@ -2,7 +2,7 @@
 
 A lock of the operating system excludes other runs on a disk. In a mounted bucket it excludes only those of the same
 host. There a run writes its name into OWNER_FILE when it begins, and reads it back before each checkpoint: of two runs
-the one that began later goes on, and the other ends before it has overwritten anything.
+the one that began later continues, and the other ends before it has overwritten anything.
 """
 
 from __future__ import annotations

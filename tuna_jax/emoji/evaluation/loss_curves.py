@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuna_jax.utils.text_files import read_log
+from tuna_jax.training import metrics
 
 # Clocks and constants are not informative as curves.
 _SKIPPED = ("step", "time", "minutes", "seconds", "eta", "tokens", "epoch")
@@ -18,7 +18,7 @@ _SKIPPED = ("step", "time", "minutes", "seconds", "eta", "tokens", "epoch")
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> (steps, values) of every number in a metrics.jsonl; an incomplete last line is ignored."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in read_log(path):
+    for row in metrics.read(path):
         for name, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and "step" in row:
                 series[name].append((float(row["step"]), float(value)))
