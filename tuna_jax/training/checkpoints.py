@@ -214,8 +214,7 @@ class Checkpoints:
         if jax.process_index() != 0:  # All hosts share one folder; one of them removes from it.
             return
         if not renames_atomically(folder):
-            commit.revoke(folder)
-            folder.rmtree()
+            commit.remove(folder)
             return
         # Rename first: a process killed in the middle of the removal must not leave half a
         # checkpoint under its name.
@@ -231,7 +230,7 @@ class Checkpoints:
             unfinished = _STEP_FOLDER.fullmatch(path.name) and not commit.is_finished(path)
             if unfinished or _REMAINS.fullmatch(path.name):
                 logging.warning("removing what is left of an unfinished save: %s", path)
-                path.rmtree()
+                commit.remove(path)
 
     def _restore_with_retries(
         self, step: int, template: Any, iterator: Any | None
