@@ -48,8 +48,8 @@ def temporary_path_classes(folder: epath.Path) -> tuple[_Class, _Class]:
 def remove(folder: epath.Path) -> bool:
     """Removes a checkpoint or an unfinished save where folders cannot be renamed; says whether it is gone.
 
-    Killed at any moment, it leaves a folder that does not count as finished: PENDING is there before COMMITTED goes, and
-    goes last. A listing may lack a file that has just been stored; then the folder is not empty and is listed again.
+    Killed at any moment, it leaves a folder that does not count as finished: PENDING is there before COMMITTED goes,
+    and goes last. A listing may lack a file that was just stored: the folder is not empty then, and is listed again.
     """
     (folder / PENDING).write_text("this checkpoint is being removed\n")
     (folder / COMMITTED).unlink(missing_ok=True)
