@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     outward.add_argument(
         "source",
+        type=parsing.model_path,
         metavar="SOURCE",
         help="what from_torch wrote, or a training run's workdir or checkpoint (averaged parameters)",
     )
@@ -148,7 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Prints layout, components, sizes and dtypes, and which tensors are missing, unknown, or have NaN "
         "or infinity. The exit status is 1 if there are any.",
     )
-    look.add_argument("source", metavar="PATH", help="any file or folder with weights")
+    look.add_argument(
+        "source",
+        type=parsing.model_path,
+        metavar="PATH",
+        help="any file or folder with weights, or `emoji`",
+    )
     _add_config(look, required=False)
     _add_check(look)
 

@@ -6,6 +6,9 @@ Examples:
     # measured on scenes that it never saw, by exact judges; a multitask run by its losses on held-out examples:
     tuna-jax evaluate --workdir=runs/demo
 
+    # The same for the model in the package; the report goes to evaluation/:
+    tuna-jax evaluate --model=emoji --images=64 --questions=64
+
     # A quick look with fewer images, and other settings of the sampler:
     tuna-jax evaluate --workdir=runs/demo --output=runs/look --images=64 --questions=64 --guidance=3 --steps=19
 
@@ -30,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuna_jax.cli import config_flags, parsing, shared_flags
-from tuna_jax.utils import malloc, old_names
+from tuna_jax.utils import malloc, old_names, shipped
 
 EVALUATORS = {
     "emoji": "tuna_jax.emoji.evaluation.run:evaluate",
@@ -46,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsing.current_arguments("evaluate", arguments)
     )
     options = parser.parse_args(given)
+    if not options.output and shipped.is_shipped(options.workdir):
+        options.output = "evaluation"
     if options.sweep and options.learning_curve:
         parser.error("give either --sweep=FILE or --learning_curve")
     if options.sweep:
@@ -58,11 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--workdir",
+        "--model",
         required=True,
+        type=parsing.model_path,
         metavar="DIR",
-        help="folder of a training run, or its model.safetensors",
+        help="folder of a training run, or its model.safetensors; or `emoji`, the model in the package",
     )
-    add("--output", metavar="DIR", help="folder of the report (default: the workdir)")
+    add(
+        "--output",
+        metavar="DIR",
+        help="folder of the report (default: the workdir; of the model in the package: evaluation/)",
+    )
     add(
         "--compare_to",
         type=parsing.names,

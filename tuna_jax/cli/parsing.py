@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from tuna_jax.utils import old_names, seeds
+from tuna_jax.utils import old_names, seeds, shipped
 from tuna_jax.utils.text_files import check_text
 
 
@@ -231,3 +231,8 @@ def shard(text: str) -> tuple[int, int]:
             f"{text!r} is not a shard; the shards of two are 0/2 and 1/2"
         )
     return int(number), int(count)
+
+
+def model_path(text: str) -> str:
+    """The path of a model, or of the one in the package that has this name, such as `emoji`."""
+    return str(shipped.model_path(text))

@@ -24,8 +24,10 @@ def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
     add(
         "--model",
         required=required,
+        type=parsing.model_path,
         metavar="PATH",
-        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote",
+        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote; or `emoji`, "
+        "the small trained model in the package",
     )
     add("--vae", metavar="PATH", help="the VAE, if the model stores none or to use another")
     add(
