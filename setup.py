@@ -1,4 +1,7 @@
-"""A wheel carries `experiments/` as `tuna_jax/experiments/`, where `--config=emoji/demo` finds it; all else is in pyproject.toml."""
+"""Puts `experiments/` into wheels as `tuna_jax/experiments/`, where `--config=emoji/demo` finds it.
+
+All else is in pyproject.toml.
+"""
 
 import shutil
 from pathlib import Path

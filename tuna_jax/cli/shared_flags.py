@@ -26,8 +26,8 @@ def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
         required=required,
         type=parsing.model_path,
         metavar="PATH",
-        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote; or `emoji`, "
-        "the small trained model in the package",
+        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote; or "
+        "`emoji`, the small trained model in the package",
     )
     add("--vae", metavar="PATH", help="the VAE, if the model stores none or to use another")
     add(

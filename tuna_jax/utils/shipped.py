@@ -12,7 +12,7 @@ MODELS = {"emoji": _PACKAGE / "assets" / "emoji"}
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:
-    """`path`, or the folder of the model in the package that has this name. A file or folder of that name comes first."""
+    """`path`, or the folder of the model in the package that has this name; an existing file or folder comes first."""
     given = Path(path)
     return given if given.exists() else MODELS.get(os.fspath(path), given)
 
