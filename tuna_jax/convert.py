@@ -47,7 +47,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuna_jax.cli import parsing
+from tuna_jax.cli import parsing, shared_flags
 
 if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
@@ -66,7 +66,7 @@ _PARTS = {
     "vae": "wan",
     "vae_diffusers": "diffusers",
 }
-_OUTPUT = "a .safetensors file, or a folder for shards with an index; it must not exist yet"
+_OUTPUT = "a .safetensors file, or a folder (also gs://BUCKET/FOLDER) for shards with an index; it must not exist yet"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         # Orbax warns about files that a checkpoint of its own need not have.
         absl.logging.set_verbosity(absl.logging.ERROR)
-        return _COMMANDS[options.command](options)
+        paths = [name for name in ("source", "output") if hasattr(options, name)]
+        with shared_flags.in_buckets(options, *paths):
+            return _COMMANDS[options.command](options)
 
     return parsing.run(work, options.verbosity)
 

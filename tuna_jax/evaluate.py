@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuna_jax.cli import config_flags, parsing, shared_flags
@@ -49,13 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsing.current_arguments("evaluate", arguments)
     )
     options = parser.parse_args(given)
-    if not options.output and shipped.is_shipped(options.workdir):
+    if not options.output and "://" not in options.workdir and shipped.is_shipped(options.workdir):
         options.output = "evaluation"
     if options.sweep and options.learning_curve:
         parser.error("give either --sweep=FILE or --learning_curve")
-    if options.sweep:
-        return parsing.run_on_all_processes(lambda: _sweep(options, overrides), options.verbosity)
-    return parsing.run_on_all_processes(lambda: _evaluate(options), options.verbosity)
+    work = (lambda: _sweep(options, overrides)) if options.sweep else (lambda: _evaluate(options))
+    return parsing.run_on_all_processes(lambda: _in_buckets(options, work), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     shared_flags.add_sampling(parser.add_argument_group("sampling"))
     return parser
+
+
+def _in_buckets(options: argparse.Namespace, work: Callable[[], int]) -> int:
+    with shared_flags.in_buckets(options, "workdir", "compare_to", "output"):
+        return work()
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tuna_jax.inference.run_record import IN_MODEL, RunRecord
 from tuna_jax.models import tuna
 from tuna_jax.parallel import leader, param_sharding
 from tuna_jax.parallel.mesh import make_mesh, settings_of
+from tuna_jax.training import staging
 from tuna_jax.training.weights_file import LOADED_DTYPE, exported
 from tuna_jax.utils import nonfinite_values, shipped
 from tuna_jax.utils.param_tree import flatten, unflatten
@@ -54,6 +56,7 @@ def load(
     Args:
       path: a training run's workdir, its `model.safetensors` or one of its checkpoints; a model that `convert
         from_torch` wrote, as safetensors (a file or a folder) or Orbax; or 'emoji', the small model in the package.
+        All but the last may be in a bucket, `gs://BUCKET/FOLDER`.
       vae: the VAE, if the model stores none (and does not work on pixels) or another one shall be used: a file that
         `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan 2.2 VAE in its own layout or
         diffusers'.
@@ -72,6 +75,11 @@ def load(
       ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
         programs do not fit the model; or weights are not finite.
     """
+    if staging.is_address(path):
+        settings = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "programs": programs}
+        settings |= {"mesh": mesh, "averaged": averaged, "check_weights": check_weights}
+        with staging.staged(os.fspath(path)) as folder:
+            return load(folder, **settings)
     path = shipped.model_path(path)
     if leader.is_leading() and programs is not None:
         raise ValueError(
@@ -81,7 +89,7 @@ def load(
     if leader.is_leading():
         options = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "averaged": averaged}
         sizes = None if mesh is None else dict(mesh.shape)
-        return _load_on_all(str(path), sizes, check_weights=check_weights, **options)
+        return _load_on_all(staging.address_of(path), sizes, check_weights=check_weights, **options)
     if not path.exists():
         raise FileNotFoundError(
             f"no trained model at {path}; `tuna-jax train` writes one when a run ends or is stopped, "
@@ -136,11 +144,12 @@ def load(
 @leader.on_all_processes_shared
 def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -> Tuna:
     """`load` on every process: each reads the parts of its own devices. Without sizes `layouts` chooses them."""
-    if mesh_sizes is None:
-        mesh, options["dtype"] = chosen_layout(path, options["dtype"])
-    else:
-        mesh = make_mesh(settings_of(mesh_sizes))
-    return load(path, mesh=mesh, **options)
+    with staging.staged(path) as path:
+        if mesh_sizes is None:
+            mesh, options["dtype"] = chosen_layout(path, options["dtype"])
+        else:
+            mesh = make_mesh(settings_of(mesh_sizes))
+        return load(path, mesh=mesh, **options)
 
 
 def chosen_layout(path: PathLike, dtype: str = "") -> tuple[Mesh, str]:
