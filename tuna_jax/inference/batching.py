@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.inference import option_checks
@@ -134,6 +134,23 @@ def keys(seed: Any, count: int) -> Array:
     if len(pairs) != count:
         raise ValueError(f"{len(pairs)} seeds for {count} rows; give one seed, or one per row")
     return jnp.stack([jax.random.fold_in(seeds.key(value), index) for value, index in pairs])
+
+
+def key_data(seed: int, index: int) -> UInt32[np.ndarray, " words"]:
+    """The data of the key of row `index` of a call with `seed` (`keys`), by one program for every seed.
+
+    A server that has compiled everything beforehand uses it: `keys` runs an operation more for seeds above 2**32.
+    """
+    seed, index = seeds.check(seed), seeds.check_index(index, "index")
+    return np.asarray(
+        _key_data(np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32), np.uint32(index))
+    )
+
+
+@jax.jit
+def _key_data(low: Array, high: Array, index: Array) -> Array:
+    data = jax.random.key_data(jax.random.key(low)).at[..., ::2].set(high)
+    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(data), index))
 
 
 def noise(seed: Any, count: int, shape: tuple[int, ...]) -> np.ndarray:
