@@ -188,7 +188,7 @@ def decode(
     tile_above: int = TILE_ABOVE,
 ) -> UInt8[Array, "n frames height width 3"]:
     """Clips from normalised latents; frames of more than `tile_above` pixels are decoded in tiles."""
-    return _decode(config, vae_params, latents, sharding, tile_above)[0]
+    return decode_on_device(config, vae_params, latents, sharding, tile_above)[0]
 
 
 def decode_checked(
@@ -199,7 +199,7 @@ def decode_checked(
     tile_above: int = TILE_ABOVE,
 ) -> tuple[UInt8[np.ndarray, "n frames height width 3"], Bool[np.ndarray, " n"]]:
     """`decode`, and whether the latents and the pixels of each row are finite: as uint8, NaN would be black."""
-    clips, finite = _decode(config, vae_params, latents, sharding, tile_above)
+    clips, finite = decode_on_device(config, vae_params, latents, sharding, tile_above)
     return distributed.to_host(clips), distributed.to_host(finite)
 
 
@@ -209,13 +209,14 @@ def finite_rows(array: Float[np.ndarray, "n t h w c"]) -> Bool[np.ndarray, " n"]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))
-def _decode(
+def decode_on_device(
     config: TunaConfig,
     vae_params: Any,
     latents: Float[Any, "n t h w c"],
     sharding: LogicalSharding | None,
     tile_above: int,
 ) -> tuple[UInt8[Array, "n frames height width 3"], Bool[Array, " n"]]:
+    """`decode_checked` as arrays of the device."""
     chunked = latents.shape[1] > _MAX_UNCHUNKED_FRAMES
     height, width = (side * config.space.spatial_factor for side in latents.shape[2:4])
     tiles = tiling(height, width, tile_above)
