@@ -19,8 +19,8 @@ Examples:
         -d '{"messages": [{"role": "user", "content": "hello"}]}'
 
 Everything is compiled before the server is ready (GET /health is 503 until then), and kept on disk for the next start.
-Requests for other shapes are refused: GET /v1/models lists those that are served. SIGTERM lets requests under way finish,
-and ends the server with status 0. The server needs the packages of `pip install 'tuna_jax[serve]'`.
+Requests for other shapes are refused: GET /v1/models lists those that are served. SIGTERM lets requests under way
+finish, and ends the server with status 0. The server needs the packages of `pip install 'tuna_jax[serve]'`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     shared_flags.add_model(parser)
     shared_flags.add_dtype(parser)
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
+    add(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)"
+    )
     add("--port", type=_port, default=8000, help="port to listen on; 0: a free one (default 8000)")
     add("--name", default="tuna", help="the model's name at the endpoints (default tuna)")
     add(
@@ -79,15 +81,22 @@ def _parser() -> argparse.ArgumentParser:
         type=_ascending,
         default=(),
         metavar="N,...",
-        help="numbers of frames of clips, generated or asked about, 1 + 4k each (default 17; 4 of a model whose VAE works "
-        "frame by frame)",
+        help="numbers of frames of clips, generated or asked about, 1 + 4k each (default 17; 4 of a model whose VAE "
+        "works frame by frame)",
     )
     add(
         "--prompt_tokens",
         type=_ascending,
         default=(64, 256),
         metavar="N,...",
-        help="text tokens that prompts are padded to; the last one is the limit (default 64,256)",
+        help="text tokens that conversations are padded to; the last one is the limit (default 64,256)",
+    )
+    add(
+        "--image_prompt_tokens",
+        type=_ascending,
+        default=(32, 256),
+        metavar="N,...",
+        help="the same of prompts of images and clips (default 32,256)",
     )
     numbers = {
         "text_slots": (16, "answers that are decoded together"),

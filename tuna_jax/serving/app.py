@@ -236,7 +236,9 @@ def _application(server: Server) -> FastAPI:
         """The page."""
         if PAGE.is_file():
             return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
-        return JSONResponse({"model": server.settings.name, "endpoints": "/v1", "health": "/health"})
+        return JSONResponse(
+            {"model": server.settings.name, "endpoints": "/v1", "health": "/health"}
+        )
 
     return app
 

@@ -95,7 +95,9 @@ def picture_rows(
     given = {
         "steps": body.num_inference_steps,
         "guidance": body.guidance_scale,
-        "guidance_interval": None if body.guidance_interval is None else tuple(body.guidance_interval),
+        "guidance_interval": None
+        if body.guidance_interval is None
+        else tuple(body.guidance_interval),
         "shift": body.shift,
         "solver": body.solver,
     }
@@ -124,7 +126,7 @@ def picture_rows(
 
     positive, negative = tokens_of(prompt), tokens_of(body.negative_prompt or "")
     visual = 0 if source is None else 1 + grid.tokens
-    widths = [batching.round_up(visual + text) for text in what.settings.prompt_tokens]
+    widths = [batching.round_up(visual + text) for text in what.settings.image_prompt_tokens]
     plan = flow_slots.plan(
         model.config,
         steps=settings.steps,
@@ -223,8 +225,8 @@ def _messages(
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Messages as `Conversation` takes them, and their media in order.
 
-    An image that the assistant has made, in its content, is put before the user's next text: so a conversation can go on
-    about it.
+    An image that the assistant has made, in its content, is put before the user's next text: so a conversation can go
+    on about it.
     """
     converted: list[dict[str, Any]] = []
     clips: list[np.ndarray] = []
@@ -245,9 +247,7 @@ def _messages(
             moved += own
             text = "".join(text for text in texts if text is not None)
             if text or not own:
-                converted.append(
-                    {"role": "assistant", "content": [{"type": "text", "text": text}]}
-                )
+                converted.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
             continue
         if message.role == "user":
             texts, own, moved = [None] * len(moved) + texts, moved + own, []

@@ -37,9 +37,7 @@ async def complete(server: Server, request: Request) -> Response:
     }
     if modalities == ["image"]:
         return await _pictures(server, request, body, head)
-    rows = await in_thread(
-        server.threads, building.text_rows, server.model, server.served, body
-    )
+    rows = await in_thread(server.threads, building.text_rows, server.model, server.served, body)
     prompt = len(rows[0].prompt.tokens)
     call = Call(server.scheduler, rows, request)
     if body.stream:

@@ -132,7 +132,11 @@ class Guard:
                 wanted = {"WWW-Authenticate": "Bearer"}
                 raise ApiError(401, message, None, "invalid_api_key", wanted)
         length = headers.get(b"content-length", "0")
-        if length.isdecimal() and len(length) < 19 and int(length) > self._server.settings.max_bytes:
+        if (
+            length.isdecimal()
+            and len(length) < 19
+            and int(length) > self._server.settings.max_bytes
+        ):
             raise _too_large(self._server.settings.max_bytes)
 
     def _check_origin(self, headers: dict[bytes, str]) -> None:

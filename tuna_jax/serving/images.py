@@ -106,5 +106,3 @@ async def _events(
         elif isinstance(item, Picture):
             values = {**where, "usage": _usage(rows), "seed": head["seed"]}
             yield await event("completed", values, item.clip)
-
-

@@ -100,8 +100,8 @@ class Metrics:
 _listeners: list[Callable[[], None]] = []
 
 
-def _on_duration(event: str, seconds: float, **_: Any) -> None:
-    del seconds
+def _on_duration(event: str, duration_secs: float, **kwargs: Any) -> None:
+    del duration_secs, kwargs
     if event == "/jax/core/compile/backend_compile_duration":
         for listener in list(_listeners):
             listener()

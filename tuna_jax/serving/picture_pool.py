@@ -16,6 +16,9 @@ from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.rows import Partial, Picture, PictureRow, Progress
 from tuna_jax.serving.served import Served
 
+_TOGETHER = 4
+"""Prompts that are prefilled, and results that are decoded, by one call."""
+
 
 class _Active:
     """A result under way."""
@@ -32,12 +35,22 @@ class PicturePool:
     def __init__(self, model: Tuna, what: Served, shape: tuple[int, int, int], metrics: Metrics):
         self._model, self._what, self.shape, self._metrics = model, what, shape, metrics
         slots = what.settings.image_slots if shape[0] == 1 else what.settings.clip_slots
-        self._sizes = what.rows(slots)
-        self._count = self._sizes[-1]
+        self._count = what.rows(slots)[-1]
+        self._inserts = what.rows(min(slots, _TOGETHER), (1,))
         self.latent_shape = model.config.space.latent_shape(*shape)
         self._span = 1 + Grid(*self.latent_shape[:3]).tokens
         self.edits = "edit" in what.tasks and shape[0] == 1 and shape[1:] in what.edit_sizes
-        self._capacity = self.widths(edit=self.edits)[-1] + self._span
+        first, last = (self.widths(edit=self.edits)[at] + self._span for at in (0, -1))
+        self._capacity = last
+        # What evaluations are compiled for: most prompts are short, and attention costs what it can see.
+        self._evaluations = [
+            (rows, first, guided)
+            for guided, ladder in ((True, (1, 2, 4, 16)), (False, (1,)))
+            for rows in what.rows(slots, ladder)
+        ]
+        if first < last:
+            self._evaluations += [(rows, last, True) for rows in what.rows(slots, (1,))]
+            self._evaluations.append((self._count, last, False))
         self.kind = "image" if shape[0] == 1 else "video"
         self.waiting: collections.deque[PictureRow] = collections.deque()
         self._active: dict[int, _Active] = {}
@@ -46,7 +59,7 @@ class PicturePool:
     def widths(self, *, edit: bool) -> list[int]:
         """The numbers of tokens that prompts are padded to."""
         source = self._span if edit else 0
-        return [round_up(source + text) for text in self._what.settings.prompt_tokens]
+        return [round_up(source + text) for text in self._what.settings.image_prompt_tokens]
 
     def reset(self) -> None:
         """Empty slots."""
@@ -75,14 +88,16 @@ class PicturePool:
         generates = self.shape in [
             (frames, *size) for size in self._what.sizes for frames in (1, *self._what.frames)
         ]
-        for edit in [edit for edit, is_served in ((False, generates), (True, self.edits)) if is_served]:
+        for edit in [
+            edit for edit, is_served in ((False, generates), (True, self.edits)) if is_served
+        ]:
             for width in self.widths(edit=edit):
-                for count in self._sizes:
+                for count in self._inserts:
                     self._insert([self._row(edit, width)], [0], count)
         evaluation = flow_slots.Evaluation(np.float32(0), np.float32(1), 0, True)
-        for count in self._sizes:
-            for guided in (True, False):
-                self._evaluate([(0, evaluation, 1.0)], count, guided)
+        for count, keys, guided in self._evaluations:
+            self._evaluate([(0, evaluation, 1.0)], count, keys, guided)
+        for count in self._inserts:
             self._decode(self._slots.x, [0], count)
         self.reset()
 
@@ -113,14 +128,15 @@ class PicturePool:
         if not free or not self.waiting:
             return False
         first = self.waiting[0]
-        chosen = [row for row in self.waiting if row.group == first.group][: len(free)]
+        most = min(len(free), self._inserts[-1])
+        chosen = [row for row in self.waiting if row.group == first.group][:most]
         for row in chosen:
             self.waiting.remove(row)
             row.started = time.monotonic()
         slots = free[: len(chosen)]
         # Before the device may fail, so that `rows` has them.
         self._active |= {slot: _Active(row) for slot, row in zip(slots, chosen, strict=True)}
-        self._insert(chosen, slots, next(size for size in self._sizes if size >= len(chosen)))
+        self._insert(chosen, slots, next(size for size in self._inserts if size >= len(chosen)))
         return True
 
     def _insert(self, rows: list[PictureRow], slots: list[int], count: int) -> None:
@@ -158,8 +174,18 @@ class PicturePool:
                 if active.row.plan[active.done].guided is guided
             ]
             if chosen:
-                count = next(size for size in self._sizes if size >= len(chosen))
-                self._evaluate(chosen, count, guided)
+                longest = max(self._active[slot].row.longest for slot, _, _ in chosen)
+                count, keys = min(
+                    (
+                        (rows, keys)
+                        for rows, keys, is_guided in self._evaluations
+                        if is_guided is guided
+                        and rows >= len(chosen)
+                        and keys >= longest + self._span
+                    ),
+                    key=lambda size: size[0] * size[1],
+                )
+                self._evaluate(chosen, count, keys, guided)
                 self._metrics.batch(self.kind, len(chosen))
         ready, partial = [], []
         for slot, active in self._active.items():
@@ -189,7 +215,7 @@ class PicturePool:
                         "not_finite", f"the model computed NaN or infinity for this {self.kind}"
                     )
 
-    def _evaluate(self, chosen: list[tuple], count: int, guided: bool) -> None:
+    def _evaluate(self, chosen: list[tuple], count: int, keys: int, guided: bool) -> None:
         """Runs the program that evaluates `count` rows: (slot, evaluation, guidance) each."""
         chosen = chosen + [chosen[-1]] * (count - len(chosen))
         slots, evaluations, guidance = zip(*chosen, strict=True)
@@ -203,13 +229,18 @@ class PicturePool:
             np.asarray([evaluation.part for evaluation in evaluations], np.int32),
             np.asarray(guidance, np.float32),
             guided=guided,
+            keys=keys,
             sharding=self._model.sharding,
         )
 
     def _decode_slots(self, latents, slots: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        count = next(size for size in self._sizes if size >= len(slots))
-        clips, finite = self._decode(latents, slots, count)
-        return clips[: len(slots)], finite[: len(slots)]
+        parts = []
+        for start in range(0, len(slots), self._inserts[-1]):
+            chunk = slots[start : start + self._inserts[-1]]
+            count = next(size for size in self._inserts if size >= len(chunk))
+            parts.append([array[: len(chunk)] for array in self._decode(latents, chunk, count)])
+        clips, finite = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return clips, finite
 
     def _decode(self, latents, slots: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
         slots = slots + [slots[-1]] * (count - len(slots))

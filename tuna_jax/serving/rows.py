@@ -166,6 +166,11 @@ class PictureRow(Row):
         """Rows of equal groups can be inserted together."""
         return self.source is not None, self.width
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer prompt."""
+        return max(len(self.positive.tokens), len(self.negative.tokens))
+
     def partials_at(self) -> dict[int, int]:
         """By number of evaluations that are done: the index of the partial result that is due then."""
         total, count = len(self.plan), self.partials

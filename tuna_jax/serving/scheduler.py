@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.picture_pool import PicturePool
@@ -97,6 +98,7 @@ class Scheduler:
 
     def _main(self) -> None:
         try:
+            batching.key_data(0, 0)
             for pool in self._pools():
                 if self._stopping:
                     return

@@ -43,9 +43,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 Text = Annotated[str, Field(max_length=200_000)]
 Seed = Annotated[int, Field(ge=0, le=seeds.LARGEST)]
 Guidance = Annotated[float, Field(ge=0, le=option_checks.LARGEST_GUIDANCE, allow_inf_nan=False)]
-Shift = Annotated[
-    float, Field(ge=option_checks.SMALLEST_SHIFT, le=option_checks.LARGEST_SHIFT)
-]
+Shift = Annotated[float, Field(ge=option_checks.SMALLEST_SHIFT, le=option_checks.LARGEST_SHIFT)]
 Format = Literal["png", "jpeg", "webp"]
 
 
@@ -100,7 +98,9 @@ class VideoRequest(Sampling):
     model: Text | None = None
     prompt: Text
     size: Annotated[str, Field(max_length=40)] | None = None
-    seconds: Annotated[float, Field(gt=0, le=3600)] | Annotated[str, Field(max_length=9)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=3600)] | Annotated[str, Field(max_length=9)] | None = (
+        None
+    )
     num_frames: Annotated[int, Field(ge=1, le=option_checks.LARGEST_FRAMES)] | None = None
     fps: Annotated[float, Field(ge=0.1, le=120)] | None = None
 
@@ -161,9 +161,11 @@ class ChatRequest(Sampling):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    stop: Annotated[str, Field(max_length=256)] | Annotated[
-        list[Annotated[str, Field(max_length=256)]], Field(max_length=4)
-    ] | None = None
+    stop: (
+        Annotated[str, Field(max_length=256)]
+        | Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=4)]
+        | None
+    ) = None
     n: Annotated[int, Field(ge=1, le=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

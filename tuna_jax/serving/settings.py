@@ -17,7 +17,8 @@ class Settings:
       text_slots: answers that are decoded together.
       image_slots: images of one size that are sampled together.
       clip_slots: clips of one shape that are sampled together.
-      prompt_tokens: numbers of text tokens that prompts are padded to, ascending; the last one is the limit.
+      prompt_tokens: numbers of text tokens that conversations are padded to, ascending; the last one is the limit.
+      image_prompt_tokens: the same of prompts of images and clips.
       max_new_tokens: the largest number of tokens of an answer.
       max_images: the largest number of input images of a conversation.
       sizes: (height, width) of images that can be generated; empty: the model's size, and the shapes of its edits.
@@ -43,6 +44,7 @@ class Settings:
     image_slots: int = 8
     clip_slots: int = 4
     prompt_tokens: tuple[int, ...] = (64, 256)
+    image_prompt_tokens: tuple[int, ...] = (32, 256)
     max_new_tokens: int = 256
     max_images: int = 4
     sizes: tuple[tuple[int, int], ...] = ()
@@ -64,12 +66,13 @@ class Settings:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise ValueError(f"tasks has {unknown[0]!r}; choose of {', '.join(TASKS)}")
-        for name in ("prompt_tokens", "frames"):
+        for name in ("prompt_tokens", "image_prompt_tokens", "frames"):
             values = getattr(self, name)
             if list(values) != sorted(set(values)) or any(value < 1 for value in values):
                 raise ValueError(f"{name} is {values}; it must ascend from at least 1")
-        if not self.prompt_tokens:
-            raise ValueError("prompt_tokens is empty; give at least one number of tokens")
+        for name in ("prompt_tokens", "image_prompt_tokens"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; give at least one number of tokens")
         positive = ("text_slots", "image_slots", "clip_slots", "max_new_tokens", "max_steps")
         for name in (*positive, "max_results", "queue", "max_bytes", "max_pixels", "jobs"):
             if getattr(self, name) < 1:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import collections
 import time
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 
+from tuna_jax.inference.batching import round_up
 from tuna_jax.inference.generation import text_slots
 from tuna_jax.inference.generation.text_slots import RowOptions
 from tuna_jax.inference.pipeline import Tuna
-from tuna_jax.sequence import TokenSequence, build, stack
+from tuna_jax.sequence import Text, build, stack
 from tuna_jax.serving import programs, served
 from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.rows import Answer, Delta, TextRow
 from tuna_jax.serving.served import Media, Served
+
+_TOGETHER = 8
+"""Prompts that are prefilled by one call."""
 
 
 class _Active:
@@ -31,11 +37,17 @@ class TextPool:
 
     def __init__(self, model: Tuna, what: Served, metrics: Metrics):
         self._model, self._what, self._metrics = model, what, metrics
-        self._sizes = what.rows(what.settings.text_slots)
+        self._sizes = what.rows(what.settings.text_slots, (4, 16, 64))
+        self._inserts = what.rows(min(what.settings.text_slots, _TOGETHER), (1,))
         self._count = self._sizes[-1]
         self._kinds = served.text_media(model, what)
         longest = max(served.widths(what, media)[-1] for media in self._kinds)
         self._capacity = longest + what.settings.max_new_tokens
+        shortest = what.settings.prompt_tokens[0] + max(
+            0 if media is None else media.tokens // media.count for media in self._kinds
+        )
+        # What decoding is compiled for: most answers are short, and attention costs what it can see.
+        self._keys = sorted({min(round_up(shortest + 64), self._capacity), self._capacity})
         self._eos = np.int32(model.tokenizer.special.eos)
         self.waiting: collections.deque[TextRow] = collections.deque()
         self._active: dict[int, _Active] = {}
@@ -68,19 +80,15 @@ class TextPool:
         options = [self._row(special.bos)]
         for media in self._kinds:
             for width in served.widths(self._what, media):
-                for count in self._sizes:
+                for count in self._inserts:
                     self._insert(media, width, options, [0], count)
         for rows in self._sizes:
-            _, decoded = self._decode(rows, {0}, text_slots.CHUNK)
-            np.asarray(decoded.count), np.asarray(decoded.tokens), np.asarray(decoded.finite)
+            for keys in self._keys:
+                jax.block_until_ready(self._decode(rows, keys, {0}, text_slots.CHUNK))
         self.reset()
 
     def _row(self, bos: int) -> TextRow:
-        prompt = TokenSequence(
-            *(np.full(1, bos, np.int32) for _ in range(2)),
-            build([], self._model.tokenizer.special).spans,
-            np.zeros(0, bool),
-        )
+        prompt = build([Text((bos,))], self._model.tokenizer.special)
         key = np.zeros(self._slots.options.keys.shape[1], np.uint32)
         return TextRow(key=key, prompt=prompt, media=None, clips=None, width=0, most=1)
 
@@ -96,14 +104,15 @@ class TextPool:
         free = [slot for slot in range(self._count) if slot not in self._active]
         while free and self.waiting:
             first = self.waiting[0]
-            chosen = [row for row in self.waiting if row.group == first.group][: len(free)]
+            most = min(len(free), self._inserts[-1])
+            chosen = [row for row in self.waiting if row.group == first.group][:most]
             for row in chosen:
                 self.waiting.remove(row)
                 row.started = time.monotonic()
             slots, free = free[: len(chosen)], free[len(chosen) :]
             # Before the device may fail, so that `rows` has them.
             self._active |= {slot: _Active(row) for slot, row in zip(slots, chosen, strict=True)}
-            count = next(size for size in self._sizes if size >= len(chosen))
+            count = next(size for size in self._inserts if size >= len(chosen))
             self._insert(first.media, first.width, chosen, slots, count)
             self._metrics.batch("prefill", len(chosen))
 
@@ -144,7 +153,7 @@ class TextPool:
             model.tile_above,
         )
 
-    def _decode(self, rows: int, occupied: set[int], most: int) -> tuple:
+    def _decode(self, rows: int, keys: int, occupied: set[int], most: int) -> text_slots.Decoded:
         self._slots, decoded = text_slots.decode(
             self._model.config,
             self._model.generation_params,
@@ -153,15 +162,19 @@ class TextPool:
             np.int32(most),
             self._eos,
             rows=rows,
+            keys=keys,
             sharding=self._model.sharding,
         )
-        return self._slots, decoded
+        return decoded
 
     def _advance(self) -> None:
         last = max(self._active)
         rows = next(size for size in self._sizes if size > last)
         left = min(active.row.most - len(active.ids) for active in self._active.values())
-        _, decoded = self._decode(rows, set(self._active), min(left, text_slots.CHUNK))
+        most = min(left, text_slots.CHUNK)
+        positions = [len(a.row.prompt.tokens) + len(a.ids) for a in self._active.values()]
+        keys = next(size for size in self._keys if size >= max(positions) + most)
+        decoded = self._decode(rows, keys, set(self._active), most)
         tokens, count = np.asarray(decoded.tokens), int(decoded.count)
         finite = np.asarray(decoded.finite)
         self._metrics.batch("decode", len(self._active))
@@ -199,7 +212,7 @@ class TextPool:
         return done
 
 
-def _settled(text: str, stop: tuple[str, ...] | list[str]) -> int:
+def _settled(text: str, stop: Sequence[str]) -> int:
     """Characters at the start of a text that more tokens cannot change or make a part of a stop string."""
     ready = len(text.rstrip("\ufffd"))  # An unfinished character; see `Tokenizer.decode_parts`.
     for string in stop:

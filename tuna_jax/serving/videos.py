@@ -198,7 +198,9 @@ class Jobs:
         job = self.get(name)
         if job.content is None:
             message = f"the video is {job.status}; it has no content"
-            raise errors.ApiError(409 if job.status != "failed" else 404, message, None, "not_ready")
+            raise errors.ApiError(
+                409 if job.status != "failed" else 404, message, None, "not_ready"
+            )
         headers = {"Content-Disposition": f'attachment; filename="{name}.mp4"'}
         return Response(job.content, media_type="video/mp4", headers=headers)
 

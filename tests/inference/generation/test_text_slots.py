@@ -59,10 +59,18 @@ def _insert(slots, prompts, rows):
     return text_slots.insert(CONFIG, PARAMS, slots, _prefix(prompts), rows, _options(prompts))
 
 
-def _decode(slots, occupied, most, eos=-1):
+def _decode(slots, occupied, most, eos=-1, keys=None):
     rows = len(occupied)
     return text_slots.decode(
-        CONFIG, PARAMS, slots, np.asarray(occupied), np.int32(most), np.int32(eos), rows=rows, chunk=4
+        CONFIG,
+        PARAMS,
+        slots,
+        np.asarray(occupied),
+        np.int32(most),
+        np.int32(eos),
+        rows=rows,
+        keys=keys,
+        chunk=4,
     )
 
 
@@ -97,15 +105,17 @@ def test_a_call_ends_with_the_first_answer_that_ends() -> None:
 
 def test_the_first_rows_alone_decode_the_same() -> None:
     slots = _insert(text_slots.new(CONFIG, 4, 16), [0, 1], [0, 1])
-    slots, decoded = _decode(slots, [True, True], 3)
+    slots, decoded = _decode(slots, [True, True], 3, keys=12)
     first = decoded.tokens[0, :3].tolist()
-    slots, decoded = _decode(slots, [True, True, False, False], 4)
+    slots, decoded = _decode(slots, [True, True, False, False], 4, keys=13)
     assert first + decoded.tokens[0, :4].tolist() == _alone(0).tokens[0].tolist()
 
 
 def test_nothing_of_a_slots_last_answer_remains() -> None:
     slots = text_slots.new(CONFIG, 2, 16)
-    slots = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x, slots)
+    slots = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x, slots
+    )
     slots = _insert(slots, [0, 1], [0, 1])
     _, decoded = _decode(slots, [True, True], 4)
     assert bool(decoded.finite.all())

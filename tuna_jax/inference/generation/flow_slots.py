@@ -1,8 +1,8 @@
 """Continuous batching of images and clips: noisy latents in slots, each at its own time of its own grid.
 
-A request's prompts are prefilled and its noise inserted into a free slot; `evaluate` then evaluates the velocity of some
-slots, one step (Euler) or half of one (Heun) of each. Rows with other numbers of steps, guidance, solvers and seeds share
-a call, and a request joins those under way at the next step. The caller plans the evaluations of each row
+A request's prompts are prefilled and its noise inserted into a free slot; `evaluate` then evaluates the velocity of
+some slots, one step (Euler) or half of one (Heun) of each. Rows with other numbers of steps, guidance, solvers and
+seeds share a call, and a request joins those under way at the next step. The caller plans the evaluations of each row
 (`plan`) and says at which one it is; so it can run something else between any two of them.
 
 `flow_sampler.sample` is the same for a batch that begins and ends together, and shares the code.
@@ -113,9 +113,7 @@ def plan(
     return evaluations
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "slots", "capacity", "shape", "sharding")
-)
+@functools.partial(jax.jit, static_argnames=("config", "slots", "capacity", "shape", "sharding"))
 def new(
     config: TunaConfig,
     slots: int,
@@ -125,9 +123,12 @@ def new(
 ) -> FlowSlots:
     """Empty slots for latents of one shape [t, h, w, c], after prefixes that leave room for them in `capacity`."""
     with use_sharding(sharding):
-        caches = [cleared_cache(config, slots, capacity, with_flow_head=True) for _ in range(2)]
-        latents = [jnp.zeros((slots, *shape), jnp.float32) for _ in range(4)]
-        return FlowSlots(*caches, jnp.ones((2, slots), jnp.int32), *latents)
+        positive, negative = (
+            cleared_cache(config, slots, capacity, with_flow_head=True) for _ in range(2)
+        )
+        x, at, first, clean = (jnp.zeros((slots, *shape), jnp.float32) for _ in range(4))
+        lengths = jnp.ones((2, slots), jnp.int32)
+        return FlowSlots(positive, negative, lengths, x, at, first, clean)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnames="slots")
@@ -179,7 +180,7 @@ def insert(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "guided", "sharding"), donate_argnames="slots"
+    jax.jit, static_argnames=("config", "guided", "keys", "sharding"), donate_argnames="slots"
 )
 def evaluate(
     config: TunaConfig,
@@ -192,6 +193,7 @@ def evaluate(
     guidance: Float[Array, " r"],
     *,
     guided: bool,
+    keys: int | None = None,
     sharding: LogicalSharding | None = None,
 ) -> FlowSlots:
     """Evaluates the velocity of some slots and moves their latents.
@@ -203,12 +205,14 @@ def evaluate(
       t, dt, part: the `Evaluation` of each.
       guidance: guidance scale of each.
       guided: whether guidance is applied, to all of them; otherwise only the positive branch runs.
+      keys: positions of the cache to compute with: no row's prefix and latents need more. None: all.
       sharding: how activations are sharded, see `flow_sampler.sample`.
     """
     with use_sharding(sharding):
-        cache, lengths = take_rows(config, slots.positive, rows), slots.lengths[0, rows]
+        keys = keys or jax.tree.leaves(slots.positive)[0].shape[-2]
+        cache, lengths = take_rows(config, slots.positive, rows, keys), slots.lengths[0, rows]
         if guided:
-            negative = take_rows(config, slots.negative, rows)
+            negative = take_rows(config, slots.negative, rows, keys)
             axis = row_axis(config)
             cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), cache, negative)
             lengths = jnp.concatenate([lengths, slots.lengths[1, rows]])
@@ -233,4 +237,3 @@ def evaluate(
             first=slots.first.at[rows].set(velocity),
             clean=slots.clean.at[rows].set(clean),
         )
-

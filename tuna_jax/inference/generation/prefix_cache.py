@@ -144,9 +144,7 @@ def next_logits(
     return model.language.logits(hidden)[:, 0], Cache(language_cache, cache.flow_head)
 
 
-def cleared_cache(
-    config: TunaConfig, rows: int, capacity: int, *, with_flow_head: bool
-) -> Cache:
+def cleared_cache(config: TunaConfig, rows: int, capacity: int, *, with_flow_head: bool) -> Cache:
     """An empty cache of many prefixes, as `with_rows` fills it; its layers are unstacked where loops take them so."""
     cache = Cache(
         language.new_cache(config, rows, capacity),
@@ -174,22 +172,24 @@ def with_rows(config: TunaConfig, cache: Cache, new: Cache, rows: Int[Array, " b
     return jax.tree.map(put, cache, new)
 
 
-def take_rows(config: TunaConfig, cache: Cache, rows: Int[Array, " r"]) -> Cache:
-    """The cache of these rows."""
-    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=row_axis(config)), cache)
-
-
-def first_rows(config: TunaConfig, cache: Cache, count: int) -> Cache:
-    """The cache of the first rows."""
+def take_rows(config: TunaConfig, cache: Cache, rows: Int[Array, " r"], keys: int) -> Cache:
+    """The first `keys` positions of these rows."""
     axis = row_axis(config)
-    return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, count, axis=axis), cache)
+    return jax.tree.map(lambda leaf: jnp.take(leaf[..., :keys, :], rows, axis=axis), cache)
 
 
-def with_first_rows(config: TunaConfig, cache: Cache, new: Cache) -> Cache:
-    """The cache with its first rows replaced."""
+def first_rows(config: TunaConfig, cache: Cache, count: int, keys: int) -> Cache:
+    """The first `keys` positions of the first rows."""
     axis = row_axis(config)
     return jax.tree.map(
-        lambda old, given: jax.lax.dynamic_update_slice_in_dim(old, given, 0, axis), cache, new
+        lambda leaf: jax.lax.slice_in_dim(leaf[..., :keys, :], 0, count, axis=axis), cache
+    )
+
+
+def with_first_rows(cache: Cache, new: Cache) -> Cache:
+    """The cache with its first rows, up to the capacity of `new`, replaced."""
+    return jax.tree.map(
+        lambda old, given: jax.lax.dynamic_update_slice(old, given, [0] * old.ndim), cache, new
     )
 
 

@@ -116,9 +116,7 @@ def choose_by_row(
         logits = jnp.where(removes & (logits < least), floor, logits)
         ordered = jnp.where(removes & (ordered < least), floor, ordered)
         before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-        least = jnp.min(
-            jnp.where(before <= top_p[:, None], ordered, jnp.inf), -1, keepdims=True
-        )
+        least = jnp.min(jnp.where(before <= top_p[:, None], ordered, jnp.inf), -1, keepdims=True)
         return jnp.where((top_p < 1.0)[:, None] & (logits < least), floor, logits)
 
     def sampled() -> Array:

@@ -1,8 +1,8 @@
 """Continuous batching of text: a cache with a fixed number of slots, one per answer (model.md section 10).
 
 A request's prompt is prefilled and inserted into a free slot; `decode` then advances all occupied slots together, and
-returns as soon as one of them ends, so that the next request can take its slot. The shapes never change: one program per
-shape of prompts, and one per number of rows that are decoded.
+returns as soon as one of them ends, so that the next request can take its slot. The shapes never change: one program
+per shape of prompts, and one per number of rows that are decoded.
 
 Each row has its own sampling options and its own key, so that an answer does not depend on what is decoded next to it.
 `text_decoder.generate` is the same for a batch that begins and ends together, and shares the code.
@@ -142,7 +142,9 @@ def insert(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "rows", "chunk", "sharding"), donate_argnames="slots"
+    jax.jit,
+    static_argnames=("config", "rows", "keys", "chunk", "sharding"),
+    donate_argnames="slots",
 )
 def decode(
     config: TunaConfig,
@@ -153,6 +155,7 @@ def decode(
     eos: int | Int[Array, ""],
     *,
     rows: int,
+    keys: int | None = None,
     chunk: int = CHUNK,
     sharding: LogicalSharding | None = None,
 ) -> tuple[TextSlots, Decoded]:
@@ -165,18 +168,21 @@ def decode(
       most: tokens to generate, at most `chunk`.
       eos: the id that ends an answer.
       rows: number of slots to compute, the length of `occupied`.
+      keys: positions of the cache to compute with: the occupied slots need no more. None: all.
       chunk: the size of the result.
       sharding: how activations are sharded, see `flow_sampler.sample`.
     """
     with use_sharding(sharding):
+        capacity = jax.tree.leaves(slots.cache)[0].shape[-2]
+        is_part = rows < len(slots.position) or (keys or capacity) < capacity
         part = slots
-        if rows < len(slots.position):
+        if is_part:
             part = TextSlots(
-                first_rows(config, slots.cache, rows),
+                first_rows(config, slots.cache, rows, keys or capacity),
                 *jax.tree.map(lambda leaf: leaf[:rows], slots[1:]),
             )
         loop_params = prepared(config, params)
-        keys = jax.random.wrap_key_data(part.options.keys)
+        row_keys = jax.random.wrap_key_data(part.options.keys)
         options = part.options
 
         def unfinished(state: tuple) -> Array:
@@ -184,7 +190,7 @@ def decode(
 
         def advance(state: tuple) -> tuple:
             index, cache, logits, position, step, tokens, finite, _ = state
-            at_step = jax.vmap(jax.random.fold_in)(keys, step)
+            at_step = jax.vmap(jax.random.fold_in)(row_keys, step)
             token = choose_by_row(
                 logits, at_step, options.temperature, options.top_k, options.top_p
             )
@@ -220,9 +226,9 @@ def decode(
             unfinished, advance, start
         )
         end = TextSlots(cache, logits, position, step, options)
-        if rows < len(slots.position):
+        if is_part:
             rest = jax.tree.map(
                 lambda all_rows, first: all_rows.at[:rows].set(first), slots[1:], tuple(end[1:])
             )
-            end = TextSlots(with_first_rows(config, slots.cache, cache), *rest)
+            end = TextSlots(with_first_rows(slots.cache, cache), *rest)
         return end, Decoded(tokens, count, finite)
