@@ -44,9 +44,9 @@ def alone(tuna):
             [Conversation((user,))] * 3, max_new_tokens=12, temperature=1.0, top_p=0.9, seed=7
         ),
         "image": tuna.reply([Conversation((seen,), (image,))], max_new_tokens=8)[0],
-        "two": tuna.reply(
-            [Conversation((two,), (image, random_image(1)[None]))], max_new_tokens=8
-        )[0],
+        "two": tuna.reply([Conversation((two,), (image, random_image(1)[None]))], max_new_tokens=8)[
+            0
+        ],
         "turns": tuna.reply(
             [Conversation((system, seen, answer, user), (image,))], max_new_tokens=8
         )[0],
