@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,11 +130,11 @@ def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None
     return None if tuple(interval) == EVERYWHERE else np.asarray(interval, np.float32)
 
 
-def guides(t: Float[Array, ""], bounds: Float[Array, " 2"], ends: bool = True) -> Bool[Array, ""]:
+def guides(t: Float[Any, ""], bounds: Float[Any, " 2"], ends: bool = True) -> Bool[Any, ""]:
     """Whether time t is within the bounds of a guidance interval.
 
     Args:
-      t: a time of the grid.
+      t: a time of the grid; of NumPy, so is the result.
       bounds: (low, high).
       ends: whether both ends are in it. Without them, 0 as the lower end still is (model.md section 12).
     """

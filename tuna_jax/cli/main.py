@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "compile an experiment for a TPU slice that is not at hand: memory, bounds, search",
     "doctor": "check a device, a host or a slice before the first run on it",
     "benchmark": "measure speed on this machine, next to a baseline",
+    "serve": "serve a model over HTTP, at the endpoints that OpenAI's clients know",
     "export": "export the sampler as files that servers load without tracing",
     "encode-latents": "precompute VAE latents of a data set",
 }

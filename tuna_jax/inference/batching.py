@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8, UInt32
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.inference import option_checks
@@ -136,6 +136,23 @@ def keys(seed: Any, count: int) -> Array:
     return jnp.stack([jax.random.fold_in(seeds.key(value), index) for value, index in pairs])
 
 
+def key_data(seed: int, index: int) -> UInt32[np.ndarray, " words"]:
+    """The data of the key of row `index` of a call with `seed` (`keys`), by one program for every seed.
+
+    A server that has compiled everything beforehand uses it: `keys` runs an operation more for seeds above 2**32.
+    """
+    seed, index = seeds.check(seed), seeds.check_index(index, "index")
+    return np.asarray(
+        _key_data(np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32), np.uint32(index))
+    )
+
+
+@jax.jit
+def _key_data(low: Array, high: Array, index: Array) -> Array:
+    data = jax.random.key_data(jax.random.key(low)).at[..., ::2].set(high)
+    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(data), index))
+
+
 def noise(seed: Any, count: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float32 `[count, *shape]`; row i depends only on its key (`keys`)."""
     return np.asarray(
@@ -171,7 +188,7 @@ def decode(
     tile_above: int = TILE_ABOVE,
 ) -> UInt8[Array, "n frames height width 3"]:
     """Clips from normalised latents; frames of more than `tile_above` pixels are decoded in tiles."""
-    return _decode(config, vae_params, latents, sharding, tile_above)[0]
+    return decode_on_device(config, vae_params, latents, sharding, tile_above)[0]
 
 
 def decode_checked(
@@ -182,7 +199,7 @@ def decode_checked(
     tile_above: int = TILE_ABOVE,
 ) -> tuple[UInt8[np.ndarray, "n frames height width 3"], Bool[np.ndarray, " n"]]:
     """`decode`, and whether the latents and the pixels of each row are finite: as uint8, NaN would be black."""
-    clips, finite = _decode(config, vae_params, latents, sharding, tile_above)
+    clips, finite = decode_on_device(config, vae_params, latents, sharding, tile_above)
     return distributed.to_host(clips), distributed.to_host(finite)
 
 
@@ -192,13 +209,14 @@ def finite_rows(array: Float[np.ndarray, "n t h w c"]) -> Bool[np.ndarray, " n"]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding", "tile_above"))
-def _decode(
+def decode_on_device(
     config: TunaConfig,
     vae_params: Any,
     latents: Float[Any, "n t h w c"],
     sharding: LogicalSharding | None,
     tile_above: int,
 ) -> tuple[UInt8[Array, "n frames height width 3"], Bool[Array, " n"]]:
+    """`decode_checked` as arrays of the device."""
     chunked = latents.shape[1] > _MAX_UNCHUNKED_FRAMES
     height, width = (side * config.space.spatial_factor for side in latents.shape[2:4])
     tiles = tiling(height, width, tile_above)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tuna_jax import flow
 from tuna_jax.config import TunaConfig
 from tuna_jax.inference.generation.prefix_cache import (
+    Cache,
     Prefix,
     join,
     prefill,
@@ -71,10 +72,7 @@ def _velocity(
         cache, positive_cache = unstack((cache, positive_cache))
 
     def guided(x: Latent, t: Array) -> Latent:
-        p = span_prediction(config, params, cache, prefix.lengths, x, t)
-        if negative is not None:
-            p = flow.guided(p[: len(x)], p[len(x) :], guidance)
-        return velocity_of(config, p, x, t)
+        return guided_velocity(config, params, cache, prefix.lengths, x, t, guidance)
 
     if bounds is None:
         return guided
@@ -86,6 +84,30 @@ def _velocity(
 
     ends = not config.flow.predicts_clean
     return lambda x, t: jax.lax.cond(flow.guides(t, bounds, ends), guided, unguided, x, t)
+
+
+def guided_velocity(
+    config: TunaConfig,
+    params: Params,
+    cache: Cache,
+    lengths: Int[Array, " prefixes"],
+    x: Latent,
+    t: Float[Array, "*rows"],
+    guidance: Float[Array, "*rows"],
+) -> Latent:
+    """The velocity of the latents on cached prefixes: guided if there are twice as many prefixes as latents.
+
+    Args:
+      config, params: the model.
+      cache, lengths: of the prefixes, those of the negative branch after those of the positive one.
+      x: the latents.
+      t, guidance: time and guidance scale, of all rows or of each.
+    """
+    p = span_prediction(config, params, cache, lengths, x, t)
+    if len(lengths) > len(x):
+        scale = guidance.reshape(guidance.shape + (1,) * (x.ndim - 1) * guidance.ndim)
+        p = flow.guided(p[: len(x)], p[len(x) :], scale)
+    return velocity_of(config, p, x, t)
 
 
 def velocity_of(config: TunaConfig, prediction: Latent, x: Latent, t: Array) -> Latent:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import flow_head, language, tuna
 from tuna_jax.models.attention import KVCaches, sequence_layout, span_layout, text_layout
-from tuna_jax.models.cpu_fast_paths import unstack_layers, unstacks
+from tuna_jax.models.cpu_fast_paths import unstack, unstack_layers, unstacks
 from tuna_jax.models.layers import Params
 from tuna_jax.models.logical_sharding import constrain
 
@@ -99,7 +99,7 @@ def span_prediction(
     cache: Cache,
     start: Int[Array, " b"],
     x: Float[Array, "l t h w c"],
-    t: Float[Array, ""],
+    t: Float[Array, "*l"],
 ) -> Float[Array, "b t h w c"]:
     """What the flow head predicts for the noisy span on a cached prefix: a velocity, or a clean image
     (`config.flow`). The cache does not change.
@@ -110,13 +110,15 @@ def span_prediction(
       start: position at which each row's span begins, which is the length of its prefix.
       x: noisy latents, one per row; or half as many if both branches of guidance share them: rows i and i + L then have
         latents i, which the representation encoder runs on once.
-      t: flow time of the latents.
+      t: flow time of the latents: one of all rows, which is then embedded once, or one per row of `x`.
     """
     model = tuna.bind(config, params)
     visual = model.visual_tokens(x[:, None], generates=True)[:, 0]
-    visual = jnp.concatenate([visual] * (len(start) // len(x)))
-    # All rows have the same time, which is therefore embedded once.
-    time = model.time_embedding(t.reshape(1, 1))
+    branches = len(start) // len(x)
+    visual = jnp.concatenate([visual] * branches)
+    time = model.time_embedding(t.reshape(-1, 1))
+    if t.ndim:
+        time = jnp.concatenate([time] * branches)
     first = jnp.broadcast_to(time.astype(visual.dtype), (len(start), *time.shape[1:]))
     tokens = jnp.concatenate([first, visual], axis=1)
     tokens = constrain(tokens, "batch", "sequence", "width")
@@ -140,6 +142,55 @@ def next_logits(
     hidden, language_cache = model.language(x, text_layout(position, 1), cache.language)
     assert language_cache is not None
     return model.language.logits(hidden)[:, 0], Cache(language_cache, cache.flow_head)
+
+
+def cleared_cache(config: TunaConfig, rows: int, capacity: int, *, with_flow_head: bool) -> Cache:
+    """An empty cache of many prefixes, as `with_rows` fills it; its layers are unstacked where loops take them so."""
+    cache = Cache(
+        language.new_cache(config, rows, capacity),
+        flow_head.new_cache(config, rows, capacity) if with_flow_head else None,
+    )
+    return unstack(cache) if unstacks(config) else cache
+
+
+def row_axis(config: TunaConfig) -> int:
+    """The axis of rows in the arrays of a cache that `cleared_cache` made."""
+    return 0 if unstacks(config) else 1
+
+
+def with_rows(config: TunaConfig, cache: Cache, new: Cache, rows: Int[Array, " b"]) -> Cache:
+    """The cache with these rows replaced by those of a prefilled one, whose capacity may be smaller: zeros follow."""
+    new = unstack(new) if unstacks(config) else new
+    axis = row_axis(config)
+
+    def put(old: Array, given: Array) -> Array:
+        padding = [(0, 0)] * given.ndim
+        padding[-2] = (0, old.shape[-2] - given.shape[-2])
+        given = jnp.pad(given, padding)
+        return old.at[rows].set(given) if axis == 0 else old.at[:, rows].set(given)
+
+    return jax.tree.map(put, cache, new)
+
+
+def take_rows(config: TunaConfig, cache: Cache, rows: Int[Array, " r"], keys: int) -> Cache:
+    """The first `keys` positions of these rows."""
+    axis = row_axis(config)
+    return jax.tree.map(lambda leaf: jnp.take(leaf[..., :keys, :], rows, axis=axis), cache)
+
+
+def first_rows(config: TunaConfig, cache: Cache, count: int, keys: int) -> Cache:
+    """The first `keys` positions of the first rows."""
+    axis = row_axis(config)
+    return jax.tree.map(
+        lambda leaf: jax.lax.slice_in_dim(leaf[..., :keys, :], 0, count, axis=axis), cache
+    )
+
+
+def with_first_rows(cache: Cache, new: Cache) -> Cache:
+    """The cache with its first rows, up to the capacity of `new`, replaced."""
+    return jax.tree.map(
+        lambda old, given: jax.lax.dynamic_update_slice(old, given, [0] * old.ndim), cache, new
+    )
 
 
 def join(first: Prefix, second: Prefix) -> Prefix:

@@ -95,6 +95,39 @@ def choose(
     return sample(key, logits).astype(jnp.int32)
 
 
+def choose_by_row(
+    logits: Float[Array, "b v"],
+    keys: Array,
+    temperature: Float[Array, " b"],
+    top_k: Int[Array, " b"],
+    top_p: Float[Array, " b"],
+) -> Int[Array, " b"]:
+    """`choose` with options of each row: a row gets the token that it gets from `choose` with its own options."""
+    greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+    floor = jnp.finfo(jnp.float32).min
+    is_greedy = temperature == 0.0
+
+    def within_options(logits: Array) -> Array:
+        # One sorting serves both: what `top_k` removes is at the end of the order.
+        ordered = jnp.sort(logits, axis=-1)[:, ::-1]
+        last = jnp.clip(top_k, 1, logits.shape[-1])[:, None] - 1
+        least = jnp.take_along_axis(ordered, last, 1)
+        removes = (top_k > 0)[:, None]
+        logits = jnp.where(removes & (logits < least), floor, logits)
+        ordered = jnp.where(removes & (ordered < least), floor, ordered)
+        before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+        least = jnp.min(jnp.where(before <= top_p[:, None], ordered, jnp.inf), -1, keepdims=True)
+        return jnp.where((top_p < 1.0)[:, None] & (logits < least), floor, logits)
+
+    def sampled() -> Array:
+        scaled = logits / jnp.where(is_greedy, 1.0, temperature)[:, None]
+        restricts = (~is_greedy & ((top_k > 0) | (top_p < 1.0))).any()
+        scaled = jax.lax.cond(restricts, within_options, lambda logits: logits, scaled)
+        return jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+
+    return jnp.where(is_greedy, greedy, jax.lax.cond(is_greedy.all(), lambda: greedy, sampled))
+
+
 @functools.partial(
     jax.jit,
     static_argnames=(

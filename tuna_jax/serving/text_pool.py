@@ -1,0 +1,223 @@
+"""Answers under way: which slot has which, and what the host does between two calls of the device."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from tuna_jax.inference.batching import round_up
+from tuna_jax.inference.generation import text_slots
+from tuna_jax.inference.generation.text_slots import RowOptions
+from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.sequence import Text, build, stack
+from tuna_jax.serving import programs, served
+from tuna_jax.serving.metrics import Metrics
+from tuna_jax.serving.rows import Answer, Delta, TextRow
+from tuna_jax.serving.served import Media, Served
+
+_TOGETHER = 8
+"""Prompts that are prefilled by one call."""
+
+
+class _Active:
+    """An answer under way."""
+
+    def __init__(self, row: TextRow):
+        self.row = row
+        self.ids: list[int] = []
+        self.sent = 0  # Characters.
+
+
+class TextPool:
+    """The slots of answers. All methods but `waiting` are called by the device's thread."""
+
+    def __init__(self, model: Tuna, what: Served, metrics: Metrics):
+        self._model, self._what, self._metrics = model, what, metrics
+        self._sizes = what.rows(what.settings.text_slots, (4, 16, 64))
+        self._inserts = what.rows(min(what.settings.text_slots, _TOGETHER), (1,))
+        self._count = self._sizes[-1]
+        self._kinds = served.text_media(model, what)
+        longest = max(served.widths(what, media)[-1] for media in self._kinds)
+        self._capacity = longest + what.settings.max_new_tokens
+        shortest = what.settings.prompt_tokens[0] + max(
+            0 if media is None else media.tokens // media.count for media in self._kinds
+        )
+        # What decoding is compiled for: most answers are short, and attention costs what it can see.
+        self._keys = sorted({min(round_up(shortest + 64), self._capacity), self._capacity})
+        self._eos = np.int32(model.tokenizer.special.eos)
+        self.waiting: collections.deque[TextRow] = collections.deque()
+        self._active: dict[int, _Active] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty slots."""
+        self._active.clear()
+        self._slots = text_slots.new(
+            self._model.config, self._count, self._capacity, self._model.sharding
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._active or self.waiting)
+
+    @property
+    def active(self) -> int:
+        """Number of occupied slots."""
+        return len(self._active)
+
+    def rows(self) -> list[TextRow]:
+        """All rows that occupy a slot."""
+        return [active.row for active in self._active.values()]
+
+    def warm_up(self) -> None:
+        """Compiles everything, by running it."""
+        special = self._model.tokenizer.special
+        options = [self._row(special.bos)]
+        for media in self._kinds:
+            for width in served.widths(self._what, media):
+                for count in self._inserts:
+                    self._insert(media, width, options, [0], count)
+        for rows in self._sizes:
+            for keys in self._keys:
+                jax.block_until_ready(self._decode(rows, keys, {0}, text_slots.CHUNK))
+        self.reset()
+
+    def _row(self, bos: int) -> TextRow:
+        prompt = build([Text((bos,))], self._model.tokenizer.special)
+        key = np.zeros(self._slots.options.keys.shape[1], np.uint32)
+        return TextRow(key=key, prompt=prompt, media=None, clips=None, width=0, most=1)
+
+    def step(self) -> None:
+        """Inserts what fits, and decodes until an answer ends or for `CHUNK` tokens."""
+        for slot in [slot for slot, active in self._active.items() if active.row.cancelled]:
+            del self._active[slot]
+        self._admit()
+        if self._active:
+            self._advance()
+
+    def _admit(self) -> None:
+        free = [slot for slot in range(self._count) if slot not in self._active]
+        while free and self.waiting:
+            first = self.waiting[0]
+            most = min(len(free), self._inserts[-1])
+            chosen = [row for row in self.waiting if row.group == first.group][:most]
+            for row in chosen:
+                self.waiting.remove(row)
+                row.started = time.monotonic()
+            slots, free = free[: len(chosen)], free[len(chosen) :]
+            # Before the device may fail, so that `rows` has them.
+            self._active |= {slot: _Active(row) for slot, row in zip(slots, chosen, strict=True)}
+            count = next(size for size in self._inserts if size >= len(chosen))
+            self._insert(first.media, first.width, chosen, slots, count)
+            self._metrics.batch("prefill", len(chosen))
+
+    def _insert(
+        self, media: Media | None, width: int, rows: list[TextRow], slots: list[int], count: int
+    ) -> None:
+        """Runs the program that inserts `count` rows; the last of `rows` fills it up."""
+        rows = rows + [rows[-1]] * (count - len(rows))
+        slots = slots + [slots[-1]] * (count - len(slots))
+        special = self._model.tokenizer.special
+        places = 0 if media is None else media.count
+        batch = stack([row.prompt for row in rows], width, places, special)
+        clips = None
+        if media is not None:
+            shape = (count, places, media.frames, media.height, media.width, 3)
+            clips = np.zeros(shape, np.uint8)
+            for index, row in enumerate(rows):
+                if row.clips is not None:
+                    clips[index, : len(row.clips)] = row.clips
+        model = self._model
+        self._slots = programs.insert_text(
+            model.config,
+            model.generation_params,
+            model.vae_params,
+            self._slots,
+            (batch["tokens"], batch["lengths"], batch["spans"]),
+            clips,
+            np.asarray(slots, np.int32),
+            RowOptions(  # NumPy arrays, which the program takes as JAX's.
+                *(
+                    np.stack([row.key for row in rows]),
+                    np.asarray([row.temperature for row in rows], np.float32),
+                    np.asarray([row.top_k for row in rows], np.int32),
+                    np.asarray([row.top_p for row in rows], np.float32),
+                )  # pyright: ignore[reportArgumentType]
+            ),
+            model.sharding,
+            model.tile_above,
+        )
+
+    def _decode(self, rows: int, keys: int, occupied: set[int], most: int) -> text_slots.Decoded:
+        self._slots, decoded = text_slots.decode(
+            self._model.config,
+            self._model.generation_params,
+            self._slots,
+            np.asarray([slot in occupied for slot in range(rows)]),
+            np.int32(most),
+            self._eos,
+            rows=rows,
+            keys=keys,
+            sharding=self._model.sharding,
+        )
+        return decoded
+
+    def _advance(self) -> None:
+        last = max(self._active)
+        rows = next(size for size in self._sizes if size > last)
+        left = min(active.row.most - len(active.ids) for active in self._active.values())
+        most = min(left, text_slots.CHUNK)
+        positions = [len(a.row.prompt.tokens) + len(a.ids) for a in self._active.values()]
+        keys = next(size for size in self._keys if size >= max(positions) + most)
+        decoded = self._decode(rows, keys, set(self._active), most)
+        tokens, count = np.asarray(decoded.tokens), int(decoded.count)
+        finite = np.asarray(decoded.finite)
+        self._metrics.batch("decode", len(self._active))
+        self._metrics.tokens(count * len(self._active))
+        for slot, active in list(self._active.items()):
+            if not finite[slot]:
+                del self._active[slot]
+                active.row.fail("not_finite", "the model computed NaN or infinity for this answer")
+            elif self._take(active, tokens[slot, :count].tolist()):
+                del self._active[slot]
+
+    def _take(self, active: _Active, ids: list[int]) -> bool:
+        """Appends tokens to an answer; whether it has ended."""
+        row, eos = active.row, int(self._eos)
+        ended = ids[-1] == eos
+        active.ids += ids[:-1] if ended else ids
+        full = len(active.ids) >= row.most
+        if not (ended or full or row.stream or row.stop):
+            return False
+        tokenizer = self._model.tokenizer
+        # The embedding table may have more rows than the tokenizer has ids, as in `inference/text.py`.
+        text = tokenizer.decode(i for i in active.ids if i < tokenizer.size)
+        cut = min((at for stop in row.stop if (at := text.find(stop)) >= 0), default=None)
+        done = ended or full or cut is not None
+        text = text if cut is None else text[:cut]
+        if row.stream:
+            ready = len(text) if done else _settled(text, row.stop)
+            if ready > active.sent:
+                row.emit(Delta(text[active.sent : ready]))
+                active.sent = ready
+        if done:
+            reason = "stop" if ended or cut is not None else "length"
+            row.emit(Answer(text, reason, len(active.ids)))
+            self._metrics.finished("text", row)
+        return done
+
+
+def _settled(text: str, stop: Sequence[str]) -> int:
+    """Characters at the start of a text that more tokens cannot change or make a part of a stop string."""
+    ready = len(text.rstrip("\ufffd"))  # An unfinished character; see `Tokenizer.decode_parts`.
+    for string in stop:
+        for size in range(min(len(string) - 1, ready), 0, -1):
+            if text[:ready].endswith(string[:size]):
+                ready = min(ready, len(text[:ready]) - size)
+                break
+    return ready
