@@ -15,14 +15,17 @@ from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.sources.base import Example
 from tuna_jax.data.sources.fields import FieldMap
+from tuna_jax.data.sources.precomputed_latents import shard_name
 from tuna_jax.data.sources.reader_pool import ReaderPool, close_reader
 from tuna_jax.data.sources.records import NOT_READ, unpack
 from tuna_jax.data.sources.rows import Shard, ShardedRows
 from tuna_jax.data.sources.shard_digest import sampled_digest
 from tuna_jax.data.sources.shards import files_of
 from tuna_jax.utils.file_content import hint
+from tuna_jax.utils.text_files import read_json
 
 SUFFIXES = (".array_record", ".arrayrecord", ".array_records")
+SETTINGS_FILE = "records.json"
 # Without these, each reader would hold threads and megabytes for reading ahead.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -70,7 +73,7 @@ class ArrayRecordExamples(ShardedRows):
         image_root: where names of files in rows begin; None takes the folder of the first file.
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError: there is no file, or the conversion into the folder did not finish.
         ValueError: no file can be read.
     """
 
@@ -81,6 +84,7 @@ class ArrayRecordExamples(ShardedRows):
         image_root: str | os.PathLike[str] | None = None,
     ):
         files = files_of(os.fspath(source), SUFFIXES)
+        _check_complete(Path(source))
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             shards = list(pool.map(_examine, files))
         root = files[0].parent if image_root is None else Path(image_root)
@@ -118,6 +122,20 @@ class ArrayRecordExamples(ShardedRows):
                 return self[index]
             example = self._example(index, row, lambda key, value: NOT_READ)
             return example if example.size else dataclasses.replace(example, size=Size(*size))
+
+
+def _check_complete(folder: Path) -> None:
+    """Raises FileNotFoundError if shards of a folder are missing."""
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    shards = read_json(folder / SETTINGS_FILE)["shards"]
+    names = [f"{shard_name(shard, shards)}.json" for shard in range(shards)]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {shards} shards are missing in {folder}, the first {missing[0]}; run the same "
+            "`tuna-jax data convert` again, it continues where it stopped"
+        )
 
 
 def _examine(path: Path) -> Shard:
