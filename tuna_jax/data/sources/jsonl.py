@@ -33,6 +33,7 @@ from tuna_jax.data.media.image import Medium
 from tuna_jax.data.sources.base import Example, Kind, Turn
 from tuna_jax.data.sources.fields import FieldMap, declare
 from tuna_jax.data.sources.line_index import index_lines
+from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, split_at_tags, with_image_tags
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 from tuna_jax.utils.text_files import parse_json, surrogate_in
@@ -51,7 +52,7 @@ _LEARNED = ("loss", "weight", "train", "trainable", "loss_mask")
 
 
 class Manifest:
-    """The examples of a JSONL file by number, without the file in memory (24 bytes per example, for its place).
+    """The examples of a JSONL file by number, without the file in memory (4 bytes per example, for its place).
 
     Reading is safe from several threads. Blank lines are skipped. A JSON array is read item by item; UTF-16 and UTF-32
     are converted, in memory (line_index.py).
@@ -60,10 +61,12 @@ class Manifest:
         path: the JSONL file.
         image_root: where relative paths begin; None uses the manifest's own folder.
         fields: the key map; None takes the rows as they are.
+        index: where the index of a large file is kept (stored_index.index_folder).
+        verify: whether to compare a large file's whole content with its index.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file has no examples, or is packed.
+        ValueError: the file has no examples, or is packed; or its index is damaged or of other data.
     """
 
     def __init__(
@@ -71,13 +74,17 @@ class Manifest:
         path: str | os.PathLike[str],
         image_root: str | os.PathLike[str] | None = None,
         fields: FieldMap | None = None,
+        *,
+        index: str | os.PathLike[str] | None = None,
+        verify: bool = False,
     ):
         self.path, self.fields = Path(path), fields or FieldMap()
         self.image_root = self.path.parent if image_root is None else Path(image_root)
         if not self.path.is_file():
             raise FileNotFoundError(f"the manifest {self.path} does not exist")
-        self.digest, self._starts, self._ends, self._lines, self._content = index_lines(self.path)
-        if not len(self._starts):
+        self._index = index_lines(self.path, index_folder(index, self.path), verify)
+        self.digest = self._index.digest
+        if not self._index.rows:
             raise ValueError(f"the manifest {self.path} has no examples")
         self._file: int | None = None
         self._lock = threading.Lock()
@@ -93,11 +100,11 @@ class Manifest:
         return f"{self.digest} {self.image_root.absolute()} {self.fields.identity}".rstrip()
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return self._index.rows
 
     def line(self, index: int) -> int:
         """The line of an example in the file, counted from 1; in a JSON array, the number of the item."""
-        return int(self._lines[index])
+        return self._index.number(index)
 
     def __getitem__(self, index: int) -> Example:
         """An example; raises InvalidExample if its line is not one."""
@@ -112,10 +119,14 @@ class Manifest:
 
     def content(self, index: int) -> bytes:
         """An example's line as UTF-8, without the newline."""
-        start, end = int(self._starts[index]), int(self._ends[index])
-        if self._content is not None:
-            return self._content[start:end]
-        return os.pread(self._descriptor(), end - start, start)
+        start, end = self._index.place(index)
+        if self._index.content is not None:
+            return self._index.content[start:end]
+        if end is not None:
+            return os.pread(self._descriptor(), end - start, start)
+        # Blank lines may follow: they are short.
+        lines = os.pread(self._descriptor(), self._index.limit(index) - start, start)
+        return lines.partition(b"\n")[0]
 
     def _descriptor(self) -> int:
         with self._lock:

@@ -120,7 +120,11 @@ def find(folder: Path, kind: str, about: Mapping[str, Any]) -> MappedArrays | No
     Raises:
         ValueError: the file is damaged, or belongs to other data (it was copied there); it is named.
     """
-    path = path_of(folder, kind, about)
+    return open_file(path_of(folder, kind, about), about)
+
+
+def open_file(path: Path, about: Mapping[str, Any]) -> MappedArrays | None:
+    """The index in a file; None if there is none. Raises as `find`."""
     if not path.is_file():
         return None
     found = MappedArrays(path)
@@ -151,11 +155,25 @@ def write(
     Raises:
         OSError: the folder cannot be written.
     """
-    path = path_of(folder, kind, about)
+    return write_file(path_of(folder, kind, about), about, arrays, more)
+
+
+def write_file(
+    path: Path,
+    about: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    more: Mapping[str, Any] | None = None,
+) -> MappedArrays:
+    """Writes an index into a file atomically, and opens it; see `write`."""
     text = json.dumps({**about, **(more or {})})
     with atomic_file(path) as scratch:
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, {"about": text})
     return MappedArrays(path)
+
+
+def smallest_type(most: int) -> type:
+    """The type of unsigned numbers up to `most` with the fewest bytes."""
+    return next(kind for kind in (np.uint8, np.uint16, np.uint32) if most <= np.iinfo(kind).max)
 
 
 def _short(about: Mapping[str, Any]) -> str:
