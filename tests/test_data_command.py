@@ -143,7 +143,7 @@ def test_a_conversion_resumes_and_is_shared_byte_for_byte(pictures, tmp_path, mo
 def test_converted_examples_are_the_same(module_files, tmp_path) -> None:
     """Conversations with a system sentence, context turns, words that look like tags, clips and edits."""
     files = module_files
-    image, clip = files.image("i.png", 40, 40), files.video("c.mp4", 48, 48, frames=5)
+    image, clip = files.image("i.png", 40, 40), files.video("c.mp4", 48, 64, frames=5)
     turns = [{"from": "human", "value": r"<video> is no \<video> and no <image>"},
              {"from": "gpt", "value": "no", "loss": False}, {"from": "human", "value": "so?"},
              {"from": "gpt", "value": "yes"}]  # fmt: skip
