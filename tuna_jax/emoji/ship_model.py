@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="a run of experiments/emoji/all_tasks.py")
-    parser.add_argument(
-        "--output", default="docs/generated/emoji_model", help="folder of the report"
-    )
+    parser.add_argument("--output", default="runs/emoji_model", help="folder of the report")
     options = parser.parse_args(arguments)
     folder = shipped.MODELS["emoji"]
     print(write(options.workdir, folder))
