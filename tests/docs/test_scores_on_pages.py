@@ -29,8 +29,8 @@ def test_the_table_has_the_scores_of_the_file():
 def test_the_readme_has_the_scores_of_the_file():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     stated = re.search(
-        r"generates ([\d.]+) % of single objects and of pairs correctly, edits ([\d.]+) %, makes ([\d.]+) % of clips and "
-        r"names ([\d.]+) %",
+        r"generates ([\d.]+) % of single objects and of pairs correctly, edits ([\d.]+) %, makes ([\d.]+) % of "
+        r"clips and names ([\d.]+) %",
         text,
     )
     names = ("single_object_accuracy", "edit_accuracy", "clip_accuracy", "naming_accuracy")
