@@ -2,7 +2,7 @@
 
     python -m tuna_jax.emoji.ship_model --workdir=runs/emoji_all
 
-The parameters are stored in bfloat16 and loaded in float32: half the bytes. `scores.json` beside them has the scores of
+The parameters are stored in bfloat16 and loaded in float32: half the bytes. `scores.json` next to them has the scores of
 the stored file; the report is written to `--output`.
 """
 
