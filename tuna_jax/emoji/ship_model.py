@@ -2,8 +2,8 @@
 
     python -m tuna_jax.emoji.ship_model --workdir=runs/emoji_all
 
-The parameters are stored in bfloat16 and loaded in float32: half the bytes. `scores.json` next to them has the scores of
-the stored file; the report is written to `--output`.
+The parameters are stored in bfloat16 and loaded in float32: half the bytes. `scores.json` has the scores of the
+stored file; the report is written to `--output`.
 """
 
 from __future__ import annotations
