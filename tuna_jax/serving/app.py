@@ -31,7 +31,13 @@ from tuna_jax.serving.videos import Jobs
 _log = logging.getLogger("tuna_jax.serving")
 
 PAGE = Path(__file__).parent / "page" / "index.html"
-"""The page at `/`, if there is one."""
+"""The page at `/`: one file, which uses the endpoints only and loads nothing."""
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; media-src data: blob:; connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+}
 _BODY_SECONDS = 60.0  # For a body to arrive.
 _THREADS = 4
 _POLL = 0.05
@@ -234,11 +240,7 @@ def _application(server: Server) -> FastAPI:
     @app.get("/")
     async def page() -> Response:
         """The page."""
-        if PAGE.is_file():
-            return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
-        return JSONResponse(
-            {"model": server.settings.name, "endpoints": "/v1", "health": "/health"}
-        )
+        return FileResponse(PAGE, headers=_PAGE_HEADERS)
 
     return app
 
