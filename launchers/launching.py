@@ -363,6 +363,8 @@ def shell(words: Sequence[str]) -> str:
 def pack(archive: str) -> str:
     """A line of shell, to be run in the clone, that puts its tracked files with their changes into a .tar.gz."""
     # `git stash create` makes a commit of the current tree without changing anything; it prints nothing if there is no
-    # change.
+    # change. It fails without a message on a file that has a new time and its old content, hence the refresh, whose
+    # exit status only says whether there are changes.
     words = f"git archive --format=tar.gz -1 --output={shlex.quote(archive)}"
-    return f'changed="$(git stash create)" && {words} "${{changed:-HEAD}}"'
+    refresh = "git update-index -q --refresh > /dev/null"
+    return f'{refresh}; changed="$(git stash create)" && {words} "${{changed:-HEAD}}"'

@@ -151,7 +151,7 @@ def test_two_processes_pass(two):
 @pytest.mark.parametrize(
     ("run", "check", "says"),
     [
-        ("version", "versions", "grain 0.2.17"),
+        ("version", "versions", "grain (0.2.17; process 0: "),
         ("stale", "storage", "a new file: after 10 s reader 1 does not list it"),
         ("error", "devices", "this device does not answer"),
         ("wrong", "collectives", "WRONG VALUES: permute"),

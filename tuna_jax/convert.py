@@ -47,7 +47,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuna_jax.cli import parsing
+from tuna_jax.cli import parsing, shared_flags
 
 if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
@@ -66,7 +66,7 @@ _PARTS = {
     "vae": "wan",
     "vae_diffusers": "diffusers",
 }
-_OUTPUT = "a .safetensors file, or a folder for shards with an index; it must not exist yet"
+_OUTPUT = "a .safetensors file, or a folder (also gs://BUCKET/FOLDER) for shards with an index; it must not exist yet"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     outward.add_argument(
         "source",
+        type=parsing.model_path,
         metavar="SOURCE",
         help="what from_torch wrote, or a training run's workdir or checkpoint (averaged parameters)",
     )
@@ -148,7 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Prints layout, components, sizes and dtypes, and which tensors are missing, unknown, or have NaN "
         "or infinity. The exit status is 1 if there are any.",
     )
-    look.add_argument("source", metavar="PATH", help="any file or folder with weights")
+    look.add_argument(
+        "source",
+        type=parsing.model_path,
+        metavar="PATH",
+        help="any file or folder with weights, or `emoji`",
+    )
     _add_config(look, required=False)
     _add_check(look)
 
@@ -183,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         # Orbax warns about files that a checkpoint of its own need not have.
         absl.logging.set_verbosity(absl.logging.ERROR)
-        return _COMMANDS[options.command](options)
+        paths = [name for name in ("source", "output") if hasattr(options, name)]
+        with shared_flags.in_buckets(options, *paths):
+            return _COMMANDS[options.command](options)
 
     return parsing.run(work, options.verbosity)
 

@@ -6,6 +6,9 @@ Examples:
     # measured on scenes that it never saw, by exact judges; a multitask run by its losses on held-out examples:
     tuna-jax evaluate --workdir=runs/demo
 
+    # The same for the model in the package; the report goes to evaluation/:
+    tuna-jax evaluate --model=emoji --images=64 --questions=64
+
     # A quick look with fewer images, and other settings of the sampler:
     tuna-jax evaluate --workdir=runs/demo --output=runs/look --images=64 --questions=64 --guidance=3 --steps=19
 
@@ -26,11 +29,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuna_jax.cli import config_flags, parsing, shared_flags
-from tuna_jax.utils import malloc, old_names
+from tuna_jax.utils import malloc, old_names, shipped
 
 EVALUATORS = {
     "emoji": "tuna_jax.emoji.evaluation.run:evaluate",
@@ -46,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsing.current_arguments("evaluate", arguments)
     )
     options = parser.parse_args(given)
+    if not options.output and "://" not in options.workdir and shipped.is_shipped(options.workdir):
+        options.output = "evaluation"
     if options.sweep and options.learning_curve:
         parser.error("give either --sweep=FILE or --learning_curve")
-    if options.sweep:
-        return parsing.run_on_all_processes(lambda: _sweep(options, overrides), options.verbosity)
-    return parsing.run_on_all_processes(lambda: _evaluate(options), options.verbosity)
+    work = (lambda: _sweep(options, overrides)) if options.sweep else (lambda: _evaluate(options))
+    return parsing.run_on_all_processes(lambda: _in_buckets(options, work), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,11 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--workdir",
+        "--model",
         required=True,
+        type=parsing.model_path,
         metavar="DIR",
-        help="folder of a training run, or its model.safetensors",
+        help="folder of a training run, or its model.safetensors; or `emoji`, the model in the package",
     )
-    add("--output", metavar="DIR", help="folder of the report (default: the workdir)")
+    add(
+        "--output",
+        metavar="DIR",
+        help="folder of the report (default: the workdir; of the model in the package: evaluation/)",
+    )
     add(
         "--compare_to",
         type=parsing.names,
@@ -111,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     shared_flags.add_sampling(parser.add_argument_group("sampling"))
     return parser
+
+
+def _in_buckets(options: argparse.Namespace, work: Callable[[], int]) -> int:
+    with shared_flags.in_buckets(options, "workdir", "compare_to", "output"):
+        return work()
 
 
 def _evaluate(options: argparse.Namespace) -> int:

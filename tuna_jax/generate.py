@@ -251,7 +251,23 @@ def _generate(options: argparse.Namespace, task: str) -> int:
     model = shared_flags.load_model(options, programs=options.programs)
     if options.tile_above:
         model = dataclasses.replace(model, tile_above=options.tile_above)
-    common = (model, requests, options.output or _OUTPUTS.get(task, "answers"))
+    options.output = options.output or _OUTPUTS.get(task, "answers")
+    with shared_flags.in_buckets(options, "output"):
+        return _write(options, task, model, requests, settings, history)
+
+
+def _write(
+    options: argparse.Namespace,
+    task: str,
+    model: Any,
+    requests: list[Request],
+    settings: dict[str, Any],
+    history: Any,
+) -> int:
+    """Writes the results; the exit status is 1 if a request failed."""
+    from tuna_jax.inference import run_requests
+
+    common = (model, requests, options.output)
     failures: list[str] = []
     if task != "chat" or options.prompts:
         settings["on_failure"] = lambda index, error: failures.append(str(error))

@@ -189,7 +189,8 @@ def _serve(options: argparse.Namespace) -> int:
     level = logging.INFO if options.verbosity else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
     names = [field.name for field in dataclasses.fields(Settings) if hasattr(options, field.name)]
-    settings = Settings(**{name: getattr(options, name) for name in names})
+    local = options.host in guard.LOCAL
+    settings = Settings(only_local=local, **{name: getattr(options, name) for name in names})
     keys = guard.read_keys(options.api_keys)
     warning = guard.warn_of_open_server(options.host, keys)
     if warning:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workdir",
         required=True,
         metavar="DIR",
-        help="folder of the run: checkpoints, metrics, samples, model.safetensors",
+        help="folder of the run: checkpoints, metrics, samples, model.safetensors; or gs://BUCKET/FOLDER",
     )
     parser.add_argument(
         "--profile_steps",
@@ -83,17 +83,17 @@ def _train(options: Any, overrides: Sequence[str]) -> None:
     import jax
 
     from tuna_jax.parallel import distributed
+    from tuna_jax.training import staging
     from tuna_jax.training.checkpoints import DamagedCheckpointError
     from tuna_jax.training.nonfinite import NotFiniteError
-    from tuna_jax.training.workdir import check_folder
     from tuna_jax.utils import compile_cache
 
     module, _, function = TRAINERS[kind].partition(":")
     try:
-        check_folder(options.workdir)
         compile_cache.enable()
         distributed.initialize()
-        getattr(importlib.import_module(module), function)(values, options.workdir)
+        with staging.staged(options.workdir) as workdir:
+            getattr(importlib.import_module(module), function)(values, workdir)
     except Exception as error:
         known = isinstance(error, (DamagedCheckpointError, NotFiniteError))
         message = str(error) if known else parsing.message_of(error)

@@ -19,7 +19,7 @@ from unittest import mock
 
 from tuna_jax.ablations import study
 from tuna_jax.cli import config_flags, parsing
-from tuna_jax.cli.main import COMMANDS
+from tuna_jax.cli.main import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -189,7 +189,7 @@ def _check_tuna_jax(arguments: list[str]) -> None:
     if name == "--help":
         return
     _require(name in COMMANDS, f"there is no command {name!r}")
-    module = importlib.import_module(f"tuna_jax.{name.replace('-', '_')}")
+    module = importlib.import_module(module_of(name))
     with _parsing():
         # The command parses and checks its flags, and calls `run` with the work.
         with mock.patch.object(parsing, "run", lambda *arguments: 0):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,29 @@ def test_every_kind_of_tpu_is_in_the_documentation():
         assert f"| {tpu.name} | {vm} | {tpu.label} | {tpu.machine}Nt |" in page
         for flag in tpu.libtpu:
             assert f"`{flag.lstrip('-')}`" in page
+
+
+@pytest.mark.parametrize("state", ["clean", "touched", "changed"])
+def test_the_archive_holds_tracked_files_with_their_changes(tmp_path, state):
+    launching = load("launching")
+    repository = tmp_path / "clone"
+    repository.mkdir()
+    tracked = repository / "tracked.txt"
+    tracked.write_text("committed")
+    (repository / "untracked.txt").write_text("not for the pod")
+
+    def run(*command):
+        subprocess.run(command, cwd=repository, check=True, timeout=60)
+
+    run("git", "init", "--quiet")
+    run("git", "add", "tracked.txt")
+    run("git", "-c", "user.name=n", "-c", "user.email=e", "commit", "--quiet", "--message=first")
+    if state == "touched":  # As a copy of the clone has it: a new time, the old content.
+        os.utime(tracked, (1, 1))
+    elif state == "changed":
+        tracked.write_text("changed")
+    run("sh", "-c", launching.pack(str(tmp_path / "packed.tar.gz")))
+    with tarfile.open(tmp_path / "packed.tar.gz") as packed:
+        assert packed.getnames() == ["tracked.txt"]
+        content = packed.extractfile("tracked.txt").read()
+    assert content == (b"changed" if state == "changed" else b"committed")

@@ -1,4 +1,4 @@
-"""OpenAI's client against a real server: every endpoint, and each result that of the same request alone."""
+"""OpenAI's client against a real server: every endpoint, and each result that of the same request by itself."""
 
 import concurrent.futures
 import time
@@ -30,7 +30,7 @@ def _parts(text, images=0):
 
 
 @pytest.fixture(scope="module")
-def alone(tuna):
+def separate(tuna):
     """The model by itself, computed before the server counts what is compiled: (name) -> result."""
     image = random_image(0)[None]
     user = {"role": "user", "content": _parts(QUESTION)}
@@ -61,9 +61,9 @@ def alone(tuna):
 
 
 @pytest.fixture(scope="module")
-def running(alone, running):
-    """The server, started after `alone` was computed in this process."""
-    del alone
+def running(separate, running):
+    """The server, started after `separate` was computed in this process."""
+    del separate
     running.server.metrics.compiles = 0
     return running
 
@@ -87,47 +87,47 @@ def test_the_model_and_what_is_served(client, running):
     assert httpx.get(f"{running.url}/health").json() == {"status": "ready"}
 
 
-def test_an_answer(client, alone):
+def test_an_answer(client, separate):
     reply = _chat(client, {"role": "user", "content": QUESTION}, max_completion_tokens=12)
     (choice,) = reply.choices
-    assert choice.message.content == alone["text"]
+    assert choice.message.content == separate["text"]
     assert choice.finish_reason in ("stop", "length")
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
     assert reply.usage.completion_tokens == 12 or choice.finish_reason == "stop"
 
 
-def test_an_answer_in_parts_is_the_answer(client, alone):
+def test_an_answer_in_parts_is_the_answer(client, separate):
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(_chat(client, _say(QUESTION), max_completion_tokens=12, **options))
     parts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
-    assert "".join(parts) == alone["text"]
+    assert "".join(parts) == separate["text"]
     assert chunks[-2].choices[0].finish_reason and chunks[-1].usage.completion_tokens > 0
 
 
-def test_sampled_choices_are_rows_of_a_call_with_the_seed(client, alone):
+def test_sampled_choices_are_rows_of_a_call_with_the_seed(client, separate):
     options = {"temperature": 1.0, "top_p": 0.9, "seed": 7, "n": 3, "max_tokens": 12}
     reply = _chat(client, _say(QUESTION), **options)
-    assert [choice.message.content for choice in reply.choices] == alone["sampled"]
-    assert len(set(alone["sampled"])) == 3
+    assert [choice.message.content for choice in reply.choices] == separate["sampled"]
+    assert len(set(separate["sampled"])) == 3
 
 
-def test_answers_about_images_and_several_turns(client, alone):
+def test_answers_about_images_and_several_turns(client, separate):
     def reply(*messages):
         return _chat(client, *messages, max_completion_tokens=8).choices[0].message.content
 
-    assert reply(_say(QUESTION, _image())) == alone["image"]
-    assert reply(_say("what differs?", _image(0), _image(1))) == alone["two"]
+    assert reply(_say(QUESTION, _image())) == separate["image"]
+    assert reply(_say("what differs?", _image(0), _image(1))) == separate["two"]
     turns = [
         {"role": "developer", "content": "be short"},
         _say(QUESTION, _image()),
         {"role": "assistant", "content": "a dog"},
         {"role": "user", "content": QUESTION},
     ]
-    assert reply(*turns) == alone["turns"]
+    assert reply(*turns) == separate["turns"]
     # The text <image> is text, and an image of the assistant's goes before the next question.
     assert reply({"role": "user", "content": "<image> what?"})
     made = {"role": "assistant", "content": [_image()]}
-    assert reply(made, _say(QUESTION)) == alone["image"]
+    assert reply(made, _say(QUESTION)) == separate["image"]
 
 
 def test_an_answer_about_a_video(client, tuna, tmp_path, running):
@@ -144,8 +144,8 @@ def test_an_answer_about_a_video(client, tuna, tmp_path, running):
     assert reply.choices[0].message.content == wanted
 
 
-def test_an_answer_ends_at_a_stop_string(client, alone):
-    text = alone["sampled"][0]
+def test_an_answer_ends_at_a_stop_string(client, separate):
+    text = separate["sampled"][0]
     stop = text[3:5]
     options = {"temperature": 1.0, "top_p": 0.9, "seed": 7, "stop": [stop, "zzz"]}
     reply = _chat(client, _say(QUESTION), max_completion_tokens=12, **options)
@@ -156,20 +156,20 @@ def test_an_answer_ends_at_a_stop_string(client, alone):
     assert "".join(parts) == text[: text.index(stop)]
 
 
-def test_generated_images(client, alone):
+def test_generated_images(client, separate):
     extra = {"seed": 3, "num_inference_steps": 4, "guidance_scale": 2.0}
     made = client.images.generate(
         model="tuna", prompt="a red apple", n=2, size="64x64", extra_body=extra
     )
-    for item, wanted in zip(made.data, alone["generated"], strict=True):
+    for item, wanted in zip(made.data, separate["generated"], strict=True):
         _close(pixels(item.b64_json), wanted)
     extra = {"seed": 2**40, "num_inference_steps": 2, "negative_prompt": "a dog"}
     extra |= {"solver": "heun", "shift": 1.0}
     made = client.images.generate(model="tuna", prompt="a red apple", extra_body=extra)
-    _close(pixels(made.data[0].b64_json), alone["negative"][0])
+    _close(pixels(made.data[0].b64_json), separate["negative"][0])
     extra = {"seed": 3, "num_inference_steps": 3, "guidance_scale": 1.0}
     made = client.images.generate(model="tuna", prompt="a red apple", extra_body=extra)
-    _close(pixels(made.data[0].b64_json), alone["unguided"][0])
+    _close(pixels(made.data[0].b64_json), separate["unguided"][0])
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
@@ -180,7 +180,7 @@ def test_other_formats(client, kind):
     assert made.output_format == kind and pixels(made.data[0].b64_json).shape == (64, 64, 3)
 
 
-def test_partial_images_and_progress(client, alone):
+def test_partial_images_and_progress(client, separate):
     extra = {"seed": 3, "num_inference_steps": 4, "guidance_scale": 2.0}
     extra["stream_options"] = {"include_progress": True}
     events = list(
@@ -191,30 +191,30 @@ def test_partial_images_and_progress(client, alone):
     kinds = [event.type.removeprefix("image_generation.") for event in events]
     assert kinds.count("progress") == 4 and kinds.count("partial_image") == 2
     assert kinds[-1] == "completed"
-    _close(pixels(events[-1].b64_json), alone["generated"][0])
+    _close(pixels(events[-1].b64_json), separate["generated"][0])
     partial = [event for event in events if event.type.endswith("partial_image")]
     assert [event.partial_image_index for event in partial] == [0, 1]
-    assert np.abs(pixels(partial[0].b64_json) - alone["generated"][0].astype(int)).max() > 1
+    assert np.abs(pixels(partial[0].b64_json) - separate["generated"][0].astype(int)).max() > 1
 
 
-def test_an_edited_image(client, alone):
+def test_an_edited_image(client, separate):
     extra = {"seed": 5, "num_inference_steps": 3}
     made = client.images.edit(
         model="tuna", image=("a.png", png(), "image/png"), prompt="make it blue", extra_body=extra
     )
-    _close(pixels(made.data[0].b64_json), alone["edited"][0])
+    _close(pixels(made.data[0].b64_json), separate["edited"][0])
 
 
-def test_images_in_a_chat(client, alone):
+def test_images_in_a_chat(client, separate):
     extra = {"num_inference_steps": 4, "guidance_scale": 2.0}
     reply = _chat(
         client, _say("a red apple"), seed=3, extra_body={**extra, "modalities": ["image"]}
     )
     (part,) = reply.choices[0].message.content
-    _close(pixels(part["image_url"]["url"]), alone["generated"][0])
+    _close(pixels(part["image_url"]["url"]), separate["generated"][0])
     extra = {"num_inference_steps": 3, "modalities": ["image"]}
     reply = _chat(client, _say("make it blue", _image()), seed=5, extra_body=extra)
-    _close(pixels(reply.choices[0].message.content[0]["image_url"]["url"]), alone["edited"][0])
+    _close(pixels(reply.choices[0].message.content[0]["image_url"]["url"]), separate["edited"][0])
 
 
 def _finished(client, video):
@@ -225,14 +225,14 @@ def _finished(client, video):
     return video
 
 
-def test_a_video_job(client, alone, tmp_path):
+def test_a_video_job(client, separate, tmp_path):
     extra = {"seed": 1, "num_inference_steps": 3}
     video = client.videos.create(prompt="a cat grows", size="64x64", extra_body=extra)
     assert video.status in ("queued", "in_progress")
     video = _finished(client, video)
     assert video.status == "completed" and video.progress == 100
     content = client.videos.download_content(video.id).read()
-    wanted = write_video(tmp_path / "wanted.mp4", alone["clip"][0])
+    wanted = write_video(tmp_path / "wanted.mp4", separate["clip"][0])
     made = tmp_path / "made.mp4"
     made.write_bytes(content)
     # H.264 makes more of a difference of 1; another clip differs by dozens.
@@ -296,29 +296,29 @@ def test_an_error_names_the_field(client, call, status, param, code):
     assert error.body["message"]
 
 
-def test_many_at_once_are_each_as_alone(client, alone, running):
+def test_many_at_once_are_each_as_alone(client, separate, running):
     """More than there are slots, of all kinds, mixed: continuous batching changes no result."""
 
     def answer(i):
         options = {"temperature": 1.0, "top_p": 0.9, "seed": 7, "n": 3, "max_tokens": 12}
         reply = _chat(client, _say(QUESTION), **options)
-        return [choice.message.content for choice in reply.choices] == alone["sampled"]
+        return [choice.message.content for choice in reply.choices] == separate["sampled"]
 
     def about_image(i):
         reply = _chat(client, _say(QUESTION, _image()), max_completion_tokens=8)
-        return reply.choices[0].message.content == alone["image"]
+        return reply.choices[0].message.content == separate["image"]
 
     def generated(i):
         extra = {"seed": 3, "num_inference_steps": 4, "guidance_scale": 2.0}
         made = client.images.generate(prompt="a red apple", n=2, extra_body=extra)
-        for item, wanted in zip(made.data, alone["generated"], strict=True):
+        for item, wanted in zip(made.data, separate["generated"], strict=True):
             _close(pixels(item.b64_json), wanted)
         return True
 
     def edited(i):
         extra = {"seed": 5, "num_inference_steps": 3}
         made = client.images.edit(prompt="make it blue", image=("a", png()), extra_body=extra)
-        _close(pixels(made.data[0].b64_json), alone["edited"][0])
+        _close(pixels(made.data[0].b64_json), separate["edited"][0])
         return True
 
     calls = [answer, about_image, generated, edited] * 6

@@ -3,6 +3,7 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from tuna_jax.inference import loading
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.sweeps import checkpoints
 from tuna_jax.sweeps.checkpoints import Hashes
+from tuna_jax.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,22 @@ def test_averaged_parameters_or_not(run, tiny_run):
             np.testing.assert_array_equal(a, b)
     assert model.template == "plain" and model.samples.steps == 2
     assert str(loading.vae_file(path)) == values["vae"]
+
+
+def test_a_save_is_known_by_its_name_without_reading_it(tmp_path):
+    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+        for step in (1, 2):
+            saved.save(step, {"w": jnp.ones(3)}, config={})
+    one, two = (tmp_path / "run" / "checkpoints" / f"0000000{step}" for step in (1, 2))
+    hashes = Hashes(tmp_path / "hashes.json")
+    names = [hashes.of_checkpoint(one), hashes.of_checkpoint(two)]
+    assert names[0] != names[1]
+    copy = shutil.copytree(one, tmp_path / "copy" / one.name)
+    shutil.rmtree(copy / "state" / "d")  # No array is read.
+    assert hashes.of_checkpoint(copy) == names[0]
+    shutil.rmtree(one)  # Results of a checkpoint outlive it.
+    assert Hashes(tmp_path / "hashes.json").of_checkpoint(one) == names[0]
+    shutil.rmtree(two / "identity")  # As of an earlier version.
+    assert hashes.of_checkpoint(two) == hashes(two) != names[1]
+    with pytest.raises(FileNotFoundError):
+        hashes.of_checkpoint(tmp_path / "run" / "checkpoints" / "00000009")

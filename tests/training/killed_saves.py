@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from bucket_mount import Mount, Options
@@ -66,6 +67,8 @@ def kill_one(folder, moment, host_dies):
         os.close(reading)
         try:
             saver(folder, writing)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     os.close(writing)

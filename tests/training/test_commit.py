@@ -1,5 +1,9 @@
 """When a checkpoint counts as finished, on disks and in mounted buckets."""
 
+import errno
+import os
+import shutil
+
 import jax.numpy as jnp
 import pytest
 from etils import epath
@@ -39,22 +43,71 @@ def test_a_folder_is_finished_by_its_marker_or_without_any(tmp_path):
     assert not commit.is_finished(folder)
     (folder / commit.COMMITTED).touch()
     assert commit.is_finished(folder)
-    commit.revoke(epath.Path(folder))
-    assert not commit.is_finished(folder)
 
 
-def test_a_removal_in_a_bucket_that_is_interrupted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
-    state = {"w": jnp.ones(3)}
-    with checkpoints.Checkpoints(tmp_path, keep=1) as saved:
-        for step in (1, 2):
-            saved.save(step, state, config={})
-        saved.wait()
-        monkeypatch.setattr(checkpoints, "renames_atomically", lambda folder: False)
-        monkeypatch.setattr(type(saved._directory), "rmtree", _fails)
-        with pytest.raises(KeyboardInterrupt):
-            saved.save(3, state, config={})
-        assert saved.steps() == [2]
+class Killed(BaseException):
+    """In place of a kill."""
 
 
-def _fails(*arguments):
-    raise KeyboardInterrupt
+@pytest.mark.parametrize("moment", range(0, 24, 2))
+def test_a_removal_in_a_bucket_that_is_killed_leaves_no_half_checkpoint(
+    tmp_path, monkeypatch, moment
+):
+    left = moment
+
+    def killed_after(method):
+        def call(*arguments, **settings):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return method(*arguments, **settings)
+
+        return call
+
+    template = {"w": jnp.ones(3)}
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(1, template, config={})
+    folder = epath.Path(tmp_path / "00000001")
+    (folder / commit.COMMITTED).touch()
+    # A listing has no order; here the marker comes first.
+    listed = os.listdir
+    first = lambda path: sorted(listed(path), key=lambda name: name != commit.PENDING)
+    monkeypatch.setattr(os, "listdir", first)
+    for name in ("remove", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, killed_after(getattr(os, name)))
+    try:
+        assert commit.remove(folder) and not folder.exists()
+        assert moment > 15
+    except Killed:
+        monkeypatch.undo()
+        whole = (folder / commit.COMMITTED).exists()
+        assert commit.is_finished(folder) == whole == (moment == 0)
+        with checkpoints.Checkpoints(tmp_path) as saved:
+            assert (saved.restore(template) is not None) == whole
+
+
+def test_a_folder_whose_listing_lacks_a_file_is_listed_again(tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path / "00000001")
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "late").touch()
+    monkeypatch.setattr(commit, "_PAUSES", (0.0,))
+    rmtree, attempts = shutil.rmtree, []
+
+    def late(path, *arguments):
+        attempts.append(path)
+        if len(attempts) == 1:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        rmtree(path, *arguments)
+
+    monkeypatch.setattr(shutil, "rmtree", late)
+    assert commit.remove(folder) and not folder.exists()
+    # For good: a warning, and the next start tries again.
+    folder.mkdir()
+    (folder / "state").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", _never)
+    assert not commit.remove(folder) and not commit.is_finished(folder)
+
+
+def _never(path):
+    raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))

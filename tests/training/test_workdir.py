@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tuna_jax.training import workdir
-from tuna_jax.training.workdir import WorkdirInUseError, check_folder, locked
+from tuna_jax.training.workdir import WorkdirInUseError, locked
 
 # A process of its own, since a lock does not exclude the process that holds it.
 HOLD = (
@@ -49,9 +49,3 @@ def test_in_a_mounted_bucket_the_run_that_began_later_goes_on(tmp_path, monkeypa
 def test_the_folder_is_created(tmp_path):
     with locked(tmp_path / "new" / "run"):
         assert (tmp_path / "new" / "run").is_dir()
-
-
-def test_a_bucket_is_an_error():
-    with pytest.raises(ValueError, match="--workdir=gs://bucket/run"):
-        check_folder("gs://bucket/run")
-    check_folder("runs/x")

@@ -7,12 +7,12 @@ import inspect
 import re
 import runpy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from tuna_jax.utils import shipped
 from tuna_jax.utils.config_parsing import unknown_key
 
 _OVERRIDE = re.compile(r"--?(no)?(config|sweep|study)\.")
@@ -30,7 +30,8 @@ def add_config(
         f"--{name}",
         metavar="FILE",
         required=required,
-        help=f"experiment file, such as {example}; --{name}.KEY=VALUE overrides a key of it",
+        help=f"experiment file, such as {example}, or its name in the package, such as "
+        f"{example.removeprefix('experiments/').removesuffix('.py')}; --{name}.KEY=VALUE overrides a key of it",
     )
 
 
@@ -54,7 +55,8 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
     """The nested mapping of `get_config()` in a file, with the overrides applied.
 
     Args:
-      file: path of a Python file; `FILE:ARGUMENT` passes an argument to its `get_config`.
+      file: path of a Python file, or its name in the package, such as `emoji/demo`; `FILE:ARGUMENT` passes an argument
+        to its `get_config`.
       overrides: `--config.KEY=VALUE`; those of other names are left out.
       name: of the flag.
 
@@ -63,9 +65,12 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
       ValueError: an override names a key that the file does not set (with the nearest known key), or its value has
         another type; or the file's `get_config` is missing, or does not fit the argument.
     """
-    path, _, argument = file.partition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no experiment file {path} (--{name})")
+    path, separator, argument = file.partition(":")
+    try:
+        path = str(shipped.experiment_path(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} (--{name})") from error
+    file = f"{path}{separator}{argument}"
     mine = [text for text in overrides if re.match(rf"--?(no)?{name}\.", text)]
     values = flags.FlagValues()
     command_line = ["tuna-jax", f"--{name}={file}", *mine]

@@ -24,8 +24,14 @@ COMMANDS = {
     "serve": "serve a model over HTTP, at the endpoints that OpenAI's clients know",
     "export": "export the sampler as files that servers load without tracing",
     "encode-latents": "precompute VAE latents of a data set",
+    "data": "list, inspect and convert data sets",
 }
-"""By name on the command line: what the command does. Its module is `tuna_jax.NAME` with underscores."""
+"""By name on the command line: what the command does; `module_of` names its module."""
+
+
+def module_of(command: str) -> str:
+    """The module of a command: `tuna_jax.NAME` with underscores, and of `data`, which is a room, data_command."""
+    return f"tuna_jax.{'data_command' if command == 'data' else command.replace('-', '_')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {given[0]!r}; `tuna-jax --help` lists them", file=sys.stderr)
         return 2
     malloc.keep()
-    module = importlib.import_module(f"tuna_jax.{name.replace('-', '_')}")
+    module = importlib.import_module(module_of(name))
     return module.main(given[1:])
 
 

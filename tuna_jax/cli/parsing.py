@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from tuna_jax.utils import old_names, seeds
+from tuna_jax.utils import old_names, seeds, shipped
 from tuna_jax.utils.text_files import check_text
 
 
@@ -115,7 +115,9 @@ def run_on_all_processes(work: Callable[[], int | None], verbosity: int = 0) -> 
 def message_of(error: Exception) -> str | None:
     """The one line that tells a user of an error of input or of the machine; None if it is an error of the program."""
     if isinstance(error, (ValueError, OSError, ImportError)):
-        return str(error) or type(error).__name__
+        staging = sys.modules.get("tuna_jax.training.staging")
+        text = str(error) or type(error).__name__
+        return staging.with_addresses(text) if staging else text
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
     if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error is a plain RuntimeError of many lines.
@@ -231,3 +233,8 @@ def shard(text: str) -> tuple[int, int]:
             f"{text!r} is not a shard; the shards of two are 0/2 and 1/2"
         )
     return int(number), int(count)
+
+
+def model_path(text: str) -> str:
+    """The path of a model, the address of one in a bucket, or the path of the one in the package with this name."""
+    return text if "://" in text else str(shipped.model_path(text))

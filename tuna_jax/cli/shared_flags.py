@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
     add(
         "--model",
         required=required,
+        type=parsing.model_path,
         metavar="PATH",
-        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote",
+        help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote; or "
+        "`emoji`, the small trained model in the package",
     )
     add("--vae", metavar="PATH", help="the VAE, if the model stores none or to use another")
     add(
@@ -68,21 +71,46 @@ def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
 
     from tuna_jax.inference import loading
     from tuna_jax.inference.pipeline import Tuna
+    from tuna_jax.training import staging
     from tuna_jax.utils import compile_cache
 
     compile_cache.enable()
     mesh = make_mesh(getattr(options, "mesh", None))
     sharded = hasattr(options, "mesh") and jax.device_count() > 1 and not more.get("programs")
-    if mesh is None and sharded and Path(options.model).exists():
-        mesh, more["dtype"] = loading.chosen_layout(options.model, more.get("dtype", ""))
-    return Tuna.load(
-        options.model,
-        vae=options.vae,
-        tokenizer=options.tokenizer,
-        mesh=mesh,
-        check_weights=options.check_weights,
-        **more,
-    )
+    with staging.staged(options.model) as path:
+        if mesh is None and sharded and Path(path).exists():
+            mesh, more["dtype"] = loading.chosen_layout(path, more.get("dtype", ""))
+        return Tuna.load(
+            path,
+            vae=options.vae,
+            tokenizer=options.tokenizer,
+            mesh=mesh,
+            check_weights=options.check_weights,
+            **more,
+        )
+
+
+@contextlib.contextmanager
+def in_buckets(options: argparse.Namespace, *names: str) -> Iterator[None]:
+    """While it lasts, options that are addresses (`gs://BUCKET/FOLDER`) are local folders that mirror them.
+
+    Args:
+      options: parsed flags.
+      names: of the options; their values are paths, tuples or lists of paths, or empty.
+    """
+    from tuna_jax.training import staging
+
+    given = {name: getattr(options, name) for name in names}
+    with contextlib.ExitStack() as stack:
+        local = lambda path: stack.enter_context(staging.staged(path))
+        for name, value in given.items():
+            if value:
+                several = isinstance(value, (list, tuple))
+                setattr(options, name, type(value)(map(local, value)) if several else local(value))
+        try:
+            yield
+        finally:
+            vars(options).update(given)
 
 
 def make_mesh(sizes: dict[str, int] | None) -> Mesh | None:

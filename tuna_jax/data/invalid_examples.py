@@ -30,6 +30,7 @@ KINDS = (
     "tiny_image",
     "corrupt_video",
     "no_frames",
+    "corrupt_shard",  # The file that has it and others is cut or damaged.
     "too_long",  # It has more tokens than the longest sequence length.
     "assistant_image",  # A conversation ends in an image by the assistant, and its stream trains on text only.
     "other",  # Any other error that reading it raised.
@@ -37,7 +38,7 @@ KINDS = (
 OF_FILES = frozenset(
     {
         *("missing_file", "unreadable_file", "corrupt_image", "tiny_image"),
-        *("corrupt_video", "no_frames", "other"),
+        *("corrupt_video", "no_frames", "corrupt_shard", "other"),
     }
 )
 """Kinds that may be a file's fault: when the file is mended, the example can be used."""

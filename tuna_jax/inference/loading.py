@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from tuna_jax.inference.run_record import IN_MODEL, RunRecord
 from tuna_jax.models import tuna
 from tuna_jax.parallel import leader, param_sharding
 from tuna_jax.parallel.mesh import make_mesh, settings_of
-from tuna_jax.training.weights_file import exported
-from tuna_jax.utils import nonfinite_values
+from tuna_jax.training import staging
+from tuna_jax.training.weights_file import LOADED_DTYPE, exported
+from tuna_jax.utils import nonfinite_values, shipped
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 
@@ -52,14 +54,16 @@ def load(
     """Reads a model; `Tuna.load` is this function.
 
     Args:
-      path: a training run's workdir, its `model.safetensors` or one of its checkpoints; or a model that `convert
-        from_torch` wrote, as safetensors (a file or a folder) or Orbax.
+      path: a training run's workdir, its `model.safetensors` or one of its checkpoints; a model that `convert
+        from_torch` wrote, as safetensors (a file or a folder) or Orbax; or 'emoji', the small model in the package.
+        All but the last may be in a bucket, `gs://BUCKET/FOLDER`.
       vae: the VAE, if the model stores none (and does not work on pixels) or another one shall be used: a file that
         `experiments/emoji/vae.py` wrote, a converted model with a VAE, or the Wan 2.2 VAE in its own layout or
         diffusers'.
       tokenizer: a tokenizer, the folder of a Hugging Face tokenizer, or the name or file of a compact vocabulary. The
         default is the one that the run record names, otherwise Qwen2.5's.
-      dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one.
+      dtype: 'float32' or 'bfloat16', the dtype of the parameters; empty keeps the stored one (float32 of the model in
+        the package, which is stored in bfloat16 to be small).
       programs: a folder that `tuna-jax export` wrote for this model; see `inference/exported_sampler.py`.
       mesh: shards the parameters over this mesh; each process reads the parts of its own devices. None: the default
         device holds them; under several processes (`parallel/leader.py`), `inference/layouts.py` chooses the mesh.
@@ -71,6 +75,12 @@ def load(
       ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
         programs do not fit the model; or weights are not finite.
     """
+    if staging.is_address(path):
+        settings = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "programs": programs}
+        settings |= {"mesh": mesh, "averaged": averaged, "check_weights": check_weights}
+        with staging.staged(os.fspath(path)) as folder:
+            return load(folder, **settings)
+    path = shipped.model_path(path)
     if leader.is_leading() and programs is not None:
         raise ValueError(
             f"the exported programs {programs} run in one process, and this run has {jax.process_count()}; leave them "
@@ -79,17 +89,18 @@ def load(
     if leader.is_leading():
         options = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "averaged": averaged}
         sizes = None if mesh is None else dict(mesh.shape)
-        return _load_on_all(str(path), sizes, check_weights=check_weights, **options)
-    path = Path(path)
+        return _load_on_all(staging.address_of(path), sizes, check_weights=check_weights, **options)
     if not path.exists():
         raise FileNotFoundError(
-            f"no trained model at {path}; `tuna-jax train` writes one when a run ends or is stopped, and "
-            f"`tuna-jax convert from_torch` converts a PyTorch checkpoint"
+            f"no trained model at {path}; `tuna-jax train` writes one when a run ends or is stopped, "
+            f"`tuna-jax convert from_torch` converts a PyTorch checkpoint, and the package has "
+            f"{', '.join(map(repr, shipped.MODELS))}"
         )
     if dtype and dtype not in convert_checkpoint.DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose {' or '.join(convert_checkpoint.DTYPES)}")
     source = (averaged and exported(path)) or path
     stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
+    dtype = dtype or state.metadata.get(LOADED_DTYPE, "")
     record = run_record.read(source, state)
     if mesh is None:
         shapes = convert_checkpoint.parameter_shapes(stored_config)
@@ -133,11 +144,12 @@ def load(
 @leader.on_all_processes_shared
 def _load_on_all(path: str, mesh_sizes: dict[str, int] | None, **options: Any) -> Tuna:
     """`load` on every process: each reads the parts of its own devices. Without sizes `layouts` chooses them."""
-    if mesh_sizes is None:
-        mesh, options["dtype"] = chosen_layout(path, options["dtype"])
-    else:
-        mesh = make_mesh(settings_of(mesh_sizes))
-    return load(path, mesh=mesh, **options)
+    with staging.staged(path) as path:
+        if mesh_sizes is None:
+            mesh, options["dtype"] = chosen_layout(path, options["dtype"])
+        else:
+            mesh = make_mesh(settings_of(mesh_sizes))
+        return load(path, mesh=mesh, **options)
 
 
 def chosen_layout(path: PathLike, dtype: str = "") -> tuple[Mesh, str]:
@@ -147,7 +159,7 @@ def chosen_layout(path: PathLike, dtype: str = "") -> tuple[Mesh, str]:
       SourceError: there is no model at `path`.
       ValueError: the model does not fit the devices.
     """
-    path = Path(path)
+    path = shipped.model_path(path)
     config = checkpoint_source.open_parameters(exported(path) or path)[0]
     layout = layouts.for_devices(config, dtype)
     logging.info("the model in %s: %s", path, layout.describe())

@@ -114,5 +114,5 @@ def not_ready() -> errors.ApiError:
 
 
 async def in_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
-    """Runs a function that decodes, encodes or tokenizes, beside the event loop."""
+    """Runs a function that decodes, encodes or tokenizes, outside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)

@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tuna_jax.serving.errors import ApiError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("tuna_jax.serving")
 
 KEYS_VARIABLE = "TUNA_JAX_API_KEYS"
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 class Keys:
@@ -123,6 +124,7 @@ class Guard:
 
     def _check(self, scope: Any) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        self._check_host(headers)
         self._check_origin(headers)
         path = scope["path"]
         if self._keys and (path.startswith("/v1") or path == "/metrics"):
@@ -138,6 +140,14 @@ class Guard:
             and int(length) > self._server.settings.max_bytes
         ):
             raise _too_large(self._server.settings.max_bytes)
+
+    def _check_host(self, headers: dict[bytes, str]) -> None:
+        host = urllib.parse.urlsplit(f"//{headers.get(b'host', '')}").hostname
+        if self._server.settings.only_local and host not in LOCAL:
+            message = (
+                f"this server answers as {', '.join(LOCAL)}; --host=0.0.0.0 opens it to other names"
+            )
+            raise ApiError(403, message, None, "host_not_allowed")
 
     def _check_origin(self, headers: dict[bytes, str]) -> None:
         """A page of another site, open in a browser on this machine, may not use a server on its loopback address."""
@@ -165,7 +175,6 @@ def _route(scope: Any) -> str:
 
 def warn_of_open_server(host: str, keys: Keys) -> str | None:
     """A line if everybody who reaches this machine may use the server."""
-    local: Sequence[str] = ("127.0.0.1", "localhost", "::1")
-    if host in local or keys:
+    if host in LOCAL or keys:
         return None
     return f"listening on {host} without API keys: everybody who reaches this machine may use it"

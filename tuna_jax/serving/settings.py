@@ -35,6 +35,8 @@ class Settings:
       jobs: finished video jobs that are kept.
       job_seconds: how long they are kept.
       log_requests: whether texts of requests may be in logs.
+      only_local: requests must be addressed to this machine by a local name: a name of another site that points to
+        127.0.0.1 would make that site's pages pages of this server.
       allow_origins: origins of web pages, besides the server's own, that browsers may send requests from.
     """
 
@@ -60,6 +62,7 @@ class Settings:
     jobs: int = 100
     job_seconds: float = 3600.0
     log_requests: bool = False
+    only_local: bool = False
     allow_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

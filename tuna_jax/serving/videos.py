@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from tuna_jax.serving import building, errors, media, schemas
 from tuna_jax.serving.calls import Call, in_thread
-from tuna_jax.serving.rows import Picture, PictureRow, Progress
+from tuna_jax.serving.rows import Picture, Progress
 from tuna_jax.serving.schemas import VideoRequest
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Job:
     completed_at: int | None = None
     content: bytes | None = dataclasses.field(default=None, repr=False)
     error: dict[str, Any] | None = None
+    call: Call | None = dataclasses.field(default=None, repr=False)
     task: asyncio.Task[None] | None = dataclasses.field(default=None, repr=False)
 
     def to_json(self, keep: float) -> dict[str, Any]:
@@ -132,12 +133,11 @@ class Jobs:
         )
         call = Call(server.scheduler, [row])
         await call.__aenter__()  # A full queue is this request's error.
-        self._jobs[job.id] = job
-        job.task = asyncio.create_task(self._run(job, call, row))
+        self._jobs[job.id], job.call = job, call
+        job.task = asyncio.create_task(self._run(job, call))
         return JSONResponse(job.to_json(server.settings.job_seconds))
 
-    async def _run(self, job: Job, call: Call, row: PictureRow) -> None:
-        del row
+    async def _run(self, job: Job, call: Call) -> None:
         try:
             async for _, event in call.events():
                 if isinstance(event, Progress):
@@ -189,6 +189,8 @@ class Jobs:
         """`DELETE /v1/videos/{id}`, which stops the job too."""
         job = self.get(name)
         del self._jobs[name]
+        if job.call is not None:
+            job.call.cancel()  # A task that has not begun would end without doing so.
         if job.task is not None:
             job.task.cancel()
         return JSONResponse({"id": name, "object": "video.deleted", "deleted": True})

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tuna_jax.training.checkpoints import finished_checkpoints, open_arrays
+from tuna_jax.training import staging
+from tuna_jax.training.checkpoints import finished_checkpoints, identity, open_arrays
 from tuna_jax.training.weights_file import exported
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.text_files import read_json
@@ -145,6 +146,22 @@ class Hashes:
             cached = [stamp, _sha(content)]
             self._keep(str(path), cached)
         return cached[1]
+
+    def of_checkpoint(self, path: Path) -> str:
+        """What identifies the parameters at a path: the name of the save, otherwise the hash of all files.
+
+        Raises:
+          FileNotFoundError: it does not exist, and was never identified.
+        """
+        name = f"save {staging.address_of(path)}"
+        found = identity(path)
+        if found is not None:
+            if self._hashes.get(name) != ["", found]:
+                self._keep(name, ["", found])
+            return found
+        if not path.exists() and name in self._hashes:
+            return self._hashes[name][1]
+        return self(path)
 
     def once(self, name: str, find: Callable[[], str]) -> str:
         """The text that `find` returns, cached under a name that states everything that it depends on."""

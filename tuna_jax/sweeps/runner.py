@@ -213,7 +213,7 @@ class Sweep:
 
     def _identity(self, checkpoint: Checkpoint, averaged: bool) -> dict[str, Any]:
         """What identifies the model's parameters."""
-        parameters = self._hashes(checkpoint.path)
+        parameters = self._hashes.of_checkpoint(checkpoint.path)
         vae = self._settings.vae or self._hashes.once(
             f"the VAE of {parameters}", lambda: str(loading.vae_file(checkpoint.path) or "")
         )

@@ -9,13 +9,16 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.data.invalid_examples import InvalidExamples
 from tuna_jax.data.mixture.mixture import Mixture
 from tuna_jax.data.mixture.stream import BatchShape, ExampleStream
+from tuna_jax.data.sources import open as opening
 from tuna_jax.data.sources.base import ExampleSource
+from tuna_jax.data.sources.fields import FieldMap
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.trainers.stream_config import (
+    SOURCES,
     MultitaskData,
     StreamSettings,
     picture_sizes,
@@ -38,7 +41,15 @@ def open_source(settings: StreamSettings) -> ExampleSource:
         return LatentExamples(settings.latents)
     if settings.tfds:
         return TfdsExamples(settings.tfds, settings.split, settings.fields)
-    return Manifest(settings.manifest, settings.image_root or None)
+    if settings.source:
+        return opening.open_source(
+            settings.source,
+            image_root=settings.image_root or None,
+            fields=settings.fields,
+            preset=settings.format,
+        )
+    fields = FieldMap(settings.fields, settings.format)
+    return Manifest(settings.manifest, settings.image_root or None, fields)
 
 
 def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
@@ -56,7 +67,7 @@ def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
     try:
         source = open_source(settings)
     except FileNotFoundError as error:
-        key = "latents" if settings.latents else "tfds" if settings.tfds else "manifest"
+        key = next(key for key in SOURCES if getattr(settings, key))
         raise FileNotFoundError(f"{error}. Set {where}.{key}, or remove the stream") from error
     return ExampleStream(
         name=name,

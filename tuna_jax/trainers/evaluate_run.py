@@ -24,7 +24,7 @@ from tuna_jax.parallel.leader import agree, on_all_processes
 from tuna_jax.sweeps import runner
 from tuna_jax.trainers.build_mixture import open_mixture
 from tuna_jax.trainers.config import MultitaskExperiment
-from tuna_jax.trainers.stream_config import MultitaskData, stream_settings
+from tuna_jax.trainers.stream_config import SOURCES, MultitaskData, stream_settings
 from tuna_jax.training.evaluation import make_evaluation
 from tuna_jax.utils import old_names
 from tuna_jax.utils.atomic_io import atomic_file
@@ -32,7 +32,6 @@ from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 from tuna_jax.utils.text_files import json_text
 
-_SOURCES = ("manifest", "latents", "tfds")
 _DEFAULT_PROMPTS = ("a photo of a cat", "a red bicycle in front of a wall", "a bowl of fruit")
 Losses = dict[str, dict[str, Any]]
 
@@ -125,8 +124,8 @@ def evaluation_data(data: MultitaskData) -> tuple[MultitaskData, bool]:
     streams = {}
     for name, given in data.held_out.items():
         base = dict(data.streams.get(name, {}))
-        if any(key in given for key in _SOURCES):
-            base = {key: value for key, value in base.items() if key not in _SOURCES}
+        if any(key in given for key in SOURCES):
+            base = {key: value for key, value in base.items() if key not in SOURCES}
         streams[name] = base | dict(given)
     return dataclasses.replace(data, streams=streams), True
 

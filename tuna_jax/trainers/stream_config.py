@@ -16,6 +16,9 @@ from tuna_jax.data.mixture.tokenize_example import ACCEPTS
 from tuna_jax.training.step import Heads
 from tuna_jax.utils.config_parsing import defaults, parse
 
+SOURCES = ("manifest", "latents", "tfds", "source")
+"""The keys of a stream that name its examples; it has one of them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamSettings:
@@ -27,7 +30,12 @@ class StreamSettings:
       image_root: folder of its relative paths; empty takes the manifest's folder.
       latents: instead of a manifest, the folder that `python -m tuna_jax.encode_latents` wrote for it.
       tfds: instead of a manifest, a data set of TensorFlow Datasets: its name, or the folder of a prepared one.
-      split, fields: of the TFDS data set; `fields` maps keys of a manifest to its features (data/sources/tfds.py).
+      source: instead of a manifest, a file, a folder or a pattern of JSON lines or arrays, Parquet, WebDataset tars or
+        ArrayRecord; what it is follows from the names of the files (data/sources/open.py).
+      split: of the TFDS data set.
+      fields: key map: keys of a manifest to those of the source, to columns, or to features of a TFDS data set
+        (data/sources/fields.py).
+      format: key map of public data: 'tuna-2', 'llava', 'sharegpt', 'bagel' or 'show-o2'; of a manifest or a source.
       weight: share of the batches, relative to the other streams' weights. It may change when a run resumes.
       rows: rows per batch, over all processes together.
       sizes: image sizes, each 'HEIGHTxWIDTH', or '512' or '1024' for the five sizes of TUNA at that resolution.
@@ -49,8 +57,10 @@ class StreamSettings:
     image_root: str = ""
     latents: str = ""
     tfds: str = ""
+    source: str = ""
     split: str = "train"
     fields: dict = dataclasses.field(default_factory=dict)
+    format: str = ""
     weight: float = 1.0
     rows: int = 8
     sizes: tuple[str, ...] = ("512",)
@@ -67,11 +77,16 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.task not in ACCEPTS:
             raise ValueError(f"task {self.task!r} is not one of {', '.join(ACCEPTS)}")
-        sources = [key for key in ("manifest", "latents", "tfds") if getattr(self, key)]
+        sources = [key for key in SOURCES if getattr(self, key)]
         if len(sources) != 1:
             raise ValueError(
                 f"a stream of task {self.task!r} has {' and '.join(sources) or 'no source'}; it requires one of "
-                "manifest, latents and tfds"
+                f"{', '.join(SOURCES)}"
+            )
+        if self.format and sources[0] in ("latents", "tfds"):
+            raise ValueError(
+                f"a stream of task {self.task!r} has format {self.format!r}, which is of rows of a manifest or a "
+                f"source, and its {sources[0]} have none; remove it"
             )
 
     @property

@@ -4,6 +4,7 @@ A checkpoint is a folder named after its step that holds, saved together and res
 
     state      arrays: parameters, EMA, optimizer, random key, counters
     config     JSON: the settings that the run was started with
+    identity   JSON: a random name of this save, by which sweeps know it without reading the arrays
     data       JSON: the position of the data iterator, if the run has one; the same on all hosts, so that a run may
                continue with another number of hosts
 
@@ -19,6 +20,7 @@ import dataclasses
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from absl import logging
 from etils import epath
 
 from tuna_jax.parallel import distributed
-from tuna_jax.training import commit
+from tuna_jax.training import commit, staging
 from tuna_jax.utils.file_systems import renames_atomically
 from tuna_jax.utils.regular_files import passing_fault
 
@@ -70,7 +72,8 @@ class Checkpoints:
     """The checkpoints of one run, under `directory`.
 
     Args:
-      directory: folder of the checkpoints, created if absent. Local, or a bucket (`gs://...`).
+      directory: folder of the checkpoints, created if absent. Local, or in a bucket: its address (`gs://...`), or the
+        folder in a workdir that mirrors it (`training/staging.py`).
       keep: how many of the newest checkpoints are kept; at least 1.
       asynchronous: write in the background. `save` then blocks only for the copy to host memory.
 
@@ -80,9 +83,10 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 3, asynchronous: bool = True) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep} would delete every checkpoint; keep at least 1")
-        self._directory = epath.Path(directory)
-        if "://" not in str(directory):
-            self._directory = epath.Path(Path(directory).resolve())
+        self._workdir = Path(directory).parent
+        self._directory = staging.stored(directory)
+        if not staging.is_address(self._directory):
+            self._directory = epath.Path(Path(self._directory).resolve())
         self._directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._asynchronous = asynchronous
@@ -94,6 +98,7 @@ class Checkpoints:
                 state=ocp.StandardCheckpointHandler(),
                 config=ocp.JsonCheckpointHandler(),
                 data=ocp.JsonCheckpointHandler(),
+                identity=ocp.JsonCheckpointHandler(),
                 composite_options=ocp.CompositeOptions(temporary_path_class=item_folder),
             ),
             temporary_path_class=step_folder,
@@ -101,7 +106,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
-        folders = [path for path in self._directory.iterdir() if _STEP_FOLDER.fullmatch(path.name)]
+        existing = staging.entries(self._directory)
+        folders = [path for path in existing if _STEP_FOLDER.fullmatch(path.name)]
         return sorted(int(path.name) for path in folders if commit.is_finished(path))
 
     def save(
@@ -119,6 +125,7 @@ class Checkpoints:
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
             "config": ocp.args.JsonSave(config),  # pyright: ignore[reportCallIssue]
+            "identity": ocp.args.JsonSave({"id": uuid.uuid4().hex}),  # pyright: ignore[reportCallIssue]
         }
         if iterator is not None:
             items["data"] = ocp.args.JsonSave(iterator.get_state())  # pyright: ignore[reportCallIssue]
@@ -130,6 +137,7 @@ class Checkpoints:
         self._damaged.discard(step)
         self._step = step
         with self._writing(step):
+            staging.flush(self._workdir)  # The log reaches the bucket before the checkpoint does.
             self._checkpointer.save(self._folder(step), ocp.args.Composite(**items), force=True)
         if not self._asynchronous:
             self.wait()
@@ -214,8 +222,7 @@ class Checkpoints:
         if jax.process_index() != 0:  # All hosts share one folder; one of them removes from it.
             return
         if not renames_atomically(folder):
-            commit.revoke(folder)
-            folder.rmtree()
+            commit.remove(folder)
             return
         # Rename first: a process killed in the middle of the removal must not leave half a
         # checkpoint under its name.
@@ -227,11 +234,11 @@ class Checkpoints:
         """Removes unfinished saves; in buckets they have a checkpoint's name but lack its commit file."""
         if jax.process_index() != 0:
             return
-        for path in self._directory.iterdir():
+        for path in staging.entries(self._directory):
             unfinished = _STEP_FOLDER.fullmatch(path.name) and not commit.is_finished(path)
             if unfinished or _REMAINS.fullmatch(path.name):
                 logging.warning("removing what is left of an unfinished save: %s", path)
-                path.rmtree()
+                commit.remove(path)
 
     def _restore_with_retries(
         self, step: int, template: Any, iterator: Any | None
@@ -286,12 +293,12 @@ class SavedArrays:
     """The arrays of one finished checkpoint, read one at a time.
 
     Attributes:
-      folder: the checkpoint's folder.
+      folder: where the checkpoint is stored.
       leaves: dotted path -> shape and dtype.
       config: the saved settings.
     """
 
-    folder: Path
+    folder: epath.Path
     leaves: dict[str, jax.ShapeDtypeStruct]
     config: dict[str, Any]
 
@@ -333,8 +340,9 @@ def finished_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a workdir, or of a folder of checkpoints, that were written completely; oldest first."""
     folder = Path(folder)
     inside = (folder / "checkpoints") if (folder / "checkpoints").is_dir() else folder
-    steps = sorted(path for path in inside.iterdir() if _STEP_FOLDER.fullmatch(path.name))
-    return [path for path in steps if commit.is_finished(path)]
+    existing = staging.entries(staging.stored(inside))
+    steps = sorted(path.name for path in existing if _STEP_FOLDER.fullmatch(path.name))
+    return [inside / name for name in steps if commit.is_finished(staging.stored(inside / name))]
 
 
 def open_arrays(folder: str | Path) -> SavedArrays | None:
@@ -351,9 +359,10 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
         return None
     finished = finished_checkpoints(folder)
     step = finished[-1] if finished else folder
-    if not _STEP_FOLDER.fullmatch(step.name) or not (step / "state").is_dir():
+    stored = staging.stored(step)
+    if not _STEP_FOLDER.fullmatch(step.name) or not (stored / "state").is_dir():
         return None
-    step = step.resolve()
+    step = stored if staging.is_address(stored) else epath.Path(step.resolve())
     try:
         with _local_reader(ocp.PyTreeCheckpointHandler) as reader:
             metadata: Any = reader.metadata(step / "state")
@@ -371,6 +380,15 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
             f"the checkpoint {step} cannot be read ({type(error).__name__}: {str(error)[:300]})"
         ) from error
     return SavedArrays(step, leaves, config)
+
+
+def identity(folder: str | Path) -> str | None:
+    """The random name that a save was given; None of a checkpoint of an earlier version, or if it is none."""
+    stored = staging.stored(folder)
+    if not _STEP_FOLDER.fullmatch(stored.name) or not (stored / "identity").is_dir():
+        return None
+    with _local_reader(ocp.JsonCheckpointHandler) as reader:
+        return reader.restore(stored / "identity")["id"]
 
 
 def _local_reader(handler: Any) -> ocp.Checkpointer:

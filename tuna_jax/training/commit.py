@@ -7,9 +7,11 @@ file is PENDING, its last one Orbax's commit file; a folder that has only the fi
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint.path import atomicity
 
@@ -18,6 +20,7 @@ from tuna_jax.utils.file_systems import renames_atomically
 PENDING = "pending.txt"
 COMMITTED = "commit_success.txt"
 """The file that Orbax's CommitFileTemporaryPath writes last."""
+_PAUSES = (0.5, 2.0)  # Seconds before a folder is listed again.
 
 
 class MarkedFolder(atomicity.CommitFileTemporaryPath):
@@ -42,10 +45,29 @@ def temporary_path_classes(folder: epath.Path) -> tuple[_Class, _Class]:
     return MarkedFolder, atomicity.CommitFileTemporaryPath
 
 
-def revoke(folder: epath.Path) -> None:
-    """Makes a finished checkpoint an unfinished save, in one step, before its files are removed."""
+def remove(folder: epath.Path) -> bool:
+    """Removes a checkpoint or an unfinished save where folders cannot be renamed; says whether it is gone.
+
+    Killed at any moment, it leaves a folder that does not count as finished: PENDING is there before COMMITTED goes,
+    and goes last. A listing may lack a file that was just stored: the folder is not empty then, and is listed again.
+    """
     (folder / PENDING).write_text("this checkpoint is being removed\n")
     (folder / COMMITTED).unlink(missing_ok=True)
+    for pause in (*_PAUSES, None):
+        try:
+            for path in folder.iterdir():
+                if path.is_dir():
+                    path.rmtree()
+                elif path.name != PENDING:
+                    path.unlink(missing_ok=True)
+            folder.rmtree()
+            return True
+        except OSError as error:
+            if pause is None:
+                logging.warning("%s cannot be removed now: %s", folder, error)
+                return False
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns")
 
 
 def is_finished(folder: epath.Path | Path) -> bool:

@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 
 from tuna_jax.parallel import distributed
+from tuna_jax.training import staging
 from tuna_jax.training.weights_file import MODEL_FILE, MODEL_INDEX
 from tuna_jax.utils import safetensors_files
 from tuna_jax.utils.atomic_io import atomic_file
@@ -72,6 +73,7 @@ def export(
     all_finished = multihost_utils.process_allgather(np.array(finished)).reshape(-1)
     if process == 0 and not all_finished.all():
         (workdir / MODEL_INDEX).unlink(missing_ok=True)  # It would name a mixture of two steps.
+        staging.flush(workdir)
 
     error: OSError | None = None
     for number, (name, keys) in enumerate(zip(names, files, strict=True)):
@@ -90,6 +92,7 @@ def export(
                 writer.put(header)
                 for slab in slabs:
                     writer.put(np.ascontiguousarray(np.asarray(slab)).tobytes())
+            staging.flush(workdir)
         except OSError as raised:
             error = raised
             for _ in slabs:  # The others gather the rest, too.

@@ -22,6 +22,10 @@ MODEL_FILE = "model.safetensors"
 MODEL_INDEX = f"{MODEL_FILE}.index.json"
 
 
+LOADED_DTYPE = "loaded_dtype"
+"""Metadata: the dtype that parameters get when they are loaded, of a file that stores them in fewer bits."""
+
+
 def exported(workdir: str | Path) -> Path | None:
     """The exported weights of a workdir: one file, or the index of several; None if there are none."""
     return next(
@@ -29,11 +33,18 @@ def exported(workdir: str | Path) -> Path | None:
     )
 
 
-def export_model(path: str | Path, params: Any, settings: dict[str, Any], step: int) -> Path:
-    """Writes `params` (nested dict of arrays) and the run's settings (JSON) to `path`, atomically."""
+def export_model(
+    path: str | Path, params: Any, settings: dict[str, Any], step: int, loaded_dtype: str = ""
+) -> Path:
+    """Writes `params` (nested dict of arrays) and the run's settings (JSON) to `path`, atomically.
+
+    `loaded_dtype` is the dtype of the parameters once they are loaded; '' keeps the one that they are stored in.
+    """
     path = Path(path)
     tensors = {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(params).items()}
     metadata = {"settings": json.dumps(settings), "step": str(step)}
+    if loaded_dtype:
+        metadata[LOADED_DTYPE] = loaded_dtype
     safetensors_files.write(path, tensors, metadata)
     return path
 
@@ -59,4 +70,6 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         raise ValueError(
             f"{path} has no settings in its metadata; it was not written by tuna_jax.train"
         )
+    if dtype := metadata.get(LOADED_DTYPE):
+        tensors = {name: array.astype(dtype) for name, array in tensors.items()}
     return unflatten(tensors), json.loads(metadata["settings"]), int(metadata["step"])

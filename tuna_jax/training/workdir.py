@@ -18,9 +18,10 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from etils import epath
 
+from tuna_jax.training import staging
 from tuna_jax.utils.file_systems import renames_atomically
-from tuna_jax.utils.text_files import read_text
 
 LOCK_FILE = ".lock"
 OWNER_FILE = ".owner"
@@ -28,19 +29,6 @@ OWNER_FILE = ".owner"
 
 class WorkdirInUseError(ValueError):
     """Another run is using this workdir."""
-
-
-def check_folder(workdir: str) -> None:
-    """Checks that `workdir` is a folder, since log, samples and model are written as files.
-
-    Raises:
-      ValueError: `workdir` is the address of a bucket.
-    """
-    if "://" in workdir:
-        raise ValueError(
-            f"--workdir={workdir} is not a folder; mount the bucket and pass its folder, as launchers/gke.py and "
-            f"launchers/tpu_vm.py do (docs/pods.md)"
-        )
 
 
 @contextlib.contextmanager
@@ -82,17 +70,18 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
 
 def _owned(workdir: str | Path) -> Callable[[], None]:
     """Takes over a folder in which locks mean nothing; returns the check that it still belongs to this run."""
-    if renames_atomically(workdir):
+    folder = epath.Path(staging.address_of(workdir))
+    if renames_atomically(folder):
         return lambda: None
-    path = Path(workdir) / OWNER_FILE
+    path = folder / OWNER_FILE
     mine = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}\n"
-    path.write_text(mine, encoding="utf-8")
+    path.write_text(mine)
 
     def check() -> None:
-        now = read_text(path) if path.exists() else mine
+        now = path.read_text() if path.exists() else mine
         if now != mine:
             raise WorkdirInUseError(
-                f"{workdir} was taken over by {now.partition(',')[0]}, a run that began later; this one ends and "
+                f"{folder} was taken over by {now.partition(',')[0]}, a run that began later; this one ends and "
                 f"changes nothing more. Give each run its own --workdir"
             )
 

@@ -1,5 +1,6 @@
 """The sequences of all tasks, against the released formatters where those are correct (model.md sections 5 and 11)."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tuna_jax.data.mixture.tokenize_example import (
     text_tokens,
     tokenize_example,
 )
-from tuna_jax.data.sources.jsonl import parse
+from tuna_jax.data.sources.jsonl import make_example, named_medium, parse_row
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import IGNORE, Grid, Special, Text, Visual
 
@@ -32,7 +33,8 @@ def tokenizer():
 
 
 def example(**entry):
-    return parse(json.dumps(entry), Path("/images"), "m.jsonl", 1)
+    medium = functools.partial(named_medium, Path("/images"))
+    return make_example(parse_row(json.dumps(entry)), medium, "m.jsonl", 1)
 
 
 def talk(*texts):

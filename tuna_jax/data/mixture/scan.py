@@ -21,7 +21,12 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from tuna_jax.data.invalid_examples import OF_FILES, InvalidExample, report_as_invalid
+from tuna_jax.data.invalid_examples import (
+    OF_FILES,
+    Fault,
+    InvalidExample,
+    report_as_invalid,
+)
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Medium, Size, image_size
 from tuna_jax.data.media.video import video_size
 from tuna_jax.data.mixture.tokenize_example import CAPTION_PROMPTS, Task, text_tokens
@@ -88,6 +93,13 @@ def picture_size(example: Example, smallest: int = SMALLEST_SIDE) -> Size:
         Fault: any of them is missing, broken or too small.
     """
 
+    if example.size is not None:
+        if min(example.size.height, example.size.width) < smallest:
+            raise Fault(
+                "tiny_image",
+                f"its row says {example.size} pixels; each side needs at least {smallest}",
+            )
+        return example.size
     sizes = [_size_of(medium, example.kind, smallest) for medium in example.media]
     if not sizes:
         return Size(0, 0)
@@ -160,7 +172,7 @@ class _Reader:
     def _read(self, index: int) -> tuple[Result, tuple[str, ...]]:
         ignored: tuple[str, ...] = ()
         try:
-            example = self.examples[index]
+            example = getattr(self.examples, "outline", self.examples.__getitem__)(index)
             ignored = example.ignored
             with report_as_invalid(self.examples.name, self.examples.line(index)):
                 text = text_tokens(example, self.task, self.tokenizer)

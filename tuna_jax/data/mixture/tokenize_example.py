@@ -101,7 +101,7 @@ def text_tokens(example: Example, task: Task, tokenizer: Tokenizer) -> int:
     if example.turns:
         segments = tokenizer.chat(_messages(example), grids=[Grid(1, 1, 1)] * len(example.media))
         return sum(len(segment.ids) for segment in segments if isinstance(segment, Text))
-    text = len(tokenizer.encode(example.text))
+    text = example.tokens or len(tokenizer.encode(example.text))
     if task == "edit":
         return text + 6  # bos, begin and end of two images, eos.
     if is_cut(task):

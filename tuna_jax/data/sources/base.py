@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, Protocol, runtime_checkable
 
-from tuna_jax.data.media.image import Medium
+from tuna_jax.data.media.image import Medium, Size
 
 Kind = Literal["image_caption", "image_chat", "chat", "edit", "video_caption", "video_chat"]
 
@@ -37,6 +37,8 @@ class Example:
         text: the caption or the instruction; empty for conversations.
         turns: the conversation; empty for other kinds.
         ignored: the names of its keys that have a value and no meaning for this format.
+        size: what its row says of the size that decides its bucket; None if nothing.
+        tokens: what its row says of the number of tokens of its text; None if nothing.
     """
 
     kind: Kind
@@ -46,6 +48,8 @@ class Example:
     text: str = ""
     turns: tuple[Turn, ...] = ()
     ignored: tuple[str, ...] = ()
+    size: Size | None = None
+    tokens: int | None = None
 
 
 @runtime_checkable

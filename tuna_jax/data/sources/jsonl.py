@@ -31,7 +31,9 @@ from typing import Any
 from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Medium
 from tuna_jax.data.sources.base import Example, Kind, Turn
+from tuna_jax.data.sources.fields import FieldMap, declare
 from tuna_jax.data.sources.line_index import index_lines
+from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, split_at_tags, with_image_tags
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 from tuna_jax.utils.text_files import parse_json, surrogate_in
@@ -50,7 +52,7 @@ _LEARNED = ("loss", "weight", "train", "trainable", "loss_mask")
 
 
 class Manifest:
-    """The examples of a JSONL file by number, without the file in memory (24 bytes per example, for its place).
+    """The examples of a JSONL file by number, without the file in memory (4 bytes per example, for its place).
 
     Reading is safe from several threads. Blank lines are skipped. A JSON array is read item by item; UTF-16 and UTF-32
     are converted, in memory (line_index.py).
@@ -58,21 +60,31 @@ class Manifest:
     Args:
         path: the JSONL file.
         image_root: where relative paths begin; None uses the manifest's own folder.
+        fields: the key map; None takes the rows as they are.
+        index: where the index of a large file is kept (stored_index.index_folder).
+        verify: whether to compare a large file's whole content with its index.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file has no examples, or is packed.
+        ValueError: the file has no examples, or is packed; or its index is damaged or of other data.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
+        fields: FieldMap | None = None,
+        *,
+        index: str | os.PathLike[str] | None = None,
+        verify: bool = False,
     ):
-        self.path = Path(path)
+        self.path, self.fields = Path(path), fields or FieldMap()
         self.image_root = self.path.parent if image_root is None else Path(image_root)
         if not self.path.is_file():
             raise FileNotFoundError(f"the manifest {self.path} does not exist")
-        self.digest, self._starts, self._ends, self._lines, self._content = index_lines(self.path)
-        if not len(self._starts):
+        self._index = index_lines(self.path, index_folder(index, self.path), verify)
+        self.digest = self._index.digest
+        if not self._index.rows:
             raise ValueError(f"the manifest {self.path} has no examples")
         self._file: int | None = None
         self._lock = threading.Lock()
@@ -84,29 +96,37 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """Changes when the file's content or the image root does."""
-        return f"{self.digest} {self.image_root.absolute()}"
+        """Changes when the file's content, the image root or the key map does."""
+        return f"{self.digest} {self.image_root.absolute()} {self.fields.identity}".rstrip()
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return self._index.rows
 
     def line(self, index: int) -> int:
         """The line of an example in the file, counted from 1; in a JSON array, the number of the item."""
-        return int(self._lines[index])
+        return self._index.number(index)
 
     def __getitem__(self, index: int) -> Example:
         """An example; raises InvalidExample if its line is not one."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {self.path}, which has {len(self)}")
         with report_as_invalid(self.name, self.line(index)):
-            return parse(self.content(index), self.image_root, self.name, self.line(index))
+            row = parse_row(self.content(index))
+            entry = self.fields(row, index) if self.fields else row
+            medium = functools.partial(named_medium, self.image_root)
+            example = make_example(entry, medium, self.name, self.line(index))
+            return declare(example, self.fields.declared(row)) if self.fields.declares else example
 
     def content(self, index: int) -> bytes:
         """An example's line as UTF-8, without the newline."""
-        start, end = int(self._starts[index]), int(self._ends[index])
-        if self._content is not None:
-            return self._content[start:end]
-        return os.pread(self._descriptor(), end - start, start)
+        start, end = self._index.place(index)
+        if self._index.content is not None:
+            return self._index.content[start:end]
+        if end is not None:
+            return os.pread(self._descriptor(), end - start, start)
+        # Blank lines may follow: they are short.
+        lines = os.pread(self._descriptor(), self._index.limit(index) - start, start)
+        return lines.partition(b"\n")[0]
 
     def _descriptor(self) -> int:
         with self._lock:
@@ -127,12 +147,8 @@ class Manifest:
             os.close(self._file)  # pyright: ignore[reportArgumentType]
 
 
-def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Example:
-    """A manifest's line as an example.
-
-    Raises:
-        Fault: it is not JSON, has an unknown format or no text, or its tags do not match its images.
-    """
+def parse_row(content: bytes | str) -> dict[str, Any]:
+    """A manifest's line as an object; Fault if it is none."""
     try:
         entry = parse_json(content, "the line")
     except ValueError as error:
@@ -141,11 +157,11 @@ def parse(content: bytes | str, image_root: Path, source: str, line: int) -> Exa
         raise Fault("malformed_json", f"{error}{hint if inside else ''}") from error
     if not isinstance(entry, dict):
         raise Fault("malformed_json", f"the line is a {type(entry).__name__}, not an object")
-    return make_example(entry, functools.partial(_medium, image_root), source, line)
+    return entry
 
 
-def _medium(root: Path, key: str, name: Any) -> Medium:
-    """The file that a row names, or the content of its data URI."""
+def named_medium(root: Path, key: str, name: Any) -> Medium:
+    """The file that a row names, or the content of its data URI; Fault if no file can have the name."""
     if not isinstance(name, str) or not name:
         raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
     if is_data_uri(name):

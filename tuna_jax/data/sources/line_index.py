@@ -3,6 +3,9 @@
 A file of JSON lines has one per line that is not blank. What plainly is something else is read as that: a JSON array
 (as LLaVA's own files are) has one per item, objects over several lines each (as `jq` prints them) are one each, a file
 with only carriage returns ends its lines with them, and UTF-16 or UTF-32 text is converted, in memory.
+
+Of a large file the index is kept: the next start finds it by the file's size, time and parts of its content, and does
+not read the file. It takes 4 bytes per line, which all processes of a host share.
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ import hashlib
 import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
+from tuna_jax.data.sources.stored_index import MappedArrays, find, stamp, write
 from tuna_jax.utils.text_files import packed_as
 
 _CHUNK = 1 << 24
+_VERSION = 1  # Of kept indexes.
+KEEP_FROM = 1 << 26
+"""Bytes of a file from which on its index is kept."""
 _SHORT = 64  # Bytes; lines up to this length are looked at for being blank.
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\n"
@@ -28,29 +33,90 @@ _WHITE = b" \t\r\n"
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 
 
-class LineIndex(NamedTuple):
+class LineIndex:
     """The examples of a file.
 
-    Attributes:
+    Args:
         digest: SHA-256 of the file.
-        starts, ends: their bytes.
-        numbers: their lines, counted from 1; in an array, the items' numbers.
-        content: the whole file as UTF-8 if the file is not; else None, and `starts` and `ends` are in the file.
+        arrays: where they are: `starts`, `ends` and `numbers` (int64), or the compact ones of `_compact`.
+        content: the whole file as UTF-8 if the file is not; else None, and the places are in the file.
+
+    Attributes:
+        digest, content: as given.
+        rows: their number.
     """
 
-    digest: str
-    starts: Int[np.ndarray, " examples"]
-    ends: Int[np.ndarray, " examples"]
-    numbers: Int[np.ndarray, " examples"]
-    content: bytes | None
+    def __init__(
+        self, digest: str, arrays: Mapping[str, np.ndarray] | MappedArrays, content: bytes | None
+    ):
+        self.digest, self.content, self._arrays = digest, content, arrays
+        self._is_compact = "offsets" in arrays
+        self.rows = len(arrays["offsets"]) if self._is_compact else len(arrays["starts"])
+
+    def number(self, index: int) -> int:
+        """The line of an example, counted from 1; in an array, the number of the item."""
+        if not self._is_compact:
+            return int(self._arrays["numbers"][index])
+        gaps = self._arrays["gaps"]
+        before = int(np.searchsorted(gaps[0], index, side="right"))
+        return index + 1 + (int(gaps[1, before - 1]) if before else 0)
+
+    def place(self, index: int) -> tuple[int, int | None]:
+        """The first and the last byte (exclusive) of an example; None: its line ends where the next newline is."""
+        if not self._is_compact:
+            return int(self._arrays["starts"][index]), int(self._arrays["ends"][index])
+        return self._start(index), None
+
+    def limit(self, index: int) -> int:
+        """A byte after the end of an example's line: where the next example begins, or the file ends."""
+        return self._start(index + 1) if index + 1 < self.rows else int(self._arrays["size"][0])
+
+    def _start(self, index: int) -> int:
+        block = int(self._arrays["block"][0])
+        return int(self._arrays["bases"][index // block]) + int(self._arrays["offsets"][index])
+
+    @property
+    def bytes(self) -> int:
+        """Of the arrays."""
+        names = ("offsets", "bases", "gaps") if self._is_compact else ("starts", "ends", "numbers")
+        return sum(self._arrays[name].nbytes for name in names)
 
 
-def index_lines(path: Path) -> LineIndex:
+def index_lines(path: Path, folder: Path | None = None, verify: bool = False) -> LineIndex:
     """Finds the examples of a file; see the module's docstring.
 
+    Args:
+        path: the file.
+        folder: where the index of a large file is kept; None keeps none.
+        verify: read the whole file, and compare its SHA-256 with that of the index.
+
     Raises:
-        ValueError: the file is packed, or is no text; the message says what it is.
+        ValueError: the file is packed, or is no text; the message says what it is. Or an index is damaged or of other
+            data, or `verify` found another content.
     """
+    if folder is None or path.stat().st_size < KEEP_FROM:
+        return _index(path)
+    about = {"version": _VERSION, **stamp(path)}
+    kept = find(folder, "lines", about)
+    if kept is None:
+        found = _index(path)
+        if found.content is not None:
+            return found  # Its places are in memory only.
+        arrays, more = found._arrays, {"digest": found.digest}
+        assert not isinstance(arrays, MappedArrays)  # It was made now.
+        kept = write(folder, "lines", about, arrays, more)
+    elif verify:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != kept.about["digest"]:
+            raise ValueError(
+                f"{path} is not the file that was indexed, though its size, time and the sampled parts of its content "
+                f"are the same; remove {kept.path}, and it is indexed again"
+            )
+    return LineIndex(kept.about["digest"], kept, None)
+
+
+def _index(path: Path) -> LineIndex:
     with path.open("rb") as file:
         if packed := packed_as(file.read(8)):
             raise ValueError(f"{path} is {packed}, not lines of JSON: unpack or convert it")
@@ -61,12 +127,40 @@ def index_lines(path: Path) -> LineIndex:
         encoding = json.detect_encoding(file.read(4))
         if not encoding.startswith("utf-8"):
             content = _as_utf8(path.read_bytes(), encoding)
-            return LineIndex(digest, *_find(content), content)
+            return LineIndex(digest, _named(*_find(content)[:3]), content)
         if not size:
             nothing = np.zeros(0, np.int64)
-            return LineIndex(digest, nothing, nothing, nothing, None)
+            return LineIndex(digest, _named(nothing, nothing, nothing), None)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return LineIndex(digest, *_find(mapped), None)
+            *found, plain = _find(mapped)
+        if plain:
+            return LineIndex(digest, _compact(found[0], found[2], size), None)
+        return LineIndex(digest, _named(*found), None)
+
+
+def _named(starts: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    return {"starts": starts, "ends": ends, "numbers": numbers}
+
+
+def _compact(starts: np.ndarray, numbers: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """Lines that end at newlines: 4 bytes each, counted from the first of their block.
+
+    `gaps` is (an example, by how much its line is further than its number from there on), where blank lines are.
+    """
+    for block in (1024, 32, 1):
+        bases = starts[::block]
+        offsets = starts - np.repeat(bases, block)[: len(starts)]
+        if not len(offsets) or offsets.max() <= np.iinfo(np.uint32).max:
+            break
+    skipped = numbers - np.arange(1, len(numbers) + 1)
+    at = np.flatnonzero(np.diff(skipped, prepend=0))
+    return {
+        "bases": bases,
+        "offsets": offsets.astype(np.uint32),
+        "block": np.array([block], np.int64),
+        "gaps": np.stack([at, skipped[at]]).astype(np.int64),
+        "size": np.array([size], np.int64),
+    }
 
 
 def _as_utf8(content: bytes, encoding: str) -> bytes:
@@ -77,23 +171,23 @@ def _as_utf8(content: bytes, encoding: str) -> bytes:
     return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
 
 
-def _find(content: bytes | mmap.mmap) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, ends and numbers of the examples."""
+def _find(content: bytes | mmap.mmap) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Starts, ends and numbers of the examples, and whether they are lines that end at newlines."""
     begin = len(_BOM) if content[: len(_BOM)] == _BOM else 0
     starts, ends, numbers = _lines(content, begin, b"\n")
     if not len(starts):
-        return starts, ends, numbers
+        return starts, ends, numbers, False
     first = int(starts[0])
     if content[first : min(first + _SHORT, int(ends[0]))].lstrip(_WHITE)[:1] == b"[":
         if _is_array(content, starts, ends):
-            return _items(content, first)
+            return *_items(content, first), False
     elif content[first : int(ends[0])].strip(_WHITE) == b"{":
-        return _objects(content, first)
+        return *_objects(content, first), False
     elif len(starts) == 1:
         only = content[int(starts[0]) : int(ends[0])]
         if b"\r" in only.strip() and not _is_json(only):
-            return _lines(content, begin, b"\r")
-    return starts, ends, numbers
+            return *_lines(content, begin, b"\r"), False
+    return starts, ends, numbers, True
 
 
 def _lines(

@@ -209,7 +209,7 @@ def evaluate(
       sharding: how activations are sharded, see `flow_sampler.sample`.
     """
     with use_sharding(sharding):
-        keys = keys or jax.tree.leaves(slots.positive)[0].shape[-2]
+        keys = int(keys or jax.tree.leaves(slots.positive)[0].shape[-2])
         cache, lengths = take_rows(config, slots.positive, rows, keys), slots.lengths[0, rows]
         if guided:
             negative = take_rows(config, slots.negative, rows, keys)

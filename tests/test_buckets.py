@@ -1,8 +1,10 @@
-"""On a mounted bucket: training, the death of a host, resuming, export, a sweep and conversions.
+"""In a bucket, mounted or at its address: training, kills, resuming, export, a sweep and conversions.
 
 The mount keeps what it knows for ever, refuses to rename folders, takes bytes only in their order, and sometimes fails.
+KILLS sets how often the run at an address is killed.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,13 +19,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.fixtures.bucket_emulator import BUCKET, emulated
 from tests.fixtures.bucket_mount import Mount, Options, can_mount
 from tuna_jax import convert, evaluate
 from tuna_jax.config import preset
 from tuna_jax.conversion import image_vae_file
 from tuna_jax.models import vae
 from tuna_jax.sweeps import results
-from tuna_jax.training import metrics
+from tuna_jax.training import metrics, staging
 from tuna_jax.training.checkpoints import finished_checkpoints
 from tuna_jax.utils import safetensors_files
 
@@ -32,7 +35,7 @@ STEPS = 8
 PATIENCE = 600  # Seconds; the machine may be shared.
 WORST = Options(rename_folders=False, stale=True)
 
-pytestmark = pytest.mark.skipif(
+mounting = pytest.mark.skipif(
     not can_mount(), reason="requires the permission to mount file systems"
 )
 
@@ -61,6 +64,31 @@ def log_of(workdir):
     return [{k: v for k, v in line.items() if k not in metrics.WALL_CLOCK} for line in lines]
 
 
+@pytest.fixture(scope="module")
+def disk(environment, tmp_path_factory):
+    """The workdir of an undisturbed run on a disk, with a sweep and a conversion."""
+    folder = tmp_path_factory.mktemp("on_disk")
+    run = start(folder / "run", environment)
+    assert run.wait(PATIENCE) == 0, run.stderr.read()
+    (folder / "sweep.py").write_text(SWEEP)
+    evaluate.main(
+        [
+            f"--sweep={folder / 'sweep.py'}",
+            f"--workdir={folder / 'run'}",
+            f"--output={folder / 's'}",
+        ]
+    )
+    convert.main(["to_torch", str(folder / "run"), str(folder / "torch.safetensors")])
+    return folder
+
+
+def same_weights(one, other):
+    tensors, expected = safetensors_files.read(one)[0], safetensors_files.read(other)[0]
+    return tensors.keys() == expected.keys() and all(
+        np.array_equal(tensors[name], expected[name]) for name in expected
+    )
+
+
 def wait_for(pattern, store, process):
     end = time.monotonic() + PATIENCE
     while not list(store.glob(pattern)):
@@ -68,9 +96,8 @@ def wait_for(pattern, store, process):
         time.sleep(0.05)
 
 
-def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, tmp_path, capsys):
-    disk = start(tmp_path / "disk", environment)
-    assert disk.wait(PATIENCE) == 0, disk.stderr.read()
+@mounting
+def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, disk, tmp_path):
     store, folder, refused = tmp_path / "store", tmp_path / "mount", []
 
     # The host dies during a save or soon after one.
@@ -101,31 +128,63 @@ def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, tmp_path, c
         if run.returncode == 0:
             break
     assert run.returncode == 0, error
-    assert log_of(store / "run") == log_of(tmp_path / "disk")
-    expected = safetensors_files.read(tmp_path / "disk" / "model.safetensors")[0]
-    exported = safetensors_files.read(store / "run" / "model.safetensors")[0]
-    assert all(np.array_equal(exported[name], expected[name]) for name in expected)
+    assert log_of(store / "run") == log_of(disk / "run")
+    assert same_weights(store / "run" / "model.safetensors", disk / "run" / "model.safetensors")
 
     with Mount(store, folder, WORST) as mount:
-        sweep = tmp_path / "sweep.py"
-        sweep.write_text(SWEEP)
-        for workdir, output in (
-            (folder / "run", folder / "s"),
-            (tmp_path / "disk", tmp_path / "s"),
-        ):
-            evaluate.main([f"--sweep={sweep}", f"--workdir={workdir}", f"--output={output}"])
+        sweep = f"--sweep={disk / 'sweep.py'}"
+        evaluate.main([sweep, f"--workdir={folder / 'run'}", f"--output={folder / 's'}"])
         for name in ("torch", "torch.safetensors"):
             convert.main(["to_torch", str(folder / "run"), str(folder / name)])
-        convert.main(["to_torch", str(tmp_path / "disk"), str(tmp_path / "torch.safetensors")])
         refused += mount.refused()
-    assert scores(store / "s") == scores(tmp_path / "s")
-    single = safetensors_files.read(tmp_path / "torch.safetensors")[0]
+    assert scores(store / "s") == scores(disk / "s")
     (shard,) = (store / "torch").glob("*.safetensors")
     for path in (store / "torch.safetensors", shard):
-        tensors = safetensors_files.read(path)[0]
-        assert all(np.array_equal(tensors[name], single[name]) for name in single)
+        assert same_weights(path, disk / "torch.safetensors")
     assert not (store / "torch" / "unfinished_conversion.txt").exists()
     assert not refused, "a file was not written in order"
+
+
+def test_a_run_at_the_address_of_a_bucket_equals_one_on_a_disk(
+    environment, disk, tmp_path, monkeypatch
+):
+    run, kills, moments = f"gs://{BUCKET}/run", int(os.environ.get("KILLS", 2)), random.Random()
+    with emulated() as clients:
+        for name, value in clients.items():
+            monkeypatch.setenv(name, value)
+        environment = environment | clients
+        committed = 0
+        for _ in range(kills):
+            process = start(run, environment)
+            # It is killed at any moment of its work: from the import of JAX to the export.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moments.uniform(4.0, 16.0))
+            process.kill()
+            assert process.wait() in (0, -signal.SIGKILL), process.stderr.read()
+            with staging.staged(run) as folder:
+                steps = [int(path.name) for path in finished_checkpoints(folder)]
+                assert max(steps, default=0) >= committed, "a committed checkpoint was lost"
+                committed = max(steps, default=0)
+                if committed:
+                    log = metrics.read(Path(folder, "metrics.jsonl"))
+                    assert committed <= log[-1]["step"], "the log lacks steps of a checkpoint"
+        process = start(run, environment)
+        assert process.wait(PATIENCE) == 0, process.stderr.read()
+        again = start(run, environment)  # There is nothing left to do, and nothing is lost.
+        assert again.wait(PATIENCE) == 0, again.stderr.read()
+        assert evaluate.main([f"--sweep={disk / 'sweep.py'}", f"--workdir={run}"]) == 0
+        assert convert.main(["to_torch", run, f"gs://{BUCKET}/torch"]) == 0
+        with staging.staged(run) as folder, staging.staged(f"gs://{BUCKET}/torch") as torch:
+            assert log_of(Path(folder)) == log_of(disk / "run")
+            assert same_weights(
+                Path(folder, "model.safetensors"), disk / "run" / "model.safetensors"
+            )
+            assert scores(Path(folder, "sweeps", "try")) == scores(disk / "s")
+            (shard,) = Path(torch).glob("*.safetensors")
+            assert same_weights(shard, disk / "torch.safetensors")
+        found = staging.file_system().find(f"{BUCKET}/run/checkpoints")
+        whole = {f"{step:08d}" for step in (STEPS - 4, STEPS - 2, STEPS)}
+        assert {key.split("/")[3] for key in found} <= whole
 
 
 SWEEP = """
