@@ -181,10 +181,10 @@ KINDS = {
     ),
     "serve": Kind(
         serving,
-        "the server under a mixed load, each result compared with the same request alone",
+        "the server under a mixed load, each result compared with the same request by itself",
         serving.__doc__ or "",
         {
-            "model": "a model as for `tuna-jax serve`; empty: an emoji model with random weights",
+            "model": "a model as for `tuna-jax serve`",
             "requests": "number of requests",
             "clients": "clients at once",
             "tokens": "tokens of an answer",

@@ -1,7 +1,7 @@
 """Measures the server under a mixed load: answers, answers about images, images and edits, from many clients at once.
 
-Each request is first sent alone, one after another, and then all are sent by many clients. Every result must be that of
-the same request alone: texts to the bit, pixels to 1 of 255 (latents to 1e-5).
+Each request is first sent by itself, one after another, and then all are sent by many clients. Every result must equal
+that of the same request by itself: texts to the bit, pixels to 1 of 255 (latents agree to 1e-5).
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tuna_jax.perf import harness, startup
+from tuna_jax.perf import harness
+from tuna_jax.utils import shipped
 
 _KINDS = {"text": 6, "about an image": 2, "image": 1, "edit": 1}
 """Kinds of requests, and how many of ten are of each."""
+
+Request = tuple[str, dict[str, Any]]
+"""Its kind, and the arguments of `httpx`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +34,14 @@ class Settings:
     """Settings of the measurement.
 
     Attributes:
-      model: as for `tuna_jax.serve --model`; empty: an emoji model with random weights.
+      model: as for `tuna_jax.serve --model`.
       requests: number of requests.
       clients: clients at once.
       tokens: the largest number of tokens of an answer.
       steps: solver steps of an image; 0: the model's own.
     """
 
-    model: str = ""
+    model: str = "emoji"
     requests: int = 500
     clients: int = 64
     tokens: int = 16
@@ -45,7 +49,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         harness.at_least(self, requests=1, clients=1, tokens=1)
-        if self.model and not Path(self.model).exists():
+        if not shipped.model_path(self.model).exists():
             raise FileNotFoundError(f"model is {self.model}, and there is no such path")
 
 
@@ -56,8 +60,8 @@ class Load:
     Attributes:
       kind: of the requests.
       requests: how many there were.
-      lost, wrong: how many had no result, and another one than alone.
-      alone, together: requests per second one after another, and by all clients.
+      lost, wrong: how many had no result, and another one than by itself.
+      sequential, concurrent: requests per second one after another, and by all clients.
       p50, p95: seconds of a request among the others.
     """
 
@@ -65,8 +69,8 @@ class Load:
     requests: int
     lost: int
     wrong: int
-    alone: float
-    together: float
+    sequential: float
+    concurrent: float
     p50: float
     p95: float
 
@@ -93,21 +97,32 @@ def measure(settings: Settings, folder: Path) -> Measured:
     compile_cache.enable()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    path = settings.model or str(startup._random_emoji(folder))
+    del folder
     most = max(256, settings.requests)
-    server = Server(Tuna.load(path), ServerSettings(tasks=("chat", "image", "edit"), queue=most))
+    server = Server(
+        Tuna.load(settings.model), ServerSettings(tasks=("chat", "image", "edit"), queue=most)
+    )
     with InThread(server) as running:
-        requests = _requests(settings)
-        alone = [_send(running.url, [request], 1)[0] for request in requests]
+        requests = requests_of(settings)
+        separate = send(running.url, requests, 1)
         before = _memory()
-        loads = []
-        for kind in (*_KINDS, "mixed"):
-            chosen = [i for i, request in enumerate(requests) if kind in (request[0], "mixed")]
-            begin = time.perf_counter()
-            results = _send(running.url, [requests[i] for i in chosen], settings.clients)
-            seconds = time.perf_counter() - begin
-            loads.append(_compare(kind, [alone[i] for i in chosen], results, seconds))
+        loads = compare(running.url, requests, separate, settings.clients)
         return Measured(loads, server.metrics.compiles, (before, _memory()))
+
+
+def compare(
+    url: str, requests: Sequence[Request], separate: Sequence[Result], clients: int
+) -> list[Load]:
+    """Sends the requests of each kind, then all, from so many clients, and compares their results with `separate`."""
+    loads = []
+    for kind in (*_KINDS, "mixed"):
+        chosen = [i for i, request in enumerate(requests) if kind in (request[0], "mixed")]
+        if chosen:
+            begin = time.perf_counter()
+            results = send(url, [requests[i] for i in chosen], clients)
+            seconds = time.perf_counter() - begin
+            loads.append(_load(kind, [separate[i] for i in chosen], results, seconds))
+    return loads
 
 
 def _memory() -> int:
@@ -116,12 +131,12 @@ def _memory() -> int:
         return int(file.read().split()[1]) * 4096
 
 
-def _requests(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
+def requests_of(settings: Settings) -> list[Request]:
     """(kind, request) each, in an order that is mixed and always the same."""
     random = np.random.default_rng(0)
     kinds = [kind for kind, share in _KINDS.items() for _ in range(share)]
     steps = {"num_inference_steps": settings.steps} if settings.steps else {}
-    requests: list[tuple[str, dict[str, Any]]] = []
+    requests: list[Request] = []
     for number in range(settings.requests):
         kind = kinds[number % 10]
         picture = random.integers(0, 256, (64, 64, 3), np.uint8)
@@ -148,12 +163,14 @@ def _requests(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Result:
+class Result:
+    """A text, or pixels, or None of a request that has no result; and the seconds that it took."""
+
     value: str | np.ndarray | None
     seconds: float
 
 
-def _send(url: str, requests: Sequence[tuple[str, dict[str, Any]]], clients: int) -> list[_Result]:
+def send(url: str, requests: Sequence[Request], clients: int) -> list[Result]:
     """Sends requests from so many clients; their results in order."""
     import httpx
 
@@ -163,13 +180,13 @@ def _send(url: str, requests: Sequence[tuple[str, dict[str, Any]]], clients: int
         concurrent.futures.ThreadPoolExecutor(clients) as threads,
     ):
 
-        def send(request: tuple[str, dict[str, Any]]) -> _Result:
+        def send_one(request: Request) -> Result:
             values = dict(request[1])
             begin = time.perf_counter()
             response = client.post(values.pop("path"), **values)
-            return _Result(_value(response), time.perf_counter() - begin)
+            return Result(_value(response), time.perf_counter() - begin)
 
-        return list(threads.map(send, requests))
+        return list(threads.map(send_one, requests))
 
 
 def _value(response: Any) -> str | np.ndarray | None:
@@ -183,26 +200,24 @@ def _value(response: Any) -> str | np.ndarray | None:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def _same(value: str | np.ndarray | None, wanted: str | np.ndarray | None) -> bool:
-    if isinstance(value, np.ndarray) and isinstance(wanted, np.ndarray):
-        return int(np.abs(value.astype(int) - wanted.astype(int)).max()) <= 1
-    return isinstance(value, str) and value == wanted
+def _same(value: str | np.ndarray | None, expected: str | np.ndarray | None) -> bool:
+    if isinstance(value, np.ndarray) and isinstance(expected, np.ndarray):
+        return int(np.abs(value.astype(int) - expected.astype(int)).max()) <= 1
+    return isinstance(value, str) and value == expected
 
 
-def _compare(
-    kind: str, alone: Sequence[_Result], together: Sequence[_Result], seconds: float
-) -> Load:
-    times = [result.seconds for result in together]
-    lost = [result.value is None for result in together]
-    same = [_same(result.value, one.value) for result, one in zip(together, alone, strict=True)]
+def _load(kind: str, separate: Sequence[Result], results: Sequence[Result], seconds: float) -> Load:
+    times = [result.seconds for result in results]
+    lost = [result.value is None for result in results]
+    same = [_same(result.value, one.value) for result, one in zip(results, separate, strict=True)]
     counts = collections.Counter(zip(lost, same, strict=True))
     return Load(
         kind,
-        len(together),
+        len(results),
         lost=sum(lost),
         wrong=counts[False, False],
-        alone=len(alone) / sum(result.seconds for result in alone),
-        together=len(together) / seconds,
+        sequential=len(separate) / sum(result.seconds for result in separate),
+        concurrent=len(results) / seconds,
         p50=float(np.quantile(times, 0.5)),
         p95=float(np.quantile(times, 0.95)),
     )
@@ -211,13 +226,13 @@ def _compare(
 def table(measured: Measured) -> str:
     """The loads as a table for a terminal."""
     lines = [
-        f"{'requests':<22}{'lost':>6}{'wrong':>7}{'alone/s':>10}{'together/s':>12}{'ratio':>8}"
+        f"{'requests':<22}{'lost':>6}{'wrong':>7}{'one by one/s':>14}{'concurrent/s':>14}{'ratio':>8}"
         f"{'p50 s':>9}{'p95 s':>9}"
     ]
     for load in measured.loads:
         lines.append(
-            f"{f'{load.requests} {load.kind}':<22}{load.lost:>6}{load.wrong:>7}{load.alone:>10.2f}"
-            f"{load.together:>12.2f}{load.together / load.alone:>8.2f}{load.p50:>9.3f}{load.p95:>9.3f}"
+            f"{f'{load.requests} {load.kind}':<22}{load.lost:>6}{load.wrong:>7}{load.sequential:>14.2f}"
+            f"{load.concurrent:>14.2f}{load.concurrent / load.sequential:>8.2f}{load.p50:>9.3f}{load.p95:>9.3f}"
         )
     before, after = (f"{size / 2**20:.0f}" for size in measured.memory)
     lines.append(
