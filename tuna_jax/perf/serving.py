@@ -9,10 +9,14 @@ from __future__ import annotations
 import base64
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,29 +89,59 @@ class Measured:
 
 
 def measure(settings: Settings, folder: Path) -> Measured:
-    """Starts a server in this process, and sends it requests."""
-    import logging
-
-    from tuna_jax.inference.pipeline import Tuna
-    from tuna_jax.serving.app import Server
-    from tuna_jax.serving.run import InThread
-    from tuna_jax.serving.settings import Settings as ServerSettings
-    from tuna_jax.utils import compile_cache
-
-    compile_cache.enable()
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    """Starts a server, a process of its own, and sends it requests from this one."""
     del folder
-    most = max(256, settings.requests)
-    server = Server(
-        Tuna.load(settings.model), ServerSettings(tasks=("chat", "image", "edit"), queue=most)
-    )
-    with InThread(server) as running:
+    with _started(settings) as (url, process):
         requests = requests_of(settings)
-        separate = send(running.url, requests, 1)
-        before = _memory()
-        loads = compare(running.url, requests, separate, settings.clients)
-        return Measured(loads, server.metrics.compiles, (before, _memory()))
+        separate = send(url, requests, 1)
+        before = _memory(process)
+        loads = compare(url, requests, separate, settings.clients)
+        return Measured(loads, _compiles(url), (before, _memory(process)))
+
+
+@contextlib.contextmanager
+def _started(settings: Settings) -> Iterator[tuple[str, int]]:
+    """The address and the process id of a server that is ready; it is stopped at the end.
+
+    Raises:
+      ValueError: it does not start; the last line that it printed is in the message.
+    """
+    most = max(256, settings.requests)
+    command = [sys.executable, "-m", "tuna_jax.serve", f"--model={settings.model}", "--port=0"]
+    command += ["--tasks=chat,image,edit", f"--queue={most}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = ""
+        try:
+            for line in process.stdout:
+                if line.startswith("ready: "):
+                    break
+            else:
+                raise ValueError(f"the server did not start: {line.strip()}")
+            drain = threading.Thread(target=process.stdout.read, daemon=True)
+            drain.start()
+            yield line.split()[1], process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _memory(process: int) -> int:
+    """Bytes of a process that are in memory."""
+    with open(f"/proc/{process}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def _compiles(url: str) -> int:
+    """Programs that a server has compiled since it was ready."""
+    import httpx
+
+    for line in httpx.get(f"{url}/metrics").text.split("\n"):
+        if line.startswith("tuna_compiles_after_ready"):
+            return int(float(line.split()[1]))
+    raise ValueError("the server does not report what it compiled")
 
 
 def compare(
@@ -123,12 +157,6 @@ def compare(
             seconds = time.perf_counter() - begin
             loads.append(_load(kind, [separate[i] for i in chosen], results, seconds))
     return loads
-
-
-def _memory() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 def requests_of(settings: Settings) -> list[Request]:
