@@ -12,6 +12,7 @@ Examples:
 
     # The first image of a new process; batches without worker processes; the cost of checkpoints:
     tuna-jax benchmark startup
+    tuna-jax benchmark serve --requests=500 --clients=64
     tuna-jax benchmark data --workers=0 --threads=4
     tuna-jax benchmark checkpoints
 """
@@ -35,6 +36,7 @@ from tuna_jax.perf import (
     decoding,
     input_pipeline,
     sampling,
+    serving,
     startup,
     training_step,
     vae,
@@ -176,6 +178,19 @@ KINDS = {
             "rounds": "processes with a warm compile cache, after one with a cold one",
         },
         startup.Settings,
+    ),
+    "serve": Kind(
+        serving,
+        "the server under a mixed load, each result compared with the same request by itself",
+        serving.__doc__ or "",
+        {
+            "model": "a model as for `tuna-jax serve`",
+            "requests": "number of requests",
+            "clients": "clients at once",
+            "tokens": "tokens of an answer",
+            "steps": "solver steps of an image; 0: the model's own",
+        },
+        serving.Settings,
     ),
     "data": Kind(
         input_pipeline,

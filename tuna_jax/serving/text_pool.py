@@ -38,7 +38,10 @@ class TextPool:
     def __init__(self, model: Tuna, what: Served, metrics: Metrics):
         self._model, self._what, self._metrics = model, what, metrics
         self._sizes = what.rows(what.settings.text_slots, (4, 16, 64))
-        self._inserts = what.rows(min(what.settings.text_slots, _TOGETHER), (1,))
+        most = min(what.settings.text_slots, _TOGETHER)
+        # A prefill costs what its padding costs too, so that short prompts have programs of many sizes.
+        self._inserts = what.rows(most, (1, 2, 4))
+        self._long_inserts = what.rows(most, (1,))
         self._count = self._sizes[-1]
         self._kinds = served.text_media(model, what)
         longest = max(served.widths(what, media)[-1] for media in self._kinds)
@@ -46,8 +49,13 @@ class TextPool:
         shortest = what.settings.prompt_tokens[0] + max(
             0 if media is None else media.tokens // media.count for media in self._kinds
         )
-        # What decoding is compiled for: most answers are short, and attention costs what it can see.
-        self._keys = sorted({min(round_up(shortest + 64), self._capacity), self._capacity})
+        # (rows, positions) that decoding is compiled for: most answers are short, and attention costs what it can see.
+        # Of all slots the whole cache is taken as it is: a part of it would be copied twice.
+        short = min(round_up(shortest + 64), self._capacity)
+        self._decodes = sorted(
+            {(rows, keys) for rows in self._sizes[:-1] for keys in (short, self._capacity)}
+            | {(self._count, self._capacity)}
+        )
         self._eos = np.int32(model.tokenizer.special.eos)
         self.waiting: collections.deque[TextRow] = collections.deque()
         self._active: dict[int, _Active] = {}
@@ -80,12 +88,16 @@ class TextPool:
         options = [self._row(special.bos)]
         for media in self._kinds:
             for width in served.widths(self._what, media):
-                for count in self._inserts:
+                for count in self._inserts_of(media, width):
                     self._insert(media, width, options, [0], count)
-        for rows in self._sizes:
-            for keys in self._keys:
-                jax.block_until_ready(self._decode(rows, keys, {0}, text_slots.CHUNK))
+        for rows, keys in self._decodes:
+            jax.block_until_ready(self._decode(rows, keys, {0}, text_slots.CHUNK))
         self.reset()
+
+    def _inserts_of(self, media: Media | None, width: int) -> tuple[int, ...]:
+        """The numbers of rows that prefills of this shape are compiled for."""
+        is_short = width == served.widths(self._what, media)[0]
+        return self._inserts if is_short else self._long_inserts
 
     def _row(self, bos: int) -> TextRow:
         prompt = build([Text((bos,))], self._model.tokenizer.special)
@@ -112,7 +124,8 @@ class TextPool:
             slots, free = free[: len(chosen)], free[len(chosen) :]
             # Before the device may fail, so that `rows` has them.
             self._active |= {slot: _Active(row) for slot, row in zip(slots, chosen, strict=True)}
-            count = next(size for size in self._inserts if size >= len(chosen))
+            sizes = self._inserts_of(first.media, first.width)
+            count = next(size for size in sizes if size >= len(chosen))
             self._insert(first.media, first.width, chosen, slots, count)
             self._metrics.batch("prefill", len(chosen))
 
@@ -169,11 +182,14 @@ class TextPool:
 
     def _advance(self) -> None:
         last = max(self._active)
-        rows = next(size for size in self._sizes if size > last)
         left = min(active.row.most - len(active.ids) for active in self._active.values())
         most = min(left, text_slots.CHUNK)
         positions = [len(a.row.prompt.tokens) + len(a.ids) for a in self._active.values()]
-        keys = next(size for size in self._keys if size >= max(positions) + most)
+        rows, keys = next(
+            (rows, keys)
+            for rows, keys in self._decodes
+            if rows > last and keys >= max(positions) + most
+        )
         decoded = self._decode(rows, keys, set(self._active), most)
         tokens, count = np.asarray(decoded.tokens), int(decoded.count)
         finite = np.asarray(decoded.finite)
