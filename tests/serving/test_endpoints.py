@@ -372,7 +372,7 @@ def test_the_page(running, tmp_path):
             page.locator("#prompt").press("Enter")
 
         def done():
-            page.wait_for_function("!running", timeout=60_000)
+            page.wait_for_selector("#send:enabled", timeout=60_000)
             return page.locator(".turn").last
 
         page.wait_for_selector("#tasks input")

@@ -21,6 +21,7 @@ from absl import logging
 from etils import epath
 
 from tuna_jax.training import staging
+from tuna_jax.utils import text_files
 from tuna_jax.utils.file_systems import renames_atomically
 
 LOCK_FILE = ".lock"
@@ -78,7 +79,7 @@ def _owned(workdir: str | Path) -> Callable[[], None]:
     path.write_text(mine)
 
     def check() -> None:
-        now = path.read_text() if path.exists() else mine
+        now = text_files.decode(path.read_bytes(), str(path)) if path.exists() else mine
         if now != mine:
             raise WorkdirInUseError(
                 f"{folder} was taken over by {now.partition(',')[0]}, a run that began later; this one ends and "
