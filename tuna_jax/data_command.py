@@ -139,7 +139,7 @@ def _add_source(parser: Any) -> None:
         "--index",
         default="",
         metavar="DIR",
-        help="where indexes are kept: a folder, or 'beside' the data (default: the cache folder)",
+        help="where indexes are kept: a folder, or 'with_data': next to the data (default: the cache folder)",
     )
     add(
         "--threads",

@@ -1,6 +1,7 @@
 """Folders that mirror buckets, with a bucket on the loopback interface."""
 
 import os
+import shutil
 import sys
 import time
 
@@ -65,6 +66,15 @@ def test_files_are_copied_while_a_command_runs(run, monkeypatch):
         assert stored(run) == {"log": b"step 1"}
 
 
+def test_what_a_command_wrote_before_it_failed_reaches_the_bucket(run):
+    with pytest.raises(FloatingPointError, match="step 7"), staging.staged(run) as folder:
+        staging.Path(folder, "post_mortem").mkdir()
+        staging.Path(folder, "post_mortem", "step_7.json").write_text("{}")
+        raise FloatingPointError("step 7")
+    assert stored(run) == {"post_mortem/step_7.json": b"{}"}
+    assert not os.path.exists(folder)
+
+
 def test_checkpoints_are_in_the_bucket_only_and_the_log_is_there_before_them(run):
     state = {"w": jnp.arange(6.0)}
     with staging.staged(run) as folder:
@@ -127,13 +137,16 @@ def test_without_the_library_the_error_names_it(monkeypatch):
 def test_a_bucket_that_fails_keeps_the_files_and_errors_name_the_address(run, monkeypatch):
     monkeypatch.setattr(staging, "_PAUSES", (0.0,))
     with (
-        pytest.raises(OSError, match="keeps what a command wrote") as caught,
+        pytest.raises(OSError, match="keeps what the command wrote") as caught,
         staging.staged(run) as folder,
     ):
         with open(os.path.join(folder, "log"), "w") as file:
             file.write("step 1")
         monkeypatch.setattr(staging._mirrors[staging.Path(folder)]._files, "put_file", _fails)
-    assert staging.Path(folder, "log").read_text() == "step 1"
+    (kept,) = staging.Path(folder).parents[1].glob(f"kept_{staging.Path(folder).parent.name}")
+    assert (kept / "run" / "log").read_text() == "step 1"
+    assert str(kept) in str(caught.value)
+    shutil.rmtree(kept)
     assert parsing.message_of(caught.value).startswith(f"{run} cannot be written")
     assert parsing.message_of(ValueError(f"no model in {folder}")) == f"no model in {run}"
 

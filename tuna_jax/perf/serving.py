@@ -147,7 +147,7 @@ def _compiles(url: str) -> int:
 def compare(
     url: str, requests: Sequence[Request], separate: Sequence[Result], clients: int
 ) -> list[Load]:
-    """Sends the requests of each kind, then all, from so many clients, and compares their results with `separate`."""
+    """Sends the requests of each kind, then all, from `clients` threads, and compares their results with `separate`."""
     loads = []
     for kind in (*_KINDS, "mixed"):
         chosen = [i for i, request in enumerate(requests) if kind in (request[0], "mixed")]
@@ -199,7 +199,7 @@ class Result:
 
 
 def send(url: str, requests: Sequence[Request], clients: int) -> list[Result]:
-    """Sends requests from so many clients; their results in order."""
+    """Sends requests from `clients` threads; their results in order."""
     import httpx
 
     limits = httpx.Limits(max_connections=clients)

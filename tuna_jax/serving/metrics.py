@@ -80,7 +80,7 @@ class Metrics:
         self._seconds.labels(path).observe(seconds)
 
     def batch(self, kind: str, rows: int) -> None:
-        """A call of the device with so many rows that a result depends on."""
+        """A call of the device: the number of its rows that a result depends on."""
         self._batches.labels(kind).observe(rows)
 
     def tokens(self, count: int) -> None:

@@ -114,7 +114,7 @@ class Scheduler:
         """Queues the rows of a request, all or none.
 
         Raises:
-          QueueFullError: so many results may not wait.
+          QueueFullError: more results than the limit would wait.
           StoppingError: the server is about to end.
         """
         with self._wake:

@@ -41,7 +41,7 @@ class Served:
       edit_sizes: of edited images.
       frames: numbers of frames of clips; empty: no clips.
       image_shapes, clip_shapes: (height, width) that input images and clips are scaled to.
-      parts: a batch is split into so many parts over the mesh.
+      parts: the number of parts that a batch is split into over the mesh.
     """
 
     settings: Settings

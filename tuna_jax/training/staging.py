@@ -77,6 +77,8 @@ def staged(path: str) -> Iterator[str]:
       ValueError: the address is of another kind of storage.
       ImportError: the library for Google Cloud Storage is not installed.
       OSError: the bucket cannot be read; or at the end it cannot be written: then the local folder stays, and is named.
+
+    After an error in the block, what was written until then is copied too.
     """
     if not is_address(path):
         yield path
@@ -97,19 +99,28 @@ def staged(path: str) -> Iterator[str]:
     _addresses[str(mirror.folder)] = mirror.address
     try:
         mirror.pull()
-        with mirror.copied_now_and_then():
-            yield str(mirror.folder)
         try:
-            mirror.flush()
-        except OSError as error:
-            raise OSError(
-                f"{mirror.address} cannot be written ({error}); {root} keeps what a command wrote, copy it yourself"
-            ) from error
-        if mirror.written:
-            print(f"{mirror.written} files were copied to {mirror.address}", file=sys.stderr)
-        shutil.rmtree(root, ignore_errors=True)
+            with mirror.copied_now_and_then():
+                yield str(mirror.folder)
+        finally:
+            _copy_last(mirror, root)
     finally:
         del _mirrors[mirror.folder]
+
+
+def _copy_last(mirror: _Mirror, root: Path) -> None:
+    """Copies what is left to the bucket, then removes the local folder; it stays if the bucket cannot be written."""
+    try:
+        mirror.flush()
+    except OSError as error:
+        # `_remove_left` would take it for that of a command that was killed.
+        kept = root.rename(root.with_name(f"kept_{root.name}"))
+        raise OSError(
+            f"{mirror.address} cannot be written ({error}); {kept} keeps what the command wrote, copy it yourself"
+        ) from error
+    if mirror.written:
+        print(f"{mirror.written} files were copied to {mirror.address}", file=sys.stderr)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 class _Mirror:

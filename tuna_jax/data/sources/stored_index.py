@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tuna_jax.data.sources.shard_digest import sampled_digest
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
 
-BESIDE = "beside"
+WITH_DATA = "with_data"
 FOLDER = ".tuna_jax"
 _TYPES = {
     "U8": np.uint8,
@@ -36,10 +36,10 @@ def index_folder(index: str | os.PathLike[str] | None, data: Path) -> Path:
     """Where indexes of a file or folder are kept.
 
     Args:
-        index: 'beside' is a folder `.tuna_jax` next to the data, another text a folder; None or '' the cache folder.
+        index: 'with_data' is a folder `.tuna_jax` next to the data, another text a folder; None or '' the cache folder.
         data: the file or the folder.
     """
-    if index == BESIDE:
+    if index == WITH_DATA:
         return (data if data.is_dir() else data.parent) / FOLDER
     return Path(index).expanduser() if index else cache_directory() / "indexes"
 

@@ -45,7 +45,7 @@ class RowOptions(NamedTuple):
     Attributes:
       keys: PRNG key data, see `batching.key_data`.
       temperature: sampling temperature; 0 is greedy.
-      top_k: sample among so many likeliest tokens; 0: among all.
+      top_k: sample among the `top_k` likeliest tokens; 0: among all.
       top_p: sample within the nucleus of this probability; 1: among all tokens.
     """
 
