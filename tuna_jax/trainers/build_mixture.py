@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tuna_jax.data.sources.base import ExampleSource
 from tuna_jax.data.sources.fields import FieldMap
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
+from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.parallel.distributed import WHOLE, BatchPart
@@ -30,8 +32,15 @@ from tuna_jax.training.step import Heads
 History = list[tuple[int, dict[str, float]]]
 
 
-def open_source(settings: StreamSettings) -> ExampleSource:
+def open_source(
+    settings: StreamSettings, index: str | os.PathLike[str] = "", verify: bool = False
+) -> ExampleSource:
     """Opens the examples of a stream.
+
+    Args:
+      settings: of the stream.
+      index: where indexes are kept, see `stored_index.index_folder`.
+      verify: whether to compare the whole content of a manifest with its index.
 
     Raises:
       FileNotFoundError: the source does not exist.
@@ -47,17 +56,26 @@ def open_source(settings: StreamSettings) -> ExampleSource:
             image_root=settings.image_root or None,
             fields=settings.fields,
             preset=settings.format,
+            index=index,
+            verify=verify,
         )
     fields = FieldMap(settings.fields, settings.format)
-    return Manifest(settings.manifest, settings.image_root or None, fields)
+    root = settings.image_root or None
+    return Manifest(settings.manifest, root, fields, index=index, verify=verify)
 
 
-def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
+def example_stream(
+    name: str,
+    settings: StreamSettings,
+    index: str | os.PathLike[str] = "",
+    verify: bool = False,
+) -> ExampleStream:
     """Opens a stream of examples.
 
     Args:
       name: of the stream, in `config.data.streams`.
       settings: its config.
+      index, verify: see `open_source`.
 
     Raises:
       FileNotFoundError: the source does not exist; the message names the config key.
@@ -65,7 +83,7 @@ def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
     """
     where = f"config.data.streams.{name}"
     try:
-        source = open_source(settings)
+        source = open_source(settings, index, verify)
     except FileNotFoundError as error:
         key = next(key for key in SOURCES if getattr(settings, key))
         raise FileNotFoundError(f"{error}. Set {where}.{key}, or remove the stream") from error
@@ -85,6 +103,7 @@ def example_stream(name: str, settings: StreamSettings) -> ExampleStream:
         smallest=settings.smallest,
         hdr=settings.hdr,  # pyright: ignore[reportArgumentType]  ExampleStream checks it
         draws=settings.draws,
+        part_rows=settings.part_rows,
     )
 
 
@@ -96,6 +115,7 @@ def open_mixture(
     history: History | None = None,
     vae_fingerprint: str | None = None,
     scans: Mapping[str, str] | None = None,
+    parts: Mapping[str, int] | None = None,
     *,
     part: BatchPart = WHOLE,
 ) -> Mixture:
@@ -103,7 +123,13 @@ def open_mixture(
 
     This process reads `part` of every batch, by default all rows.
     """
-    streams = [example_stream(name, stream) for name, stream in stream_settings(data).items()]
+    directory = Path(data.cache) if data.cache else None
+    # Indexes of sources in the cache folder of the run; 'with_data' and other folders as they are.
+    index = data.index or (str(index_folder("", None, directory)) if directory else "")
+    streams = [
+        example_stream(name, stream, index, data.verify)
+        for name, stream in stream_settings(data).items()
+    ]
     return Mixture(
         streams,
         tokenizer,
@@ -115,9 +141,11 @@ def open_mixture(
         temporal_factor=config.space.temporal_factor,
         process_index=part.index,
         process_count=part.count,
-        directory=Path(data.cache) if data.cache else None,
+        directory=directory,
+        index=index,
         threads=data.threads,
         scans=scans,
+        parts=parts,
     )
 
 
@@ -129,10 +157,16 @@ def programs(
     return list(unique)
 
 
-def scans_of_run(workdir: Path) -> dict[str, str] | None:
-    """The versions of the scans with which the run in a workdir began (`Mixture.scans`); None for a new run."""
+def scans_of_run(workdir: Path) -> tuple[dict[str, str] | None, dict[str, int]]:
+    """The versions of the scans with which the run in a workdir began, and the parts of its sources.
+
+    They are `Mixture.scans` (None for a new run) and `Mixture.parts`.
+    """
     saved = open_arrays(workdir)
-    return None if saved is None else saved.config.get("mixture", {}).get("scans", {})
+    if saved is None:
+        return None, {}
+    stored = saved.config.get("mixture", {})
+    return stored.get("scans", {}), stored.get("parts", {})
 
 
 def weights_history(workdir: Path, weights: Mapping[str, float]) -> History:

@@ -117,11 +117,19 @@ def train(
         least=settings.data.min_examples_to_judge,
     )
     history = weights_history(workdir, {name: stream.weight for name, stream in streams.items()})
-    scans = scans_of_run(workdir)
+    scans, parts = scans_of_run(workdir)
     mesh = make_mesh(settings.mesh)
     part = distributed.batch_part(mesh)
     mixture = open_mixture(
-        settings.data, config, tokenizer, invalid_examples, history, fingerprint, scans, part=part
+        settings.data,
+        config,
+        tokenizer,
+        invalid_examples,
+        history,
+        fingerprint,
+        scans,
+        parts,
+        part=part,
     )
     if jax.process_index() == 0:
         print("\n".join([mixture.summary(), *mixture.notices]))
@@ -181,6 +189,7 @@ def train(
             "fingerprint": mixture.fingerprint,
             "history": [list(h) for h in history],
             "scans": mixture.scans,
+            "parts": mixture.parts,
         },
     }
     with contextlib.closing(iterator):

@@ -50,6 +50,9 @@ class StreamSettings:
         invalid examples.
       draws: whether conversations may end in an image that the assistant generates; the flow head then runs on them.
         Otherwise such an example is invalid.
+      part_rows: trains on the first examples of the source, as many as this, so that only they are scanned before the
+        first step. 0 takes all of them, or, when a run resumes, those that it began with; -1 takes all of them also
+        then.
     """
 
     task: str
@@ -73,6 +76,7 @@ class StreamSettings:
     smallest: int = SMALLEST_SIDE
     hdr: str = "tone_map"
     draws: bool = False
+    part_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.task not in ACCEPTS:
@@ -111,7 +115,10 @@ class MultitaskData:
       max_invalid_fraction: largest share of invalid examples; above it the run stops. A source is judged when it is
         scanned, at the start, however few examples it has; one invalid example never stops a run, unless this is 0.
       min_examples_to_judge: number of examples that must be read for batches before the share among them is checked.
-      cache: folder for the metadata of the examples; empty takes $TUNA_JAX_DATA, or else ~/.cache/tuna_jax.
+      cache: folder of prepared data; empty takes $TUNA_JAX_DATA, or else ~/.cache/tuna_jax.
+      index: folder of the indexes of the sources and of their scans, which all processes and hosts share that see it;
+        'with_data' is a folder `.tuna_jax` next to each source. Empty takes a folder in the cache.
+      verify: compares the whole content of large manifests with their indexes, not only size, time and samples.
       threads: threads per process that makes batches.
       workers: processes that make batches; 0 makes them in the training process.
       ahead: number of batches to prepare in advance.
@@ -124,6 +131,8 @@ class MultitaskData:
     max_invalid_fraction: float = 0.05
     min_examples_to_judge: int = 1000
     cache: str = ""
+    index: str = ""
+    verify: bool = False
     threads: int = 8
     workers: int = 0
     ahead: int = 8

@@ -160,7 +160,7 @@ def test_other_content_tasks_and_vocabularies_are_scanned_again(files, tokenizer
     with rows.path.open("a") as file:
         file.write('{"image": "wide.png", "caption": "A cat."}\n')
     assert scan(Manifest(rows.path), "t2i", tokenizer, directory=cache).height[-1] == 40
-    assert len(list((cache / "facts").iterdir())) == 5
+    assert len(list((cache / "indexes").glob("scan-*"))) == 5
 
 
 def test_an_edit_has_the_size_of_its_target(files, tokenizer) -> None:

@@ -7,10 +7,12 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from tuna_jax.data.mixture.bucketing import Bucket
 from tuna_jax.sequence import Grid
+
+_HASHED = 1 << 20  # Members whose numbers are hashed together.
 
 
 class BucketSampler:
@@ -29,7 +31,7 @@ class BucketSampler:
         stream: int,
         bucket: Bucket,
         grid: Grid,
-        members: Int[np.ndarray, " members"],
+        members: Integer[np.ndarray, " members"],
         key: tuple[int, ...],
     ):
         self.stream, self.bucket, self.grid = stream, bucket, grid
@@ -43,6 +45,12 @@ class BucketSampler:
     def _shuffle(self, epoch: int) -> Int[np.ndarray, " members"]:
         random = np.random.default_rng((*self.key, 0, epoch))
         return random.permutation(np.arange(len(self.members), dtype=np.int32))
+
+    def hash_members(self, digest: Any) -> None:
+        """Adds the numbers of the members to a hash, as int64."""
+        for begin in range(0, len(self.members), _HASHED):
+            part = np.asarray(self.members[begin : begin + _HASHED])
+            digest.update(part.astype(np.int64).tobytes())
 
     def member(self, position: int) -> int:
         """The index into `members` at a position of the sequence."""

@@ -8,21 +8,23 @@ length (the smallest that holds the visual tokens and the text). An example's bu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int, UInt32
 
 from tuna_jax.data.invalid_examples import InvalidExample
 from tuna_jax.data.media.image import Size
-from tuna_jax.data.mixture.scan import ExampleMetadata
+from tuna_jax.data.mixture.metadata import ExampleMetadata
 from tuna_jax.data.mixture.tokenize_example import Task, is_cut
 from tuna_jax.data.sources.base import ExampleSource
+from tuna_jax.data.sources.stored_index import smallest_type
 from tuna_jax.sequence import Grid
 
 SIZES_512 = (Size(512, 512), Size(448, 576), Size(576, 448), Size(384, 672), Size(672, 384))
 SIZES_1024 = tuple(Size(2 * size.height, 2 * size.width) for size in SIZES_512)
 FAMILIES = {"512": SIZES_512, "1024": SIZES_1024}
+_PART = 1 << 18  # Examples that are looked at together.
 
 
 def named_sizes(text: str) -> tuple[Size, ...]:
@@ -75,7 +77,7 @@ def assign(
     slots: Sequence[int],
     lengths: Sequence[int],
     grids: Sequence[Grid],
-) -> tuple[list[Bucket], list[Int[np.ndarray, " _"]], list[InvalidExample]]:
+) -> tuple[list[Bucket], list[UInt32[np.ndarray, " _"]], list[InvalidExample]]:
     """Sorts examples into buckets.
 
     Args:
@@ -91,36 +93,59 @@ def assign(
         The buckets that have examples, in order; the numbers of each one's examples, ascending; and the invalid
         examples, including those with too many images or tokens.
     """
-    usable = np.ones(len(examples), bool)
-    usable[list(metadata.invalid)] = False
-    size = nearest(metadata.height, metadata.width, sizes)
-    slot = np.searchsorted(slots, metadata.media)
-    span = 1 + np.array([grid.tokens for grid in grids])[size]
-    visual = metadata.media * span
-    needed = visual + metadata.text
-    if is_cut(task):
-        needed = np.minimum(needed, np.maximum(lengths[-1], visual + 4))
-    length = np.searchsorted(lengths, needed)
+    count = len(sizes) * len(slots) * len(lengths)
+    codes = np.full(len(metadata), count, smallest_type(count))  # `count`: it cannot be used.
     invalid = list(metadata.invalid.values())
-    for index in np.flatnonzero(usable & ((slot == len(slots)) | (length == len(lengths)))):
-        if slot[index] == len(slots):
-            kind = "wrong_image_count"
-            reason = (
-                f"{metadata.media[index]} images; an example of this stream has at most {slots[-1]}"
-            )
-        else:
-            kind = "too_long"
-            reason = f"{needed[index]} tokens ({visual[index]} of them visual) exceed the longest length, {lengths[-1]}"
-        invalid.append(InvalidExample(kind, examples.name, examples.line(int(index)), reason))
-        usable[index] = False
-    code = (size * len(slots) + slot) * len(lengths) + length
+    usable = _usable(metadata)
+    for part, size, visual, text in _parts(metadata, sizes, grids):
+        slot = np.searchsorted(slots, metadata.media[part])
+        needed = visual + text
+        if is_cut(task):
+            needed = np.minimum(needed, np.maximum(lengths[-1], visual + 4))
+        length = np.searchsorted(lengths, needed)
+        fits = (slot < len(slots)) & (length < len(lengths))
+        for at in np.flatnonzero(usable[part] & ~fits):
+            index = part.start + int(at)
+            if slot[at] == len(slots):
+                kind = "wrong_image_count"
+                reason = f"{metadata.media[index]} images; an example of this stream has at most {slots[-1]}"
+            else:
+                kind = "too_long"
+                reason = f"{needed[at]} tokens ({visual[at]} of them visual) exceed the longest length, {lengths[-1]}"
+            invalid.append(InvalidExample(kind, examples.name, examples.line(index), reason))
+        code = (size * len(slots) + slot) * len(lengths) + length
+        codes[part] = np.where(usable[part] & fits, code, count)
     buckets, members = [], []
-    for number in np.unique(code[usable]):
+    for number in np.flatnonzero(np.bincount(codes, minlength=count)[:count]):
         rest, at_length = divmod(int(number), len(lengths))
         at_size, at_slot = divmod(rest, len(slots))
         buckets.append(Bucket(sizes[at_size], slots[at_slot], lengths[at_length]))
-        members.append(np.flatnonzero(usable & (code == number)))
+        members.append(np.flatnonzero(codes == number).astype(np.uint32))
     return buckets, members, invalid
+
+
+def _usable(metadata: ExampleMetadata) -> Bool[np.ndarray, " examples"]:
+    usable = np.ones(len(metadata), bool)
+    usable[list(metadata.invalid)] = False
+    return usable
+
+
+def _parts(
+    metadata: ExampleMetadata, sizes: Sequence[Size], grids: Sequence[Grid]
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Ranges of the examples, with the index of the size nearest to each, and its visual and text tokens.
+
+    In ranges, because the distances from all sizes take many times the memory of the metadata.
+    """
+    spans = 1 + np.array([grid.tokens for grid in grids])
+    for begin in range(0, len(metadata), _PART):
+        part = slice(begin, min(begin + _PART, len(metadata)))
+        height, width, media, text = (
+            column[part].astype(np.int64)
+            for column in (metadata.height, metadata.width, metadata.media, metadata.text)
+        )
+        size = nearest(height, width, sizes)
+        yield part, size, media * spans[size], text
 
 
 def count_cut(
@@ -134,8 +159,8 @@ def count_cut(
     """How many valid examples have a text that does not fit into the longest length and is truncated to it."""
     if not is_cut(task):
         return 0
-    usable = np.ones(len(metadata.text), bool)
-    usable[list(metadata.invalid)] = False
-    span = 1 + np.array([grid.tokens for grid in grids])
-    visual = metadata.media * span[nearest(metadata.height, metadata.width, sizes)]
-    return int((usable & (visual + metadata.text > lengths[-1])).sum())
+    usable = _usable(metadata)
+    return sum(
+        int((usable[part] & (visual + text > lengths[-1])).sum())
+        for part, _, visual, text in _parts(metadata, sizes, grids)
+    )

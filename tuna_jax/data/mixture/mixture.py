@@ -44,10 +44,17 @@ from tuna_jax.data.loader import Batch, Batches
 from tuna_jax.data.mixture.bucket_sampler import BucketSampler, seed_words
 from tuna_jax.data.mixture.bucketing import assign, count_cut
 from tuna_jax.data.mixture.load_example import load_example
+from tuna_jax.data.mixture.metadata import ExampleMetadata
 from tuna_jax.data.mixture.notices import stream_notices
-from tuna_jax.data.mixture.scan import ExampleMetadata, scan
+from tuna_jax.data.mixture.scan import scan
 from tuna_jax.data.mixture.schedule import Schedule
-from tuna_jax.data.mixture.stream import BatchShape, ExampleStream, check_latents, stream_grids
+from tuna_jax.data.mixture.stream import (
+    BatchShape,
+    ExampleStream,
+    check_latents,
+    check_sources,
+    stream_grids,
+)
 from tuna_jax.data.mixture.tokenize_example import is_cut
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
@@ -90,12 +97,15 @@ class Mixture:
         vae_fingerprint: of the model's VAE (`precomputed_latents.vae_fingerprint`), which precomputed latents must
             match. None does not check.
         directory: where scanned metadata is kept, see `cache_directory`.
+        index: where the indexes of scans are kept, see `stored_index.index_folder`.
         threads: files that a scan reads at the same time.
         scans: of a run that resumes, its `scans` by stream name (one that is not there is ""), so that its batches stay
             the same; None for a new run, which looks again at files that an earlier scan found missing or unreadable.
+        parts: of a run that resumes, its `parts`, with which it goes on unless a stream's `part_rows` says otherwise.
 
     Attributes:
         scans: the version of the metadata of each stream whose files were looked at again with another result.
+        parts: the number of examples of each stream that is trained on a part of its source.
         cut: by stream whose task truncates text, the number of examples whose text is longer than the longest length.
         notices: what is to be known about the examples at the start of a run, a line each.
 
@@ -120,8 +130,11 @@ class Mixture:
         directory: Path | None = None,
         threads: int = 8,
         scans: Mapping[str, str] | None = None,
+        index: str = "",
+        parts: Mapping[str, int] | None = None,
     ):
         self.scans: dict[str, str] = {}
+        self.parts: dict[str, int] = {}
         self.cut: dict[str, int] = {}
         self.notices: list[str] = []
         self.streams = tuple(streams)
@@ -129,6 +142,7 @@ class Mixture:
         names = [stream.name for stream in self.streams]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"the streams are named {names}; give each its own name")
+        check_sources(self.streams)
         self._tokenizer, self._seed = tokenizer, seed
         self._process, self._processes = process_index, process_count
         self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
@@ -142,14 +156,17 @@ class Mixture:
             grids = stream_grids(stream, spatial_factor, temporal_factor)
             check_latents(stream, grids, vae_fingerprint)
             version = None if scans is None else scans.get(stream.name, "")
+            rows = stream.part_rows or (parts or {}).get(stream.name, -1)
             metadata = scan(
                 stream.source,
                 stream.task,
                 self._tokenizer,
                 smallest=stream.smallest,
                 directory=directory,
+                index=index,
                 threads=threads,
                 version=version,
+                rows=None if rows < 0 else rows,
             )
             self._add_samplers(number, stream, grids, metadata)
         own = {stream.name: stream.weight for stream in self.streams}
@@ -178,14 +195,16 @@ class Mixture:
         )
         if metadata.version:
             self.scans[stream.name] = metadata.version
+        if len(metadata) < len(stream.source):
+            self.parts[stream.name] = len(metadata)
         if is_cut(stream.task):
             self.cut[stream.name] = count_cut(metadata, stream.task, **shapes)
         cut = self.cut.get(stream.name, 0)
         self.notices += stream_notices(stream, metadata, invalid, cut)
-        self.invalid_examples.add_scanned(stream.source.name, len(stream.source), invalid)
+        self.invalid_examples.add_scanned(stream.source.name, len(metadata), invalid)
         if not buckets:
             raise TooManyInvalidExamples(
-                f"stream {stream.name!r}: none of the {len(stream.source)} examples of "
+                f"stream {stream.name!r}: none of the {len(metadata)} examples of "
                 f"{stream.source.name} can be used. The first: {invalid[0]}"
             )
         for bucket, indices in zip(buckets, members, strict=True):
@@ -247,22 +266,12 @@ class Mixture:
         digest = hashlib.sha256()
         for sampler in self._samplers:
             stream = self.streams[sampler.stream]
-            settings = (
-                stream.name,
-                stream.task,
-                stream.source.identity,
-                stream.rows,
-                stream.frames,
-            )
-            options = (
-                stream.fps,
-                stream.text_dropout,
-                stream.source_dropout,
-                stream.smallest,
-                stream.draws,
-            )
+            settings = (stream.name, stream.task, stream.source.identity)
+            settings = (*settings, stream.rows, stream.frames)
+            options = (stream.fps, stream.text_dropout, stream.source_dropout)
+            options = (*options, stream.smallest, stream.draws)
             digest.update(repr((sampler.key, sampler.bucket, settings, options)).encode())
-            digest.update(np.ascontiguousarray(sampler.members, np.int64).tobytes())
+            sampler.hash_members(digest)
         return digest.hexdigest()[:16]
 
     def summary(self) -> str:

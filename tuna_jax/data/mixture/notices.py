@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuna_jax.data.invalid_examples import InvalidExample, described, shortened
-from tuna_jax.data.mixture.scan import ExampleMetadata
+from tuna_jax.data.mixture.metadata import ExampleMetadata
 from tuna_jax.data.mixture.stream import ExampleStream
 
 _MOST_KEYS = 20
@@ -23,6 +23,11 @@ def stream_notices(
         cut: the number of texts that are truncated.
     """
     source, name, notices = stream.source, stream.name, []
+    if len(metadata) < len(source):
+        notices.append(
+            f"{name}: trains on the first {len(metadata)} of {len(source)} examples of {source.name}; with "
+            "part_rows=-1 it goes on with all of them"
+        )
     looked_at = metadata.recovered + metadata.still_invalid
     if looked_at:
         notices.append(
@@ -31,7 +36,7 @@ def stream_notices(
         )
     if invalid:
         notices.append(
-            f"{name}: {len(invalid)} of {len(source)} examples cannot be used: {described(invalid)}"
+            f"{name}: {len(invalid)} of {len(metadata)} examples cannot be used: {described(invalid)}"
         )
     if metadata.ignored:
         keys = [
@@ -42,7 +47,7 @@ def stream_notices(
         notices.append(f"{name}: ignored: {', '.join(keys[:_MOST_KEYS])}{more}")
     if cut:
         notices.append(
-            f"{name}: {cut} of {len(source)} texts are longer than the longest length, {stream.lengths[-1]} tokens, "
+            f"{name}: {cut} of {len(metadata)} texts are longer than the longest length, {stream.lengths[-1]} tokens, "
             "and are cut"
         )
     return notices

@@ -1,9 +1,12 @@
-"""The metadata of a source's examples, which bucketing needs: sizes, numbers of images, tokens, and what is invalid.
+"""The scan: the metadata of a source's examples, which bucketing needs, read once and kept in an index.
 
-`scan` reads each example once, from headers (of a video, the first frame) and text, and keeps the result in the cache
-folder under a hash of the source. Files that were missing or unreadable then may be there at the next start, so a new
-run looks at those again. What changed is stored under its own version, and a run that resumes names the version that it
-began with: its batches do not change.
+`scan` reads each example once, from headers (of a video, the first frame) and text, or takes what its row says of its
+size and tokens. All processes and hosts that see the folder of the index divide the chunks of a source among them, and
+one that is killed loses its chunk only. Training may begin on the first examples.
+
+Files that were missing or unreadable at the scan may be there at the next start, so a new run looks at those again.
+What changed is stored under its own version, and a run that resumes names the version that it began with: its batches
+do not change.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 from tqdm import tqdm
 
+from tuna_jax.data.claims import Claims
 from tuna_jax.data.invalid_examples import (
     OF_FILES,
     Fault,
@@ -29,54 +32,19 @@ from tuna_jax.data.invalid_examples import (
 )
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Medium, Size, image_size
 from tuna_jax.data.media.video import video_size
+from tuna_jax.data.mixture import scan_index
+from tuna_jax.data.mixture.metadata import ExampleMetadata, ExampleNumbers, Result
+from tuna_jax.data.mixture.scan_index import ScanIndex
 from tuna_jax.data.mixture.tokenize_example import CAPTION_PROMPTS, Task, text_tokens
 from tuna_jax.data.sources.base import VIDEO_KINDS, Example, ExampleSource
+from tuna_jax.data.sources.stored_index import index_folder, writing
 from tuna_jax.data.text.tokenizer import Tokenizer
-from tuna_jax.utils.atomic_io import atomic_file, cache_directory
+from tuna_jax.utils.atomic_io import cache_directory
 from tuna_jax.utils.regular_files import with_retries
-from tuna_jax.utils.text_files import read_json
 
-_VERSION = 2  # Of the stored metadata; raise it when `text_tokens` or the metadata change.
-_CHUNK = 256
-_MOST_KEYS = 200  # Names of ignored keys that are kept, of rows whose keys are data.
-
-
-class ExampleNumbers(NamedTuple):
-    """Height and width in pixels, number of images or videos, and text tokens of a valid example."""
-
-    height: int
-    width: int
-    media: int
-    text: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ExampleMetadata:
-    """What bucketing needs to know of each example; the numbers of an invalid one are 0.
-
-    Attributes:
-        height, width: pixels of the first image or video, or of an edit's target; 0 without media.
-        media: number of images or videos.
-        text: the largest number of text tokens.
-        invalid: the examples that cannot be used, by their numbers.
-        ignored: keys of the examples that have no meaning: (number of examples, the first one's number) of each.
-        version: of the metadata, which a run that resumes passes to `scan`.
-        recovered, still_invalid: examples whose files an earlier scan found missing or unreadable, and that this one
-            looked at again: now valid, and not.
-    """
-
-    height: Int[np.ndarray, " examples"]
-    width: Int[np.ndarray, " examples"]
-    media: Int[np.ndarray, " examples"]
-    text: Int[np.ndarray, " examples"]
-    invalid: dict[int, InvalidExample]
-    ignored: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    version: str = ""
-    recovered: int = 0
-    still_invalid: int = 0
-
-
-Result = ExampleNumbers | InvalidExample
+_OLD_VERSION = 2  # Of the archives in the folder `facts` of the cache folder, which are taken over.
+_AT_A_TIME = 256  # Examples whose results are awaited together.
+_PAUSES = (0.1, 2.0)  # Seconds between looks at the chunks of others: the first, and the longest.
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -120,10 +88,13 @@ def scan(
     *,
     smallest: int = SMALLEST_SIDE,
     directory: Path | None = None,
+    index: str = "",
     threads: int = 8,
     version: str | None = None,
+    rows: int | None = None,
+    chunk_rows: int | None = None,
 ) -> ExampleMetadata:
-    """The metadata of all examples, from the cache folder if it is there.
+    """The metadata of a source's examples, from their index if it is there.
 
     Args:
         examples: the source.
@@ -131,28 +102,42 @@ def scan(
         tokenizer: counts tokens.
         smallest: the shortest side, in pixels, of a usable image or video.
         directory: see `cache_directory`.
+        index: where the index is kept, see `stored_index.index_folder`.
         threads: files that are read at the same time.
         version: of the metadata with which a run began that now resumes; None for a new run, which looks again at
             files that were missing or unreadable.
+        rows: the first examples, as many as are needed; None is all of them.
+        chunk_rows: examples of a chunk, the same in all processes; None follows from the size of the source.
 
     Raises:
-        OSError: the machine fails (not a file), repeatedly.
+        OSError: the machine fails (not a file), repeatedly, or the folder of the index cannot be written.
+        ValueError: the index is damaged or of other data; it is named.
     """
-    key = json.dumps(
-        [_VERSION, examples.identity, task, fingerprint(tokenizer), smallest, CAPTION_PROMPTS]
-    )
-    name = hashlib.sha256(key.encode()).hexdigest()[:24]
-    stored = cache_directory(directory) / "facts" / f"{name}.npz"
+    rows = len(examples) if rows is None else min(rows, len(examples))
+    folder = index_folder(index, getattr(examples, "location", None), directory)
+    key = [examples.identity, task, fingerprint(tokenizer), smallest, CAPTION_PROMPTS]
+    names = ("identity", "task", "vocabulary", "smallest", "prompts")
+    about = {"version": scan_index.VERSION, **dict(zip(names, key, strict=True))}
+    chunk_rows = chunk_rows or scan_index.rows_per_chunk(len(examples))
+    kept = ScanIndex(folder, about, examples, chunk_rows)
+    old = _old_file(key, directory)
     reader = _Reader(examples, task, tokenizer, smallest, threads)
-    if not stored.is_file():
-        metadata = _scan_all(reader)
-        _save(stored, metadata)
-        return metadata
-    metadata = _load(stored, examples)
-    changes = _stored_changes(stored, version, examples) if version else {}
+    metadata = kept.read(rows)
+    if metadata is None and (before := scan_index.read_old(old, examples)) is not None:
+        kept.write(before)
+        metadata = kept.read(rows)
+    if metadata is None:
+        with writing(folder):
+            return _scan_chunks(reader, kept, rows)
+    changes = kept.changes(version, old) if version else {}
     if version is not None and changes is not None:
-        return _with_changes(metadata, changes, version)
-    return _looked_again(metadata, reader, stored)
+        return metadata.with_changes(changes, version)
+    return _looked_again(metadata, reader, kept)
+
+
+def _old_file(key: list[object], directory: Path | None) -> Path:
+    name = hashlib.sha256(json.dumps([_OLD_VERSION, *key]).encode()).hexdigest()[:24]
+    return cache_directory(directory) / "facts" / f"{name}.npz"
 
 
 @dataclasses.dataclass
@@ -181,33 +166,73 @@ class _Reader:
             return invalid, ignored
         return ExampleNumbers(size.height, size.width, len(example.media), text), ignored
 
-
-def _scan_all(reader: _Reader) -> ExampleMetadata:
-    examples = reader.examples
-    numbers = np.zeros((len(examples), 4), np.int32)
-    invalid: dict[int, InvalidExample] = {}
-    ignored: dict[str, tuple[int, int]] = {}
-    # The delay hides the bar of a scan that takes a moment.
-    bar = tqdm(total=len(examples), desc=f"scanning {examples.name}", unit="example", delay=3.0)
-    with bar, concurrent.futures.ThreadPoolExecutor(reader.threads) as pool:
-        # In chunks: the futures of a hundred million examples would not fit into memory.
-        for start in range(0, len(examples), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(examples)))
-            for index, (result, keys) in zip(chunk, pool.map(reader.read, chunk), strict=True):
+    def read_all(
+        self,
+        numbers: range,
+        pool: concurrent.futures.Executor,
+        progress: Callable[[int], object],
+    ) -> ExampleMetadata:
+        """The metadata of a range of examples, whose invalid ones have their numbers in the source."""
+        found = np.zeros((len(numbers), 4), np.int32)
+        invalid: dict[int, InvalidExample] = {}
+        ignored: dict[str, tuple[int, int]] = {}
+        # In parts: the futures of a hundred million examples would not fit into memory.
+        for begin in range(0, len(numbers), _AT_A_TIME):
+            part = numbers[begin : begin + _AT_A_TIME]
+            for index, (result, keys) in zip(part, pool.map(self.read, part), strict=True):
                 for name in keys:
-                    if name in ignored or len(ignored) < _MOST_KEYS:
-                        count, first = ignored.get(name, (0, index))
-                        ignored[name] = count + 1, first
+                    scan_index.add_ignored(ignored, name, index)
                 if isinstance(result, InvalidExample):
                     invalid[index] = result
                 else:
-                    numbers[index] = result
-            bar.update(len(chunk))
-    height, width, media, text = (np.ascontiguousarray(column) for column in numbers.T)
-    return ExampleMetadata(height, width, media, text, invalid, ignored)
+                    found[index - numbers.start] = result
+            progress(len(part))
+        return ExampleMetadata(*np.ascontiguousarray(found.T), invalid, ignored)
 
 
-def _looked_again(metadata: ExampleMetadata, reader: _Reader, stored: Path) -> ExampleMetadata:
+def _scan_chunks(reader: _Reader, kept: ScanIndex, rows: int) -> ExampleMetadata:
+    """Scans the chunks that nobody else scans, waits for the others, and makes the index of all."""
+    chunks, claims = kept.chunks(rows), Claims(kept.chunks_folder)
+    # The delay hides the bar of a scan that takes a moment.
+    bar = tqdm(total=rows, desc=f"scanning {reader.examples.name}", unit="example", delay=3.0)
+    pause = _PAUSES[0]
+    with bar, concurrent.futures.ThreadPoolExecutor(reader.threads) as pool:
+        while True:
+            finished = kept.finished() & chunks.keys()
+            missing = [name for name in chunks if name not in finished]
+            bar.update(max(sum(len(chunks[name]) for name in finished), bar.n) - bar.n)
+            if not missing:
+                # None: another process has made it, and removed the chunks.
+                metadata = kept.merge(rows)
+                if metadata is None:
+                    metadata = kept.read(rows)
+                if metadata is not None:
+                    return metadata
+                continue
+            mine = next((name for name in missing if claims.take(name)), None)
+            if mine is None:
+                time.sleep(pause)
+                pause = min(2 * pause, _PAUSES[1])
+            else:
+                pause = _PAUSES[0]
+            try:
+                # Chunks go when the whole is there: look once more, now that they were listed.
+                if (metadata := kept.read(rows)) is not None:
+                    return metadata
+                if mine is not None and mine not in kept.finished():
+
+                    def progress(count: int, mine: str = mine) -> None:
+                        claims.renew(mine)
+                        bar.update(count)
+
+                    scanned = reader.read_all(chunks[mine], pool, progress)
+                    kept.write_chunk(mine, chunks[mine], scanned)
+            finally:
+                if mine is not None:
+                    claims.release(mine)
+
+
+def _looked_again(metadata: ExampleMetadata, reader: _Reader, kept: ScanIndex) -> ExampleMetadata:
     """The metadata after another look at the files that were missing or unreadable; what changed is stored."""
     again = [index for index, example in metadata.invalid.items() if example.kind in OF_FILES]
     if not again:
@@ -219,92 +244,10 @@ def _looked_again(metadata: ExampleMetadata, reader: _Reader, stored: Path) -> E
         for index, result in zip(again, results, strict=True)
         if not isinstance(result, InvalidExample) or result.kind != metadata.invalid[index].kind
     }
-    version = _save_changes(stored, changes) if changes else ""
+    version = kept.write_changes(changes) if changes else ""
     recovered = sum(isinstance(result, ExampleNumbers) for result in results)
     return dataclasses.replace(
-        _with_changes(metadata, changes, version),
+        metadata.with_changes(changes, version),
         recovered=recovered,
         still_invalid=len(again) - recovered,
     )
-
-
-def _with_changes(
-    metadata: ExampleMetadata, changes: Mapping[int, Result], version: str
-) -> ExampleMetadata:
-    invalid = dict(metadata.invalid)
-    columns = [metadata.height, metadata.width, metadata.media, metadata.text]
-    height, width, media, text = (column.copy() for column in columns)
-    for index, result in changes.items():
-        if isinstance(result, InvalidExample):
-            invalid[index] = result
-        else:
-            del invalid[index]
-            height[index], width[index], media[index], text[index] = result
-    return dataclasses.replace(
-        metadata,
-        height=height,
-        width=width,
-        media=media,
-        text=text,
-        invalid=invalid,
-        version=version,
-    )
-
-
-def _save(path: Path, metadata: ExampleMetadata) -> None:
-    listed = [[index, example.kind, example.reason] for index, example in metadata.invalid.items()]
-    with atomic_file(path) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(
-            file,
-            numbers=np.stack([metadata.height, metadata.width, metadata.media, metadata.text]),
-            bad=np.frombuffer(json.dumps(listed).encode(), np.uint8),
-            ignored=np.frombuffer(json.dumps(metadata.ignored).encode(), np.uint8),
-        )
-
-
-def _load(path: Path, examples: ExampleSource) -> ExampleMetadata:
-    with np.load(path) as kept:
-        numbers, listed = kept["numbers"], json.loads(kept["bad"].tobytes())
-        ignored = json.loads(kept["ignored"].tobytes())
-    invalid = {
-        i: InvalidExample(kind, examples.name, examples.line(i), reason)
-        for i, kind, reason in listed
-    }
-    height, width, media, text = numbers
-    ignored = {key: (count, first) for key, (count, first) in ignored.items()}
-    return ExampleMetadata(height, width, media, text, invalid, ignored)
-
-
-def _save_changes(stored: Path, changes: Mapping[int, Result]) -> str:
-    """Stores what another look changed, next to the metadata; returns its version."""
-    text = json.dumps(
-        [
-            [index, result.kind, result.reason]
-            if isinstance(result, InvalidExample)
-            else [index, *map(int, result)]
-            for index, result in changes.items()
-        ]
-    )
-    version = hashlib.sha256(text.encode()).hexdigest()[:12]
-    with atomic_file(_changes_file(stored, version)) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-    return version
-
-
-def _stored_changes(
-    stored: Path, version: str, examples: ExampleSource
-) -> dict[int, Result] | None:
-    """What another look had changed; None if that is not in the cache folder any more."""
-    path = _changes_file(stored, version)
-    if not path.is_file():
-        return None
-    return {
-        index: InvalidExample(values[0], examples.name, examples.line(index), values[1])
-        if isinstance(values[0], str)
-        else ExampleNumbers(*values)
-        for index, *values in read_json(path)
-    }
-
-
-def _changes_file(stored: Path, version: str) -> Path:
-    return stored.with_name(f"{stored.stem}-{version}.json")

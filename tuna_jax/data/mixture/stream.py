@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -42,6 +44,8 @@ class ExampleStream:
         smallest: the shortest side, in pixels, of a usable image or video.
         hdr: 'tone_map' videos and images in high dynamic range, or 'refuse' them as invalid examples.
         draws: whether to train on a conversation that ends in an image by the assistant; else it is invalid.
+        part_rows: train on the first examples, as many as this, so that only they need be scanned; 0 is all of them,
+            of a run that resumes those that it began with; -1 is all of them, also of a run that began with a part.
     """
 
     name: str
@@ -59,6 +63,7 @@ class ExampleStream:
     smallest: int = SMALLEST_SIDE
     hdr: Hdr = "tone_map"
     draws: bool = True
+    part_rows: int = 0
 
     def __post_init__(self) -> None:
         check_hdr(self.hdr)
@@ -77,6 +82,11 @@ class ExampleStream:
         for key in ("text_dropout", "source_dropout"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{where}: {key} is {getattr(self, key)}; it must lie in [0, 1]")
+        if self.part_rows < -1:
+            raise ValueError(
+                f"{where}: part_rows is {self.part_rows}; give the number of the first examples to train on, 0, or -1 "
+                "for all"
+            )
         if self.weight < 0:
             raise ValueError(f"{where}: weight is {self.weight}; it must be 0 or more")
 
@@ -184,3 +194,16 @@ def check_latents(stream: ExampleStream, grids: list[Grid], vae_fingerprint: str
         encoded = source.grids.get((size, stream.frames), grid)
         if encoded != grid:
             raise ValueError(f"{where} are {encoded} at {size}, and the model requires {grid}")
+
+
+def check_sources(streams: Sequence[ExampleStream]) -> None:
+    """Raises ValueError if two sources have one name, because lists of invalid examples would confuse them."""
+    seen: dict[str, tuple[str, Path | None]] = {}
+    for stream in streams:
+        location = getattr(stream.source, "location", None)
+        other, before = seen.setdefault(stream.source.name, (stream.name, location))
+        if before != location:
+            raise ValueError(
+                f"the streams {other!r} and {stream.name!r} have two sources of one name, {stream.source.name!r}, in "
+                f"{before} and {location}; give one of them another name, such as that of its folder"
+            )

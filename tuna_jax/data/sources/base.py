@@ -54,7 +54,11 @@ class Example:
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """A source of examples: a `Manifest`, or anything with the same methods."""
+    """A source of examples: a `Manifest`, or anything with the same methods.
+
+    It may also have `location` (a Path: the file or the folder, for indexes that are kept with the data) and
+    `outline(index)` (the example for the scan, whose images and videos need not be read).
+    """
 
     @property
     def name(self) -> str:

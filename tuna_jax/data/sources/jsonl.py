@@ -95,6 +95,11 @@ class Manifest:
         return str(self.path)
 
     @property
+    def location(self) -> Path:
+        """Where it is, for indexes that are kept with the data."""
+        return self.path
+
+    @property
     def identity(self) -> str:
         """Changes when the file's content, the image root or the key map does."""
         return f"{self.digest} {self.image_root.absolute()} {self.fields.identity}".rstrip()

@@ -70,6 +70,7 @@ def open_source(
     preset: str = "",
     split: str = "train",
     index: str | os.PathLike[str] | None = None,
+    verify: bool = False,
 ) -> ExampleSource:
     """The examples of a file, a folder or a pattern.
 
@@ -81,10 +82,11 @@ def open_source(
         preset: a name of `fields.PRESETS`, or ''.
         split: of a TFDS data set.
         index: where indexes are kept (stored_index.index_folder).
+        verify: whether to compare the whole content of JSON lines with their index.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is of no known kind, or cannot be used; the message says why.
+        ValueError: it is of no known kind, or cannot be used, or is not what was indexed; the message says why.
     """
     name, map_of = os.fspath(source), FieldMap(fields, preset)
     kind = kind_of(name)
@@ -98,4 +100,4 @@ def open_source(
         return WebDatasetExamples(name, map_of, image_root, index=index)
     if kind == "array_record":
         return ArrayRecordExamples(name, map_of, image_root)
-    return Manifest(name, image_root, map_of)
+    return Manifest(name, image_root, map_of, index=index, verify=verify)

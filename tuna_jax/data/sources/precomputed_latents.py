@@ -116,6 +116,11 @@ class LatentExamples:
         return str(self.folder)
 
     @property
+    def location(self) -> Path:
+        """Its folder, for indexes that are kept with the data."""
+        return self.folder
+
+    @property
     def identity(self) -> str:
         """Changes when the latents do."""
         return self._digest

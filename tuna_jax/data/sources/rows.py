@@ -79,6 +79,11 @@ class ShardedRows(abc.ABC):
             raise ValueError(f"{name} has no examples")
 
     @property
+    def location(self) -> Path:
+        """The folder of its first file, for indexes that are kept with the data."""
+        return self.shards[0].path.parent
+
+    @property
     def identity(self) -> str:
         """Changes when a file, the key map or the root of names does."""
         digest = hashlib.sha256()

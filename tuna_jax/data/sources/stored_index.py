@@ -7,18 +7,20 @@ pickle maps the same file, so the operating system keeps one copy per host.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from tuna_jax.data.sources.shard_digest import sampled_digest
 from tuna_jax.utils.atomic_io import atomic_file, cache_directory
+from tuna_jax.utils.safetensors_files import WORDS, header
 
 WITH_DATA = "with_data"
 FOLDER = ".tuna_jax"
@@ -32,16 +34,23 @@ _TYPES = {
 }
 
 
-def index_folder(index: str | os.PathLike[str] | None, data: Path) -> Path:
+def index_folder(
+    index: str | os.PathLike[str] | None,
+    data: Path | None,
+    directory: str | os.PathLike[str] | None = None,
+) -> Path:
     """Where indexes of a file or folder are kept.
 
     Args:
         index: 'with_data' is a folder `.tuna_jax` next to the data, another text a folder; None or '' the cache folder.
-        data: the file or the folder.
+        data: the file or the folder; None of a source that is not in files, whose indexes are in the cache folder.
+        directory: the cache folder, see `cache_directory`.
     """
-    if index == WITH_DATA:
+    if index == WITH_DATA and data is not None:
         return (data if data.is_dir() else data.parent) / FOLDER
-    return Path(index).expanduser() if index else cache_directory() / "indexes"
+    if index and index != WITH_DATA:
+        return Path(index).expanduser()
+    return cache_directory(directory) / "indexes"
 
 
 def stamp(path: str | os.PathLike[str], samples: int = 16) -> dict[str, Any]:
@@ -73,11 +82,11 @@ class MappedArrays:
         try:
             with self.path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
+                entries = json.loads(file.read(length))
                 end = file.seek(0, 2)
             begin = 8 + length
-            self.about: dict[str, Any] = json.loads(header.pop("__metadata__")["about"])
-            self._arrays = {name: self._map(entry, begin, end) for name, entry in header.items()}
+            self.about: dict[str, Any] = json.loads(entries.pop("__metadata__")["about"])
+            self._arrays = {name: self._map(entry, begin, end) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, UnicodeDecodeError, OverflowError) as error:
             raise ValueError(
                 f"the index {self.path} is damaged ({type(error).__name__}); remove it, and it is written again"
@@ -165,10 +174,77 @@ def write_file(
     more: Mapping[str, Any] | None = None,
 ) -> MappedArrays:
     """Writes an index into a file atomically, and opens it; see `write`."""
+    return write_columns(
+        path, about, {name: Column.of(array) for name, array in arrays.items()}, more
+    )
+
+
+class Column(NamedTuple):
+    """An array that is written in blocks, so that it need not be in memory.
+
+    Attributes:
+        dtype: of whole numbers.
+        shape: of the array.
+        blocks: makes its blocks in their order.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Column:
+        """A column of one block."""
+        return cls(array.dtype, array.shape, lambda: [array])
+
+
+def write_columns(
+    path: Path,
+    about: Mapping[str, Any],
+    columns: Mapping[str, Column],
+    more: Mapping[str, Any] | None = None,
+) -> MappedArrays:
+    """Writes an index block by block into a file atomically, and opens it; see `write`.
+
+    The file is only appended to, as a mounted bucket requires.
+
+    Raises:
+        OSError: the folder cannot be written; the setting that names another one is named.
+    """
     text = json.dumps({**about, **(more or {})})
-    with atomic_file(path) as scratch:
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, {"about": text})
+    # The widest first, so that all are aligned.
+    names = sorted(columns, key=lambda name: (-np.dtype(columns[name].dtype).itemsize, name))
+    entries = {}
+    for name in names:
+        dtype, shape, _ = columns[name]
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        entries[name] = (WORDS[np.dtype(dtype)], shape, size)
+    with writing(path.parent), atomic_file(path) as scratch, scratch.open("wb") as file:
+        file.write(header(entries, {"about": text}))
+        for name in names:
+            for block in columns[name].blocks():
+                array = np.ascontiguousarray(block, columns[name].dtype)
+                file.write(array.reshape(-1).view(np.uint8).data)
     return MappedArrays(path)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Names a folder of indexes that cannot be written, and the mend.
+
+    Raises:
+        PermissionError: instead of the error that said so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise PermissionError(
+            errno.EACCES,
+            "the folder of indexes cannot be written; name another one (config.data.index, or --index)",
+            str(folder),
+        ) from error
 
 
 def smallest_type(most: int) -> type:

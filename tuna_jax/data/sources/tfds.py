@@ -76,6 +76,7 @@ class TfdsExamples:
             if path in features and type(features[path]).__name__ == "ClassLabel"
         }
         self.name = f"{builder.info.full_name}, {split}"
+        self.location = Path(builder.data_path)
         self._length = len(self._records())
         shards = [
             (name, list(info.shard_lengths), int(info.num_bytes))
