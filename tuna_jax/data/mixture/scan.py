@@ -128,7 +128,9 @@ def scan(
         metadata = kept.read(rows)
     if metadata is None:
         with writing(folder):
-            return _scan_chunks(reader, kept, rows)
+            metadata = _scan_chunks(reader, kept, rows)
+            kept.remove_parts()
+        return metadata
     changes = kept.changes(version, old) if version else {}
     if version is not None and changes is not None:
         return metadata.with_changes(changes, version)

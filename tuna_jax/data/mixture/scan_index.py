@@ -167,11 +167,14 @@ class ScanIndex:
             write_columns(path, about, columns, {"ignored": ignored})
         except FileNotFoundError:
             return None
-        if is_whole:
-            for part in self.folder.glob(f"{self.path.stem}-part-*.safetensors"):
-                part.unlink(missing_ok=True)  # Whoever has mapped it keeps it.
-            shutil.rmtree(self.chunks_folder, ignore_errors=True)
         return self.read(rows)
+
+    def remove_parts(self) -> None:
+        """Removes chunks, claims and parts if the whole is there; whoever has mapped a file keeps it."""
+        if self.path.is_file():
+            for part in self.folder.glob(f"{self.path.stem}-part-*.safetensors"):
+                part.unlink(missing_ok=True)
+            shutil.rmtree(self.chunks_folder, ignore_errors=True)
 
     @staticmethod
     def _totals(
