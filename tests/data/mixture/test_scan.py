@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from tests.data.mixture import scan_in_processes
 from tests.data.mixture.scan_in_processes import CHUNK_ROWS
+from tuna_jax.data.mixture import assignment as assigning
+from tuna_jax.data.mixture import bucket_sampler, scan_index
 from tuna_jax.data.mixture import scan as scanning
-from tuna_jax.data.mixture import scan_index
 from tuna_jax.data.mixture.mixture import Mixture
 from tuna_jax.data.mixture.scan import scan
 from tuna_jax.data.mixture.stream import ExampleStream
@@ -103,7 +105,7 @@ def test_processes_killed_at_random_moments_resume_and_make_the_same(
     manifest, alone, tmp_path
 ) -> None:
     chunks = in_processes(manifest, tmp_path, processes=2, kills=4, seed=1)
-    assert chunks == sorted(chunks) and 0 < chunks[-1], "what was scanned is kept"
+    assert chunks == sorted(chunks) and chunks[-1] > 0, "what was scanned is kept"
     (file,) = tmp_path.iterdir()
     assert file.read_bytes() == alone[1].read_bytes()
 
@@ -245,6 +247,35 @@ def test_a_run_that_began_on_a_part_goes_on_with_it_until_it_is_told(
         whole, last = mixture(part_rows, parts)
         assert whole.parts == {} and last == ROWS - 1
         assert whole.fingerprint != first.fingerprint
+
+
+def test_buckets_and_orders_of_a_large_source_are_mapped_and_the_same(
+    manifest, alone, tokenizer, tmp_path, monkeypatch
+) -> None:
+    """A worker gets a large mixture by the names of its files, and maps what the others map."""
+
+    def mixture():
+        given = {"index": str(alone[1].parent), "directory": tmp_path, "scans": {}}
+        return Mixture([stream(manifest, lengths=(1100, 1200))], tokenizer, **given)
+
+    small = mixture()
+    monkeypatch.setattr(assigning, "KEEP_FROM", 100)
+    monkeypatch.setattr(bucket_sampler, "SHARE_FROM", 100)
+    first = mixture()
+    monkeypatch.setattr(assigning, "assign", None)
+    again = mixture()
+    content = pickle.dumps(again)
+    assert len(content) < len(pickle.dumps(small)) - 3 * ROWS, "no numbers of examples are sent"
+    worker = pickle.loads(content)
+    orders = []
+    for made in (small, first, again, worker):
+        assert made.fingerprint == small.fingerprint
+        assert (made.cut, made.notices) == (small.cut, small.notices)
+        orders.append([s.member(at) for s in made._samplers for at in (0, 1, len(s.members) + 1)])
+    assert orders == orders[:1] * 4
+    (large,) = [s for s in worker._samplers if len(s.members) > 2000]
+    assert is_mapped(large._order(0)) and is_mapped(large.members[:])
+    assert len(list((tmp_path / "orders").glob("order-*"))) == 2, "of two epochs"
 
 
 def test_two_sources_of_one_name_are_refused(module_files, tokenizer) -> None:

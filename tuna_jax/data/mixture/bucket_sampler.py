@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
 
 from tuna_jax.data.mixture.bucketing import Bucket
+from tuna_jax.data.mixture.shared_order import shared_order
+from tuna_jax.data.sources.stored_index import MappedSlice
 from tuna_jax.sequence import Grid
 
+SHARE_FROM = 1 << 20
+"""Examples of a bucket from which on its orders are kept in files."""
 _HASHED = 1 << 20  # Members whose numbers are hashed together.
 
 
@@ -24,6 +29,7 @@ class BucketSampler:
         grid: latent extent of its spans.
         members: numbers of its examples in the stream's source.
         key: seeds the order and the random choices of each example.
+        folder: where the orders of a large bucket are kept, which the processes of a host share; None keeps none.
     """
 
     def __init__(
@@ -31,16 +37,24 @@ class BucketSampler:
         stream: int,
         bucket: Bucket,
         grid: Grid,
-        members: Integer[np.ndarray, " members"],
+        members: Integer[np.ndarray, " members"] | MappedSlice,
         key: tuple[int, ...],
+        folder: Path | None = None,
     ):
         self.stream, self.bucket, self.grid = stream, bucket, grid
-        self.members, self.key = members, key
+        self.members, self.key, self.folder = members, key, folder
         # At the end of an epoch, threads are in two of them.
-        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.stream, self.bucket, self.grid, self.members, self.key)
+        arguments = (self.stream, self.bucket, self.grid, self.members, self.key, self.folder)
+        return type(self), arguments
+
+    def _order_of(self, epoch: int) -> Int[np.ndarray, " members"]:
+        count = len(self.members)
+        if self.folder is None or count < SHARE_FROM:
+            return self._shuffle(epoch)
+        return shared_order(self.folder, self.key, epoch, count, lambda: self._shuffle(epoch))
 
     def _shuffle(self, epoch: int) -> Int[np.ndarray, " members"]:
         random = np.random.default_rng((*self.key, 0, epoch))

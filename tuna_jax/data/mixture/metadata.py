@@ -36,6 +36,7 @@ class ExampleMetadata:
         text: the largest number of text tokens.
         invalid: the examples that cannot be used, by their numbers.
         ignored: keys of the examples that have no meaning: (number of examples, the first one's number) of each.
+        identity: of the scan; '' of metadata that are not of an index.
         version: of the metadata, which a run that resumes passes to `scan`.
         recovered, still_invalid: examples whose files an earlier scan found missing or unreadable, and that this one
             looked at again: now valid, and not.
@@ -47,6 +48,7 @@ class ExampleMetadata:
     text: Integer[np.ndarray, " examples"]
     invalid: dict[int, InvalidExample]
     ignored: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    identity: str = ""
     version: str = ""
     recovered: int = 0
     still_invalid: int = 0

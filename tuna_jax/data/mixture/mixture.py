@@ -41,8 +41,8 @@ from tuna_jax.data.invalid_examples import (
     TooManyInvalidExamples,
 )
 from tuna_jax.data.loader import Batch, Batches
+from tuna_jax.data.mixture.assignment import assignment
 from tuna_jax.data.mixture.bucket_sampler import BucketSampler, seed_words
-from tuna_jax.data.mixture.bucketing import assign, count_cut
 from tuna_jax.data.mixture.load_example import load_example
 from tuna_jax.data.mixture.metadata import ExampleMetadata
 from tuna_jax.data.mixture.notices import stream_notices
@@ -52,13 +52,14 @@ from tuna_jax.data.mixture.stream import (
     BatchShape,
     ExampleStream,
     check_latents,
-    check_sources,
+    check_names,
     stream_grids,
 )
 from tuna_jax.data.mixture.tokenize_example import is_cut
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.sequence import Grid, TokenSequence, stack
+from tuna_jax.utils.atomic_io import cache_directory
 
 ENDLESS = 10**12
 
@@ -96,7 +97,8 @@ class Mixture:
         process_index, process_count: this host, and the number of hosts, which must divide every stream's rows.
         vae_fingerprint: of the model's VAE (`precomputed_latents.vae_fingerprint`), which precomputed latents must
             match. None does not check.
-        directory: where scanned metadata is kept, see `cache_directory`.
+        directory: the cache folder, see `cache_directory`. Of a source of millions of examples it has the buckets and
+            the orders of epochs, 4 bytes per example each, and should be on a disk of this host.
         index: where the indexes of scans are kept, see `stored_index.index_folder`.
         threads: files that a scan reads at the same time.
         scans: of a run that resumes, its `scans` by stream name (one that is not there is ""), so that its batches stay
@@ -139,10 +141,7 @@ class Mixture:
         self.notices: list[str] = []
         self.streams = tuple(streams)
         self.invalid_examples = invalid_examples or InvalidExamples()
-        names = [stream.name for stream in self.streams]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"the streams are named {names}; give each its own name")
-        check_sources(self.streams)
+        check_names(self.streams)
         self._tokenizer, self._seed = tokenizer, seed
         self._process, self._processes = process_index, process_count
         self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
@@ -168,7 +167,9 @@ class Mixture:
                 version=version,
                 rows=None if rows < 0 else rows,
             )
-            self._add_samplers(number, stream, grids, metadata)
+            self._add_samplers(
+                number, stream, grids, metadata, cache_directory(directory) / "orders"
+            )
         own = {stream.name: stream.weight for stream in self.streams}
         self._schedule = Schedule(
             [(begin, self._weights(weights)) for begin, weights in history or [(0, own)]], seed
@@ -187,30 +188,27 @@ class Mixture:
         stream: ExampleStream,
         grids: list[Grid],
         metadata: ExampleMetadata,
+        folder: Path,
     ) -> None:
         """Sorts a stream's examples into buckets."""
-        shapes = {"sizes": stream.picture_sizes, "lengths": stream.lengths, "grids": grids}
-        buckets, members, invalid = assign(
-            metadata, stream.source, stream.task, slots=stream.slot_counts, **shapes
-        )
+        made = assignment(metadata, stream, grids, folder)
         if metadata.version:
             self.scans[stream.name] = metadata.version
         if len(metadata) < len(stream.source):
             self.parts[stream.name] = len(metadata)
         if is_cut(stream.task):
-            self.cut[stream.name] = count_cut(metadata, stream.task, **shapes)
-        cut = self.cut.get(stream.name, 0)
-        self.notices += stream_notices(stream, metadata, invalid, cut)
-        self.invalid_examples.add_scanned(stream.source.name, len(metadata), invalid)
-        if not buckets:
+            self.cut[stream.name] = made.cut
+        self.notices += stream_notices(stream, metadata, made.invalid, made.cut)
+        self.invalid_examples.add_scanned(stream.source.name, len(metadata), made.invalid)
+        if not made.buckets:
             raise TooManyInvalidExamples(
                 f"stream {stream.name!r}: none of the {len(metadata)} examples of "
-                f"{stream.source.name} can be used. The first: {invalid[0]}"
+                f"{stream.source.name} can be used. The first: {made.invalid[0]}"
             )
-        for bucket, indices in zip(buckets, members, strict=True):
+        for bucket, members in zip(made.buckets, made.members, strict=True):
             key = (self._seed, *seed_words(f"{stream.name}: {bucket}"))
             grid = grids[stream.picture_sizes.index(bucket.size)]
-            self._samplers.append(BucketSampler(number, bucket, grid, indices, key))
+            self._samplers.append(BucketSampler(number, bucket, grid, members, key, folder))
 
     def _weights(self, named: Mapping[str, float]) -> list[float]:
         """Weights of the samplers: a stream's weight, divided among its buckets by their numbers of examples."""

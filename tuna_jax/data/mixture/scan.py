@@ -189,7 +189,8 @@ class _Reader:
                 else:
                     found[index - numbers.start] = result
             progress(len(part))
-        return ExampleMetadata(*np.ascontiguousarray(found.T), invalid, ignored)
+        height, width, media, text = np.ascontiguousarray(found.T)
+        return ExampleMetadata(height, width, media, text, invalid, ignored)
 
 
 def _scan_chunks(reader: _Reader, kept: ScanIndex, rows: int) -> ExampleMetadata:

@@ -96,14 +96,14 @@ class ScanIndex:
         return {**self.about, "part": rows}
 
     def _metadata(self, found: MappedArrays, rows: int) -> ExampleMetadata:
-        columns = {name: found[name][:rows] for name in _COLUMNS}
+        height, width, media, text = (found[name][:rows] for name in _COLUMNS)
         invalid = {
             index: InvalidExample(kind, self.examples.name, self.examples.line(index), reason)
             for index, kind, reason in json.loads(found["invalid"].tobytes())
             if index < rows
         }
         ignored = {key: (count, first) for key, (count, first) in found.about["ignored"].items()}
-        return ExampleMetadata(**columns, invalid=invalid, ignored=ignored)
+        return ExampleMetadata(height, width, media, text, invalid, ignored, self.path.stem)
 
     # ---- chunks ----------------------------------------------------------------------------------
 
@@ -257,9 +257,9 @@ def read_old(path: Path, examples: ExampleSource) -> ExampleMetadata | None:
         i: InvalidExample(kind, examples.name, examples.line(i), reason)
         for i, kind, reason in listed
     }
-    return ExampleMetadata(
-        *numbers, invalid, {key: (count, first) for key, (count, first) in ignored.items()}
-    )
+    height, width, media, text = numbers
+    ignored = {key: (count, first) for key, (count, first) in ignored.items()}
+    return ExampleMetadata(height, width, media, text, invalid, ignored)
 
 
 def _arrays(metadata: ExampleMetadata) -> dict[str, np.ndarray]:

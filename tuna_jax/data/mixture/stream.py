@@ -196,8 +196,14 @@ def check_latents(stream: ExampleStream, grids: list[Grid], vae_fingerprint: str
             raise ValueError(f"{where} are {encoded} at {size}, and the model requires {grid}")
 
 
-def check_sources(streams: Sequence[ExampleStream]) -> None:
-    """Raises ValueError if two sources have one name, because lists of invalid examples would confuse them."""
+def check_names(streams: Sequence[ExampleStream]) -> None:
+    """Raises ValueError if there is no stream, or two have one name, or two sources have.
+
+    Lists of invalid examples would confuse two sources of one name.
+    """
+    names = [stream.name for stream in streams]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"the streams are named {names}; give each its own name")
     seen: dict[str, tuple[str, Path | None]] = {}
     for stream in streams:
         location = getattr(stream.source, "location", None)

@@ -117,6 +117,29 @@ class MappedArrays:
         return self.path.stat().st_size
 
 
+class MappedSlice:
+    """A range of a mapped array that is pickled by the file's name, unlike an array.
+
+    Args:
+        arrays: the index.
+        name: of an array of one dimension.
+        begin, end: of the range.
+    """
+
+    def __init__(self, arrays: MappedArrays, name: str, begin: int, end: int):
+        self._arguments = (arrays, name, begin, end)
+        self._array = arrays[name][begin:end]
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._array[index]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
+
+
 def path_of(folder: Path, kind: str, about: Mapping[str, Any]) -> Path:
     """The file of an index, which its kind and a hash of what it belongs to name."""
     text = json.dumps(about, sort_keys=True)
