@@ -1,5 +1,6 @@
 """`tuna-jax data`: a folder becomes a manifest, a page says what is in a source, any source becomes ArrayRecord."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,12 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.fixtures import formats
+from tuna_jax.cli import config_flags
 from tuna_jax.cli.main import main
+from tuna_jax.config import from_dict
 from tuna_jax.data import convert_source
 from tuna_jax.data.inspection import inspect, language
 from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
+from tuna_jax.data.mixture import scan
 from tuna_jax.data.sources.open import open_source
 from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.trainers import build_mixture
+from tuna_jax.trainers.config import MultitaskExperiment
+from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.text_files import read_json
 
 
@@ -190,3 +197,28 @@ def test_pixels_of_a_source_are_stored_without_loss(tmp_path) -> None:
 
     row = convert_source.row_of(Example("image_caption", (pixels,), "s", 1, "text"))
     np.testing.assert_array_equal(read_image(row["image"], Size(40, 50)), pixels)
+
+
+def test_a_scan_is_where_the_run_of_the_experiment_looks(pictures, tmp_path, capsys, monkeypatch):
+    """All of it, also if the run begins on a part; and of experiments with sources only."""
+    _, manifest = pictures
+    config = "--config=experiments/tuna/tuna_1p5b_stage1.py"
+    streams = ("draw", "describe")
+    given = [f"--config.data.streams.{name}.manifest={manifest}" for name in streams]
+    given += [f"--config.data.index={tmp_path}", "--config.data.streams.draw.part_rows=3"]
+    assert main(["data", "scan", config, *given]) == 0
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert lines[1].startswith("draw: 8 of 10 examples can be used; invalid: 1 corrupt_image")
+    assert len(lines) == len(streams) == len(list(tmp_path.glob("scan-*.safetensors")))
+
+    values = config_flags.read(config.partition("=")[2], given)
+    settings = parse(MultitaskExperiment, values)
+    monkeypatch.setattr(scan._Reader, "read", None)  # What was scanned is not read again.
+    mixture = build_mixture.open_mixture(
+        dataclasses.replace(settings.data, max_invalid_fraction=0.5), from_dict(settings.model),
+        Tokenizer(), InvalidExamples(limit=0.5), scans={},
+    )  # fmt: skip
+    assert mixture.parts == {"draw": 3}
+
+    assert main(["data", "scan", "--config=experiments/emoji/demo.py"]) == 1
+    assert "multitask" in capsys.readouterr().err

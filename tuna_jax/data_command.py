@@ -1,4 +1,4 @@
-"""Data sets: lists a folder of pictures, inspects any source, and converts it into files that are read fast.
+"""Data sets: lists a folder of pictures, inspects any source, converts it into files that are read fast, and scans it.
 
 Examples:
 
@@ -14,6 +14,10 @@ Examples:
 
     # Any source as ArrayRecord, in shards; the same command resumes:
     tuna-jax data convert data/pictures.jsonl data/pictures_records
+
+    # The sizes and tokens of an experiment's examples, which a run needs before its first step; any number of hosts
+    # may run this at once, also while a run trains on a part (`part_rows`):
+    tuna-jax data scan --config=experiments/tuna/tuna_1p5b_stage1.py --config.data.index=/shared/indexes
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuna_jax.cli import parsing
+from tuna_jax.cli import config_flags, parsing
 from tuna_jax.data.convert_source import convert
 from tuna_jax.data.inspection import inspect, summary
 from tuna_jax.data.invalid_examples import InvalidExamples
@@ -36,7 +40,9 @@ from tuna_jax.data.sources.fields import PRESETS
 from tuna_jax.data.sources.open import open_source
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.evaluation import html
+from tuna_jax.utils import old_names
 from tuna_jax.utils.atomic_io import atomic_file
+from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.text_files import json_text
 
 
@@ -109,7 +115,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="hosts that share the work; each writes its own shards (default 1)",
     )
+    _add_scan(commands)
     return parser
+
+
+def _add_scan(commands: Any) -> None:
+    scanning = commands.add_parser(
+        "scan",
+        help="the sizes and tokens of an experiment's examples, kept for its run",
+        description="Reads sizes and tokens of all examples of an experiment's streams, and keeps them where its run "
+        "looks for them (config.data.index, config.data.cache). All processes and hosts that run the same command and "
+        "see that folder divide the work; it resumes when it is run again.",
+    )
+    config_flags.add_config(scanning, example="experiments/tuna/tuna_1p5b_stage1.py", required=True)
 
 
 def _add_source(parser: Any) -> None:
@@ -152,7 +170,12 @@ def _add_source(parser: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = _parser().parse_args(parsing.current_arguments("data", arguments))
+    given, overrides = config_flags.split_overrides(parsing.current_arguments("data", arguments))
+    parser = _parser()
+    options = parser.parse_args(given)
+    if overrides and options.command != "scan":
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    options.overrides = overrides
     return parsing.run(lambda: _COMMANDS[options.command](options), options.verbosity)
 
 
@@ -216,7 +239,28 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"list": _list, "inspect": _inspect, "convert": _convert}
+def _scan(options: argparse.Namespace) -> int:
+    # They take seconds to import.
+    from tuna_jax.config import from_dict
+    from tuna_jax.inference.components import read_tokenizer
+    from tuna_jax.trainers.build_mixture import scan_streams
+    from tuna_jax.trainers.config import MultitaskExperiment
+
+    values = old_names.experiment(config_flags.read(options.config, options.overrides))
+    if values.get("kind") != "multitask":
+        raise ValueError(
+            f"--config={options.config} is of kind {values.get('kind')!r}; experiments of kind 'multitask' have "
+            "sources to scan"
+        )
+    settings = parse(MultitaskExperiment, values)
+    vocabulary = settings.data.vocabulary or None
+    tokenizer = read_tokenizer(vocabulary, from_dict(settings.model))
+    for name, text in scan_streams(settings.data, tokenizer):
+        print(f"{name}: {text}", flush=True)
+    return 0
+
+
+_COMMANDS = {"list": _list, "inspect": _inspect, "convert": _convert, "scan": _scan}
 
 if __name__ == "__main__":
     sys.exit(main())

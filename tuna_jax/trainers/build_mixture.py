@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.data.invalid_examples import InvalidExamples
+from tuna_jax.data.invalid_examples import InvalidExamples, described
 from tuna_jax.data.mixture.mixture import Mixture
+from tuna_jax.data.mixture.scan import scan
 from tuna_jax.data.mixture.stream import BatchShape, ExampleStream
 from tuna_jax.data.sources import open as opening
 from tuna_jax.data.sources.base import ExampleSource
@@ -123,13 +124,7 @@ def open_mixture(
 
     This process reads `part` of every batch, by default all rows.
     """
-    directory = Path(data.cache) if data.cache else None
-    # Indexes of sources in the cache folder of the run; 'with_data' and other folders as they are.
-    index = data.index or (str(index_folder("", None, directory)) if directory else "")
-    streams = [
-        example_stream(name, stream, index, data.verify)
-        for name, stream in stream_settings(data).items()
-    ]
+    streams, directory, index = _opened(data)
     return Mixture(
         streams,
         tokenizer,
@@ -147,6 +142,45 @@ def open_mixture(
         scans=scans,
         parts=parts,
     )
+
+
+def _opened(data: MultitaskData) -> tuple[list[ExampleStream], Path | None, str]:
+    """The streams, the cache folder, and where indexes are kept."""
+    directory = Path(data.cache) if data.cache else None
+    # Indexes of sources in the cache folder of the run; 'with_data' and other folders as they are.
+    index = data.index or (str(index_folder("", None, directory)) if directory else "")
+    streams = [
+        example_stream(name, stream, index, data.verify)
+        for name, stream in stream_settings(data).items()
+    ]
+    return streams, directory, index
+
+
+def scan_streams(data: MultitaskData, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Scans the whole sources of an experiment's streams, together with all other processes that do.
+
+    Yields:
+      Of each stream its name, and how many of its examples can be used, in words.
+
+    Raises:
+      FileNotFoundError, ValueError: see `example_stream`.
+    """
+    streams, directory, index = _opened(data)
+    for stream in streams:
+        metadata = scan(
+            stream.source,
+            stream.task,
+            tokenizer,
+            smallest=stream.smallest,
+            directory=directory,
+            index=index,
+            threads=data.threads,
+            version="",
+        )
+        text = f"{len(metadata) - len(metadata.invalid)} of {len(metadata)} examples can be used"
+        if metadata.invalid:
+            text += f"; invalid: {described(metadata.invalid.values())}"
+        yield stream.name, text
 
 
 def programs(

@@ -95,7 +95,7 @@ def _sorted(metadata: ExampleMetadata, stream: ExampleStream, grids: Sequence[Gr
 def _write(folder: Path, about: dict[str, Any], made: Assignment, scanned: int) -> MappedArrays:
     unfit = [[row.line, row.kind, row.reason] for row in made.invalid[scanned:]]
     arrays = {
-        "members": np.concatenate([*made.members, np.zeros(0, np.uint32)]),
+        "members": np.concatenate([np.zeros(0, np.uint32), *(rows[:] for rows in made.members)]),
         "counts": np.array([len(members) for members in made.members], np.int64),
         "invalid": np.frombuffer(json.dumps(unfit).encode(), np.uint8),
     }
