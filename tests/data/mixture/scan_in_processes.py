@@ -36,12 +36,14 @@ def main(path: str, index: str, processes: str, kills: str, seed: str) -> None:
     manifest, tokenizer, chance = Manifest(path), Tokenizer(), random.Random(int(seed))
     for _ in range(int(kills)):
         started = [begin(manifest, tokenizer, index) for _ in range(int(processes))]
-        time.sleep(chance.uniform(0.05, 0.35))
+        time.sleep(chance.uniform(0.03, 0.2))
         for process in started:
             os.kill(process, signal.SIGKILL)
         for process in started:
             os.waitpid(process, 0)
-        print(len(list(Path(index).glob("*.chunks/*.safetensors"))), flush=True)
+        chunks = len(list(Path(index).glob("*.chunks/*.safetensors")))
+        whole = any(Path(index).glob("scan-*.safetensors"))
+        print(-(-len(manifest) // CHUNK_ROWS) if whole else chunks, flush=True)
     started = [begin(manifest, tokenizer, index) for _ in range(int(processes))]
     for process in started:
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
