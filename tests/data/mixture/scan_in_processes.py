@@ -31,19 +31,28 @@ def begin(manifest: Manifest, tokenizer: Tokenizer, index: str) -> int:
         os._exit(code)
 
 
+def scanned(index: str, manifest: Manifest) -> int:
+    """The number of chunks that are scanned."""
+    if any(Path(index).glob("scan-*.safetensors")):
+        return -(-len(manifest) // CHUNK_ROWS)
+    return len(list(Path(index).glob("*.chunks/*.safetensors")))
+
+
 def main(path: str, index: str, processes: str, kills: str, seed: str) -> None:
-    """Kills `kills` times, then lets all processes finish."""
+    """Kills `kills` times, each when another chunk is there, then lets all processes finish."""
     manifest, tokenizer, chance = Manifest(path), Tokenizer(), random.Random(int(seed))
+    before = 0
     for _ in range(int(kills)):
         started = [begin(manifest, tokenizer, index) for _ in range(int(processes))]
-        time.sleep(chance.uniform(0.03, 0.2))
+        while scanned(index, manifest) <= before:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
         for process in started:
             os.kill(process, signal.SIGKILL)
         for process in started:
             os.waitpid(process, 0)
-        chunks = len(list(Path(index).glob("*.chunks/*.safetensors")))
-        whole = any(Path(index).glob("scan-*.safetensors"))
-        print(-(-len(manifest) // CHUNK_ROWS) if whole else chunks, flush=True)
+        before = min(scanned(index, manifest), -(-len(manifest) // CHUNK_ROWS) - 1)
+        print(before, flush=True)
     started = [begin(manifest, tokenizer, index) for _ in range(int(processes))]
     for process in started:
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
