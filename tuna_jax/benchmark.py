@@ -14,6 +14,7 @@ Examples:
     tuna-jax benchmark startup
     tuna-jax benchmark serve --requests=500 --clients=64
     tuna-jax benchmark data --workers=0 --threads=4
+    tuna-jax benchmark index --rows=1000000,3000000
     tuna-jax benchmark checkpoints
 """
 
@@ -34,6 +35,7 @@ from tuna_jax.perf import (
     baseline,
     checkpointing,
     decoding,
+    index,
     input_pipeline,
     sampling,
     serving,
@@ -206,6 +208,16 @@ KINDS = {
             "seconds": "seconds per window",
         },
         lambda **values: input_pipeline.Settings(**values),
+    ),
+    "index": Kind(
+        index,
+        "starts on millions of examples: seconds to the first batch, bytes of memory per example",
+        index.__doc__ or "",
+        {
+            "rows": "numbers of examples, ascending, separated by commas",
+            "workers": "numbers of processes that make batches, separated by commas",
+        },
+        index.Settings,
     ),
     "checkpoints": Kind(
         checkpointing,

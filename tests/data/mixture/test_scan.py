@@ -1,5 +1,6 @@
 """The index of a scan: divided among processes, killed and resumed, a part before the whole, stale and old ones."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -19,6 +20,7 @@ from tuna_jax.data.mixture import scan as scanning
 from tuna_jax.data.mixture.mixture import Mixture
 from tuna_jax.data.mixture.scan import scan
 from tuna_jax.data.mixture.stream import ExampleStream
+from tuna_jax.data.mixture.tokenize_example import CAPTION_PROMPTS
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.text.tokenizer import Tokenizer
 
@@ -161,15 +163,15 @@ def test_an_index_of_another_version_is_made_again(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_archive_of_an_earlier_version_is_taken_over(
-    module_files, tokenizer, tmp_path, monkeypatch
-) -> None:
+def test_the_archive_of_an_earlier_version_is_taken_over(module_files, tokenizer, tmp_path) -> None:
     """With the changes that a run began with. Its numbers are kept, so that old runs keep their batches."""
     rows = Manifest(
         module_files.manifest("o.jsonl", [{"image": f"{i}.png", "caption": "b"} for i in range(4)])
     )
-    key = [rows.identity, "t2i", scanning.fingerprint(tokenizer), 16, scanning.CAPTION_PROMPTS]
-    old = scanning._old_file(key, tmp_path)
+    # As the version before named it.
+    key = [2, rows.identity, "t2i", scanning.fingerprint(tokenizer), 16, CAPTION_PROMPTS]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    old = tmp_path / "facts" / f"{name}.npz"
     old.parent.mkdir()
     with old.open("wb") as file:
         np.savez_compressed(
@@ -179,7 +181,6 @@ def test_the_archive_of_an_earlier_version_is_taken_over(
             ignored=np.frombuffer(json.dumps({"id": [4, 0]}).encode(), np.uint8),
         )
     scan_index.changes_file(old, "abc").write_text("[[2, 34, 302, 1, 7]]")
-    monkeypatch.setattr(scanning, "SMALLEST_SIDE", 16)
     options = {"directory": tmp_path, "smallest": 16}
     kept = scan(rows, "t2i", tokenizer, version="", **options)
     assert kept.height.tolist() == [1, 2, 0, 4] and kept.text.tolist() == [9, 9, 0, 9]

@@ -23,7 +23,7 @@ from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.sources.stored_index import MappedArrays, MappedSlice, find, write
 from tuna_jax.sequence import Grid
 
-KEEP_FROM = 1 << 20
+KEEP_FROM = 1 << 18
 """Examples from which on the buckets of a source are kept in a file."""
 _VERSION = 1
 

@@ -15,7 +15,7 @@ from tuna_jax.data.mixture.shared_order import shared_order
 from tuna_jax.data.sources.stored_index import MappedSlice
 from tuna_jax.sequence import Grid
 
-SHARE_FROM = 1 << 20
+SHARE_FROM = 1 << 16
 """Examples of a bucket from which on its orders are kept in files."""
 _HASHED = 1 << 20  # Members whose numbers are hashed together.
 

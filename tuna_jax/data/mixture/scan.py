@@ -17,8 +17,9 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -114,20 +115,17 @@ def scan(
         ValueError: the index is damaged or of other data; it is named.
     """
     rows = len(examples) if rows is None else min(rows, len(examples))
-    folder = index_folder(index, getattr(examples, "location", None), directory)
-    key = [examples.identity, task, fingerprint(tokenizer), smallest, CAPTION_PROMPTS]
-    names = ("identity", "task", "vocabulary", "smallest", "prompts")
-    about = {"version": scan_index.VERSION, **dict(zip(names, key, strict=True))}
-    chunk_rows = chunk_rows or scan_index.rows_per_chunk(len(examples))
-    kept = ScanIndex(folder, about, examples, chunk_rows)
-    old = _old_file(key, directory)
+    kept = index_of(
+        examples, task, tokenizer, smallest, directory=directory, index=index, chunk_rows=chunk_rows
+    )
+    old = _old_file(kept.about, directory)
     reader = _Reader(examples, task, tokenizer, smallest, threads)
     metadata = kept.read(rows)
     if metadata is None and (before := scan_index.read_old(old, examples)) is not None:
         kept.write(before)
         metadata = kept.read(rows)
     if metadata is None:
-        with writing(folder):
+        with writing(kept.folder):
             metadata = _scan_chunks(reader, kept, rows)
             kept.remove_parts()
         return metadata
@@ -137,8 +135,34 @@ def scan(
     return _looked_again(metadata, reader, kept)
 
 
-def _old_file(key: list[object], directory: Path | None) -> Path:
-    name = hashlib.sha256(json.dumps([_OLD_VERSION, *key]).encode()).hexdigest()[:24]
+def index_of(
+    examples: ExampleSource,
+    task: Task,
+    tokenizer: Tokenizer,
+    smallest: int = SMALLEST_SIDE,
+    *,
+    directory: Path | None = None,
+    index: str = "",
+    chunk_rows: int | None = None,
+) -> ScanIndex:
+    """Where the index of a scan is, or will be; the arguments are those of `scan`."""
+    folder = index_folder(index, getattr(examples, "location", None), directory)
+    about = {
+        "version": scan_index.VERSION,
+        "identity": examples.identity,
+        "task": task,
+        "vocabulary": fingerprint(tokenizer),
+        "smallest": smallest,
+        "prompts": CAPTION_PROMPTS,
+    }
+    chunk_rows = chunk_rows or scan_index.rows_per_chunk(len(examples))
+    return ScanIndex(folder, about, examples, chunk_rows)
+
+
+def _old_file(about: Mapping[str, Any], directory: Path | None) -> Path:
+    names = ("identity", "task", "vocabulary", "smallest", "prompts")
+    key = json.dumps([_OLD_VERSION, *(about[name] for name in names)])
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return cache_directory(directory) / "facts" / f"{name}.npz"
 
 

@@ -111,6 +111,11 @@ class MappedArrays:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
 
+    def read(self) -> None:
+        """Reads all arrays, so that their pages are in memory."""
+        for array in self._arrays.values():
+            array.max(initial=0)
+
     @property
     def bytes(self) -> int:
         """Of the file."""
