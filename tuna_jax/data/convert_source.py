@@ -30,8 +30,8 @@ from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Medium, open_mediu
 from tuna_jax.data.mixture.scan import picture_size
 from tuna_jax.data.sources.array_record import SETTINGS_FILE
 from tuna_jax.data.sources.base import VIDEO_KINDS, Example, ExampleSource
-from tuna_jax.data.sources.precomputed_latents import shard_name
 from tuna_jax.data.sources.records import pack
+from tuna_jax.data.sources.shards import shard_name
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.regular_files import with_retries
 from tuna_jax.utils.text_files import json_line, read_json

@@ -34,7 +34,8 @@ from tuna_jax.data.mixture.bucketing import nearest
 from tuna_jax.data.mixture.scan import picture_size
 from tuna_jax.data.sources.base import VIDEO_KINDS
 from tuna_jax.data.sources.jsonl import Manifest
-from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, shard_name
+from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE
+from tuna_jax.data.sources.shards import shard_name
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.regular_files import with_retries
 from tuna_jax.utils.text_files import json_line, read_json

@@ -15,12 +15,11 @@ from tuna_jax.data.invalid_examples import Fault, report_as_invalid
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.sources.base import Example
 from tuna_jax.data.sources.fields import FieldMap
-from tuna_jax.data.sources.precomputed_latents import shard_name
 from tuna_jax.data.sources.reader_pool import ReaderPool, close_reader
 from tuna_jax.data.sources.records import NOT_READ, unpack
 from tuna_jax.data.sources.rows import Shard, ShardedRows
 from tuna_jax.data.sources.shard_digest import sampled_digest
-from tuna_jax.data.sources.shards import files_of
+from tuna_jax.data.sources.shards import files_of, shard_name
 from tuna_jax.utils.file_content import hint
 from tuna_jax.utils.text_files import read_json
 

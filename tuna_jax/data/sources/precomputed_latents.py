@@ -14,25 +14,28 @@ posterior's standard deviation, and 49,152 normal random numbers per row would c
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import BFloat16
 
 from tuna_jax.config import VAEConfig
 from tuna_jax.data.invalid_examples import report_as_invalid
 from tuna_jax.data.media.image import Encoded, Medium, Size
+from tuna_jax.data.sources.array_record import open_array_record, read_records
 from tuna_jax.data.sources.base import Example
 from tuna_jax.data.sources.jsonl import make_example
+from tuna_jax.data.sources.reader_pool import ReaderPool, close_reader
+from tuna_jax.data.sources.shards import shard_name
+from tuna_jax.data.sources.stored_index import smallest_type
 from tuna_jax.sequence import Grid
 from tuna_jax.utils.fingerprint import fingerprint
 from tuna_jax.utils.text_files import read_text
@@ -43,11 +46,6 @@ SETTINGS_FILE = "latents.json"
 def vae_fingerprint(config: VAEConfig, params: Mapping[str, Any]) -> str:
     """A hash that distinguishes VAEs: of the config, and the parameters as read from their file."""
     return fingerprint({"weights": params, "config": config.identity()})
-
-
-def shard_name(shard: int, shards: int) -> str:
-    """The name of a shard's files, without the suffix."""
-    return f"{shard:05d}-of-{shards:05d}"
 
 
 class LatentExamples:
@@ -91,24 +89,24 @@ class LatentExamples:
                 "run the same command of encode_latents again; it continues where it stopped"
             )
         lines, counts, kinds = [], [], set()
-        for file in files:
-            text = read_text(file)
-            digest.update(text.encode())
-            listed = json.loads(text)
-            lines += listed["lines"]
-            counts.append(listed["rows"])
-            kinds |= {tuple(kind) for kind in listed["latents"]}
-        if not lines:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for file, text in zip(files, pool.map(read_text, files), strict=True):
+                digest.update(text.encode())
+                listed = _listed(text, file)
+                most = smallest_type(max(listed["lines"], default=0))
+                lines.append(np.array(listed["lines"], most))
+                counts.append(listed["rows"])
+                kinds |= {tuple(kind) for kind in listed["latents"]}
+        if not sum(counts):
             raise ValueError(
                 f"none of the examples in {self.folder} could be encoded: see 'bad' in {files[0]}"
             )
-        self._lines, self._digest = np.array(lines, np.int64), digest.hexdigest()
+        self._lines, self._digest = np.concatenate(lines), digest.hexdigest()
         self._begins = np.concatenate([[0], np.cumsum(counts)])
         self.sizes = tuple(sorted({Size(h, w) for h, w, *_ in kinds}))
         self.grids = {(Size(h, w), f): Grid(*grid) for h, w, f, *grid, _ in kinds}
         (self.channels,) = {kind[-1] for kind in kinds}
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._pool: ReaderPool[Any] = ReaderPool(open_array_record, close_reader)
 
     @property
     def name(self) -> str:
@@ -141,13 +139,15 @@ class LatentExamples:
 
     def _read(self, index: int) -> Example:
         shard = int(np.searchsorted(self._begins, index, side="right")) - 1
-        reader, at = self._reader(shard), 2 * (index - int(self._begins[shard]))
-        header = json.loads(reader.read([at])[0])
+        at = 2 * (index - int(self._begins[shard]))
+        path = self.folder / f"{self._names[shard]}.array_record"
+        header = json.loads(self._record(path, at))
         size, shape = Size(*header["size"]), header["shape"]
 
         @functools.cache
         def moments() -> BFloat16[np.ndarray, "2 n t h w c"]:
-            return np.frombuffer(reader.read([at + 1])[0], ml_dtypes.bfloat16).reshape(2, *shape)
+            content = self._record(path, at + 1)
+            return np.frombuffer(content, ml_dtypes.bfloat16).reshape(2, *shape)
 
         slots = iter(range(shape[0]))
 
@@ -158,19 +158,20 @@ class LatentExamples:
         row = json.loads(header["row"].removeprefix("\ufeff"))  # Earlier versions kept the mark.
         return make_example(row, medium, self.name, self.line(index))
 
-    def _reader(self, shard: int) -> Any:
-        with self._lock:
-            if shard not in self._readers:
-                path = self.folder / f"{self._names[shard]}.array_record"
-                # Without these, each reader would hold threads and megabytes for reading ahead.
-                options = "readahead_buffer_size:0,max_parallelism:0"
-                self._readers[shard] = ArrayRecordReader(str(path), options)
-            return self._readers[shard]
+    def _record(self, path: Path, number: int) -> bytes:
+        with self._pool.use(str(path)) as reader:
+            return read_records(reader, path, [number])[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process opens the files itself.
-        return {**self.__dict__, "_readers": {}, "_lock": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+def _listed(text: str, file: Path) -> dict[str, Any]:
+    """What a shard's JSON file lists; ValueError names the file and the mend if it is damaged."""
+    try:
+        listed = json.loads(text)
+        if len(listed["lines"]) != listed["rows"]:
+            raise ValueError(f"{listed['rows']} rows of {len(listed['lines'])} lines")
+        return {key: listed[key] for key in ("lines", "rows", "latents")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({type(error).__name__}: {error}); remove it, and run the same command of "
+            "encode_latents again, which writes the shard again"
+        ) from error

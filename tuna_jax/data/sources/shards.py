@@ -12,6 +12,11 @@ from pathlib import Path
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
+def shard_name(shard: int, shards: int) -> str:
+    """The name of the files of shard `shard` of `shards`, without the suffix."""
+    return f"{shard:05d}-of-{shards:05d}"
+
+
 def expand(text: str) -> list[str]:
     """A text with braces as the texts that it stands for, as WebDataset and shells do: 'a{0..2}' -> a0, a1, a2."""
     match = _BRACES.search(text)
