@@ -11,7 +11,7 @@ from tuna_jax import benchmark
 from tuna_jax.config import preset
 from tuna_jax.data.media.image import Size
 from tuna_jax.models import tuna
-from tuna_jax.perf import harness, input_files, input_pipeline, startup
+from tuna_jax.perf import harness, index, input_files, input_pipeline, startup
 
 
 @pytest.fixture
@@ -310,3 +310,32 @@ def test_help_and_wrong_numbers(capsys) -> None:
     for words, flags in wrong.items():
         assert benchmark.main(flags) == 1
         assert words in capsys.readouterr().err
+
+
+def test_starts_on_an_index_are_measured_by_rows_and_workers(tmp_path, capsys, monkeypatch) -> None:
+    file, real = tmp_path / "index.json", index._start
+    few = {"seconds": 1.0, "imports": 0.5, "peak": 1 << 20, "private": 1 << 20, "total": 1 << 20}
+    monkeypatch.setattr(
+        index,
+        "_start",
+        lambda place, workers: few if place.name == "1000" else real(place, workers),
+    )
+    flags = ["--rows=300000", "--workers=1", "--rounds=1", f"--json={file}"]
+    assert benchmark.main(["index", *flags]) == 0
+    first, later = json.loads(file.read_text())["starts"]
+    assert (first["rows"], first["workers"], first["first"], later["first"]) == (
+        300_000,
+        1,
+        True,
+        False,
+    )
+    assert first["seconds"] > first["imports"] > 0
+    # Files of the index: 7 bytes of the scan, and 4 of a bucket's number; small buckets have no files of their orders.
+    assert 6 < later["files"]["scan"] < 8 and 4 <= later["files"]["buckets"] < 4.1
+    out = capsys.readouterr().out
+    assert "100,000,000 rows, later start, 1 workers" in out and "goal 60" in out
+
+
+def test_extrapolation_keeps_what_few_rows_take() -> None:
+    start = index.Start(10, 1, False, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, {})
+    assert index.extrapolated(start, 100) == pytest.approx(12.0)

@@ -216,6 +216,7 @@ KINDS = {
         {
             "rows": "numbers of examples, ascending, separated by commas",
             "workers": "numbers of processes that make batches, separated by commas",
+            "rounds": "starts of each kind",
         },
         index.Settings,
     ),
