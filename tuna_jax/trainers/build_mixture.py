@@ -105,6 +105,7 @@ def example_stream(
         hdr=settings.hdr,  # pyright: ignore[reportArgumentType]  ExampleStream checks it
         draws=settings.draws,
         part_rows=settings.part_rows,
+        reduced_decode=settings.reduced_decode,
     )
 
 

@@ -78,6 +78,22 @@ def kind_of(read) -> str:
     return raised.value.kind
 
 
+def test_a_reduced_jpeg_is_decoded_at_the_size_needed_and_looks_alike(tmp_path) -> None:
+    """Only if it is asked for: at twice the size of the target, nothing else is reduced."""
+    low = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(low).resize((128, 128), Image.Resampling.BICUBIC).save(
+        tmp_path / "a.jpg", quality=95
+    )
+    plain = read_image(tmp_path / "a.jpg", Size(64, 64)).astype(int)
+    reduced = read_image(tmp_path / "a.jpg", Size(64, 64), reduced=True).astype(int)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        opened.draft("RGB", (64, 64))
+        np.testing.assert_array_equal(reduced, np.asarray(opened))
+    assert 0 < abs(plain - reduced).mean() <= 3
+    larger = read_image(tmp_path / "a.jpg", Size(65, 65), reduced=True)
+    np.testing.assert_array_equal(larger, read_image(tmp_path / "a.jpg", Size(65, 65)))
+
+
 def test_faults_are_distinguished(files, tmp_path) -> None:
     whole = (tmp_path / files.image("whole.jpg", 200, 300)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tuna_jax.data import loader
 from tuna_jax.data.invalid_examples import InvalidExamples, TooManyInvalidExamples
-from tuna_jax.data.media.image import Size
+from tuna_jax.data.media.image import Size, read_image
 from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.sources.jsonl import Manifest
@@ -363,3 +364,20 @@ def test_invalid_settings_are_named(dataset, tokenizer) -> None:
     stream = streams(dataset)[0]
     with pytest.raises(ValueError, match="streams are named"):
         Mixture([stream, stream], tokenizer)
+
+
+def test_a_stream_may_decode_jpegs_at_a_smaller_fraction(module_files, tokenizer) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(module_files.root / "noise.jpg")
+    path = module_files.manifest("noise.jsonl", [{"image": "noise.jpg", "caption": "noise"}])
+    made = {}
+    for reduced in (False, True):
+        stream = ExampleStream(
+            name="s", task="t2i", source=Manifest(path), weight=1.0, rows=1, lengths=(24,), sizes=SIZES[:1],
+            reduced_decode=reduced,
+        )  # fmt: skip
+        made[reduced] = Mixture([stream], tokenizer, directory=module_files.root / "cache")
+        expected = read_image(module_files.root / "noise.jpg", SIZES[0], reduced=reduced)
+        np.testing.assert_array_equal(made[reduced][0]["pixels"][0, 0, 0], expected)
+    assert made[False].fingerprint != made[True].fingerprint
+    assert not same(made[False][0], made[True][0])

@@ -86,7 +86,13 @@ def _load_once(
             if isinstance(medium, Encoded):
                 slot[:] = medium.read()
             elif stream.task not in VIDEO_TASKS:
-                slot[0] = read_image(medium, size, smallest=stream.smallest, hdr=stream.hdr)
+                slot[0] = read_image(
+                    medium,
+                    size,
+                    smallest=stream.smallest,
+                    hdr=stream.hdr,
+                    reduced=stream.reduced_decode,
+                )
             else:
                 options = {"fps": stream.fps, "position": position, "smallest": stream.smallest}
                 options["hdr"] = stream.hdr

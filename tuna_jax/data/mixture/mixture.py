@@ -53,6 +53,7 @@ from tuna_jax.data.mixture.stream import (
     ExampleStream,
     check_latents,
     check_names,
+    check_rows,
     stream_grids,
 )
 from tuna_jax.data.mixture.tokenize_example import is_cut
@@ -147,11 +148,7 @@ class Mixture:
         self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
         self._samplers: list[BucketSampler] = []
         for number, stream in enumerate(self.streams):
-            if stream.rows <= 0 or stream.rows % process_count:
-                raise ValueError(
-                    f"stream {stream.name!r} has {stream.rows} rows per batch, which {process_count} hosts "
-                    f"cannot share evenly; give a positive multiple of {process_count}"
-                )
+            check_rows(stream, process_count)
             grids = stream_grids(stream, spatial_factor, temporal_factor)
             check_latents(stream, grids, vae_fingerprint)
             version = None if scans is None else scans.get(stream.name, "")
@@ -170,10 +167,8 @@ class Mixture:
             self._add_samplers(
                 number, stream, grids, metadata, cache_directory(directory) / "orders"
             )
-        own = {stream.name: stream.weight for stream in self.streams}
-        self._schedule = Schedule(
-            [(begin, self._weights(weights)) for begin, weights in history or [(0, own)]], seed
-        )
+        history = history or [(0, {stream.name: stream.weight for stream in self.streams})]
+        self._schedule = Schedule([(at, self._weights(weights)) for at, weights in history], seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
@@ -268,6 +263,9 @@ class Mixture:
             settings = (*settings, stream.rows, stream.frames)
             options = (stream.fps, stream.text_dropout, stream.source_dropout)
             options = (*options, stream.smallest, stream.draws)
+            options += (
+                ("reduced_decode",) if stream.reduced_decode else ()
+            )  # Off as before it was there.
             digest.update(repr((sampler.key, sampler.bucket, settings, options)).encode())
             sampler.hash_members(digest)
         return digest.hexdigest()[:16]

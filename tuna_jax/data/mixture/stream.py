@@ -46,6 +46,7 @@ class ExampleStream:
         draws: whether to train on a conversation that ends in an image by the assistant; else it is invalid.
         part_rows: train on the first examples, as many as this, so that only they need be scanned; 0 is all of them,
             of a run that resumes those that it began with; -1 is all of them, also of a run that began with a part.
+        reduced_decode: see `reduced` of `media.image.read_image`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ExampleStream:
     hdr: Hdr = "tone_map"
     draws: bool = True
     part_rows: int = 0
+    reduced_decode: bool = False
 
     def __post_init__(self) -> None:
         check_hdr(self.hdr)
@@ -194,6 +196,15 @@ def check_latents(stream: ExampleStream, grids: list[Grid], vae_fingerprint: str
         encoded = source.grids.get((size, stream.frames), grid)
         if encoded != grid:
             raise ValueError(f"{where} are {encoded} at {size}, and the model requires {grid}")
+
+
+def check_rows(stream: ExampleStream, hosts: int) -> None:
+    """Raises ValueError if hosts cannot share the rows of a batch evenly."""
+    if stream.rows <= 0 or stream.rows % hosts:
+        raise ValueError(
+            f"stream {stream.name!r} has {stream.rows} rows per batch, which {hosts} hosts cannot share evenly; give a "
+            f"positive multiple of {hosts}"
+        )
 
 
 def check_names(streams: Sequence[ExampleStream]) -> None:
