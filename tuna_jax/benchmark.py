@@ -46,12 +46,13 @@ from tuna_jax.perf import (
 from tuna_jax.utils import malloc
 
 _DATA = """Examples per second and core from every source, at 512 pixels, compared with a plain loop of the same work:
-JPEG files through a JSONL manifest and through TFDS, an MP4, and precomputed latents. Both variants use the same number
-of cores, in windows that alternate.
+JPEG files through JSON lines, a JSON array, TFDS, ArrayRecord, Parquet (in row groups of 4) and a WebDataset tar, an
+MP4, and precomputed latents. The tar is compared with the package `webdataset` too, if it is installed; `reduced` is a
+stream with `reduced_decode`. Both variants use the same number of cores, in windows that alternate.
 
 The files are made for the measurement: JPEGs (quality 90) of coloured 1/f noise, 640x480 and 1024x1024, and an MP4 of
 100 frames of 640x480, of which an example takes 17. The goals are ratios: 0.9 of the plain loop for files, 20 times it
-for latents.
+for latents, 1.5 times it for reduced decoding of large files, and as fast as the package `webdataset`.
 """
 
 _CHECKPOINTS = """The cost of checkpoints: the time of a training step with saves among the steps, as a ratio to one

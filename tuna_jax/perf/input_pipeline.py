@@ -40,11 +40,15 @@ from tuna_jax.data.mixture.mixture import Mixture, batches
 from tuna_jax.data.mixture.stream import ExampleStream
 from tuna_jax.data.mixture.tokenize_example import Task
 from tuna_jax.data.sources.jsonl import Manifest
+from tuna_jax.data.sources.open import open_source
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.text.tokenizer import Tokenizer
+from tuna_jax.perf import input_formats as formats
 from tuna_jax.perf.input_files import latent_examples, make_materials, prepare_tfds
 
 GOAL, LATENT_GOAL = 0.9, 20.0
+PACKAGE_GOAL, REDUCED_GOAL = 1.0, 1.5
+_LARGE = 1024  # Pixels of the shorter side from which on reduced decoding is measured.
 _AHEAD = 8  # More batches per core than Grain keeps in all of its buffers.
 
 
@@ -124,17 +128,7 @@ class Rate:
 def plain_picture(path: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
     """Opens, scales and crops an image."""
     with Image.open(path) as opened:
-        return _covered(opened.convert("RGB"), size)
-
-
-def _covered(image: Image.Image, size: Size) -> UInt8[np.ndarray, "h w 3"]:
-    scale = min(image.width / size.width, image.height / size.height)
-    width, height = size.width * scale, size.height * scale
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    box = (left, top, left + width, top + height)
-    return np.asarray(
-        image.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box), np.uint8
-    )
+        return formats.covered(opened.convert("RGB"), size)
 
 
 def plain_clip(path: Path, size: Size, frames: int) -> UInt8[np.ndarray, "f h w 3"]:
@@ -144,7 +138,7 @@ def plain_clip(path: Path, size: Size, frames: int) -> UInt8[np.ndarray, "f h w 
         stream = container.streams.video[0]
         selected = set(np.linspace(0, stream.frames - 1, frames).round().astype(int).tolist())
         images = [
-            _covered(Image.fromarray(frame.to_ndarray(format="rgb24")), size)
+            formats.covered(Image.fromarray(frame.to_ndarray(format="rgb24")), size)
             for number, frame in enumerate(container.decode(stream))
             if number in selected
         ]
@@ -221,6 +215,7 @@ class _Case:
     paths: list[Path]
     workers: int
     goal: float = GOAL
+    reduced: bool = False
 
     def rounds(self, settings: Settings, cache: Path) -> Iterator[tuple[float, float]]:
         """Endless pairs (library, plain loop) of examples per second and core."""
@@ -234,6 +229,7 @@ class _Case:
             lengths=(2048 if is_image else 8192,),
             sizes=(settings.size,),
             frames=1 if is_image else settings.frames,
+            reduced_decode=self.reduced,
         )
         dataset = batches(Mixture([stream], Tokenizer(), directory=cache))
         used, threads = self.cores(settings), 1 if self.workers else settings.threads
@@ -273,8 +269,27 @@ def measure(settings: Settings, folder: Path) -> list[Rate]:
         manifest = Manifest(folder / f"{size}.jsonl")
         examples = TfdsExamples(tfds, f"of_{size}", {"image": "image", "caption": "caption"})
         latents = latent_examples(folder / f"latents_{size}", manifest, settings.size)
-        for name, source in {"JSONL": manifest, "TFDS": examples}.items():
+        sources = {
+            "JSONL": manifest,
+            "JSON array": formats.json_array(folder, size, paths),
+            "TFDS": examples,
+            "ArrayRecord": formats.array_record(folder, manifest, size),
+        }
+        if formats.has("pyarrow"):
+            sources["Parquet"] = formats.parquet(folder, size, paths)
+        for name, source in sources.items():
             cases[f"{name}, pictures {size}"] = _Case(source, "t2i", picture, paths, workers)
+        tar = formats.tar(folder, size, paths)
+        source = open_source(tar, index=cache)
+        cases[f"WebDataset, pictures {size}"] = _Case(source, "t2i", picture, paths, workers)
+        if formats.has("webdataset"):
+            package = functools.partial(formats.webdataset_picture, size=settings.size)
+            name = f"WebDataset : webdataset, {size}"
+            cases[name] = _Case(source, "t2i", package, [tar], workers, PACKAGE_GOAL)
+        if min(size.height, size.width) >= _LARGE:
+            cases[f"JSONL reduced, pictures {size}"] = _Case(
+                manifest, "t2i", picture, paths, workers, REDUCED_GOAL, reduced=True
+            )
         cases[f"latents, pictures {size}"] = _Case(
             latents, "t2i", picture, paths, settings.latent_workers, LATENT_GOAL
         )
@@ -294,12 +309,12 @@ def measure(settings: Settings, folder: Path) -> list[Rate]:
 def table(rates: list[Rate]) -> str:
     """The rates as a table for a terminal."""
     lines = [
-        f"{'source':<30}{'made by':>13}{'rows/s per core':>16}{'plain loop':>12}{'ratio':>8}{'goal':>7}"
+        f"{'source':<36}{'made by':>13}{'rows/s per core':>16}{'plain loop':>12}{'ratio':>8}{'goal':>7}"
     ]
     for rate in rates:
         verdict = "" if rate.ratio >= rate.goal else "  short"
         lines.append(
-            f"{rate.source:<30}{rate.makers:>13}{rate.rate:>16.1f}{rate.plain:>12.1f}{rate.ratio:>8.2f}"
+            f"{rate.source:<36}{rate.makers:>13}{rate.rate:>16.1f}{rate.plain:>12.1f}{rate.ratio:>8.2f}"
             f"{rate.goal:>7.1f}{verdict}"
         )
     return "\n".join(lines)
