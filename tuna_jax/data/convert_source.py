@@ -1,26 +1,23 @@
 """Any source of examples as ArrayRecord files, in shards that hosts share and that resume.
 
-Shard i of S holds the same examples on any host; host p of P writes shards p, p + P, ... A shard's JSON file comes last
-and marks it as complete. Images and videos are stored as their files are, byte for byte.
+`shard_writing.py` says who writes which. Images and videos are stored as their files are, byte for byte.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import io
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
-from tqdm import tqdm
 
 from tuna_jax.data.invalid_examples import (
-    OF_FILES,
     Fault,
     InvalidExample,
     InvalidExamples,
@@ -28,13 +25,17 @@ from tuna_jax.data.invalid_examples import (
 )
 from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Medium, open_medium
 from tuna_jax.data.mixture.scan import picture_size
+from tuna_jax.data.shard_writing import (
+    check_process,
+    shard_count,
+    write_settings,
+    write_shards,
+)
 from tuna_jax.data.sources.array_record import SETTINGS_FILE
 from tuna_jax.data.sources.base import VIDEO_KINDS, Example, ExampleSource
 from tuna_jax.data.sources.records import pack
-from tuna_jax.data.sources.shards import shard_name
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.regular_files import with_retries
-from tuna_jax.utils.text_files import json_line, read_json
 
 _OPTIONS = "group_size:1,uncompressed"  # Media do not compress, and examples are read one by one.
 _CHUNK = 64
@@ -73,110 +74,71 @@ def convert(
         ValueError: the folder holds another source, or other settings.
         TooManyInvalidExamples: more examples than `invalid_examples` allows cannot be used.
     """
-    if not 0 <= process_index < process_count or shard_rows < 1:
-        raise ValueError(
-            f"process_index is {process_index} of process_count={process_count}, shard_rows {shard_rows}"
-        )
-    shards = -(-len(source) // shard_rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, source, shards, shard_rows, smallest)
-    log, written, invalid = invalid_examples or InvalidExamples(), 0, []
-    own = range(process_index, shards, process_count)
-    numbers_of = {
-        shard: range(shard * shard_rows, min((shard + 1) * shard_rows, len(source)))
-        for shard in own
-    }
-    total = sum(map(len, numbers_of.values()))
-    bar = tqdm(total=total, desc="converting", unit="example", disable=not progress)
-    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-
-        def stored(number: int) -> tuple[bytes, bytes] | InvalidExample:
-            return with_retries(lambda: _records(source, number, smallest))
-
-        for shard, numbers in numbers_of.items():
-            name = shard_name(shard, shards)
-            listed = _finished(folder / f"{name}.json")
-            if listed is not None and not _readable_now(source, numbers, listed, smallest):
-                bar.update(len(numbers))
-                invalid += [
-                    InvalidExample(kind, source.name, line, reason)
-                    for line, kind, reason in listed["bad"]
-                ]
-                continue
-            (folder / f"{name}.json").unlink(missing_ok=True)  # It is written again, last.
-            for left in folder.glob(f".{name}*"):  # Left by a run that was killed.
-                left.unlink(missing_ok=True)
-            bad: list[InvalidExample] = []
-            rows = 0
-            with atomic_file(folder / f"{name}.array_record") as scratch:
-                writer = ArrayRecordWriter(str(scratch), _OPTIONS)
-                try:
-                    for begin in range(0, len(numbers), _CHUNK):
-                        chunk = numbers[begin : begin + _CHUNK]
-                        for result in pool.map(stored, chunk):
-                            if isinstance(result, InvalidExample):
-                                bad.append(result)
-                                log.add(result)
-                                continue
-                            for record in result:
-                                writer.write(record)
-                            rows += 1
-                        bar.update(len(chunk))
-                finally:
-                    writer.close()
-            log.count_valid(rows)
-            invalid += bad
-            written += rows
-            entry = {"rows": rows, "bad": [[row.line, row.kind, row.reason] for row in bad]}
-            with atomic_file(folder / f"{name}.json") as scratch:
-                scratch.write_text(json_line(entry), encoding="utf-8")
-    log.add_scanned(source.name, total, invalid)
-    return {"rows": written, **log.counts()}
-
-
-def _finished(file: Path) -> dict[str, Any] | None:
-    return read_json(file) if file.is_file() else None
-
-
-def _readable_now(
-    source: ExampleSource, numbers: range, listed: Mapping[str, Any], smallest: int
-) -> bool:
-    """Whether an example of a finished shard can be used now, whose files were missing or unreadable."""
-    lines = {line for line, kind, _ in listed["bad"] if kind in OF_FILES}
-    if not lines:
-        return False
-    again = [number for number in numbers if source.line(number) in lines]
-    return any(
-        not isinstance(_records(source, number, smallest), InvalidExample) for number in again
-    )
-
-
-def _claim(
-    folder: Path, source: ExampleSource, shards: int, shard_rows: int, smallest: int
-) -> None:
-    """Writes what the folder holds, or checks that it is the same."""
+    check_process(process_index, process_count)
+    if shard_rows < 1:
+        raise ValueError(f"shard_rows is {shard_rows}; it must be at least 1")
     settings = {
         "source": source.name,
         "identity": source.identity,
-        "shards": shards,
+        "shards": shard_count(source, shard_rows),
         "shard_rows": shard_rows,
         "smallest": smallest,
     }
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        with atomic_file(path) as scratch:  # Several hosts may write the same file.
-            scratch.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        return
-    kept = read_json(path)
-    differ = [
-        f"{key}: {kept.get(key)!r} there, {value!r} now"
-        for key, value in settings.items()
-        if key != "source" and kept.get(key) != value
-    ]
-    if differ:
-        raise ValueError(
-            f"{folder} holds records of another source or other settings ({'; '.join(differ)}); give another folder"
-        )
+    holds = "records of another source or other settings"
+    write_settings(folder / SETTINGS_FILE, settings, holds, ignored=("source",))
+    return write_shards(
+        source,
+        folder,
+        _ShardRecords(source, smallest),
+        shard_rows=shard_rows,
+        process_index=process_index,
+        process_count=process_count,
+        threads=threads,
+        invalid_examples=invalid_examples,
+        progress="converting" if progress else "",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardRecords:
+    """The examples of a source as records (`shard_writing.ShardContent`)."""
+
+    source: ExampleSource
+    smallest: int
+
+    def write(
+        self,
+        file: Path,
+        numbers: range,
+        pool: concurrent.futures.Executor,
+        done: Callable[[int], object],
+    ) -> tuple[dict[str, Any], list[InvalidExample]]:
+        """See `ShardContent`."""
+        bad: list[InvalidExample] = []
+        rows = 0
+        with atomic_file(file) as scratch:
+            writer = ArrayRecordWriter(str(scratch), _OPTIONS)
+            try:
+                for begin in range(0, len(numbers), _CHUNK):
+                    chunk = numbers[begin : begin + _CHUNK]
+                    for result in pool.map(self._stored, chunk):
+                        if isinstance(result, InvalidExample):
+                            bad.append(result)
+                            continue
+                        for record in result:
+                            writer.write(record)
+                        rows += 1
+                    done(len(chunk))
+            finally:
+                writer.close()
+        return {"rows": rows}, bad
+
+    def is_usable(self, number: int) -> bool:
+        """See `ShardContent`."""
+        return not isinstance(_records(self.source, number, self.smallest), InvalidExample)
+
+    def _stored(self, number: int) -> tuple[bytes, bytes] | InvalidExample:
+        return with_retries(lambda: _records(self.source, number, self.smallest))
 
 
 def _records(

@@ -1,7 +1,7 @@
 """Precomputes the latents of a manifest's images and videos, into shards for `precomputed_latents.LatentExamples`.
 
-Shard i of S holds the same examples on any host; host p of P writes shards p, p + P, ... A shard is encoded in its own
-batches, so that its bytes depend only on its examples, and not on where a killed run resumed.
+`shard_writing.py` says who writes which shard. A shard is encoded in its own batches, so that its bytes depend only on
+its examples, and not on where a killed run resumed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import ml_dtypes
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import BFloat16, Float, UInt8
-from tqdm import tqdm
 
 from tuna_jax.data.invalid_examples import (
-    OF_FILES,
     Fault,
     InvalidExample,
     InvalidExamples,
@@ -32,13 +30,17 @@ from tuna_jax.data.media.image import SMALLEST_SIDE, Encoded, Size, read_image
 from tuna_jax.data.media.video import check_frames, read_video
 from tuna_jax.data.mixture.bucketing import nearest
 from tuna_jax.data.mixture.scan import picture_size
+from tuna_jax.data.shard_writing import (
+    check_process,
+    shard_count,
+    write_settings,
+    write_shards,
+)
 from tuna_jax.data.sources.base import VIDEO_KINDS
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE
-from tuna_jax.data.sources.shards import shard_name
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.regular_files import with_retries
-from tuna_jax.utils.text_files import json_line, read_json
 
 # Clips -> the posterior's normalised mean and standard deviation; every call of a shape has the same number of clips.
 EncodeClips = Callable[
@@ -140,86 +142,50 @@ def encode_manifest(
         ValueError: the folder holds latents of other settings, or the VAE's output is not finite.
         TooManyInvalidExamples: more examples than `invalid_examples` allows cannot be used.
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index} of process_count={process_count}")
-    shards = -(-len(manifest) // encoding.shard_rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, manifest, encoding, shards)
-    invalid_examples, rows = invalid_examples or InvalidExamples(), 0
-    invalid: list[InvalidExample] = []
-    own = range(process_index, shards, process_count)
-    total = sum(len(_rows_of(shard, manifest, encoding)) for shard in own)
-    bar = tqdm(total=total, desc="encoding", unit="example", disable=not progress)
-    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for shard in own:
-            name, numbers = shard_name(shard, shards), _rows_of(shard, manifest, encoding)
-            listed = _finished(folder / f"{name}.json")
-            if listed is not None and not _readable_now(manifest, numbers, listed, encoding):
-                bar.update(len(numbers))
-                invalid += [
-                    InvalidExample(kind, manifest.name, line, reason)
-                    for line, kind, reason in listed["bad"]
-                ]
-                continue
-            (folder / f"{name}.json").unlink(missing_ok=True)  # It is written again, last.
-            for left in folder.glob(f".{name}*"):  # Left by a run that was killed.
-                left.unlink()
-            encoded, bad = _encode_shard(manifest, numbers, encode, encoding, pool, bar.update)
-            invalid_examples.count_valid(len(encoded))
-            for example in bad:
-                invalid_examples.add(example)
-            invalid += bad
-            write_shard(folder, name, encoded, bad)
-            rows += len(encoded)
-    invalid_examples.add_scanned(manifest.name, total, invalid)
-    return {"rows": rows, **invalid_examples.counts()}
-
-
-def _finished(file: Path) -> dict[str, Any] | None:
-    """What a finished shard lists; None if it is not finished."""
-    return read_json(file) if file.is_file() else None
-
-
-def _readable_now(
-    manifest: Manifest, numbers: range, listed: dict[str, Any], encoding: Encoding
-) -> bool:
-    """Whether an example of a finished shard can be used now, whose files were missing or unreadable."""
-    lines = {line for line, kind, _ in listed["bad"] if kind in OF_FILES}
-    if not lines:
-        return False
-    again = (number for number in numbers if manifest.line(number) in lines)
-    return any(isinstance(_decode(manifest, number, encoding), _Decoded) for number in again)
-
-
-def _rows_of(shard: int, manifest: Manifest, encoding: Encoding) -> range:
-    begin = shard * encoding.shard_rows
-    return range(begin, min(begin + encoding.shard_rows, len(manifest)))
-
-
-def _claim(folder: Path, manifest: Manifest, encoding: Encoding, shards: int) -> None:
-    """Writes the settings of the folder's latents, or checks that they are the same."""
+    check_process(process_index, process_count)
     settings = dataclasses.asdict(encoding) | {
         "sizes": [[size.height, size.width] for size in encoding.sizes],
         "manifest": manifest.identity,
-        "shards": shards,
+        "shards": shard_count(manifest, encoding.shard_rows),
     }
     if encoding.hdr == "tone_map":  # As in folders of earlier versions.
         del settings["hdr"]
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        with atomic_file(path) as scratch:  # Several hosts may write the same file.
-            scratch.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        return
-    stored = read_json(path)
-    differ = [
-        f"{key}: {stored.get(key)!r} there, {value!r} now"
-        for key, value in settings.items()
-        if stored.get(key) != value
-    ]
-    if differ:
-        raise ValueError(
-            f"{folder} holds latents of other settings ({'; '.join(differ)}); give another folder"
-        )
+    write_settings(folder / SETTINGS_FILE, settings, "latents of other settings")
+    return write_shards(
+        manifest,
+        folder,
+        _Latents(manifest, encode, encoding),
+        shard_rows=encoding.shard_rows,
+        process_index=process_index,
+        process_count=process_count,
+        threads=threads,
+        invalid_examples=invalid_examples,
+        progress="encoding" if progress else "",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Latents:
+    """The latents of a manifest's examples (`shard_writing.ShardContent`)."""
+
+    manifest: Manifest
+    encode: EncodeClips
+    encoding: Encoding
+
+    def write(
+        self,
+        file: Path,
+        numbers: range,
+        pool: concurrent.futures.Executor,
+        done: Callable[[int], object],
+    ) -> tuple[dict[str, Any], list[InvalidExample]]:
+        """See `ShardContent`."""
+        rows, bad = _encode_shard(self.manifest, numbers, self.encode, self.encoding, pool, done)
+        return write_records(file, rows), bad
+
+    def is_usable(self, number: int) -> bool:
+        """See `ShardContent`."""
+        return isinstance(_decode(self.manifest, number, self.encoding), _Decoded)
 
 
 def _encode_shard(
@@ -332,12 +298,10 @@ def _moments(
     return list(moments)
 
 
-def write_shard(
-    folder: Path, name: str, rows: list[EncodedExample], bad: list[InvalidExample]
-) -> None:
-    """Writes a shard's two files, each atomically; the JSON file comes last and marks the shard as complete."""
+def write_records(file: Path, rows: list[EncodedExample]) -> dict[str, Any]:
+    """Writes the records of a shard, if it has any; returns what its JSON file lists."""
     if rows:
-        with atomic_file(folder / f"{name}.array_record") as scratch:
+        with atomic_file(file) as scratch:
             writer = ArrayRecordWriter(str(scratch), _RECORD_OPTIONS)
             try:
                 for row in rows:
@@ -348,11 +312,8 @@ def write_shard(
             finally:
                 writer.close()
     kinds = {(row.size, row.frames, row.moments.shape[2:]) for row in rows}
-    listed = {
+    return {
         "rows": len(rows),
         "lines": [row.line for row in rows],
         "latents": sorted([s.height, s.width, frames, *shape] for s, frames, shape in kinds),
-        "bad": [[row.line, row.kind, row.reason] for row in bad],
     }
-    with atomic_file(folder / f"{name}.json") as scratch:
-        scratch.write_text(json_line(listed), encoding="utf-8")

@@ -14,7 +14,8 @@ import pytest
 from tests.fixtures import formats
 from tuna_jax.data.invalid_examples import InvalidExample
 from tuna_jax.data.media.image import Encoded, Size
-from tuna_jax.data.precompute_latents import EncodedExample, write_shard
+from tuna_jax.data.precompute_latents import EncodedExample, write_records
+from tuna_jax.data.shard_writing import write_marker
 from tuna_jax.data.sources.open import open_source
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, LatentExamples
 from tuna_jax.data.sources.reader_pool import MOST_OPEN
@@ -44,7 +45,8 @@ def latents(folder, shards, rows=3):
             )
             for line in range(shard * rows, (shard + 1) * rows)
         ]
-        write_shard(folder, shard_name(shard, shards), examples, [])
+        file = folder / f"{shard_name(shard, shards)}.array_record"
+        write_marker(file.with_suffix(".json"), write_records(file, examples), [])
     settings = {"vae_fingerprint": "v", "frames": 1, "fps": None, "shards": shards}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings))
     return folder
