@@ -21,7 +21,7 @@ from tuna_jax.trainers import multitask
 from tuna_jax.trainers.build_mixture import open_mixture, weights_history
 from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.training import state
-from tuna_jax.training.checkpoints import Checkpoints
+from tuna_jax.training.checkpoints import Checkpoints, open_arrays
 from tuna_jax.training.metrics import read
 from tuna_jax.training.train_program import Program
 from tuna_jax.training.weights_file import load_model
@@ -356,6 +356,16 @@ def test_missing_initial_parameters_are_an_error(folder, tmp_path):
     values = experiment(folder, {"one": ("t2i", "captions", {})}, init_from="nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run(values, tmp_path)
+
+
+def test_a_run_goes_on_with_the_part_it_began_with_until_it_is_told(folder, tmp_path):
+    for step, (part_rows, part) in enumerate([(3, {"one": 3}), (0, {"one": 3}), (-1, {})], 1):
+        streams = {"one": ("chat", "text", {"part_rows": part_rows})}
+        values = experiment(folder, streams, steps=step, checkpoint_every=1)
+        run(values | {"optimizer": {"learning_rate": 1e-3, "warmup": 1}}, tmp_path)
+        saved = open_arrays(tmp_path)
+        assert saved is not None and saved.folder.name == str(step)
+        assert saved.config["mixture"]["parts"] == part
 
 
 def test_weights_may_change_when_a_run_resumes(folder, tmp_path):

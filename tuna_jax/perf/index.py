@@ -199,7 +199,7 @@ def _compared(
     def per_row(key: str) -> float:
         return (measured[key] - few[key]) / (rows - _FEW)
 
-    sizes = dict.fromkeys(("lines", "scan", "buckets", "order"), 0.0)
+    sizes: dict[str, float] = dict.fromkeys(("lines", "scan", "buckets", "order"), 0.0)
     for path in [*(folder / "indexes").iterdir(), *(folder / "cache" / "orders").iterdir()]:
         kind = path.name.split("-")[0]
         if kind in sizes:

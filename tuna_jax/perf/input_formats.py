@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import io
 import json
@@ -87,7 +88,6 @@ def webdataset_picture(path: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
 
 @functools.cache
 def _endless(path: Path) -> Iterator[dict[str, Any]]:
-    import webdataset
-
+    webdataset = importlib.import_module("webdataset")  # Optional, and not typed.
     samples = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
     return iter(samples.decode("pilrgb").repeat())
