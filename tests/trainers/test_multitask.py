@@ -364,7 +364,7 @@ def test_a_run_goes_on_with_the_part_it_began_with_until_it_is_told(folder, tmp_
         values = experiment(folder, streams, steps=step, checkpoint_every=1)
         run(values | {"optimizer": {"learning_rate": 1e-3, "warmup": 1}}, tmp_path)
         saved = open_arrays(tmp_path)
-        assert saved is not None and saved.folder.name == str(step)
+        assert saved is not None and int(saved.folder.name) == step
         assert saved.config["mixture"]["parts"] == part
 
 

@@ -121,7 +121,8 @@ class MultitaskData:
       cache: folder of prepared data; empty takes $TUNA_JAX_DATA, or else ~/.cache/tuna_jax.
       index: folder of the indexes of the sources and of their scans, which all processes and hosts share that see it;
         'with_data' is a folder `.tuna_jax` next to each source. Empty takes a folder in the cache.
-      verify: compares the whole content of large manifests with their indexes, not only size, time and samples.
+      verify: compares the whole content of files with what it was (open_source says when), not only size, time and
+        samples of it.
       threads: threads per process that makes batches.
       workers: processes that make batches; 0 makes them in the training process.
       ahead: number of batches to prepare in advance.

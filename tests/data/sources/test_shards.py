@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.fixtures import formats
 from tuna_jax.data.invalid_examples import InvalidExample
@@ -198,3 +199,23 @@ def test_a_column_that_is_missing_in_one_file_is_named(first_shards, tmp_path) -
         open_source(folder)
     with pytest.raises(ValueError, match=r"'captoin'|captoin"):
         open_source(first_shards["parquet"], fields={"caption": "captoin"})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "array_record"])
+def test_a_byte_that_changed_anywhere_is_found_when_it_is_asked_for(kind, tmp_path) -> None:
+    """A byte between the samples by which a file is recognised."""
+    index, rows = tmp_path / "index", [{"image": "noise.png", "caption": "noise"}] * 6
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    write = {"parquet": formats.write_parquet, "webdataset": formats.write_tar}
+    file = tmp_path / "data" / f"0.{SUFFIX[kind]}"
+    write.get(kind, formats.write_records)(file, rows, tmp_path)
+    for _ in range(2):
+        source = open_source(file, index=index, verify=True)
+    known, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2 + 20_000] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert open_source(file, index=index).identity == source.identity, "it is not looked at whole"
+    with pytest.raises(ValueError, match=f"1 of 1 files.*{file.name}.*download"):
+        open_source(file, index=index, verify=True)

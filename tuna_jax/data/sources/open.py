@@ -13,7 +13,9 @@ from tuna_jax.data.sources.fields import FieldMap
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.parquet import ParquetExamples
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, LatentExamples
+from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.sources.tfds import TfdsExamples
+from tuna_jax.data.sources.verified import verify_files
 from tuna_jax.data.sources.webdataset import WebDatasetExamples
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonlines")
@@ -82,7 +84,8 @@ def open_source(
         preset: a name of `fields.PRESETS`, or ''.
         split: of a TFDS data set.
         index: where indexes are kept (stored_index.index_folder).
-        verify: whether to compare the whole content of JSON lines with their index.
+        verify: whether to compare the whole content of files with what it was: of large JSON lines when they were
+            indexed, of Parquet, tars and ArrayRecord when they were verified for the first time.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -94,10 +97,15 @@ def open_source(
         return LatentExamples(name)
     if kind == "tfds":
         return TfdsExamples(name, split, fields or {})
+    if kind == "json":
+        return Manifest(name, image_root, map_of, index=index, verify=verify)
     if kind == "parquet":
-        return ParquetExamples(name, map_of, image_root)
-    if kind == "webdataset":
-        return WebDatasetExamples(name, map_of, image_root, index=index)
-    if kind == "array_record":
-        return ArrayRecordExamples(name, map_of, image_root)
-    return Manifest(name, image_root, map_of, index=index, verify=verify)
+        source = ParquetExamples(name, map_of, image_root)
+    elif kind == "webdataset":
+        source = WebDatasetExamples(name, map_of, image_root, index=index)
+    else:
+        source = ArrayRecordExamples(name, map_of, image_root)
+    if verify:
+        files = [shard.path for shard in source.shards]
+        verify_files(files, source.identity, index_folder(index, source.location))
+    return source
