@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures import launched
 from tuna_jax.emoji.evaluation import write_questions
 
 ROOT = Path(__file__).parents[1]
@@ -84,8 +84,7 @@ def folder(tmp_path_factory, tiny_model):
         try:
             run.communicate(timeout=seconds * random.uniform(0.1, 1.5))
         except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)  # The launcher and both processes.
-            run.communicate()
+            launched.kill(run)
     _finish(_start(folder, [*local, sys.executable], files["two"]), folder / "two.log")
     return folder
 
@@ -99,7 +98,6 @@ def _start(folder, launcher, file):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
 
 
