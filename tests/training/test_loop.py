@@ -1,6 +1,7 @@
 """The loop with losses that are not finite, and the throughput in its log."""
 
 import functools
+import os
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from safetensors import safe_open
 
 from tuna_jax.config import preset
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.training import loop, metrics
+from tuna_jax.training import compile_threads, loop, metrics, step
 from tuna_jax.training.checkpoints import open_arrays
 from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError
@@ -59,9 +60,35 @@ def settings(**changes):
     return LoopSettings(steps=14, log_every=2, checkpoint_every=100, optimizer=plain, **changes)
 
 
-def train(workdir, batches, **changes):
+def train(workdir, batches, shapes=(), **changes):
     record = {"model": TINY.to_dict()}
-    return loop.train(settings(**changes), TINY, workdir, batches, tasks=("t2i",), record=record)
+    chosen = settings(**changes)
+    return loop.train(
+        chosen, TINY, workdir, batches, tasks=("t2i",), record=record, shapes_to_compile=shapes
+    )
+
+
+def test_compiling_in_threads_changes_no_step(tmp_path, capsys) -> None:
+    shapes = [(next(Latents()), heads) for heads in (step.Heads(None, 0), step.NO_LIMITS)]
+    logs = {}
+    for threads in (0, 1):
+        folder = tmp_path / str(threads)
+        assert train(folder, Latents(), shapes[1 - threads :], compile_threads=threads)
+        logs[threads] = [
+            {name: value for name, value in line.items() if name not in metrics.WALL_CLOCK}
+            for line in metrics.read(folder / "metrics.jsonl")
+        ]
+    assert logs[0] == logs[1] != []
+    said = capsys.readouterr().err
+    assert "batch shape 1 of 1" in said and "2 batch shapes in 1 threads" in said
+    assert "unexpected" not in said
+
+
+def test_the_number_of_threads_follows_cores_and_device(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(44)))
+    assert compile_threads.number(-1, "tpu") == 4 and compile_threads.number(-1, "gpu") == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert compile_threads.number(-1, "cpu") == 0 and compile_threads.number(3, "gpu") == 3
 
 
 def test_a_run_ends_after_skipped_updates_keeps_the_batch_and_can_resume(tmp_path) -> None:

@@ -64,6 +64,9 @@ class LoopSettings:
       stop_after_skipped: number of consecutive skipped updates (loss or gradient not finite) after which the run ends
         with an error, checked at log lines; 0 turns this off.
       watchdog: when a run that stands still is reported, and when it ends.
+      compile_threads: threads that compile further batch shapes while the first steps run; 0: every shape is compiled
+        before the first step; -1: one thread for every 8 cores, at most 4, and none on GPUs, whose compiler tries
+        kernels on the device.
       profile_steps: (first, last) step of a profile, written to `profile/` in the workdir; () for none.
       profiler_port: port on which TensorBoard and xprof can take profiles of the running process; 0 for none.
       peak_tflops: peak bfloat16 TFLOP/s of a device, for MFU; 0 looks it up by the device's name.
@@ -88,6 +91,7 @@ class LoopSettings:
     asynchronous: bool = True
     stop_after_skipped: int = 100
     watchdog: WatchdogSettings = WatchdogSettings()
+    compile_threads: int = -1
     profile_steps: tuple = ()
     profiler_port: int = 0
     peak_tflops: float = 0.0
@@ -104,6 +108,10 @@ class LoopSettings:
         ):
             raise ValueError(
                 f"config.profile_steps is {profiled}; it must be two steps (first, last) from 1 to {self.steps}, or ()"
+            )
+        if self.compile_threads < -1:
+            raise ValueError(
+                f"config.compile_threads is {self.compile_threads}; it must be a number of threads, or -1 (automatic)"
             )
         for name in ("stop_after_skipped", "peak_tflops", "profiler_port"):
             if getattr(self, name) < 0:

@@ -19,7 +19,7 @@ from absl import logging
 from tuna_jax.config import TunaConfig
 from tuna_jax.parallel import agreement, distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.training import host_waits, metrics, sharded_export, state, step
+from tuna_jax.training import compile_threads, host_waits, metrics, sharded_export, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
@@ -68,7 +68,8 @@ def train(
         `record['model']`; other differences are allowed and logged.
       heads: number of rows of a batch that each head runs on.
       shapes_to_compile: every shape that a batch can have (one process's part), with its heads; they are compiled
-        before the first step. Another shape is compiled when it occurs, with a log message.
+        before the first step, or in threads while the first steps run (`settings.compile_threads`). Another shape is
+        compiled when it occurs, with a log message.
       vae_params: parameters of the frozen VAE, for batches of pixels.
       initial_params: `(shapes, shardings) -> params`, the initial parameters of a new run; None initialises them
         randomly.
@@ -121,7 +122,10 @@ def train(
             workdir, steps=settings.steps, start=start, enabled=jax.process_index() == 0
         )
         log.say(_start_message(current, mesh, start, settings.steps))
+        threads = compile_threads.number(settings.compile_threads, jax.default_backend())
         for number, (shapes, shape_heads) in enumerate(shapes_to_compile, 1):
+            if threads:
+                break
             log.say(
                 f"compiling for batch shape {number} of {len(shapes_to_compile)}: {_describe(shapes)}"
             )
@@ -178,23 +182,32 @@ def train(
             with speed.excluded(), watchdog.paused():
                 saved.save(at, current, config=record, iterator=iterator)
 
-        with StopRequest() as stop, watchdog:
+        with StopRequest() as stop, watchdog, compile_threads.pool(threads) as pool:
+            if pool and shapes_to_compile:
+                log.say(
+                    f"compiling for {len(shapes_to_compile)} batch shapes in {threads} threads; a step "
+                    f"waits only for its own"
+                )
+                program.compile_ahead(shapes_to_compile, frozen, pool)
             for number in range(start + 1, settings.steps + 1):
                 profile.begin(number)
                 with speed.waiting():
                     batch = next(iterator)
+                program.check_ahead()
                 compiled_before, batch_heads = program.count, heads(batch)
+                unexpected = shapes_to_compile and not program.expects(batch, batch_heads)
                 with speed.excluded(), watchdog.paused():
                     run = program.compile(batch, frozen, batch_heads)
                     flops = program.model_flops(batch, frozen, batch_heads) if peak else 0
-                if shapes_to_compile and program.count > compiled_before:
+                if unexpected:
                     log.say(
                         f"step {number}: compiled for an unexpected batch shape: {_describe(batch)}"
                     )
                 if program.count > compiled_before:
                     with watchdog.paused():
                         distributed.wait_for_all()
-                current, window = run(current, program.place(batch), frozen)
+                with profile.step(number):
+                    current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * program.readers, flops)
                 watchdog.step(number)
                 if profile.end(number, window):
