@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tuna_jax.parallel.mesh import MeshSettings
-from tuna_jax.training import optimizer
+from tuna_jax.training import metric_writers, optimizer
 from tuna_jax.training.augment import InputNoise, Masking
 from tuna_jax.training.watchdog import WatchdogSettings
 
@@ -57,6 +57,8 @@ class LoopSettings:
       masking: visual tokens that are hidden.
       mesh: sizes of the mesh axes.
       vae_dtype: compute dtype of the frozen VAE, if the step encodes pixels.
+      metric_writers: what receives log lines next to `metrics.jsonl`: "tensorboard", "wandb"
+        (`training/metric_writers.py`).
       log_every, checkpoint_every, sample_every: intervals in steps; sample_every=0 turns samples off.
       evaluate: evaluation during training.
       keep: number of checkpoints to keep.
@@ -83,6 +85,7 @@ class LoopSettings:
     masking: Masking = Masking()
     mesh: MeshSettings = MeshSettings()
     vae_dtype: str = "float32"
+    metric_writers: tuple = ("tensorboard",)
     log_every: int = 20
     checkpoint_every: int = 500
     sample_every: int = 0
@@ -109,6 +112,7 @@ class LoopSettings:
             raise ValueError(
                 f"config.profile_steps is {profiled}; it must be two steps (first, last) from 1 to {self.steps}, or ()"
             )
+        metric_writers.check(self.metric_writers)
         if self.compile_threads < -1:
             raise ValueError(
                 f"config.compile_threads is {self.compile_threads}; it must be a number of threads, or -1 (automatic)"

@@ -119,7 +119,11 @@ def train(
 
         # ---- train -------------------------------------------------------------------------------
         log = metrics.MetricsLog(
-            workdir, steps=settings.steps, start=start, enabled=jax.process_index() == 0
+            workdir,
+            steps=settings.steps,
+            start=start,
+            enabled=jax.process_index() == 0,
+            writers=settings.metric_writers,
         )
         log.say(_start_message(current, mesh, start, settings.steps))
         threads = compile_threads.number(settings.compile_threads, jax.default_backend())
