@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from tuna_jax.config import preset
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import compile_threads, loop, metrics, step
 from tuna_jax.training.checkpoints import open_arrays
-from tuna_jax.training.config import LoopSettings
+from tuna_jax.training.config import LocalSaveSettings, LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.throughput import NAMES
@@ -122,6 +123,49 @@ def test_a_run_ends_after_skipped_updates_keeps_the_batch_and_can_resume(tmp_pat
     assert [line["skipped_in_row"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [
         *(0, 0, 2, 4, 6, 8, 0)
     ]
+
+
+class Breaks(Latents):
+    """Ends with an error in place of one batch, as a process that is killed."""
+
+    def __next__(self):
+        if self.next == 8:
+            raise RuntimeError("broken")
+        return super().__next__()
+
+
+def test_a_broken_run_resumes_to_the_bit_from_a_local_save(tmp_path, caplog) -> None:
+    saves = LocalSaveSettings(every=3, folder=str(tmp_path / "local"))
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(RuntimeError, match="broken"):
+        train(run, Breaks(), local_saves=saves)
+    assert open_arrays(run) is None, "there is no checkpoint yet"
+    (newest,) = (tmp_path / "local").rglob("00000006.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-100])  # Damaged: the one before is taken.
+    assert train(run, Latents(), local_saves=saves)
+    assert "00000006.safetensors" in caplog.text
+    assert train(whole, Latents())
+    assert not list((tmp_path / "local").rglob("*.safetensors")), "the run has ended"
+    lines = [
+        [{k: v for k, v in line.items() if k not in metrics.WALL_CLOCK} for line in log]
+        for log in (metrics.read(folder / "metrics.jsonl") for folder in (run, whole))
+    ]
+    assert lines[0] == lines[1]
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_local_saves_of_an_earlier_run_or_to_a_bad_folder_change_nothing(tmp_path, caplog) -> None:
+    saves = LocalSaveSettings(every=3, folder=str(tmp_path / "local"))
+    with pytest.raises(RuntimeError, match="broken"):
+        train(tmp_path / "run", Breaks(), local_saves=saves)
+    shutil.rmtree(tmp_path / "run")
+    batches = Latents()
+    assert train(tmp_path / "run", batches, local_saves=saves)
+    assert batches.next == 14, "it began again"
+    (tmp_path / "file").touch()
+    bad = LocalSaveSettings(every=3, folder=str(tmp_path / "file" / "local"))
+    assert train(tmp_path / "other", Latents(), local_saves=bad)
+    assert "config.local_saves.folder" in caplog.text
 
 
 def test_log_lines_have_tokens_mfu_and_goodput(tmp_path) -> None:

@@ -43,6 +43,29 @@ class EvaluationSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalSaveSettings:
+    """Saves on each host's own disk or memory, between checkpoints (`training/local_saves.py`).
+
+    Attributes:
+      every: interval in steps; 0 turns them off.
+      folder: a folder of this host that outlives the process; "": the environment variable TUNA_JAX_LOCAL_SAVES, or
+        else a folder of the system for temporary files.
+      keep: number of saves to keep; with 1, a host that is killed while it writes may have none that all others have.
+    """
+
+    every: int = 0
+    folder: str = ""
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"config.local_saves.{name} is {getattr(self, name)}; it must be at least {least}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """Settings of the training loop; trainers add those of model and data.
 
@@ -63,6 +86,7 @@ class LoopSettings:
       evaluate: evaluation during training.
       keep: number of checkpoints to keep.
       asynchronous: write checkpoints in the background.
+      local_saves: saves on each host's own disk or memory, between checkpoints.
       stop_after_skipped: number of consecutive skipped updates (loss or gradient not finite) after which the run ends
         with an error, checked at log lines; 0 turns this off.
       watchdog: when a run that stands still is reported, and when it ends.
@@ -92,6 +116,7 @@ class LoopSettings:
     evaluate: EvaluationSettings = EvaluationSettings()
     keep: int = 3
     asynchronous: bool = True
+    local_saves: LocalSaveSettings = LocalSaveSettings()
     stop_after_skipped: int = 100
     watchdog: WatchdogSettings = WatchdogSettings()
     compile_threads: int = -1

@@ -22,6 +22,7 @@ from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.training import compile_threads, host_waits, metrics, sharded_export, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.config import LoopSettings
+from tuna_jax.training.local_saves import LocalSaves
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
 from tuna_jax.training.preemption import StopRequest
 from tuna_jax.training.profile import Profile
@@ -93,14 +94,20 @@ def train(
     with (
         locked(workdir) as check_owner,
         Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
+        LocalSaves(settings.local_saves, workdir) as local,
     ):
         agreement.check(_facts(record))
         # ---- shapes only, nothing is allocated yet; then restore or initialise --------------------
         mesh = make_mesh(settings.mesh)
         program = Program(settings, config, tasks, mesh)
-        restored = saved.restore(
-            state.abstract(program.shapes, program.shardings), iterator=iterator
-        )
+        template = state.abstract(program.shapes, program.shardings)
+        newest = max(distributed.from_first(saved.steps()), default=0)
+        restored = local.restore(template, iterator=iterator, newer_than=newest)
+        source = "" if restored is None else " (a local save)"
+        if restored is None:
+            restored = saved.restore(template, iterator=iterator)
+        else:
+            saved.tidy()
         if restored is None:
             params = initial_params and initial_params(
                 program.shapes.params, program.shardings.params
@@ -125,7 +132,7 @@ def train(
             enabled=jax.process_index() == 0,
             writers=settings.metric_writers,
         )
-        log.say(_start_message(current, mesh, start, settings.steps))
+        log.say(_start_message(current, mesh, start, settings.steps, source))
         threads = compile_threads.number(settings.compile_threads, jax.default_backend())
         for number, (shapes, shape_heads) in enumerate(shapes_to_compile, 1):
             if threads:
@@ -179,12 +186,12 @@ def train(
                     f"last finite update. Examine the batch, or resume with a lower config.optimizer.learning_rate"
                 )
 
-        def save(at: int) -> None:
+        def save(at: int, target: Checkpoints | LocalSaves = saved) -> None:
             report()  # Log lines of earlier steps must be on disk: a resumed run does not write them again.
             check_owner()
             log.sync(at)
             with speed.excluded(), watchdog.paused():
-                saved.save(at, current, config=record, iterator=iterator)
+                target.save(at, current, config=record, iterator=iterator)
 
         with StopRequest() as stop, watchdog, compile_threads.pool(threads) as pool:
             if pool and shapes_to_compile:
@@ -241,6 +248,8 @@ def train(
                 due = number % settings.checkpoint_every == 0
                 if last or stopping or due or failed is not None:
                     save(number)
+                elif local.due(number):
+                    save(number, local)
                 if failed is not None:
                     raise failed
                 if stopping:
@@ -250,6 +259,8 @@ def train(
     compilations.close()
     log.close()
     reached = int(current.step)
+    if reached >= settings.steps:
+        local.remove()
     if jax.process_count() == 1:
         export_model(workdir / MODEL_FILE, current.averaged, record, reached)
     else:
@@ -290,11 +301,11 @@ def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def _start_message(
-    current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int
+    current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int, source: str
 ) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    begin = "starting" if start == 0 else f"resuming from step {start}"
+    begin = "starting" if start == 0 else f"resuming from step {start}{source}"
     return f"{count:,} parameters on a mesh of {axes} ({jax.default_backend()}); {begin}, to step {steps}"
 
 

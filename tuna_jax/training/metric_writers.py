@@ -58,8 +58,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, in `wandb/`; offline unless the variable WANDB_MODE says `online`.
 
-    A resumed run continues under the same id, which is kept in `wandb/id.txt`. `wandb sync --append WORKDIR/wandb/offline-run-*`
-    uploads what was written offline.
+    A resumed run continues under the same id, which is kept in `wandb/id.txt`. What was written offline is uploaded by
+    `wandb sync --append WORKDIR/wandb/offline-run-*`.
 
     Args:
       workdir: the run's folder.
