@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import gc
 import json
 import sys
@@ -235,13 +236,15 @@ def local_saves(folder: Path) -> dict[str, Any]:
     def save(*steps: int) -> None:
         with LocalSaves(settings, workdir) as saves:
             for step in steps:
-                scaled = jax.tree.map(lambda leaf: leaf * step, state)
-                saves.save(step, scaled, config={"step": step}, iterator=Position(10 * step))
+                scaled = jax.tree.map(functools.partial(jnp.multiply, step), state)
+                iterator = Position(10 * step)
+                saves.save(step, scaled, config={"step": step}, iterator=iterator)
         distributed.wait_for_all()
 
     save(1, 2, 3)
     files = sorted((folder / "local").rglob("*.safetensors"))
     results["files"] = [f"{file.parent.name}/{file.name}" for file in files]
+    distributed.wait_for_all()
     if jax.process_index() == 1:  # It was killed before it had written the last one.
         files[-1].unlink()
     distributed.wait_for_all()

@@ -67,12 +67,14 @@ class LocalSaves:
         """Whether a save follows this step."""
         return bool(self._settings.every) and step % self._settings.every == 0
 
-    def save(self, step: int, state: Any, *, config: Mapping[str, Any], iterator: Any) -> None:
+    def save(
+        self, step: int, state: Any, *, config: Mapping[str, Any], iterator: Any = None
+    ) -> None:
         """Copies this process's shards to host memory, and writes them in a thread.
 
         A folder that cannot be written ends local saves with a warning, and not the run.
         """
-        self._wait()
+        self.wait()
         if self._failed:
             return
         staging.flush(self._workdir)  # The log has the steps of every save.
@@ -140,16 +142,17 @@ class LocalSaves:
     def remove(self) -> None:
         """Removes all saves of the run, which has ended."""
         if self._settings.every:
-            self._wait()
+            self.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> LocalSaves:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._wait()
+        self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Blocks until the save in the thread is written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
