@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=SECRET:KEY",
         help="see above; may be repeated",
     )
+    add(
+        "--local_saves",
+        metavar="FOLDER",
+        help="folder of each node, such as /dev/shm/tuna_jax (memory), for config.local_saves: a pod that is restarted "
+        "on the same node finds them",
+    )
     add("--compile_cache", help="folder of compiled programs (default: WORKDIR/compile_cache)")
     add("--chips_per_host", type=int, help="chips per host (default: by kind of TPU and topology)")
     add(

@@ -41,6 +41,9 @@ def slice_of(topology: str, chips_per_host: int | None) -> tuple[launching.Tpu, 
     return tpu, shape, chips // each, each
 
 
+_LOCAL_SAVES = "/local_saves"
+
+
 def check_slices(options: Any, hosts: int) -> None:
     """Raises LaunchError unless --slices is a number of slices that GKE can join."""
     if options.slices < 1:
@@ -68,6 +71,21 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         launching.COORDINATOR: f"{name}-{REPLICATED_JOB}-0-0.{name}:{launching.PORT}",
         launching.PROCESSES: str(options.slices * hosts),
     }
+    if options.local_saves:
+        if not options.local_saves.startswith("/"):
+            raise launching.LaunchError(
+                f"--local_saves={options.local_saves} must be an absolute folder of nodes, such as /dev/shm/tuna_jax"
+            )
+        variables["TUNA_JAX_LOCAL_SAVES"] = _LOCAL_SAVES
+        own_mounts = [{"name": "local-saves", "mountPath": _LOCAL_SAVES}]
+        own_volumes = [
+            {
+                "name": "local-saves",
+                "hostPath": {"path": options.local_saves, "type": "DirectoryOrCreate"},
+            }
+        ]
+    else:
+        own_mounts = own_volumes = []
     entries: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in sorted(variables.items())]
     field = "metadata.annotations['jobset.sigs.k8s.io/job-index']"
     entries.append({"name": "SLICE_INDEX", "valueFrom": {"fieldRef": {"fieldPath": field}}})
@@ -84,6 +102,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         },
         "volumeMounts": [
             {"name": "shared-memory", "mountPath": "/dev/shm"},
+            *own_mounts,
             *(
                 {"name": _volume(mount, number), "mountPath": mount.folder, "readOnly": mount.data}
                 for number, mount in enumerate(mounts)
@@ -104,6 +123,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         # Data workers pass batches in shared memory.
         "volumes": [
             {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+            *own_volumes,
             *(_bucket(mount, number, options) for number, mount in enumerate(mounts)),
         ],
     }

@@ -19,6 +19,10 @@ def xpk(options: Any, command: Sequence[str]) -> list[str]:
     """
     if not options.cluster:
         raise launching.LaunchError("--xpk requires --cluster")
+    if options.local_saves:
+        raise launching.LaunchError(
+            "--local_saves: XPK mounts no folder of the nodes; leave it away, or start the run without --xpk"
+        )
     if options.secret:
         raise launching.LaunchError(
             "--xpk does not support --secret; without --xpk, kubectl is used"

@@ -1,7 +1,7 @@
 """In a bucket, mounted or at its address: training, kills, resuming, export, a sweep and conversions.
 
 The mount keeps what it knows for ever, refuses to rename folders, takes bytes only in their order, and sometimes fails.
-KILLS sets how often the run at an address is killed.
+KILLS sets how often each of the two runs is killed.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from tuna_jax.utils import safetensors_files
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
+KILLS = int(os.environ.get("KILLS", 1))
 PATIENCE = 600  # Seconds; the machine may be shared.
 WORST = Options(rename_folders=False, stale=True)
 
@@ -68,8 +69,10 @@ def log_of(workdir):
 def disk(environment, tmp_path_factory):
     """The workdir of an undisturbed run on a disk, with a sweep and a conversion."""
     folder = tmp_path_factory.mktemp("on_disk")
+    begun = time.monotonic()
     run = start(folder / "run", environment)
     assert run.wait(PATIENCE) == 0, run.stderr.read()
+    (folder / "seconds.txt").write_text(str(time.monotonic() - begun))
     (folder / "sweep.py").write_text(SWEEP)
     evaluate.main(
         [
@@ -80,6 +83,11 @@ def disk(environment, tmp_path_factory):
     )
     convert.main(["to_torch", str(folder / "run"), str(folder / "torch.safetensors")])
     return folder
+
+
+def some_time(disk):
+    """Seconds until any moment of a run: from the import of JAX to the export."""
+    return float((disk / "seconds.txt").read_text()) * random.uniform(0.2, 1.1)
 
 
 def same_weights(one, other):
@@ -99,19 +107,28 @@ def wait_for(pattern, store, process):
 @mounting
 def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, disk, tmp_path):
     store, folder, refused = tmp_path / "store", tmp_path / "mount", []
+    committed = [0]
 
-    # The host dies during a save or soon after one.
-    with Mount(store, folder, WORST) as mount:
-        run = start(folder / "run", environment)
-        wait_for("run/checkpoints/00000004/pending.txt", store, run)
-        time.sleep(random.uniform(0, 0.3))
-        mount.kill()
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        refused += mount.refused()
-    committed = [int(path.name) for path in finished_checkpoints(store / "run")]
-    assert committed and committed[0] >= 2
-    assert all("loss" in line for line in metrics.read(store / "run" / "metrics.jsonl"))
+    # The host dies: first during a save or soon after one, then at any moment.
+    for kill in range(KILLS):
+        with Mount(store, folder, WORST) as mount:
+            run = start(folder / "run", environment)
+            if kill == 0:
+                wait_for("run/checkpoints/00000004/pending.txt", store, run)
+                time.sleep(random.uniform(0, 0.3))
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    run.wait(some_time(disk))
+            mount.kill()
+            run.kill()
+            assert run.wait() in (0, -signal.SIGKILL), run.stderr.read()
+            refused += mount.refused()
+        steps = [int(path.name) for path in finished_checkpoints(store / "run")]
+        assert steps and steps[-1] >= max(2, committed[-1]), "a committed checkpoint was lost"
+        committed = steps
+        log = metrics.read(store / "run" / "metrics.jsonl")
+        assert all("loss" in line for line in log)
+        assert log[-1]["step"] >= committed[-1], "the log lacks steps of a checkpoint"
 
     # The storage fails now and then; every restart continues from the last checkpoint.
     for seed in range(8):
@@ -148,17 +165,16 @@ def test_a_run_on_a_mounted_bucket_equals_one_on_a_disk(environment, disk, tmp_p
 def test_a_run_at_the_address_of_a_bucket_equals_one_on_a_disk(
     environment, disk, tmp_path, monkeypatch
 ):
-    run, kills, moments = f"gs://{BUCKET}/run", int(os.environ.get("KILLS", 2)), random.Random()
+    run = f"gs://{BUCKET}/run"
     with emulated() as clients:
         for name, value in clients.items():
             monkeypatch.setenv(name, value)
         environment = environment | clients
         committed = 0
-        for _ in range(kills):
+        for _ in range(KILLS):
             process = start(run, environment)
-            # It is killed at any moment of its work: from the import of JAX to the export.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moments.uniform(4.0, 16.0))
+                process.wait(some_time(disk))
             process.kill()
             assert process.wait() in (0, -signal.SIGKILL), process.stderr.read()
             with staging.staged(run) as folder:

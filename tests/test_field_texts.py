@@ -200,7 +200,7 @@ def test_an_ill_machine_is_one_line(capsys, error, words) -> None:
 @pytest.mark.parametrize(
     ("source", "argument", "override", "words"),
     [
-        ("def get_config():\n    return C({'a': 1})\n", "", "--config.aa=2", "did you mean 'a'"),
+        ("def get_config():\n    return C({'a': 1})\n", "", "--config.a.b=2", "config.a.b"),
         ("def get_config():\n    return C({'a': 1})\n", ":x", "--config.aa=2", "get_config()"),
         (
             "def get_config(size):\n    return C({'a': 1})\n",
@@ -217,6 +217,18 @@ def test_an_experiment_file_that_does_not_fit(tmp_path, source, argument, overri
     with pytest.raises(ValueError) as raised:
         config_flags.read(f"{path}{argument}", [override])
     assert words in str(raised.value)
+
+
+def test_keys_that_a_file_does_not_set_can_be_set(tmp_path) -> None:
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from ml_collections import ConfigDict as C\ndef get_config():\n    return C({'a': {'b': 1}})\n"
+    )
+    added = ["c=2", "d.e=(1, 2)", "d.f=text", "a.g=true", "a.b=5"]
+    values = config_flags.read(str(path), [f"--config.{text}" for text in added])
+    assert values == {"a": {"b": 5, "g": True}, "c": 2, "d": {"e": (1, 2), "f": "text"}}
+    with pytest.raises(ValueError, match="did you mean 'a'"):
+        config_flags.read(str(path), ["--sweep.aa=2"], "sweep")
 
 
 EXPERIMENT = """

@@ -1,20 +1,28 @@
-"""Every command that computes gives on two processes what it gives on one."""
+"""Every command that computes gives on two processes what it gives on one, also after both were killed.
+
+KILLS sets how often they are killed, each time at a random moment of all commands' work.
+"""
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures import launched
 from tuna_jax.emoji.evaluation import write_questions
 
 ROOT = Path(__file__).parents[1]
 OLD = Path(__file__).parent / "fixtures/version_0_1"
+KILLS = int(os.environ.get("KILLS", 1))
+PATIENCE = 900  # Seconds; the machine may be shared.
 
 
 def commands(folder, model, output):
@@ -63,23 +71,40 @@ def folder(tmp_path_factory, tiny_model):
     (folder / "run").mkdir()
     shutil.copy(OLD / "multitask_run_finished.safetensors", folder / "run" / "model.safetensors")
     local = [str(ROOT / "launchers/local.py"), "--processes=2", "--devices=2", "--"]
-    for name, launcher in (("one", []), ("two", [*local, sys.executable])):
+    files = {}
+    for name in ("one", "two"):
         (folder / name).mkdir()
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(commands(folder, tiny_model, folder / name)))
-        script = str(ROOT / "tests/commands_on_two_processes.py")
-        command = [sys.executable, *launcher, script, str(file)]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-        (folder / f"{name}.log").write_text(done.stdout + done.stderr)
+        files[name] = folder / f"{name}.json"
+        files[name].write_text(json.dumps(commands(folder, tiny_model, folder / name)))
+    begun = time.monotonic()
+    _finish(_start(folder, [], files["one"]), folder / "one.log")
+    seconds = time.monotonic() - begun
+    for _ in range(KILLS):
+        run = _start(folder, [*local, sys.executable], files["two"])
+        try:
+            run.communicate(timeout=seconds * random.uniform(0.1, 1.5))
+        except subprocess.TimeoutExpired:
+            launched.kill(run)
+    _finish(_start(folder, [*local, sys.executable], files["two"]), folder / "two.log")
     return folder
+
+
+def _start(folder, launcher, file):
+    command = [sys.executable, *launcher, str(ROOT / "tests/commands_on_two_processes.py"), file]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finish(process, log):
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output[-5000:]
+    log.write_text(output)
 
 
 def _names(folder):

@@ -93,7 +93,6 @@ def test_an_experiment_file_is_read_with_its_overrides():
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("--config.stesp=7", r"config\.stesp.*'steps'"),
         ("--config.steps.more=7", r"config\.steps\.more"),
         ("--config.steps=many", r"many"),
     ],

@@ -20,6 +20,11 @@ from unittest import mock
 from tuna_jax.ablations import study
 from tuna_jax.cli import config_flags, parsing
 from tuna_jax.cli.main import COMMANDS, module_of
+from tuna_jax.emoji.config import EmojiExperiment
+from tuna_jax.emoji.encoder_trainer import EncoderSettings
+from tuna_jax.emoji.vae_trainer import VAESettings
+from tuna_jax.trainers.config import MultitaskExperiment
+from tuna_jax.utils import config_parsing, old_names
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -28,6 +33,12 @@ PAGES = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 LAUNCHERS = ("local.py", "tpu_vm.py", "gke.py", "slurm.py")
+EXPERIMENTS = {
+    "emoji": EmojiExperiment,
+    "multitask": MultitaskExperiment,
+    "encoder": EncoderSettings,
+    "vae": VAESettings,
+}
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
 
@@ -210,6 +221,11 @@ def _check_config(arguments: Sequence[str]) -> None:
         values = config_flags.read(file, overrides, name)
         if name == "study":
             study.parse(values)
+        if (
+            name == "config" and overrides
+        ):  # The parser of the trainer knows the keys that the file does not set.
+            values = old_names.experiment(values)
+            config_parsing.parse(EXPERIMENTS[values["kind"]], values)
     _require(bool(files) or not overrides, f"{overrides}: there is no file whose keys they are")
 
 

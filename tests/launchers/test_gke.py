@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TUNA_JAX_SHARED", ROOT.parent / "shared"))
 CRD = SHARED / "schemas" / "jobset_crd.yaml"
 CASES = {
-    "two slices": ["--topology=v5p:2x2x4", "--slices=2", "--priority=high", "--secret=A_KEY=s:k"],
+    "two slices": [
+        *("--topology=v5p:2x2x4", "--slices=2", "--priority=high", "--secret=A_KEY=s:k"),
+        "--local_saves=/dev/shm/tuna_jax",
+    ],
     "one host": ["--topology=v6e:2x4", "--spot", "--queue=q", "--service_account=trainer"],
     "direct": ["--topology=v6e:4x4", "--buckets=direct", "--pod_network"],
 }
@@ -141,6 +144,19 @@ def test_pods_use_the_network_of_the_hosts_and_the_names_of_the_cluster():
     assert "hostNetwork" not in job_of(manifest("direct"))["template"]["spec"]
 
 
+def test_local_saves_are_in_a_folder_of_the_node_that_outlives_the_pod():
+    pod = job_of(manifest("two slices"))["template"]["spec"]
+    (volume,) = [volume for volume in pod["volumes"] if "hostPath" in volume]
+    assert volume["hostPath"] == {"path": "/dev/shm/tuna_jax", "type": "DirectoryOrCreate"}
+    (container,) = pod["containers"]
+    variables = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
+    assert variables["TUNA_JAX_LOCAL_SAVES"] == mount["mountPath"]
+    assert not any(
+        "hostPath" in v for v in job_of(manifest("direct"))["template"]["spec"]["volumes"]
+    )
+
+
 def options_of(volume):
     attributes = volume["csi"]["volumeAttributes"]
     return dict(
@@ -153,7 +169,7 @@ def test_what_is_written_and_what_is_read_are_mounted_separately():
     (container,), volumes = template["spec"]["containers"], template["spec"]["volumes"]
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in volumes}
-    assert set(mounts) == set(volumes) == {"shared-memory", "output-0", "data-1"}
+    assert set(mounts) == set(volumes) == {"shared-memory", "local-saves", "output-0", "data-1"}
     script = container["command"][2]
     assert "--workdir=/gcs/bucket/run" in script and "=/gcs-data/bucket/captions.jsonl" in script
     output, data = options_of(volumes["output-0"]), options_of(volumes["data-1"])

@@ -71,7 +71,9 @@ CASES = {
         "--priority=high",
         "--service_account=tuna",
         "--secret=HF_TOKEN=huggingface:token",
+        "--local_saves=/dev/shm/tuna_jax",
         *training("gs://bucket/tuna-7b"),
+        "--config.local_saves.every=50",
         "--config.data.streams.draw.manifest=gs://bucket/captions.jsonl",
     ],
     "gke_direct": [

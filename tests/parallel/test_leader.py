@@ -81,6 +81,19 @@ def test_a_full_disk_fails_the_export_everywhere_and_the_rest_is_written_later(r
     assert full[0]["written_again"] == ["model-00002-of-00002.safetensors"]
 
 
+def test_the_newest_local_save_that_all_have_is_restored_if_it_fits(results):
+    for number, saves in enumerate(result["local_saves"] for result in results):
+        assert saves["files"] == [
+            f"process-{process}-of-2/0000000{step}.safetensors"
+            for process in (0, 1)
+            for step in (2, 3)
+        ]
+        # The newest is not on both, and what is newer than the restored one goes.
+        assert saves["both"] == [2, 20, {"step": 2}, True, [2]]
+        assert saves["other_mesh"] == [None, []], number
+        assert saves["checkpoint_is_newer"] == [None, []]
+
+
 def test_processes_that_differ_are_named_on_all(results):
     for same, data, code in (result["agreement"] for result in results):
         assert same == ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import gc
 import json
 import sys
@@ -18,6 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tuna_jax.parallel import agreement, distributed, leader
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.training import host_waits, sharded_export
+from tuna_jax.training.config import LocalSaveSettings
+from tuna_jax.training.local_saves import LocalSaves
 from tuna_jax.training.weights_file import load_model
 
 
@@ -191,6 +194,68 @@ def agreements() -> list[str]:
     return messages
 
 
+class Position:
+    """A data iterator, as far as saves know it."""
+
+    def __init__(self, position: int):
+        self.position = position
+
+    def get_state(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def local_saves(folder: Path) -> dict[str, Any]:
+    """What is restored of saves that both processes have, that one lacks, and that another mesh needs."""
+    results: dict[str, Any] = {}
+    state, workdir = parameters(), folder / "run"
+    workdir.mkdir(exist_ok=True)
+    settings = LocalSaveSettings(every=1, folder=str(folder / "local"), keep=2)
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    whole = NamedSharding(make_mesh(MeshSettings(data=1, fsdp=4)), PartitionSpec())
+    other = jax.tree.map(lambda leaf: leaf.update(sharding=whole), template)
+
+    def restored(template: Any, newer_than: int) -> list[Any]:
+        iterator = Position(-1)
+        with LocalSaves(settings, workdir) as saves:
+            found = saves.restore(template, iterator=iterator, newer_than=newer_than)
+            left = saves._steps()
+        if found is None:
+            return [None, left]
+        equal = all(
+            leaf.sharding.is_equivalent_to(old.sharding, leaf.ndim)
+            and np.array_equal(distributed.to_host(leaf), distributed.to_host(old) * found.step)
+            for leaf, old in zip(jax.tree.leaves(found.state), jax.tree.leaves(state), strict=True)
+        )
+        return [found.step, iterator.position, found.config, equal, left]
+
+    def save(*steps: int) -> None:
+        with LocalSaves(settings, workdir) as saves:
+            for step in steps:
+                scaled = jax.tree.map(functools.partial(jnp.multiply, step), state)
+                iterator = Position(10 * step)
+                saves.save(step, scaled, config={"step": step}, iterator=iterator)
+        distributed.wait_for_all()
+
+    save(1, 2, 3)
+    files = sorted((folder / "local").rglob("*.safetensors"))
+    results["files"] = [f"{file.parent.name}/{file.name}" for file in files]
+    distributed.wait_for_all()
+    if jax.process_index() == 1:  # It was killed before it had written the last one.
+        files[-1].unlink()
+    distributed.wait_for_all()
+    results["both"] = restored(template, 1)
+    save(3)
+    results["other_mesh"] = restored(other, 1)
+    save(4)
+    results["checkpoint_is_newer"] = restored(template, 4)
+    return results
+
+
 def main(folder: Path) -> None:
     """Writes what happened to FOLDER/PROCESS.json."""
     distributed.initialize()
@@ -202,6 +267,7 @@ def main(folder: Path) -> None:
     adopted = leader.adopt(Model(jnp.float32(3.0) + jax.process_index()))
     results["adopted"] = leader.together(lambda: this.part_of(adopted))
     results["exports"] = exports(folder)
+    results["local_saves"] = local_saves(folder)
     results["agreement"] = agreements()
     host_waits.publish(20, 1.0 + jax.process_index())
     distributed.wait_for_all()

@@ -1,7 +1,6 @@
 """A sweep over eight devices of two and of four processes, killed twice, has the table of one device."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fixtures import launched
 from tuna_jax.emoji.evaluation import write_questions
 from tuna_jax.sweeps import results
 from tuna_jax.sweeps.cell_store import Cell
@@ -41,14 +41,6 @@ def start(folder, output, processes, devices, *more):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-def kill(launcher):
-    """Kills all processes at once, as a host that loses power."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    for process in (*map(int, children), launcher.pid):
-        os.kill(process, signal.SIGKILL)
-    launcher.wait()
-
-
 def item_count(output):
     return sum(len(path.read_text().splitlines()) for path in output.glob("cells/*/items.jsonl"))
 
@@ -66,7 +58,7 @@ def test_several_processes_and_two_kills_give_the_table_of_one_device(tmp_path, 
             assert launcher.poll() is None, (tmp_path / "eight.log").read_text()[-3000:]
             assert time.monotonic() < end, "no progress"
             time.sleep(0.005)
-        kill(launcher)
+        launched.kill(launcher)
         assert item_count(eight) < ITEMS, "it was killed too late"
     before = item_count(eight)
     assert start(tmp_path, eight, 2, 4).wait(timeout=600) == 0

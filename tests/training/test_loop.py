@@ -1,6 +1,8 @@
 """The loop with losses that are not finite, and the throughput in its log."""
 
 import functools
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -9,9 +11,9 @@ from safetensors import safe_open
 
 from tuna_jax.config import preset
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.training import loop, metrics
+from tuna_jax.training import compile_threads, loop, metrics, step
 from tuna_jax.training.checkpoints import open_arrays
-from tuna_jax.training.config import LoopSettings
+from tuna_jax.training.config import LocalSaveSettings, LoopSettings
 from tuna_jax.training.nonfinite import NotFiniteError
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.throughput import NAMES
@@ -59,9 +61,35 @@ def settings(**changes):
     return LoopSettings(steps=14, log_every=2, checkpoint_every=100, optimizer=plain, **changes)
 
 
-def train(workdir, batches, **changes):
+def train(workdir, batches, shapes=(), **changes):
     record = {"model": TINY.to_dict()}
-    return loop.train(settings(**changes), TINY, workdir, batches, tasks=("t2i",), record=record)
+    chosen = settings(**changes)
+    return loop.train(
+        chosen, TINY, workdir, batches, tasks=("t2i",), record=record, shapes_to_compile=shapes
+    )
+
+
+def test_compiling_in_threads_changes_no_step(tmp_path, capsys) -> None:
+    shapes = [(next(Latents()), heads) for heads in (step.Heads(None, 0), step.NO_LIMITS)]
+    logs = {}
+    for threads in (0, 1):
+        folder = tmp_path / str(threads)
+        assert train(folder, Latents(), shapes[1 - threads :], compile_threads=threads)
+        logs[threads] = [
+            {name: value for name, value in line.items() if name not in metrics.WALL_CLOCK}
+            for line in metrics.read(folder / "metrics.jsonl")
+        ]
+    assert logs[0] == logs[1] != []
+    said = capsys.readouterr().err
+    assert "batch shape 1 of 1" in said and "2 batch shapes in 1 threads" in said
+    assert "unexpected" not in said
+
+
+def test_the_number_of_threads_follows_cores_and_device(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(44)))
+    assert compile_threads.number(-1, "tpu") == 4 and compile_threads.number(-1, "gpu") == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert compile_threads.number(-1, "cpu") == 0 and compile_threads.number(3, "gpu") == 3
 
 
 def test_a_run_ends_after_skipped_updates_keeps_the_batch_and_can_resume(tmp_path) -> None:
@@ -95,6 +123,49 @@ def test_a_run_ends_after_skipped_updates_keeps_the_batch_and_can_resume(tmp_pat
     assert [line["skipped_in_row"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [
         *(0, 0, 2, 4, 6, 8, 0)
     ]
+
+
+class Breaks(Latents):
+    """Ends with an error in place of one batch, as a process that is killed."""
+
+    def __next__(self):
+        if self.next == 8:
+            raise RuntimeError("broken")
+        return super().__next__()
+
+
+def test_a_broken_run_resumes_to_the_bit_from_a_local_save(tmp_path, caplog) -> None:
+    saves = LocalSaveSettings(every=3, folder=str(tmp_path / "local"))
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(RuntimeError, match="broken"):
+        train(run, Breaks(), local_saves=saves)
+    assert open_arrays(run) is None, "there is no checkpoint yet"
+    (newest,) = (tmp_path / "local").rglob("00000006.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-100])  # Damaged: the one before is taken.
+    assert train(run, Latents(), local_saves=saves)
+    assert "00000006.safetensors" in caplog.text
+    assert train(whole, Latents())
+    assert not list((tmp_path / "local").rglob("*.safetensors")), "the run has ended"
+    lines = [
+        [{k: v for k, v in line.items() if k not in metrics.WALL_CLOCK} for line in log]
+        for log in (metrics.read(folder / "metrics.jsonl") for folder in (run, whole))
+    ]
+    assert lines[0] == lines[1]
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_local_saves_of_an_earlier_run_or_to_a_bad_folder_change_nothing(tmp_path, caplog) -> None:
+    saves = LocalSaveSettings(every=3, folder=str(tmp_path / "local"))
+    with pytest.raises(RuntimeError, match="broken"):
+        train(tmp_path / "run", Breaks(), local_saves=saves)
+    shutil.rmtree(tmp_path / "run")
+    batches = Latents()
+    assert train(tmp_path / "run", batches, local_saves=saves)
+    assert batches.next == 14, "it began again"
+    (tmp_path / "file").touch()
+    bad = LocalSaveSettings(every=3, folder=str(tmp_path / "file" / "local"))
+    assert train(tmp_path / "other", Latents(), local_saves=bad)
+    assert "config.local_saves.folder" in caplog.text
 
 
 def test_log_lines_have_tokens_mfu_and_goodput(tmp_path) -> None:

@@ -1,10 +1,12 @@
 """The log of a run: its file, resumption, and wall-clock entries."""
 
 import json
+import sys
 
 import pytest
 
 from tuna_jax.training import metrics
+from tuna_jax.training.config import LoopSettings
 from tuna_jax.training.metrics import MetricsLog, Stopwatch
 
 
@@ -54,6 +56,22 @@ def test_in_a_mounted_bucket_files_close_with_each_checkpoint_and_the_log_is_cut
     log.write(5, {"loss": 0.5})
     log.close()
     assert [line["step"] for line in metrics.read(path)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("names, kept", [((), set()), (("tensorboard",), {"tensorboard"})])
+def test_writers_are_chosen_by_name(tmp_path, names, kept):
+    log = MetricsLog(tmp_path, steps=10, bar=False, writers=names)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"} | kept
+
+
+def test_unknown_writers_and_missing_packages_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"config\.metric_writers.*'board'"):
+        LoopSettings(steps=10, metric_writers=("tensorboard", "board"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"config\.metric_writers.*pip install wandb"):
+        MetricsLog(tmp_path, steps=10, writers=("wandb",))
 
 
 def test_an_incomplete_last_line_is_ignored(tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,32 @@ def test_a_program_is_compiled_once_per_shape_and_heads():
     assert int(state.step) == 1
     assert float(window["flow_sum"][0]) > 0
     assert float(window["text_count"][0]) == 2 * 11
+
+
+def test_shapes_are_compiled_in_threads_and_a_step_never_waits_for_another_shape():
+    program = Program(LoopSettings(steps=10, optimizer=ADAM), TINY, ("one",), make_mesh())
+    heads, busy = Heads(None, 0), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(busy.wait)
+        program.compile_ahead([(latents(), NO_LIMITS), (latents(), heads)], None, pool)
+        assert program.expects(latents()) and program.expects(latents(), heads)
+        assert not program.expects(latents(), Heads(0, None))
+        assert program.check_ahead() == 2 and program.count == 0
+        first = program.compile(latents(), None)  # The thread is busy.
+        busy.set()
+        second = program.compile(latents(), None, heads)
+        assert program.check_ahead() == 0 and program.count == 2
+        assert program.compile(latents(), None) is first
+        assert program.compile(latents(), None, heads) is second is not first
+
+
+def test_an_error_of_a_thread_that_compiles_is_raised_before_the_shape_occurs():
+    settings = LoopSettings(steps=10, optimizer=ADAM, accumulate=4)
+    program = Program(settings, TINY, ("one",), make_mesh())
+    with ThreadPoolExecutor(1) as pool:
+        program.compile_ahead([(latents(), NO_LIMITS)], None, pool)
+    with pytest.raises(ValueError, match=r"config\.accumulate"):
+        program.check_ahead()
 
 
 def test_a_batch_that_cannot_be_divided_into_parts_is_an_error():

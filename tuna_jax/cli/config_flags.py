@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 import runpy
@@ -54,6 +55,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict[str, Any]:
     """The nested mapping of `get_config()` in a file, with the overrides applied.
 
+    A key of an experiment that the file does not set is added; whoever parses the mapping knows which keys exist.
+
     Args:
       file: path of a Python file, or its name in the package, such as `emoji/demo`; `FILE:ARGUMENT` passes an argument
         to its `get_config`.
@@ -62,8 +65,9 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: an override names a key that the file does not set (with the nearest known key), or its value has
-        another type; or the file's `get_config` is missing, or does not fit the argument.
+      ValueError: an override of a sweep or a study names a key that the file does not set (with the nearest known
+        key); a value has another type than the file's; or the file's `get_config` is missing, or does not fit the
+        argument.
     """
     path, separator, argument = file.partition(":")
     try:
@@ -72,6 +76,11 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
         raise FileNotFoundError(f"{error} (--{name})") from error
     file = f"{path}{separator}{argument}"
     mine = [text for text in overrides if re.match(rf"--?(no)?{name}\.", text)]
+    added = []
+    if name == "config" and mine:
+        own = _get_config(path, [argument] if separator else [])
+        added = [text for text in mine if not _is_set(own, _key(text))]
+        mine = [text for text in mine if text not in added]
     values = flags.FlagValues()
     command_line = ["tuna-jax", f"--{name}={file}", *mine]
     config_flags.DEFINE_config_file(name, None, "", values, sys_argv=command_line)
@@ -81,10 +90,44 @@ def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict
         # ml_collections raises these for an unknown key, without its path. Look for it.
         config = _get_config(path, [argument] if ":" in file else [])
         for text in mine:
-            _check_key(config, re.sub(r"^--?(no)?", "", text).split("=")[0])
+            _check_key(config, _key(text))
         raise ValueError(f"{file}: {error}") from error
     config: Any = values[name].value
-    return config.to_dict()
+    result = config.to_dict()
+    for text in added:
+        _add(result, text)
+    return result
+
+
+def _key(override: str) -> str:
+    """`config.KEY` of `--config.KEY=VALUE`."""
+    return re.sub(r"^--?(no)?", "", override).split("=")[0]
+
+
+def _is_set(config: Any, path: str) -> bool:
+    """Whether a config has a value at `config.KEY`, or a value in place of a mapping above it."""
+    for key in path.split(".")[1:]:
+        if not hasattr(config, "keys"):
+            return True
+        if key not in config:
+            return False
+        config = config[key]
+    return True
+
+
+def _add(values: dict[str, Any], override: str) -> None:
+    """Sets what `--config.KEY=VALUE` says; a value is a Python literal, or else text."""
+    path, equals, text = override.partition("=")
+    *above, last = _key(override).split(".")[1:]
+    for key in above:
+        values = values.setdefault(key, {})
+    if not equals:
+        values[last] = not path.lstrip("-").startswith("no")
+        return
+    try:
+        values[last] = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        values[last] = text
 
 
 def _get_config(path: str, arguments: Sequence[str]) -> Any:

@@ -22,7 +22,8 @@ from tuna_jax.config import TunaConfig, preset
 from tuna_jax.parallel.mesh import MeshSettings, make_mesh
 from tuna_jax.training import metrics, state, step
 from tuna_jax.training.checkpoints import Checkpoints
-from tuna_jax.training.config import LoopSettings
+from tuna_jax.training.config import LocalSaveSettings, LoopSettings
+from tuna_jax.training.local_saves import LocalSaves
 from tuna_jax.training.optimizer import OptimizerSettings
 from tuna_jax.training.train_program import Program
 from tuna_jax.training.watchdog import Watchdog, WatchdogSettings
@@ -73,6 +74,7 @@ class Costs:
       bytes: of the saved state.
       step: time of a step and nothing else.
       asynchronous, synchronous: time of a step with saves, relative to one without.
+      local: time of a step with local saves (`training/local_saves.py`), relative to one without.
       logging: time of a step with log lines (`metrics.jsonl`, TensorBoard), relative to one without.
       watchdog: time of a step with the watchdog, relative to one without.
       blocked: time for which `save` blocks the loop in the background mode.
@@ -87,6 +89,7 @@ class Costs:
     step: float
     asynchronous: float
     synchronous: float
+    local: float
     logging: float
     watchdog: float
     blocked: float
@@ -107,7 +110,7 @@ def measure(settings: Settings, folder: Path) -> Costs:
     steps_taken, blocked, whole = 0, [], []
 
     def window(
-        saved: Checkpoints | None = None,
+        saved: Checkpoints | LocalSaves | None = None,
         log: metrics.MetricsLog | None = None,
         watchdog: Watchdog | None = None,
     ) -> float:
@@ -141,11 +144,15 @@ def measure(settings: Settings, folder: Path) -> Costs:
     with (
         Checkpoints(folder / "background", keep=1) as background,
         Checkpoints(folder / "waiting", keep=1, asynchronous=False) as waiting,
+        LocalSaves(
+            LocalSaveSettings(every=1, folder=str(folder / "local")), folder / "log"
+        ) as local,
         Watchdog(WatchdogSettings(), folder / "log", 0) as watchdog,
     ):
         kinds: dict[str, dict[str, Any]] = {
             "asynchronous": {"saved": background},
             "synchronous": {"saved": waiting},
+            "local": {"saved": local},
             "logging": {"log": log},
             "watchdog": {"watchdog": watchdog},
         }
@@ -172,7 +179,7 @@ def measure(settings: Settings, folder: Path) -> Costs:
 
         restore = _median(read_newest, settings.rounds)
     fresh = _median(program.initial, settings.rounds)
-    for kind in ("background", "waiting", "log"):
+    for kind in ("background", "waiting", "local", "log"):
         shutil.rmtree(folder / kind)
     return Costs(
         every=settings.every,
@@ -195,6 +202,7 @@ def table(costs: Costs) -> str:
             f"a state of {costs.bytes / 1e6:.1f} MB, {1e3 * costs.step:.0f} ms per step",
             f"step time with {saves} in the background   {costs.asynchronous:6.3f} of that without saves",
             f"step time with {saves}, waiting for it     {costs.synchronous:6.3f} of that without saves",
+            f"step time with a local save every {costs.every} steps        {costs.local:6.3f} of that without saves",
             f"step time with a log line every {costs.log_every} steps   {costs.logging:6.3f} of that without",
             f"step time with the watchdog   {costs.watchdog:6.3f} of that without",
             f"a save in the background blocks the loop for {1e3 * costs.blocked:.0f} ms "

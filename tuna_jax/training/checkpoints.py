@@ -159,7 +159,7 @@ class Checkpoints:
           DamagedCheckpointError: there are checkpoints, and none can be read.
           UnreadableStorageError: input and output fail while a checkpoint is read, repeatedly.
         """
-        self._tidy()
+        self.tidy()
         steps = distributed.from_first(self.steps())
         for step in reversed(steps):
             restored = self._restore_with_retries(step, template, iterator)
@@ -230,7 +230,7 @@ class Checkpoints:
         Path(folder).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Removes unfinished saves; in buckets they have a checkpoint's name but lack its commit file."""
         if jax.process_index() != 0:
             return
@@ -371,7 +371,7 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
         tree = metadata.item_metadata.tree
         named_leaves = jax.tree_util.tree_leaves_with_path(tree)
         leaves = {
-            ".".join(_name(key) for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            leaf_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for path, leaf in named_leaves
             if hasattr(leaf, "dtype")
         }
@@ -426,7 +426,7 @@ def _check_same(metadata: Any, template: Any, step: int) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         # Orbax gives lists and dicts where a state has tuples and NamedTuples: compare names, not
         # containers.
-        return {".".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+        return {leaf_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
     saved_shapes, expected_shapes = shapes(saved), shapes(template)
     differ = [
@@ -440,6 +440,11 @@ def _check_same(metadata: Any, template: Any, step: int) -> None:
             f"arrays differ, the first being {'; '.join(differ[:3])}. Use the config it was started "
             f"with, or another --workdir"
         )
+
+
+def leaf_name(path: Any) -> str:
+    """The dotted path of a leaf of a saved tree, such as `params.language.embedding`."""
+    return ".".join(_name(key) for key in path)
 
 
 def _name(key: Any) -> str:

@@ -19,9 +19,10 @@ from absl import logging
 from tuna_jax.config import TunaConfig
 from tuna_jax.parallel import agreement, distributed, param_sharding
 from tuna_jax.parallel.mesh import make_mesh
-from tuna_jax.training import host_waits, metrics, sharded_export, state, step
+from tuna_jax.training import compile_threads, host_waits, metrics, sharded_export, state, step
 from tuna_jax.training.checkpoints import Checkpoints, MismatchedCheckpointError
 from tuna_jax.training.config import LoopSettings
+from tuna_jax.training.local_saves import LocalSaves
 from tuna_jax.training.nonfinite import NotFiniteError, keep_batch
 from tuna_jax.training.preemption import StopRequest
 from tuna_jax.training.profile import Profile
@@ -68,7 +69,8 @@ def train(
         `record['model']`; other differences are allowed and logged.
       heads: number of rows of a batch that each head runs on.
       shapes_to_compile: every shape that a batch can have (one process's part), with its heads; they are compiled
-        before the first step. Another shape is compiled when it occurs, with a log message.
+        before the first step, or in threads while the first steps run (`settings.compile_threads`). Another shape is
+        compiled when it occurs, with a log message.
       vae_params: parameters of the frozen VAE, for batches of pixels.
       initial_params: `(shapes, shardings) -> params`, the initial parameters of a new run; None initialises them
         randomly.
@@ -92,14 +94,20 @@ def train(
     with (
         locked(workdir) as check_owner,
         Checkpoints(folder, keep=settings.keep, asynchronous=settings.asynchronous) as saved,
+        LocalSaves(settings.local_saves, workdir) as local,
     ):
         agreement.check(_facts(record))
         # ---- shapes only, nothing is allocated yet; then restore or initialise --------------------
         mesh = make_mesh(settings.mesh)
         program = Program(settings, config, tasks, mesh)
-        restored = saved.restore(
-            state.abstract(program.shapes, program.shardings), iterator=iterator
-        )
+        template = state.abstract(program.shapes, program.shardings)
+        newest = max(distributed.from_first(saved.steps()), default=0)
+        restored = local.restore(template, iterator=iterator, newer_than=newest)
+        source = "" if restored is None else " (a local save)"
+        if restored is None:
+            restored = saved.restore(template, iterator=iterator)
+        else:
+            saved.tidy()
         if restored is None:
             params = initial_params and initial_params(
                 program.shapes.params, program.shardings.params
@@ -118,10 +126,17 @@ def train(
 
         # ---- train -------------------------------------------------------------------------------
         log = metrics.MetricsLog(
-            workdir, steps=settings.steps, start=start, enabled=jax.process_index() == 0
+            workdir,
+            steps=settings.steps,
+            start=start,
+            enabled=jax.process_index() == 0,
+            writers=settings.metric_writers,
         )
-        log.say(_start_message(current, mesh, start, settings.steps))
+        log.say(_start_message(current, mesh, start, settings.steps, source))
+        threads = compile_threads.number(settings.compile_threads, jax.default_backend())
         for number, (shapes, shape_heads) in enumerate(shapes_to_compile, 1):
+            if threads:
+                break
             log.say(
                 f"compiling for batch shape {number} of {len(shapes_to_compile)}: {_describe(shapes)}"
             )
@@ -171,30 +186,39 @@ def train(
                     f"last finite update. Examine the batch, or resume with a lower config.optimizer.learning_rate"
                 )
 
-        def save(at: int) -> None:
+        def save(at: int, target: Checkpoints | LocalSaves = saved) -> None:
             report()  # Log lines of earlier steps must be on disk: a resumed run does not write them again.
             check_owner()
             log.sync(at)
             with speed.excluded(), watchdog.paused():
-                saved.save(at, current, config=record, iterator=iterator)
+                target.save(at, current, config=record, iterator=iterator)
 
-        with StopRequest() as stop, watchdog:
+        with StopRequest() as stop, watchdog, compile_threads.pool(threads) as pool:
+            if pool and shapes_to_compile:
+                log.say(
+                    f"compiling for {len(shapes_to_compile)} batch shapes in {threads} threads; a step "
+                    f"waits only for its own"
+                )
+                program.compile_ahead(shapes_to_compile, frozen, pool)
             for number in range(start + 1, settings.steps + 1):
                 profile.begin(number)
                 with speed.waiting():
                     batch = next(iterator)
+                program.check_ahead()
                 compiled_before, batch_heads = program.count, heads(batch)
+                unexpected = shapes_to_compile and not program.expects(batch, batch_heads)
                 with speed.excluded(), watchdog.paused():
                     run = program.compile(batch, frozen, batch_heads)
                     flops = program.model_flops(batch, frozen, batch_heads) if peak else 0
-                if shapes_to_compile and program.count > compiled_before:
+                if unexpected:
                     log.say(
                         f"step {number}: compiled for an unexpected batch shape: {_describe(batch)}"
                     )
                 if program.count > compiled_before:
                     with watchdog.paused():
                         distributed.wait_for_all()
-                current, window = run(current, program.place(batch), frozen)
+                with profile.step(number):
+                    current, window = run(current, program.place(batch), frozen)
                 speed.step(batch["tokens"].size * program.readers, flops)
                 watchdog.step(number)
                 if profile.end(number, window):
@@ -224,6 +248,8 @@ def train(
                 due = number % settings.checkpoint_every == 0
                 if last or stopping or due or failed is not None:
                     save(number)
+                elif local.due(number):
+                    save(number, local)
                 if failed is not None:
                     raise failed
                 if stopping:
@@ -233,6 +259,8 @@ def train(
     compilations.close()
     log.close()
     reached = int(current.step)
+    if reached >= settings.steps:
+        local.remove()
     if jax.process_count() == 1:
         export_model(workdir / MODEL_FILE, current.averaged, record, reached)
     else:
@@ -273,11 +301,11 @@ def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def _start_message(
-    current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int
+    current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int, source: str
 ) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    begin = "starting" if start == 0 else f"resuming from step {start}"
+    begin = "starting" if start == 0 else f"resuming from step {start}{source}"
     return f"{count:,} parameters on a mesh of {axes} ({jax.default_backend()}); {begin}, to step {steps}"
 
 

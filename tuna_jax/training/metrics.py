@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard, and a progress bar.
+"""The log of a run: `metrics.jsonl`, other writers such as TensorBoard, and a progress bar.
 
 `metrics.jsonl` holds one JSON object per line with the key `step`. A resumed run first truncates it to the restored
 step, so that the file of an interrupted run equals that of an uninterrupted one (except for wall-clock entries).
@@ -13,14 +13,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from tuna_jax.training import throughput
+from tuna_jax.training import metric_writers, throughput
 from tuna_jax.utils.atomic_io import atomic_file
 from tuna_jax.utils.file_systems import renames_atomically
 from tuna_jax.utils.text_files import read_log
@@ -33,11 +33,12 @@ class MetricsLog:
     """Writes a run's metrics under `workdir`.
 
     Args:
-      workdir: the run's folder, for `metrics.jsonl` and `tensorboard/`.
+      workdir: the run's folder, for `metrics.jsonl` and what other writers have, such as `tensorboard/`.
       steps: number of steps of the run, for the progress bar.
       start: the step from which the run starts or resumes; later lines of an existing `metrics.jsonl` are removed.
       enabled: False in all processes except the first: all methods do nothing.
       bar: whether to show a progress bar.
+      writers: names of `metric_writers.WRITERS`.
     """
 
     def __init__(
@@ -48,23 +49,17 @@ class MetricsLog:
         start: int = 0,
         enabled: bool = True,
         bar: bool = True,
+        writers: Sequence[str] = ("tensorboard",),
     ) -> None:
         self._enabled = enabled
         if not enabled:
             return
-        from tensorboardX import SummaryWriter
-
         path = Path(workdir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate(path, start)
         self._path, self._file = path, None
         self._closes = not renames_atomically(path.parent)
-        # purge_step hides what an interrupted run wrote to TensorBoard after the checkpoint.
-        folder = str(Path(workdir) / "tensorboard")
-        self._new_board = lambda step: SummaryWriter(
-            folder, purge_step=step, filename_suffix=f".{step}"
-        )
-        self._board = self._new_board(start + 1)
+        self._writers = [metric_writers.WRITERS[name](path.parent, start) for name in writers]
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -87,7 +82,7 @@ class MetricsLog:
         self._bar.update(step - self._bar.n)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a line of `metrics.jsonl`, and a point per value to TensorBoard.
+        """Writes a line of `metrics.jsonl`, and a point per value to the other writers.
 
         JSON has no NaN and no infinity: they become null.
         """
@@ -97,7 +92,8 @@ class MetricsLog:
         for name, value in values.items():
             number = float(value)
             line[name] = number if abs(number) < float("inf") else None
-            self._board.add_scalar(name, number, step)
+        for writer in self._writers:
+            writer.write(step, {name: float(value) for name, value in values.items()})
         if self._file is None:
             self._file = self._segment(step).open("a", encoding="utf-8")
         self._file.write(json.dumps(line) + "\n")
@@ -111,8 +107,8 @@ class MetricsLog:
         if self._closes:
             self._file.close()
             self._file = None
-            self._board.close()
-            self._board = self._new_board(step + 1)
+            for writer in self._writers:
+                writer.sync(step)
 
     def _segment(self, step: int) -> Path:
         """The file that a line of `step` is appended to."""
@@ -133,7 +129,8 @@ class MetricsLog:
         self._bar.close()
         if self._file is not None:
             self._file.close()
-        self._board.close()
+        for writer in self._writers:
+            writer.close()
 
 
 class Stopwatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,14 @@ class Profile:
     def begin(self, step: int) -> None:
         """Starts the profile if `step` is the first one."""
         if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(self.folder)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # Python's stacks would hide the device's time.
+            jax.profiler.start_trace(self.folder, profiler_options=options)
             self._running = True
+
+    def step(self, step: int) -> AbstractContextManager[Any]:
+        """Marks what is dispatched as a step, so that xprof knows the times of steps."""
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def end(self, step: int, results: Any) -> bool:
         """Ends the profile after the last step, when its results are computed; returns whether it did."""

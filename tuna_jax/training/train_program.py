@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -91,6 +92,7 @@ class Program:
         )
         self.jitted = step.compile_step(self.step, self.shardings, mesh)
         self._compiled: dict[Any, Any] = {}
+        self._ahead: dict[Any, Future[Any]] = {}
         self._flops: dict[
             Any, tuple[int, int]
         ] = {}  # FLOPs without the text head, FLOPs of the text head
@@ -153,11 +155,45 @@ class Program:
         """
         key = _program_key(batch, heads)
         if key not in self._compiled:
-            lowered = self.jitted.lower(
-                self.abstract_state, self.batch_shapes(batch), frozen, heads
-            )
-            self._compiled[key] = lowered.compile()
+            ahead = self._ahead.pop(key, None)
+            if ahead is None or ahead.cancel():  # What still waits for a thread is compiled here.
+                self._compiled[key] = self._build(batch, frozen, heads)
+            else:
+                self._compiled[key] = ahead.result()
         return self._compiled[key]
+
+    def _build(self, batch: Arrays, frozen: Any, heads: step.Heads) -> Any:
+        lowered = self.jitted.lower(self.abstract_state, self.batch_shapes(batch), frozen, heads)
+        return lowered.compile()
+
+    def compile_ahead(
+        self, shapes: Sequence[tuple[Arrays, step.Heads]], frozen: Any, pool: ThreadPoolExecutor
+    ) -> None:
+        """Begins to compile the step for these shapes in the threads of `pool`, in their order.
+
+        `compile` waits for the one that it needs; `check_ahead` raises the error of one that failed.
+
+        Args:
+          shapes: one process's part of a batch (arrays or shapes), and its heads.
+          frozen: as in `compile`.
+          pool: the caller shuts it down.
+        """
+        for batch, heads in shapes:
+            key = _program_key(batch, heads)
+            if key not in self._compiled and key not in self._ahead:
+                self._ahead[key] = pool.submit(self._build, batch, frozen, heads)
+
+    def expects(self, batch: Arrays, heads: step.Heads = step.NO_LIMITS) -> bool:
+        """Whether the step for batches of this shape is compiled, or about to be."""
+        key = _program_key(batch, heads)
+        return key in self._compiled or key in self._ahead
+
+    def check_ahead(self) -> int:
+        """Number of shapes that are not compiled yet; raises the error of one that cannot be compiled."""
+        for future in self._ahead.values():
+            if future.done():
+                future.result()
+        return sum(not future.done() for future in self._ahead.values())
 
     def model_flops(self, batch: Arrays, frozen: Any, heads: step.Heads = step.NO_LIMITS) -> int:
         """FLOPs of one step over all processes, without rematerialisation; see hardware/flops.py.
