@@ -13,6 +13,7 @@ from tuna_jax.data.sources.fields import FieldMap
 from tuna_jax.data.sources.jsonl import Manifest
 from tuna_jax.data.sources.parquet import ParquetExamples
 from tuna_jax.data.sources.precomputed_latents import SETTINGS_FILE, LatentExamples
+from tuna_jax.data.sources.rows import ShardedRows
 from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.sources.verified import verify_files
@@ -100,12 +101,12 @@ def open_source(
     if kind == "json":
         return Manifest(name, image_root, map_of, index=index, verify=verify)
     if kind == "parquet":
-        source = ParquetExamples(name, map_of, image_root)
+        rows: ShardedRows = ParquetExamples(name, map_of, image_root)
     elif kind == "webdataset":
-        source = WebDatasetExamples(name, map_of, image_root, index=index)
+        rows = WebDatasetExamples(name, map_of, image_root, index=index)
     else:
-        source = ArrayRecordExamples(name, map_of, image_root)
+        rows = ArrayRecordExamples(name, map_of, image_root)
     if verify:
-        files = [shard.path for shard in source.shards]
-        verify_files(files, source.identity, index_folder(index, source.location))
-    return source
+        files = [shard.path for shard in rows.shards]
+        verify_files(files, rows.identity, index_folder(index, rows.location))
+    return rows
