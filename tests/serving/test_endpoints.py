@@ -1,9 +1,7 @@
 """OpenAI's client against a real server: every endpoint, and each result that of the same request by itself."""
 
 import concurrent.futures
-import shutil
 import time
-import urllib.parse
 
 import httpx
 import numpy as np
@@ -349,66 +347,3 @@ def test_a_long_clip_does_not_hold_up_an_answer(client, running):
     while not running.server.scheduler.idle:
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_the_page(running, tmp_path):
-    """Chromium generates, edits, asks about and animates, and cancels; the page loads nothing from elsewhere."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("requires Chromium")
-    errors, elsewhere = [], []
-    with playwright.sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: elsewhere.append(request.url))
-        page.goto(running.url)
-
-        def send(task, prompt):
-            page.locator(f"#tasks input[value={task}]").check(force=True)
-            page.locator("#prompt").fill(prompt)
-            page.locator("#prompt").press("Enter")
-
-        def done():
-            page.wait_for_selector("#send:enabled", timeout=60_000)
-            return page.locator(".turn").last
-
-        page.wait_for_selector("#tasks input")
-        page.locator("summary").click()
-        page.locator("#n").fill("2")
-        page.locator("#seed").fill("7")
-        page.locator("#steps").fill("3")
-        send("image", "a red apple")
-        turn = done()
-        sources = turn.locator(".made img").evaluate_all("all => all.map((one) => one.src)")
-        separate = httpx.post(
-            f"{running.url}/v1/images/generations",
-            json={"prompt": "a red apple", "n": 2, "seed": 7, "num_inference_steps": 3},
-        ).json()
-        for shown, wanted in zip(sources, separate["data"], strict=True):
-            _close(pixels(shown), pixels(wanted["b64_json"]))
-        page.locator("#n").fill("1")
-        turn.locator(".use").first.click()
-        assert page.locator("#tasks input:checked").input_value() == "edit"
-        send("edit", "make it blue")
-        assert done().locator(".made img").count() == 1
-        send("chat", QUESTION)
-        assert done().locator(".answer").count() == 1
-        send("video", "a cat")
-        assert done().locator(".made video").evaluate("one => one.src").startswith("blob:")
-        page.locator("#steps").fill("200")
-        send("video", "a dog")
-        page.wait_for_selector("progress")
-        page.keyboard.press("Escape")
-        assert "cancelled" in done().locator(".error").inner_text()
-        page.locator("#negative").fill("x" * 3000)
-        send("image", "a cat")
-        assert "tokens; the limit is" in done().locator(".error").inner_text()
-        browser.close()
-    expected = "the server responded with a status of 400"
-    assert [error for error in errors if expected not in error] == []
-    assert {urllib.parse.urlsplit(url).netloc for url in elsewhere if url.startswith("http")} == {
-        urllib.parse.urlsplit(running.url).netloc
-    }
