@@ -35,7 +35,7 @@ from tuna_jax.cli import parsing, shared_flags
 from tuna_jax.utils import malloc
 
 _TASKS = ("chat", "image", "edit", "video")
-_PACKAGES = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpcore")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
         default=(),
         metavar="ORIGIN,...",
         help="web pages of these origins may send requests from browsers (default: only the server's own)",
+    )
+    add(
+        "--allow_remote_media",
+        type=parsing.names,
+        default=(),
+        metavar="HOST,...",
+        help="hosts (HOST, HOST:PORT or *.HOST) whose images and videos are fetched when a conversation has their "
+        "addresses; never from private addresses (default: none, only data URLs are read)",
     )
     add(
         "--log_requests",

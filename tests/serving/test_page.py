@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("any_words")
 QUESTION = "what is this?"
 AS_DATA = """async (image) => {
   const blob = await (await fetch(image.src)).blob();
-  return new Promise((done) => { const reader = new FileReader(); reader.onload = () => done(reader.result); reader.readAsDataURL(blob); });
+  const reader = new FileReader();
+  return new Promise((done) => { reader.onload = () => done(reader.result); reader.readAsDataURL(blob); });
 }"""
 
 

@@ -229,7 +229,7 @@ def send(
     clients: int,
     on_result: Callable[[int], None] = lambda results: None,
 ) -> list[Result]:
-    """Sends requests from `clients` threads; their results in order. `on_result` takes the number of results, from 0."""
+    """Sends requests from `clients` threads; their results in order. `on_result` takes the number of results."""
     import httpx
 
     limits = httpx.Limits(max_connections=clients)
