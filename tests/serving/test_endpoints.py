@@ -3,6 +3,7 @@
 import concurrent.futures
 import time
 
+import httpcore
 import httpx
 import numpy as np
 import openai
@@ -12,6 +13,7 @@ from tests.fixtures.random_images import random_image
 from tests.serving.conftest import data_url, pixels, png
 from tuna_jax.data.media.video import load_video, write_video
 from tuna_jax.inference.conversation import Conversation
+from tuna_jax.serving.remote import Remote
 
 pytestmark = pytest.mark.usefixtures("any_words")
 QUESTION = "what is this?"
@@ -94,6 +96,18 @@ def test_an_answer(client, separate):
     assert choice.finish_reason in ("stop", "length")
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
     assert reply.usage.completion_tokens == 12 or choice.finish_reason == "stop"
+
+
+def test_an_answer_about_an_image_at_an_address(client, separate, running, monkeypatch):
+    async def resolve(host, port):
+        return ["93.184.215.14"]
+
+    network = httpcore.AsyncMockBackend([b"HTTP/1.1 200 OK\r\n\r\n", png()])
+    fetcher = Remote(["images.example.com"], resolve=resolve, network=network)
+    monkeypatch.setattr(running.server, "remote", fetcher)
+    image = {"type": "image_url", "image_url": {"url": "http://images.example.com/a.png"}}
+    reply = _chat(client, _say(QUESTION, image), max_completion_tokens=8)
+    assert reply.choices[0].message.content == separate["image"]
 
 
 def test_an_answer_in_parts_is_the_answer(client, separate):

@@ -1,4 +1,4 @@
-"""Images and videos at addresses of other hosts: fetched only from hosts that are allowed, and never from private addresses.
+"""Images and videos at addresses of other hosts: fetched from hosts that are allowed only, never from private ones.
 
 A name is resolved once, where the connection is made: what was checked is what is connected to. A redirect is a new
 address, and is held to the same rules.
@@ -46,10 +46,12 @@ def is_public(address: str) -> bool:
         value = ipaddress.ip_address(address)  # With a zone (fe80::1%eth0) it is link-local, too.
     except ValueError:
         return False
-    if isinstance(value, ipaddress.IPv6Address):
-        if value.ipv4_mapped is not None or any(value in network for network in _TRANSLATED):
-            return False
-    return value.is_global and not value.is_multicast and not value.is_reserved
+    is_translated = isinstance(value, ipaddress.IPv6Address) and (
+        value.ipv4_mapped is not None or any(value in network for network in _TRANSLATED)
+    )
+    return (
+        not is_translated and value.is_global and not value.is_multicast and not value.is_reserved
+    )
 
 
 def host_of(text: str) -> tuple[str, int | None]:
@@ -102,6 +104,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
         return await self._network.connect_tcp(addresses[-1], port, *args, **options)
 
 
+_ANY_IO: Any = httpcore.AnyIOBackend()  # Its type differs from the protocol in names of parameters.
+
+
 class _NotPublicError(Exception):
     """A host has an address that is not of the Internet."""
 
@@ -132,7 +137,7 @@ class Remote:
     ):
         self._hosts = [host_of(host) for host in hosts]
         self._max_bytes, self._max_files, self._seconds = max_bytes, max_files, seconds
-        self._backend = _Backend(resolve, network or httpcore.AnyIOBackend())
+        self._backend = _Backend(resolve, network or _ANY_IO)
 
     async def fetch(self, body: ChatRequest) -> dict[str, bytes]:
         """The files at the addresses in a conversation, by address; data URLs are not among them.
@@ -181,7 +186,8 @@ class Remote:
         for allowed, allowed_port in self._hosts:
             below = allowed.startswith("*.") and host.endswith(allowed[1:])
             if (host == allowed or below) and port == (allowed_port or _PORTS[scheme]):
-                return parsed
+                name, target = host.encode(), parsed.target
+                return httpcore.URL(scheme=scheme, host=name, port=parsed.port, target=target)
         message = f"files of {host[:100]}:{port} are not fetched; see --allow_remote_media"
         raise errors.invalid(where, message, "host_not_allowed")
 
@@ -193,7 +199,8 @@ class Remote:
                 for _ in range(1 + _REDIRECTS):
                     parsed = self._check(url, where)
                     async with pool.stream("GET", parsed, headers=_headers(parsed)) as response:
-                        location = dict(response.headers).get(b"location", b"")
+                        named = {name.lower(): value for name, value in response.headers}
+                        location = named.get(b"location", b"")
                         if response.status in (301, 302, 303, 307, 308) and location:
                             url = _joined(url, location)
                             continue
@@ -208,9 +215,9 @@ class Remote:
             raise _failed(where, type(error).__name__) from None
 
 
-def _headers(url: httpcore.URL) -> dict[str, str]:
+def _headers(url: httpcore.URL) -> list[tuple[str, str]]:
     port = "" if url.port in (None, _PORTS[url.scheme.decode()]) else f":{url.port}"
-    return {"Host": f"{url.host.decode()}{port}", **_HEADERS}
+    return [("Host", f"{url.host.decode()}{port}"), *_HEADERS.items()]
 
 
 def _joined(url: str, location: bytes) -> str:

@@ -181,7 +181,9 @@ class ChatRequest(Sampling):
 def media_urls(body: ChatRequest) -> Iterator[tuple[str, str]]:
     """(field, URL) of all images and videos of a conversation."""
     for index, message in enumerate(body.messages):
-        for number, part in enumerate(() if isinstance(message.content, str) else message.content or ()):
+        for number, part in enumerate(
+            () if isinstance(message.content, str) else message.content or ()
+        ):
             where = f"messages[{index}].content[{number}]"
             if isinstance(part, ImagePart):
                 yield f"{where}.image_url.url", part.image_url.url
