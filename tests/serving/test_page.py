@@ -63,7 +63,7 @@ class Driver:
 
     def kept(self):
         """The titles in the open list of conversations."""
-        self.page.wait_for_selector("#past[open]")
+        self.page.wait_for_selector("#past[open] #kept[aria-busy=false]", state="attached")
         return self.page.locator("#kept .title").all_inner_texts()
 
     def count(self, selector, number):
