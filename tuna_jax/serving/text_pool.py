@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import collections
 import time
+import weakref
 from collections.abc import Collection, Container, Sequence
 
-import jax
 import numpy as np
 
+from tuna_jax.inference import batching
 from tuna_jax.inference.batching import round_up
 from tuna_jax.inference.generation import text_slots
-from tuna_jax.inference.generation.text_slots import RowOptions
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sequence import Text, build, stack
-from tuna_jax.serving import programs, served
+from tuna_jax.serving import device, served
 from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.rows import Answer, Delta, TextRow
 from tuna_jax.serving.served import Media, Served
@@ -85,7 +85,9 @@ class TextPool:
                 if width < capacity:
                     usual = width == served.widths(what, media)[0] and (media, width) not in rare
                     self._inserts[media, width] = what.rows(most, (1, 2, 4) if usual else (1,))
-        self._eos = np.int32(model.tokenizer.special.eos)
+        self._eos = int(model.tokenizer.special.eos)
+        self._number = device.new_number()
+        weakref.finalize(self, device.forget, self._number)
         self.waiting: collections.deque[TextRow] = collections.deque()
         self._active: dict[int, _Active] = {}
         self.reset()
@@ -103,9 +105,7 @@ class TextPool:
     def reset(self) -> None:
         """Empty slots."""
         self._active.clear()
-        self._slots = text_slots.new(
-            self._model.config, self._count, self._capacity, self._model.sharding
-        )
+        device.reset_text(self._model, self._number, self._count, self._capacity)
 
     @property
     def busy(self) -> bool:
@@ -129,13 +129,14 @@ class TextPool:
             for count in counts:
                 self._insert(media, width, options, [0], count)
         for rows in self._sizes:
-            jax.block_until_ready(self._decode(rows, {0}, text_slots.CHUNK))
+            self._decode(rows, {0}, text_slots.CHUNK)
         self.reset()
 
     def _row(self, bos: int) -> TextRow:
         prompt = build([Text((bos,))], self._model.tokenizer.special)
-        key = np.zeros(self._slots.options.keys.shape[1], np.uint32)
-        return TextRow(key=key, prompt=prompt, media=None, clips=None, width=0, most=1)
+        return TextRow(
+            key=batching.key_data(0, 0), prompt=prompt, media=None, clips=None, width=0, most=1
+        )
 
     def step(self) -> None:
         """Inserts what fits, and decodes until an answer ends or for `CHUNK` tokens."""
@@ -178,48 +179,32 @@ class TextPool:
             for index, row in enumerate(rows):
                 if row.clips is not None:
                     clips[index, : len(row.clips)] = row.clips
-        model = self._model
-        self._slots = programs.insert_text(
-            model.config,
-            model.generation_params,
-            model.vae_params,
-            self._slots,
+        device.insert_text(
+            self._model,
+            self._number,
             (batch["tokens"], batch["lengths"], batch["spans"]),
             clips,
             np.asarray(slots, np.int32),
-            RowOptions(  # NumPy arrays, which the program takes as JAX's.
-                *(
-                    np.stack([row.key for row in rows]),
-                    np.asarray([row.temperature for row in rows], np.float32),
-                    np.asarray([row.top_k for row in rows], np.int32),
-                    np.asarray([row.top_p for row in rows], np.float32),
-                )  # pyright: ignore[reportArgumentType]
+            (
+                np.stack([row.key for row in rows]),
+                np.asarray([row.temperature for row in rows], np.float32),
+                np.asarray([row.top_k for row in rows], np.int32),
+                np.asarray([row.top_p for row in rows], np.float32),
             ),
-            model.sharding,
-            model.tile_above,
         )
 
-    def _decode(self, rows: int, occupied: set[int], most: int) -> text_slots.Decoded:
-        self._slots, decoded = text_slots.decode(
-            self._model.config,
-            self._model.generation_params,
-            self._slots,
-            np.asarray([slot in occupied for slot in range(rows)]),
-            np.int32(most),
-            self._eos,
-            rows=rows,
-            sharding=self._model.sharding,
-        )
-        return decoded
+    def _decode(
+        self, rows: int, occupied: set[int], most: int
+    ) -> tuple[np.ndarray, int, np.ndarray]:
+        is_occupied = np.asarray([slot in occupied for slot in range(rows)])
+        return device.decode_text(self._model, self._number, is_occupied, most, self._eos)
 
     def _advance(self) -> None:
         last = max(self._active)
         left = min(active.row.most - len(active.ids) for active in self._active.values())
         most = min(left, text_slots.CHUNK)
         rows = next(rows for rows in self._sizes if rows > last)
-        decoded = self._decode(rows, set(self._active), most)
-        tokens, count = np.asarray(decoded.tokens), int(decoded.count)
-        finite = np.asarray(decoded.finite)
+        tokens, count, finite = self._decode(rows, set(self._active), most)
         self._metrics.batch("decode", len(self._active))
         self._metrics.tokens(count * len(self._active))
         for slot, active in list(self._active.items()):
@@ -231,7 +216,7 @@ class TextPool:
 
     def _take(self, active: _Active, ids: list[int]) -> bool:
         """Appends tokens to an answer; whether it has ended."""
-        row, eos = active.row, int(self._eos)
+        row, eos = active.row, self._eos
         ended = ids[-1] == eos
         active.ids += ids[:-1] if ended else ids
         full = len(active.ids) >= row.most
