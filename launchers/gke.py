@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Runs a training command on TPU slices of a GKE cluster, as a JobSet or with XPK; sets the cluster up and removes it.
+"""Runs a training command on TPU slices of a GKE cluster, as a JobSet or with XPK, or a server, as a Deployment; sets
+the cluster up and removes it.
 
 Examples:
 
@@ -11,6 +12,11 @@ Examples:
     # Follow its log, through restarts; end it (the files stay):
     python launchers/gke.py --name=tuna-7b --logs
     python launchers/gke.py --name=tuna-7b --delete
+
+    # Two servers of a model, on a TPU host each (docs/serving.md):
+    python launchers/gke.py --serve --name=tuna --topology=v6e:2x2 --replicas=2 \\
+        --image=IMAGE --service_account=tuna --secret=TUNA_JAX_API_KEYS=SECRET:KEY -- \\
+        tuna-jax serve --model=gs://BUCKET/model
 
     # Before the first run, in this order (docs/pods.md explains them); --dry_run prints the commands of each:
     python launchers/gke.py --setup --project=P --cluster=C --zone=us-east5-a --bucket=B --image=I
@@ -42,6 +48,7 @@ from typing import Any
 
 import gke_cloud
 import gke_manifest
+import gke_serve
 import gke_xpk
 import launching
 
@@ -62,6 +69,8 @@ def main(arguments: Sequence[str]) -> int:
             launching.dns_name(options.name)
         if chosen:
             return _step(chosen[0], options)
+        if options.serve:
+            return _serve(options, command)
         gke_cloud.required(options, "a run", "topology", "image")
         if options.max_restarts is None:
             options.max_restarts = 20 if options.xpk else 5
@@ -143,6 +152,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CPU,MEMORY,DISK",
         help="limits of the container that serves the mounts, such as 4,32Gi,100Gi (default: 0,0,0, no limits)",
     )
+    serve = parser.add_argument_group("a server")
+    add = serve.add_argument
+    add(
+        "--serve",
+        action="store_true",
+        help="the command is a server: run it as a Deployment with a Service",
+    )
+    add("--replicas", type=int, default=1, help="number of servers (default: 1)")
+    add(
+        "--gpu",
+        metavar="KIND[:N]",
+        help="N GPUs per server, such as nvidia-l4:1, in place of --topology",
+    )
+    add("--cpus", type=int, metavar="N", help="N cores per server, in place of --topology")
     step = parser.add_argument_group("steps other than a run, one at a time")
     add = step.add_argument
     add("--setup", action="store_true", help="make cluster, bucket, identities, image repository")
@@ -158,6 +181,12 @@ def _parser() -> argparse.ArgumentParser:
         const="first",
         choices=("first", "all", "past"),
         help="follow the log of process 0 (default) or of all, or print what Cloud Logging has kept",
+    )
+    add(
+        "--device",
+        choices=("tpu", "cuda", "cpu"),
+        default="tpu",
+        help="what --build builds the image for (default: tpu)",
     )
     add("--delete", action="store_true", help="end the run and delete it; its files stay")
     add("--delete_node_pool", action="store_true", help="delete the node pools of this name")
@@ -183,8 +212,10 @@ def _step(name: str, options: Any) -> int:
     if name == "logs":
         return _logs(options)
     if name == "delete":
-        words = _kubectl(options, "delete", "jobset", options.name, "--ignore-not-found")
-        return gke_cloud.carry_out([gke_cloud.Step("end the run", words)], options.dry_run)
+        what = "deployment,service" if options.serve else "jobset"
+        words = _kubectl(options, "delete", what, options.name, "--ignore-not-found")
+        title = "end the servers" if options.serve else "end the run"
+        return gke_cloud.carry_out([gke_cloud.Step(title, words)], options.dry_run)
     if name == "setup":
         gke_cloud.required(options, "--setup", "project")
         number = "PROJECT_NUMBER" if options.dry_run else _project_number(options.project)
@@ -200,6 +231,26 @@ def _step(name: str, options: Any) -> int:
     code = gke_cloud.carry_out(steps, options.dry_run)
     if name == "teardown" and code == 0:
         print("# the bucket stays; `gcloud storage rm --recursive gs://BUCKET` deletes it")
+    return code
+
+
+def _serve(options: Any, command: Sequence[str]) -> int:
+    """Applies or prints the manifests of a server."""
+    gke_cloud.required(options, "--serve", "image")
+    if options.xpk:
+        raise launching.LaunchError("--serve and --xpk are separate: XPK runs what ends")
+    options.pod_network = True  # Servers of one host would share its ports.
+    text = json.dumps(gke_serve.manifests(options, command), indent=2)
+    if options.dry_run:
+        print(text)
+        return 0
+    code = gke_cloud.call(["kubectl", "apply", "--filename=-"], text=text).returncode
+    if code == 0:
+        deployment = f"deployment/{options.name}"
+        wait = launching.shell(_kubectl(options, "rollout", "status", deployment))
+        forward = _kubectl(options, "port-forward", f"service/{options.name}", "8000:80")
+        print(f"to wait until all servers are ready: {wait}")
+        print(f"to reach one from this machine, at 127.0.0.1:8000: {launching.shell(forward)}")
     return code
 
 
@@ -254,6 +305,11 @@ def _apply(options: Any, manifest_text: str) -> int:
 
 def _logs(options: Any) -> int:
     """Follows the log until the run has ended, also over restarts; returns 0 if it has completed."""
+    if options.serve:
+        follow = ["logs", f"--selector=app={options.name}", f"--container={gke_serve.CONTAINER}"]
+        follow += ["--follow", "--tail=-1", "--prefix", "--max-log-requests=4096"]
+        step = gke_cloud.Step("log of the servers", _kubectl(options, *follow))
+        return gke_cloud.carry_out([step], options.dry_run)
     run = f"jobset.sigs.k8s.io/jobset-name={options.name}"
     if options.logs == "past":
         kept = f'labels."k8s-pod/jobset_sigs_k8s_io/jobset-name"="{options.name}"'

@@ -7,6 +7,7 @@ are printed with --dry_run; a user who may not create things in a project hands 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 import subprocess
@@ -353,9 +354,20 @@ def build(options: Any) -> list[Step]:
     steps = [Step("source, as git tracks it", ["sh", "-c", launching.pack(archive)])]
     if options.build == "cloud":
         project = [f"--project={options.project}"] if options.project else []
-        submit = ["gcloud", "builds", "submit", archive, f"--tag={options.image}", *project]
-        return [*steps, Step("build and push with Cloud Build", [*submit, "--timeout=3600"])]
-    command = f"docker build --platform=linux/amd64 --tag={shlex.quote(options.image)} - < {shlex.quote(archive)}"
+        submit = ["gcloud", "builds", "submit", archive, *project]
+        words = ["build", f"--build-arg=DEVICE={options.device}", f"--tag={options.image}", "."]
+        # Of all its options only a file has build arguments.
+        config = {
+            "steps": [{"name": "gcr.io/cloud-builders/docker", "args": words}],
+            "images": [options.image],
+            "timeout": "3600s",
+        }
+        file = str(Path(tempfile.gettempdir()) / "tuna_jax_image.json")
+        write = f"printf %s {shlex.quote(json.dumps(config))} > {shlex.quote(file)}"
+        steps.append(Step("what Cloud Build does", ["sh", "-c", write]))
+        return [*steps, Step("build and push with Cloud Build", [*submit, f"--config={file}"])]
+    command = f"docker build --platform=linux/amd64 --build-arg=DEVICE={options.device}"
+    command += f" --tag={shlex.quote(options.image)} - < {shlex.quote(archive)}"
     return [
         *steps,
         Step("build with docker", ["sh", "-c", command]),

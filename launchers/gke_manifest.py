@@ -89,7 +89,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
     entries: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in sorted(variables.items())]
     field = "metadata.annotations['jobset.sigs.k8s.io/job-index']"
     entries.append({"name": "SLICE_INDEX", "valueFrom": {"fieldRef": {"fieldPath": field}}})
-    entries += _secrets(options.secret)
+    entries += secrets(options.secret)
     number = f"export {launching.PROCESS}=$((SLICE_INDEX * {hosts} + JOB_COMPLETION_INDEX))"
     container = {
         "name": CONTAINER,
@@ -100,14 +100,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
             "requests": {"google.com/tpu": chips},
             "limits": {"google.com/tpu": chips},
         },
-        "volumeMounts": [
-            {"name": "shared-memory", "mountPath": "/dev/shm"},
-            *own_mounts,
-            *(
-                {"name": _volume(mount, number), "mountPath": mount.folder, "readOnly": mount.data}
-                for number, mount in enumerate(mounts)
-            ),
-        ],
+        "volumeMounts": [*volume_mounts(mounts), *own_mounts],
     }
     selector = {
         "cloud.google.com/gke-tpu-accelerator": tpu.label,
@@ -120,12 +113,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         "terminationGracePeriodSeconds": options.grace,
         "nodeSelector": selector,
         "containers": [container],
-        # Data workers pass batches in shared memory.
-        "volumes": [
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-            *own_volumes,
-            *(_bucket(mount, number, options) for number, mount in enumerate(mounts)),
-        ],
+        "volumes": [*volumes(options, mounts), *own_volumes],
     }
     if not options.pod_network:
         # Between slices, a pod's virtual network costs bandwidth. Names of pods still come from the cluster's DNS.
@@ -136,7 +124,7 @@ def manifest(options: Any, command: Sequence[str]) -> dict[str, Any]:
         pod["serviceAccountName"] = options.service_account
     template: dict[str, Any] = {"spec": pod}
     if mounts:
-        template["metadata"] = {"annotations": _sidecar(options, any(m.data for m in mounts))}
+        template["metadata"] = {"annotations": sidecar(options, any(m.data for m in mounts))}
     job: dict[str, Any] = {
         "parallelism": hosts,
         "completions": hosts,
@@ -231,6 +219,25 @@ def buckets(
     return words[1:], words[0].partition("=")[2], mounts
 
 
+def volume_mounts(mounts: Sequence[launching.Mount]) -> list[dict[str, Any]]:
+    """Where a container has the volumes of `volumes`."""
+    return [
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
+        *(
+            {"name": _volume(mount, number), "mountPath": mount.folder, "readOnly": mount.data}
+            for number, mount in enumerate(mounts)
+        ),
+    ]
+
+
+def volumes(options: Any, mounts: Sequence[launching.Mount]) -> list[dict[str, Any]]:
+    """The volumes of a pod: shared memory, in which data workers pass batches, and buckets."""
+    return [
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+        *(_bucket(mount, number, options) for number, mount in enumerate(mounts)),
+    ]
+
+
 def _volume(mount: launching.Mount, number: int) -> str:
     return f"{'data' if mount.data else 'output'}-{number}"
 
@@ -251,7 +258,7 @@ def _bucket(mount: launching.Mount, number: int, options: Any) -> dict[str, Any]
     }
 
 
-def _sidecar(options: Any, data: bool) -> dict[str, str]:
+def sidecar(options: Any, data: bool) -> dict[str, str]:
     """Annotations for the container that serves the mounts.
 
     If it is killed at a limit, the mounts are gone and so is the run; its defaults are a quarter of a core and 256 MiB.
@@ -274,7 +281,7 @@ def _sidecar(options: Any, data: bool) -> dict[str, str]:
     return annotations
 
 
-def _secrets(texts: Sequence[str]) -> list[dict[str, Any]]:
+def secrets(texts: Sequence[str]) -> list[dict[str, Any]]:
     """`--secret NAME=SECRET:KEY` options as entries of a container's environment."""
     entries = []
     for text in texts:

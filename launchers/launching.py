@@ -212,7 +212,7 @@ def _flag(word: str) -> str:
     return word.partition("=")[0].lstrip("-").rpartition(".")[2] if word.startswith("-") else ""
 
 
-def _value(command: Sequence[str], flag: str) -> str:
+def value_of(command: Sequence[str], flag: str) -> str:
     """The value of `--flag=value` or `--flag value`; empty without the flag."""
     for word, following in zip(command, [*command[1:], ""], strict=True):
         name, equals, value = word.partition("=")
@@ -227,10 +227,10 @@ def workdir(command: Sequence[str]) -> str:
     Raises:
       LaunchError: there is neither.
     """
-    folder = _value(command, "workdir").rstrip("/")
+    folder = value_of(command, "workdir").rstrip("/")
     if folder:
         return folder
-    output = _value(command, "output").rstrip("/")
+    output = value_of(command, "output").rstrip("/")
     if output:
         path = PurePosixPath(output)
         # `--output=answers.jsonl` is a file; PurePosixPath would shorten gs:// to gs:/.
@@ -253,7 +253,7 @@ def shared_workdir(command: Sequence[str], buckets: bool = False) -> str:
     folder = workdir(command)
     if folder.startswith("/") or buckets and folder.startswith("gs://"):
         return folder
-    flag = "workdir" if _value(command, "workdir") else "output"
+    flag = "workdir" if value_of(command, "workdir") else "output"
     raise LaunchError(
         f"--{flag}={folder} is not a folder that all machines share; pass an absolute path on a shared file system, "
         f"or, for tpu_vm.py and gke.py, which mount buckets, gs://BUCKET/{PurePosixPath(folder).name}"

@@ -35,13 +35,13 @@ from tuna_jax.cli import parsing, shared_flags
 from tuna_jax.utils import malloc
 
 _TASKS = ("chat", "image", "edit", "video")
-_PACKAGES = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpcore")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = _parser().parse_args(parsing.current_arguments("serve", arguments))
-    return parsing.run(lambda: _serve(options), options.verbosity)
+    return parsing.run_on_all_processes(lambda: _serve(options), options.verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,6 +153,14 @@ def _parser() -> argparse.ArgumentParser:
         help="web pages of these origins may send requests from browsers (default: only the server's own)",
     )
     add(
+        "--allow_remote_media",
+        type=parsing.names,
+        default=(),
+        metavar="HOST,...",
+        help="hosts (HOST, HOST:PORT or *.HOST) whose images and videos are fetched when a conversation has their "
+        "addresses; never from private addresses (default: none, only data URLs are read)",
+    )
+    add(
         "--log_requests",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -182,10 +190,9 @@ def _serve(options: argparse.Namespace) -> int:
         )
     import dataclasses
 
-    from tuna_jax.serving import app, guard, run
+    from tuna_jax.serving import app, device, guard, run
     from tuna_jax.serving.settings import Settings
 
-    run.check_processes()
     level = logging.INFO if options.verbosity else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
     names = [field.name for field in dataclasses.fields(Settings) if hasattr(options, field.name)]
@@ -195,6 +202,7 @@ def _serve(options: argparse.Namespace) -> int:
     warning = guard.warn_of_open_server(options.host, keys)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
+    device.leave_signals_to_process_0()
     model = shared_flags.load_model(options, dtype=options.dtype)
     server = app.Server(model, settings, keys)
     print(f"compiling what is served ({', '.join(server.served.tasks)}) ...", flush=True)

@@ -162,7 +162,9 @@ def test_the_image_holds_the_tracked_files_as_they_are(fake):
     assert {"Dockerfile", "constraints.txt", "tuna_jax/train.py", "launchers/gke.py"} <= names
     assert not any(name.startswith((".venv", ".cache", "runs/")) for name in names)
     built, pushed = calls(fake, "docker")
-    assert built == f"docker build --platform=linux/amd64 --tag={IMAGE[8:]} -"
+    assert built == (
+        f"docker build --platform=linux/amd64 --build-arg=DEVICE=tpu --tag={IMAGE[8:]} -"
+    )
     assert pushed == f"docker push {IMAGE[8:]}"
 
 

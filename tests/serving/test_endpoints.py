@@ -1,10 +1,9 @@
 """OpenAI's client against a real server: every endpoint, and each result that of the same request by itself."""
 
 import concurrent.futures
-import shutil
 import time
-import urllib.parse
 
+import httpcore
 import httpx
 import numpy as np
 import openai
@@ -14,6 +13,7 @@ from tests.fixtures.random_images import random_image
 from tests.serving.conftest import data_url, pixels, png
 from tuna_jax.data.media.video import load_video, write_video
 from tuna_jax.inference.conversation import Conversation
+from tuna_jax.serving.remote import Remote
 
 pytestmark = pytest.mark.usefixtures("any_words")
 QUESTION = "what is this?"
@@ -96,6 +96,18 @@ def test_an_answer(client, separate):
     assert choice.finish_reason in ("stop", "length")
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
     assert reply.usage.completion_tokens == 12 or choice.finish_reason == "stop"
+
+
+def test_an_answer_about_an_image_at_an_address(client, separate, running, monkeypatch):
+    async def resolve(host, port):
+        return ["93.184.215.14"]
+
+    network = httpcore.AsyncMockBackend([b"HTTP/1.1 200 OK\r\n\r\n", png()])
+    fetcher = Remote(["images.example.com"], resolve=resolve, network=network)
+    monkeypatch.setattr(running.server, "remote", fetcher)
+    image = {"type": "image_url", "image_url": {"url": "http://images.example.com/a.png"}}
+    reply = _chat(client, _say(QUESTION, image), max_completion_tokens=8)
+    assert reply.choices[0].message.content == separate["image"]
 
 
 def test_an_answer_in_parts_is_the_answer(client, separate):
@@ -349,66 +361,3 @@ def test_a_long_clip_does_not_hold_up_an_answer(client, running):
     while not running.server.scheduler.idle:
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_the_page(running, tmp_path):
-    """Chromium generates, edits, asks about and animates, and cancels; the page loads nothing from elsewhere."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("requires Chromium")
-    errors, elsewhere = [], []
-    with playwright.sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: elsewhere.append(request.url))
-        page.goto(running.url)
-
-        def send(task, prompt):
-            page.locator(f"#tasks input[value={task}]").check(force=True)
-            page.locator("#prompt").fill(prompt)
-            page.locator("#prompt").press("Enter")
-
-        def done():
-            page.wait_for_selector("#send:enabled", timeout=60_000)
-            return page.locator(".turn").last
-
-        page.wait_for_selector("#tasks input")
-        page.locator("summary").click()
-        page.locator("#n").fill("2")
-        page.locator("#seed").fill("7")
-        page.locator("#steps").fill("3")
-        send("image", "a red apple")
-        turn = done()
-        sources = turn.locator(".made img").evaluate_all("all => all.map((one) => one.src)")
-        separate = httpx.post(
-            f"{running.url}/v1/images/generations",
-            json={"prompt": "a red apple", "n": 2, "seed": 7, "num_inference_steps": 3},
-        ).json()
-        for shown, wanted in zip(sources, separate["data"], strict=True):
-            _close(pixels(shown), pixels(wanted["b64_json"]))
-        page.locator("#n").fill("1")
-        turn.locator(".use").first.click()
-        assert page.locator("#tasks input:checked").input_value() == "edit"
-        send("edit", "make it blue")
-        assert done().locator(".made img").count() == 1
-        send("chat", QUESTION)
-        assert done().locator(".answer").count() == 1
-        send("video", "a cat")
-        assert done().locator(".made video").evaluate("one => one.src").startswith("blob:")
-        page.locator("#steps").fill("200")
-        send("video", "a dog")
-        page.wait_for_selector("progress")
-        page.keyboard.press("Escape")
-        assert "cancelled" in done().locator(".error").inner_text()
-        page.locator("#negative").fill("x" * 3000)
-        send("image", "a cat")
-        assert "tokens; the limit is" in done().locator(".error").inner_text()
-        browser.close()
-    expected = "the server responded with a status of 400"
-    assert [error for error in errors if expected not in error] == []
-    assert {urllib.parse.urlsplit(url).netloc for url in elsewhere if url.startswith("http")} == {
-        urllib.parse.urlsplit(running.url).netloc
-    }

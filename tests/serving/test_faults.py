@@ -277,7 +277,7 @@ def test_a_full_queue_and_a_deadline(running):
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_server(running, monkeypatch):
     before = _text(_ask(running))
-    pool = running.server.scheduler.text
+    pool = running.server.scheduler.texts[0]
 
     def fail(*_):
         raise RuntimeError("the prompt was: secret")

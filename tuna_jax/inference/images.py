@@ -16,6 +16,7 @@ from tuna_jax.inference.generation_config import SamplingOptions, SamplingSettin
 from tuna_jax.inference.media_inputs import MediaInput, as_list, as_picture, of_kind
 from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.trained_shapes import nearest_shape
+from tuna_jax.parallel import distributed
 from tuna_jax.parallel.leader import on_all_processes
 from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
 
@@ -93,8 +94,9 @@ def generate(
     sources: Clips | None = None,
     frames: int = 1,
     options: SamplingOptions | None = None,
-) -> Clips:
-    """A clip per prompt.
+    as_latents: bool = False,
+) -> np.ndarray:
+    """A clip per prompt, uint8 [n, frames, height, width, 3].
 
     Args:
       model: the model.
@@ -102,6 +104,7 @@ def generate(
       sources: an image to edit for each instruction, in the size of the result; None: generate from the prompts only.
       frames: frames per clip, 1 + 4k.
       options: see `SamplingOptions`.
+      as_latents: return the normalised latents, float32 [n, t, h, w, c], and do not decode them.
 
     Raises:
       NotFiniteError: the model computed NaN or infinity for some prompts; the clips of the others are in the error.
@@ -135,7 +138,9 @@ def generate(
     def generate_rows(rows: Int[np.ndarray, " rows"]) -> np.ndarray:
         row_positive, row_negative = [positive[i] for i in rows], [negative[i] for i in rows]
         special = model.tokenizer.special
-        if sources is None and model.programs is not None and model.sharding is None:
+        has_programs = model.programs is not None and model.sharding is None
+        if sources is None and not as_latents and has_programs:
+            assert model.programs is not None
             generated = model.programs.generate(
                 model.params,
                 model.vae_params,
@@ -166,6 +171,10 @@ def generate(
             solver=settings.solver,
             sharding=model.sharding,
         )
+        if as_latents:
+            values = distributed.to_host(samples)
+            finite[rows] = batching.finite_rows(values)
+            return values
         clips, finite[rows] = batching.decode_checked(
             model.config, model.vae_params, samples, model.sharding, model.tile_above
         )

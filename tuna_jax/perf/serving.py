@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,17 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The loads of one kind each, then the mixed one, and programs that were compiled meanwhile."""
+    """What was measured.
+
+    Attributes:
+      loads: those of one kind each, then the mixed one.
+      compiles: programs that were compiled meanwhile.
+      memory: bytes of the server in memory by the number of results of the mixed load: none, each tenth, all.
+    """
 
     loads: list[Load]
     compiles: int
-    memory: tuple[int, int]
+    memory: dict[int, int]
 
 
 def measure(settings: Settings, folder: Path) -> Measured:
@@ -94,9 +100,15 @@ def measure(settings: Settings, folder: Path) -> Measured:
     with _started(settings) as (url, process):
         requests = requests_of(settings)
         separate = send(url, requests, 1)
-        before = _memory(process)
-        loads = compare(url, requests, separate, settings.clients)
-        return Measured(loads, _compiles(url), (before, _memory(process)))
+        memory: dict[int, int] = {}
+        tenth = -(-settings.requests // 10)
+
+        def sample(results: int) -> None:
+            if results % tenth == 0 or results == settings.requests:
+                memory[results] = resident_bytes(process)
+
+        loads = compare(url, requests, separate, settings.clients, sample)
+        return Measured(loads, _compiles(url), memory)
 
 
 @contextlib.contextmanager
@@ -128,7 +140,7 @@ def _started(settings: Settings) -> Iterator[tuple[str, int]]:
             process.wait()
 
 
-def _memory(process: int) -> int:
+def resident_bytes(process: int) -> int:
     """Bytes of a process that are in memory."""
     with open(f"/proc/{process}/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * 4096
@@ -145,15 +157,28 @@ def _compiles(url: str) -> int:
 
 
 def compare(
-    url: str, requests: Sequence[Request], separate: Sequence[Result], clients: int
+    url: str,
+    requests: Sequence[Request],
+    separate: Sequence[Result],
+    clients: int,
+    on_result: Callable[[int], None] = lambda results: None,
 ) -> list[Load]:
-    """Sends the requests of each kind, then all, from `clients` threads, and compares their results with `separate`."""
+    """Sends the requests of each kind, then all, from `clients` threads, and compares their results with `separate`.
+
+    Args:
+      url: of the server.
+      requests: what is sent.
+      separate: the results of the same requests by themselves.
+      clients: number of threads.
+      on_result: called with the number of results of the mixed load, from 0.
+    """
     loads = []
     for kind in (*_KINDS, "mixed"):
         chosen = [i for i, request in enumerate(requests) if kind in (request[0], "mixed")]
         if chosen:
+            count = on_result if kind == "mixed" else lambda results: None
             begin = time.perf_counter()
-            results = send(url, [requests[i] for i in chosen], clients)
+            results = send(url, [requests[i] for i in chosen], clients, count)
             seconds = time.perf_counter() - begin
             loads.append(_load(kind, [separate[i] for i in chosen], results, seconds))
     return loads
@@ -198,11 +223,18 @@ class Result:
     seconds: float
 
 
-def send(url: str, requests: Sequence[Request], clients: int) -> list[Result]:
-    """Sends requests from `clients` threads; their results in order."""
+def send(
+    url: str,
+    requests: Sequence[Request],
+    clients: int,
+    on_result: Callable[[int], None] = lambda results: None,
+) -> list[Result]:
+    """Sends requests from `clients` threads; their results in order. `on_result` takes the number of results."""
     import httpx
 
     limits = httpx.Limits(max_connections=clients)
+    results, lock = 0, threading.Lock()
+    on_result(results)
     with (
         httpx.Client(base_url=f"{url}/v1/", timeout=600, limits=limits) as client,
         concurrent.futures.ThreadPoolExecutor(clients) as threads,
@@ -212,7 +244,12 @@ def send(url: str, requests: Sequence[Request], clients: int) -> list[Result]:
             values = dict(request[1])
             begin = time.perf_counter()
             response = client.post(values.pop("path"), **values)
-            return Result(_value(response), time.perf_counter() - begin)
+            result = Result(_value(response), time.perf_counter() - begin)
+            nonlocal results
+            with lock:
+                results += 1
+                on_result(results)
+            return result
 
         return list(threads.map(send_one, requests))
 
@@ -262,10 +299,9 @@ def table(measured: Measured) -> str:
             f"{f'{load.requests} {load.kind}':<22}{load.lost:>6}{load.wrong:>7}{load.sequential:>14.2f}"
             f"{load.concurrent:>14.2f}{load.concurrent / load.sequential:>8.2f}{load.p50:>9.3f}{load.p95:>9.3f}"
         )
-    before, after = (f"{size / 2**20:.0f}" for size in measured.memory)
-    lines.append(
-        f"programs compiled after ready: {measured.compiles}; memory {before} -> {after} MiB"
-    )
+    lines.append(f"programs compiled after ready: {measured.compiles}")
+    sizes = (f"{size / 2**20:.0f} at {count}" for count, size in measured.memory.items())
+    lines.append(f"memory of the server in MiB by results of the mixed load: {', '.join(sizes)}")
     return "\n".join(lines)
 
 

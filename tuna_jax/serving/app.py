@@ -24,6 +24,7 @@ from tuna_jax.serving.calls import ClientGoneError, not_ready
 from tuna_jax.serving.errors import ApiError
 from tuna_jax.serving.guard import Guard, Keys
 from tuna_jax.serving.metrics import Metrics
+from tuna_jax.serving.remote import Remote
 from tuna_jax.serving.scheduler import Scheduler
 from tuna_jax.serving.settings import Settings
 from tuna_jax.serving.videos import Jobs
@@ -48,7 +49,7 @@ class Server:
 
     Attributes:
       model, settings, served: what is served.
-      scheduler, metrics, jobs, threads: its parts.
+      scheduler, metrics, jobs, remote, threads: its parts.
       app: the ASGI application.
       draining: no new requests are taken.
       requests: number of requests under way.
@@ -61,6 +62,11 @@ class Server:
         self.scheduler = Scheduler(model, self.served, self.metrics)
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="media")
         self.jobs = Jobs(self)
+        self.remote = Remote(
+            self.settings.allow_remote_media,
+            max_bytes=self.settings.max_bytes,
+            max_files=self.settings.max_images,
+        )
         self.draining = False
         self.requests = 0
         self.created = int(time.time())

@@ -166,14 +166,16 @@ def require(task: str, what: Served) -> None:
 # Chat.
 
 
-def text_rows(model: Tuna, what: Served, body: ChatRequest) -> list[TextRow]:
-    """The rows of a request for answers; choice i is that of (seed, i).
+def text_rows(
+    model: Tuna, what: Served, body: ChatRequest, fetched: Mapping[str, bytes]
+) -> list[TextRow]:
+    """The rows of a request for answers; choice i is that of (seed, i). `fetched` has the files of its remote URLs.
 
     Raises:
       ApiError: a field is out of the limits, or a message cannot be read.
     """
     require("chat", what)
-    messages, clips = _messages(model, what, body.messages)
+    messages, clips = _messages(model, what, body.messages, fetched)
     try:
         conversation = Conversation(tuple(messages), tuple(clips))
         prompt = model.prompt_tokens(conversation, body.template)
@@ -221,7 +223,7 @@ def text_rows(model: Tuna, what: Served, body: ChatRequest) -> list[TextRow]:
 
 
 def _messages(
-    model: Tuna, what: Served, messages: Sequence[Message]
+    model: Tuna, what: Served, messages: Sequence[Message], fetched: Mapping[str, bytes]
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Messages as `Conversation` takes them, and their media in order.
 
@@ -242,7 +244,7 @@ def _messages(
             if message.role not in ("user", "assistant"):
                 raise errors.invalid(where, "images and videos are the user's", "invalid_value")
             texts.append(None)
-            own.append(_read(part, what, where))
+            own.append(_read(part, what, where, fetched))
         if message.role == "assistant":
             moved += own
             text = "".join(text for text in texts if text is not None)
@@ -273,16 +275,20 @@ def _parts(message: Message, index: int) -> list[tuple[str, Any]]:
     return [(f"{where}[{number}]", part) for number, part in enumerate(message.content)]
 
 
-def _read(part: ImagePart | VideoPart, what: Served, where: str) -> np.ndarray:
+def _read(
+    part: ImagePart | VideoPart, what: Served, where: str, fetched: Mapping[str, bytes]
+) -> np.ndarray:
     if isinstance(part, ImagePart):
         where = f"{where}.image_url.url"
-        content = media.content_of(part.image_url.url, where)
+        content = media.content_of(part.image_url.url, fetched, where)
         return media.image(content, what.image_shapes, what, where)
     where = f"{where}.video_url.url"
-    return media.video(media.content_of(part.video_url.url, where), what, where)
+    return media.video(media.content_of(part.video_url.url, fetched, where), what, where)
 
 
-def chat_picture_rows(model: Tuna, what: Served, body: ChatRequest) -> list[PictureRow]:
+def chat_picture_rows(
+    model: Tuna, what: Served, body: ChatRequest, fetched: Mapping[str, bytes]
+) -> list[PictureRow]:
     """The rows of a chat whose answer is an image (`modalities`): the last message's text is the prompt, and its image,
     if it has one, is edited.
 
@@ -309,7 +315,7 @@ def chat_picture_rows(model: Tuna, what: Served, body: ChatRequest) -> list[Pict
     if pictures:
         name, part = pictures[0]
         name = f"{name}.image_url.url"
-        source = edit_source(media.content_of(part.image_url.url, name), size, what, name)
+        source = edit_source(media.content_of(part.image_url.url, fetched, name), size, what, name)
         shape = (1, *source.shape[1:3])
     else:
         shape = (1, *size_of(size, what.sizes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -30,14 +30,17 @@ async def complete(server: Server, request: Request) -> Response:
         raise errors.invalid(
             "modalities", 'modalities must be ["text"] or ["image"]', "unsupported_value"
         )
+    fetched = await server.remote.fetch(body)
     head = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
         "model": server.settings.name,
     }
     if modalities == ["image"]:
-        return await _pictures(server, request, body, head)
-    rows = await in_thread(server.threads, building.text_rows, server.model, server.served, body)
+        return await _pictures(server, request, body, fetched, head)
+    rows = await in_thread(
+        server.threads, building.text_rows, server.model, server.served, body, fetched
+    )
     prompt = len(rows[0].prompt.tokens)
     call = Call(server.scheduler, rows, request)
     if body.stream:
@@ -87,13 +90,17 @@ async def _chunks(
 
 
 async def _pictures(
-    server: Server, request: Request, body: ChatRequest, head: dict[str, Any]
+    server: Server,
+    request: Request,
+    body: ChatRequest,
+    fetched: Mapping[str, bytes],
+    head: dict[str, Any],
 ) -> Response:
     if body.stream:
         message = "an image is not streamed here; use /v1/images/generations with stream"
         raise errors.invalid("stream", message, "unsupported_value")
     rows = await in_thread(
-        server.threads, building.chat_picture_rows, server.model, server.served, body
+        server.threads, building.chat_picture_rows, server.model, server.served, body, fetched
     )
     async with Call(server.scheduler, rows, request) as call:
         results = await call.results()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,14 @@ from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
-def content_of(url: str, param: str) -> bytes:
-    """The bytes of a data URL.
+def content_of(url: str, fetched: Mapping[str, bytes], param: str) -> bytes:
+    """The bytes of a data URL, or of one of those that were fetched (`remote.Remote.fetch`).
 
     Raises:
-      ApiError: it is another URL, or damaged.
+      ApiError: it is a damaged data URL.
     """
     if not is_data_uri(url):
-        raise errors.invalid(
-            param,
-            "only data URLs are read, such as data:image/png;base64,...; this server fetches nothing",
-            "unsupported_url",
-        )
+        return fetched[url]
     try:
         return decode_data_uri(url)
     except ValueError as error:

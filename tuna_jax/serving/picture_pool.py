@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
+import weakref
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from tuna_jax.inference.batching import round_up
 from tuna_jax.inference.generation import flow_slots
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sequence import Grid, editing_prompt, generation_prompt, stack
-from tuna_jax.serving import programs
+from tuna_jax.serving import device
 from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.rows import Partial, Picture, PictureRow, Progress
 from tuna_jax.serving.served import Served
@@ -54,6 +55,8 @@ class PicturePool:
         self.kind = "image" if shape[0] == 1 else "video"
         self.waiting: collections.deque[PictureRow] = collections.deque()
         self._active: dict[int, _Active] = {}
+        self._number = device.new_number()
+        weakref.finalize(self, device.forget, self._number)
         self.reset()
 
     def widths(self, *, edit: bool) -> list[int]:
@@ -64,9 +67,8 @@ class PicturePool:
     def reset(self) -> None:
         """Empty slots."""
         self._active.clear()
-        model = self._model
-        self._slots = flow_slots.new(
-            model.config, self._count, self._capacity, self.latent_shape, model.sharding
+        device.reset_pictures(
+            self._model, self._number, self._count, self._capacity, self.latent_shape
         )
 
     @property
@@ -98,7 +100,7 @@ class PicturePool:
         for count, keys, guided in self._evaluations:
             self._evaluate([(0, evaluation, 1.0)], count, keys, guided)
         for count in self._inserts:
-            self._decode(self._slots.x, [0], count)
+            self._decode("x", [0], count)
         self.reset()
 
     def _row(self, edit: bool, width: int) -> PictureRow:
@@ -152,18 +154,14 @@ class PicturePool:
         sources = None
         if edit:
             sources = np.stack([row.source for row in rows if row.source is not None])[:, None]
-        model = self._model
-        self._slots = programs.insert_pictures(
-            model.config,
-            model.generation_params,
-            model.vae_params,
-            self._slots,
-            *prompts,
+        device.insert_pictures(
+            self._model,
+            self._number,
+            prompts[0],
+            prompts[1],
             sources,
             np.stack([row.key for row in rows]),
             np.asarray(slots, np.int32),
-            model.sharding,
-            model.tile_above,
         )
 
     def _advance(self) -> None:
@@ -198,13 +196,13 @@ class PicturePool:
             elif active.done in active.partials_at:
                 partial.append(slot)
         if partial:
-            clips, finite = self._decode_slots(self._slots.clean, partial)
+            clips, finite = self._decode_slots("clean", partial)
             for slot, clip, is_finite in zip(partial, clips, finite, strict=True):
                 active = self._active[slot]
                 if is_finite:
                     active.row.emit(Partial(active.partials_at[active.done], clip))
         if ready:
-            clips, finite = self._decode_slots(self._slots.x, ready)
+            clips, finite = self._decode_slots("x", ready)
             for slot, clip, is_finite in zip(ready, clips, finite, strict=True):
                 row = self._active.pop(slot).row
                 if is_finite:
@@ -219,38 +217,24 @@ class PicturePool:
         """Runs the program that evaluates `count` rows: (slot, evaluation, guidance) each."""
         chosen = chosen + [chosen[-1]] * (count - len(chosen))
         slots, evaluations, guidance = zip(*chosen, strict=True)
-        self._slots = flow_slots.evaluate(
-            self._model.config,
-            self._model.generation_params,
-            self._slots,
+        arrays = (
             np.asarray(slots, np.int32),
             np.asarray([evaluation.t for evaluation in evaluations], np.float32),
             np.asarray([evaluation.dt for evaluation in evaluations], np.float32),
             np.asarray([evaluation.part for evaluation in evaluations], np.int32),
             np.asarray(guidance, np.float32),
-            guided=guided,
-            keys=keys,
-            sharding=self._model.sharding,
         )
+        device.evaluate(self._model, self._number, arrays, guided, keys)
 
-    def _decode_slots(self, latents, slots: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _decode_slots(self, name: str, slots: list[int]) -> tuple[np.ndarray, np.ndarray]:
         parts = []
         for start in range(0, len(slots), self._inserts[-1]):
             chunk = slots[start : start + self._inserts[-1]]
             count = next(size for size in self._inserts if size >= len(chunk))
-            parts.append([array[: len(chunk)] for array in self._decode(latents, chunk, count)])
+            parts.append([array[: len(chunk)] for array in self._decode(name, chunk, count)])
         clips, finite = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return clips, finite
 
-    def _decode(self, latents, slots: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
-        slots = slots + [slots[-1]] * (count - len(slots))
-        model = self._model
-        clips, finite = programs.decode(
-            model.config,
-            model.vae_params,
-            latents,
-            np.asarray(slots, np.int32),
-            model.sharding,
-            model.tile_above,
-        )
-        return np.asarray(clips), np.asarray(finite)
+    def _decode(self, name: str, slots: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.asarray(slots + [slots[-1]] * (count - len(slots)), np.int32)
+        return device.decode_pictures(self._model, self._number, name, rows)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import uvicorn
 
 from tuna_jax.serving.app import Server
@@ -46,10 +45,7 @@ def run(
     Returns:
       The exit status: 0, or 1 if a program could not be compiled.
 
-    Raises:
-      ValueError: there are several processes.
     """
-    check_processes()
     config = uvicorn.Config(
         server.app,
         host,
@@ -90,19 +86,6 @@ def address(listener: uvicorn.Server) -> str:
     """Where a started server listens."""
     host, port = listener.servers[0].sockets[0].getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def check_processes() -> None:
-    """Checks that this is the only process.
-
-    Raises:
-      ValueError: there are several.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"the server runs in one process, over all devices of its host, and this run has {jax.process_count()}; "
-            f"start one server per host, behind a load balancer"
-        )
 
 
 class InThread:

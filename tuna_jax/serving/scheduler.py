@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from tuna_jax.inference import batching
 from tuna_jax.inference.pipeline import Tuna
+from tuna_jax.serving import text_pool
 from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.picture_pool import PicturePool
 from tuna_jax.serving.rows import PictureRow, Row, TextRow
@@ -51,7 +52,7 @@ class Scheduler:
 
     def __init__(self, model: Tuna, served: Served, metrics: Metrics):
         self.model, self.served, self.metrics = model, served, metrics
-        self.text = TextPool(model, served, metrics) if "chat" in served.tasks else None
+        self.texts = text_pool.pools(model, served, metrics) if "chat" in served.tasks else []
         shapes: list[tuple[int, int, int]] = []
         if "image" in served.tasks:
             shapes += [(1, *size) for size in served.sizes]
@@ -71,7 +72,7 @@ class Scheduler:
         self.error: Exception | None = None
         self._mean = 1.0  # Seconds between two results, a running mean.
         self._turns = itertools.cycle(list(self.pictures.values()))
-        active = {} if self.text is None else {"text": lambda: self._pools()[0].active}
+        active = {"text": lambda: sum(pool.active for pool in self.texts)} if self.texts else {}
         for kind in ("image", "video"):
             active[kind] = lambda kind=kind: sum(
                 pool.active for pool in self.pictures.values() if pool.kind == kind
@@ -79,7 +80,7 @@ class Scheduler:
         metrics.watch(lambda: self.waiting, active)
 
     def _pools(self) -> list[TextPool | PicturePool]:
-        return [*([] if self.text is None else [self.text]), *self.pictures.values()]
+        return [*self.texts, *self.pictures.values()]
 
     @property
     def waiting(self) -> int:
@@ -130,8 +131,7 @@ class Scheduler:
         """Moves new rows to their pools; the lock is held."""
         for row in self._incoming:
             if isinstance(row, TextRow):
-                assert self.text is not None
-                self.text.waiting.append(row)
+                next(pool for pool in self.texts if pool.fits(row)).waiting.append(row)
             elif isinstance(row, PictureRow):
                 self.pictures[row.shape].waiting.append(row)
         self._incoming.clear()
@@ -175,9 +175,8 @@ class Scheduler:
         self.ready = False
 
     def _turn(self) -> Iterator[TextPool | PicturePool]:
-        """The pools whose turn it is: answers, and the next images or clips."""
-        if self.text is not None and self.text.busy:
-            yield self.text
+        """The pools whose turn it is: all answers, and the next images or clips."""
+        yield from (pool for pool in self.texts if pool.busy)
         for _ in self.pictures:
             pool = next(self._turns)
             if pool.busy:

@@ -6,7 +6,7 @@ its neutral value (`NEUTRAL`). Fields that do not change a result (`IGNORED`) ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -176,6 +176,19 @@ class ChatRequest(Sampling):
     height: Annotated[int, Field(ge=1, le=option_checks.LARGEST_SIDE)] | None = None
     width: Annotated[int, Field(ge=1, le=option_checks.LARGEST_SIDE)] | None = None
     output_format: Format | None = None
+
+
+def media_urls(body: ChatRequest) -> Iterator[tuple[str, str]]:
+    """(field, URL) of all images and videos of a conversation."""
+    for index, message in enumerate(body.messages):
+        for number, part in enumerate(
+            () if isinstance(message.content, str) else message.content or ()
+        ):
+            where = f"messages[{index}].content[{number}]"
+            if isinstance(part, ImagePart):
+                yield f"{where}.image_url.url", part.image_url.url
+            elif isinstance(part, VideoPart):
+                yield f"{where}.video_url.url", part.video_url.url
 
 
 AnyBody = TypeVar("AnyBody", bound=Body)

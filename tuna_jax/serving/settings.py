@@ -37,6 +37,7 @@ class Settings:
       log_requests: whether texts of requests may be in logs.
       only_local: requests must be addressed to this machine by a local name: a name of another site that points to
         127.0.0.1 would make that site's pages pages of this server.
+      allow_remote_media: hosts whose images and videos are fetched when a conversation has their addresses.
       allow_origins: origins of web pages, besides the server's own, that browsers may send requests from.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     job_seconds: float = 3600.0
     log_requests: bool = False
     only_local: bool = False
+    allow_remote_media: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Collection, Container, Sequence
 
-import jax
 import numpy as np
 
+from tuna_jax.inference import batching
 from tuna_jax.inference.batching import round_up
 from tuna_jax.inference.generation import text_slots
-from tuna_jax.inference.generation.text_slots import RowOptions
 from tuna_jax.inference.pipeline import Tuna
 from tuna_jax.sequence import Text, build, stack
-from tuna_jax.serving import programs, served
+from tuna_jax.serving import device, served
 from tuna_jax.serving.metrics import Metrics
 from tuna_jax.serving.rows import Answer, Delta, TextRow
 from tuna_jax.serving.served import Media, Served
 
+Shape = tuple[Media | None, int]
+"""Of prompts: the kind of their media, and the tokens that they are padded to; `TextRow.group`."""
 _TOGETHER = 8
 """Prompts that are prefilled by one call."""
+_SHORT_ANSWER = 128
+"""Tokens of answers that short slots have room for, after the shortest prompts: what a request gets by default."""
 
 
 class _Active:
@@ -32,41 +36,76 @@ class _Active:
         self.sent = 0  # Characters.
 
 
-class TextPool:
-    """The slots of answers. All methods but `waiting` are called by the device's thread."""
+def pools(model: Tuna, what: Served, metrics: Metrics) -> list[TextPool]:
+    """A pool of short answers, whose slots are short, and one of all others.
 
-    def __init__(self, model: Tuna, what: Served, metrics: Metrics):
+    Attention costs what its cache has room for, and most answers are short.
+    """
+    kinds = served.text_media(model, what)
+    longest = max(served.widths(what, media)[-1] for media in kinds)
+    longest += what.settings.max_new_tokens
+    one_medium = max(0 if media is None else media.tokens // media.count for media in kinds)
+    short = round_up(what.settings.prompt_tokens[0] + one_medium + _SHORT_ANSWER)
+    if short >= longest:
+        return [TextPool(model, what, metrics, longest)]
+    first = TextPool(model, what, metrics, short)
+    return [first, TextPool(model, what, metrics, longest, rare=first.shapes)]
+
+
+class TextPool:
+    """The slots of answers that fit into `capacity` positions.
+
+    `fits` may be called by any thread, the other methods by the device's.
+
+    Args:
+      model, what: what is served.
+      metrics: where batches and tokens are counted.
+      capacity: positions of a slot.
+      rare: shapes of prompts that another pool has too, and usually takes.
+    """
+
+    def __init__(
+        self,
+        model: Tuna,
+        what: Served,
+        metrics: Metrics,
+        capacity: int,
+        rare: Container[Shape] = (),
+    ):
         self._model, self._what, self._metrics = model, what, metrics
         self._sizes = what.rows(what.settings.text_slots, (4, 16, 64))
-        most = min(what.settings.text_slots, _TOGETHER)
-        # A prefill costs what its padding costs too, so that short prompts have programs of many sizes.
-        self._inserts = what.rows(most, (1, 2, 4))
-        self._long_inserts = what.rows(most, (1,))
         self._count = self._sizes[-1]
-        self._kinds = served.text_media(model, what)
-        longest = max(served.widths(what, media)[-1] for media in self._kinds)
-        self._capacity = longest + what.settings.max_new_tokens
-        shortest = what.settings.prompt_tokens[0] + max(
-            0 if media is None else media.tokens // media.count for media in self._kinds
-        )
-        # (rows, positions) that decoding is compiled for: most answers are short, and attention costs what it can see.
-        # Of all slots the whole cache is taken as it is: a part of it would be copied twice.
-        short = min(round_up(shortest + 64), self._capacity)
-        self._decodes = sorted(
-            {(rows, keys) for rows in self._sizes[:-1] for keys in (short, self._capacity)}
-            | {(self._count, self._capacity)}
-        )
-        self._eos = np.int32(model.tokenizer.special.eos)
+        self._capacity = capacity
+        most = min(what.settings.text_slots, _TOGETHER)
+        # By shape of prompts, the numbers of rows that prefills are compiled for. Padding costs as much as prompts, so
+        # that short prompts have programs of many sizes.
+        self._inserts: dict[Shape, tuple[int, ...]] = {}
+        for media in served.text_media(model, what):
+            for width in served.widths(what, media):
+                if width < capacity:
+                    usual = width == served.widths(what, media)[0] and (media, width) not in rare
+                    self._inserts[media, width] = what.rows(most, (1, 2, 4) if usual else (1,))
+        self._eos = int(model.tokenizer.special.eos)
+        self._number = device.new_number()
+        weakref.finalize(self, device.forget, self._number)
         self.waiting: collections.deque[TextRow] = collections.deque()
         self._active: dict[int, _Active] = {}
         self.reset()
 
+    @property
+    def shapes(self) -> Collection[Shape]:
+        """The shapes of prompts that are compiled."""
+        return self._inserts.keys()
+
+    def fits(self, row: TextRow) -> bool:
+        """Whether the longest answer to a prompt has room."""
+        longest = len(row.prompt.tokens) + row.most
+        return row.group in self._inserts and longest <= self._capacity
+
     def reset(self) -> None:
         """Empty slots."""
         self._active.clear()
-        self._slots = text_slots.new(
-            self._model.config, self._count, self._capacity, self._model.sharding
-        )
+        device.reset_text(self._model, self._number, self._count, self._capacity)
 
     @property
     def busy(self) -> bool:
@@ -86,23 +125,18 @@ class TextPool:
         """Compiles everything, by running it."""
         special = self._model.tokenizer.special
         options = [self._row(special.bos)]
-        for media in self._kinds:
-            for width in served.widths(self._what, media):
-                for count in self._inserts_of(media, width):
-                    self._insert(media, width, options, [0], count)
-        for rows, keys in self._decodes:
-            jax.block_until_ready(self._decode(rows, keys, {0}, text_slots.CHUNK))
+        for (media, width), counts in self._inserts.items():
+            for count in counts:
+                self._insert(media, width, options, [0], count)
+        for rows in self._sizes:
+            self._decode(rows, {0}, text_slots.CHUNK)
         self.reset()
-
-    def _inserts_of(self, media: Media | None, width: int) -> tuple[int, ...]:
-        """The numbers of rows that prefills of this shape are compiled for."""
-        is_short = width == served.widths(self._what, media)[0]
-        return self._inserts if is_short else self._long_inserts
 
     def _row(self, bos: int) -> TextRow:
         prompt = build([Text((bos,))], self._model.tokenizer.special)
-        key = np.zeros(self._slots.options.keys.shape[1], np.uint32)
-        return TextRow(key=key, prompt=prompt, media=None, clips=None, width=0, most=1)
+        return TextRow(
+            key=batching.key_data(0, 0), prompt=prompt, media=None, clips=None, width=0, most=1
+        )
 
     def step(self) -> None:
         """Inserts what fits, and decodes until an answer ends or for `CHUNK` tokens."""
@@ -116,7 +150,8 @@ class TextPool:
         free = [slot for slot in range(self._count) if slot not in self._active]
         while free and self.waiting:
             first = self.waiting[0]
-            most = min(len(free), self._inserts[-1])
+            sizes = self._inserts[first.group]
+            most = min(len(free), sizes[-1])
             chosen = [row for row in self.waiting if row.group == first.group][:most]
             for row in chosen:
                 self.waiting.remove(row)
@@ -124,7 +159,6 @@ class TextPool:
             slots, free = free[: len(chosen)], free[len(chosen) :]
             # Before the device may fail, so that `rows` has them.
             self._active |= {slot: _Active(row) for slot, row in zip(slots, chosen, strict=True)}
-            sizes = self._inserts_of(first.media, first.width)
             count = next(size for size in sizes if size >= len(chosen))
             self._insert(first.media, first.width, chosen, slots, count)
             self._metrics.batch("prefill", len(chosen))
@@ -145,54 +179,32 @@ class TextPool:
             for index, row in enumerate(rows):
                 if row.clips is not None:
                     clips[index, : len(row.clips)] = row.clips
-        model = self._model
-        self._slots = programs.insert_text(
-            model.config,
-            model.generation_params,
-            model.vae_params,
-            self._slots,
+        device.insert_text(
+            self._model,
+            self._number,
             (batch["tokens"], batch["lengths"], batch["spans"]),
             clips,
             np.asarray(slots, np.int32),
-            RowOptions(  # NumPy arrays, which the program takes as JAX's.
-                *(
-                    np.stack([row.key for row in rows]),
-                    np.asarray([row.temperature for row in rows], np.float32),
-                    np.asarray([row.top_k for row in rows], np.int32),
-                    np.asarray([row.top_p for row in rows], np.float32),
-                )  # pyright: ignore[reportArgumentType]
+            (
+                np.stack([row.key for row in rows]),
+                np.asarray([row.temperature for row in rows], np.float32),
+                np.asarray([row.top_k for row in rows], np.int32),
+                np.asarray([row.top_p for row in rows], np.float32),
             ),
-            model.sharding,
-            model.tile_above,
         )
 
-    def _decode(self, rows: int, keys: int, occupied: set[int], most: int) -> text_slots.Decoded:
-        self._slots, decoded = text_slots.decode(
-            self._model.config,
-            self._model.generation_params,
-            self._slots,
-            np.asarray([slot in occupied for slot in range(rows)]),
-            np.int32(most),
-            self._eos,
-            rows=rows,
-            keys=keys,
-            sharding=self._model.sharding,
-        )
-        return decoded
+    def _decode(
+        self, rows: int, occupied: set[int], most: int
+    ) -> tuple[np.ndarray, int, np.ndarray]:
+        is_occupied = np.asarray([slot in occupied for slot in range(rows)])
+        return device.decode_text(self._model, self._number, is_occupied, most, self._eos)
 
     def _advance(self) -> None:
         last = max(self._active)
         left = min(active.row.most - len(active.ids) for active in self._active.values())
         most = min(left, text_slots.CHUNK)
-        positions = [len(a.row.prompt.tokens) + len(a.ids) for a in self._active.values()]
-        rows, keys = next(
-            (rows, keys)
-            for rows, keys in self._decodes
-            if rows > last and keys >= max(positions) + most
-        )
-        decoded = self._decode(rows, keys, set(self._active), most)
-        tokens, count = np.asarray(decoded.tokens), int(decoded.count)
-        finite = np.asarray(decoded.finite)
+        rows = next(rows for rows in self._sizes if rows > last)
+        tokens, count, finite = self._decode(rows, set(self._active), most)
         self._metrics.batch("decode", len(self._active))
         self._metrics.tokens(count * len(self._active))
         for slot, active in list(self._active.items()):
@@ -204,7 +216,7 @@ class TextPool:
 
     def _take(self, active: _Active, ids: list[int]) -> bool:
         """Appends tokens to an answer; whether it has ended."""
-        row, eos = active.row, int(self._eos)
+        row, eos = active.row, self._eos
         ended = ids[-1] == eos
         active.ids += ids[:-1] if ended else ids
         full = len(active.ids) >= row.most
