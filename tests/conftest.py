@@ -49,24 +49,26 @@ install_import_hook(
 )
 
 
-# Files that take a minute or more. They run first, so that the two workers end at about the same time.
+# Files that take half a minute of CPU time or more. They run first, so that the two workers end at about the same time.
 _SLOW = (
-    "planning/test_compiles.py",
-    "test_old_runs.py",
-    "test_benchmark.py",
-    "training/test_train_program.py",
-    "training/test_resume.py",
-    "sweeps/test_devices.py",
-    "sweeps/test_online.py",
-    "sweeps/test_runner.py",
+    "training/test_faults.py",
     "trainers/test_multitask.py",
-    "trainers/test_evaluate_run.py",
-    "parallel/test_sharded_step.py",
-    "parallel/test_sharded_generation.py",
+    "test_buckets.py",
+    "test_benchmark.py",
+    "test_several_processes.py",
     "training/test_processes.py",
-    "training/test_kills.py",
+    "parity/test_pixel_goldens.py",
+    "training/test_resume.py",
     "test_plan.py",
+    "test_old_runs.py",
+    "sweeps/test_devices.py",
+    "test_doctor.py",
+    "serving/test_endpoints.py",
+    "planning/test_compiles.py",
+    "inference/generation/test_reference.py",
+    "parity/test_verify.py",
     "parity/test_mutations.py",
+    "parallel/test_sharded_step.py",
 )
 
 

@@ -251,7 +251,7 @@ def test_a_video_job(client, separate, tmp_path):
     made.write_bytes(content)
     # H.264 makes more of a difference of 1; another clip differs by dozens.
     frames, wanted = (load_video(file, (64, 64), 5).astype(int) for file in (made, wanted))
-    assert np.abs(frames - wanted).mean() < 0.5
+    assert np.abs(frames - wanted).mean() < 2
     assert [item.id for item in client.videos.list().data][0] == video.id
     assert client.videos.delete(video.id).deleted
     with pytest.raises(openai.NotFoundError):
