@@ -222,7 +222,7 @@ def local_saves(folder: Path) -> dict[str, Any]:
     def restored(template: Any, newer_than: int) -> list[Any]:
         iterator = Position(-1)
         with LocalSaves(settings, workdir) as saves:
-            found = saves.restore(template, iterator=iterator, newer_than=newer_than)
+            found = saves.restore(template, config={}, iterator=iterator, newer_than=newer_than)
             left = saves._steps()
         if found is None:
             return [None, left]

@@ -61,8 +61,8 @@ def settings(**changes):
     return LoopSettings(steps=14, log_every=2, checkpoint_every=100, optimizer=plain, **changes)
 
 
-def train(workdir, batches, shapes=(), **changes):
-    record = {"model": TINY.to_dict()}
+def train(workdir, batches, shapes=(), mixture=None, **changes):
+    record = {"model": TINY.to_dict(), "mixture": mixture}
     chosen = settings(**changes)
     return loop.train(
         chosen, TINY, workdir, batches, tasks=("t2i",), record=record, shapes_to_compile=shapes
@@ -152,6 +152,15 @@ def test_a_broken_run_resumes_to_the_bit_from_a_local_save(tmp_path, caplog) -> 
     ]
     assert lines[0] == lines[1]
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_local_save_is_not_taken_if_the_order_of_the_data_has_changed(tmp_path, caplog) -> None:
+    saves = LocalSaveSettings(every=3, folder=str(tmp_path / "local"))
+    with pytest.raises(RuntimeError, match="broken"):
+        train(tmp_path / "run", Breaks(), mixture={"history": [[0, {"a": 1}]]}, local_saves=saves)
+    batches = Latents()
+    assert train(tmp_path / "run", batches, mixture={"history": [(0, {"a": 2})]}, local_saves=saves)
+    assert batches.next == 14 and "weights of their streams" in caplog.text
 
 
 def test_local_saves_of_an_earlier_run_or_to_a_bad_folder_change_nothing(tmp_path, caplog) -> None:

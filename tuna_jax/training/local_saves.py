@@ -110,13 +110,17 @@ class LocalSaves:
         self._thread = threading.Thread(target=write, name="local save")
         self._thread.start()
 
-    def restore(self, template: Any, *, iterator: Any, newer_than: int) -> Restored | None:
+    def restore(
+        self, template: Any, *, config: Mapping[str, Any], iterator: Any, newer_than: int
+    ) -> Restored | None:
         """The newest save that all processes have, or None; all must call it.
 
         Saves that are not taken are removed: the run goes on from another state.
 
         Args:
           template: tree of `jax.ShapeDtypeStruct` with shardings.
+          config: the settings of the run. A save with another `mixture`, which says what batch n is, is not taken:
+            trainers make it from the newest checkpoint.
           iterator: the data iterator, whose position is set to the saved one.
           newer_than: the step of the newest checkpoint; a save that is not newer is not taken.
         """
@@ -129,6 +133,9 @@ class LocalSaves:
             restored, data = None, None
             try:
                 restored, data = self._read(step, template)
+                if _order(restored.config) != _order(config):
+                    restored = None
+                    raise ValueError("the data, or the weights of their streams, have changed")
             except Exception as error:  # A damaged file, or shards of another mesh.
                 logging.warning("the local save %s is not used: %s", self._file(step), error)
             if distributed.all_agree(restored is not None):
@@ -189,6 +196,11 @@ class LocalSaves:
 
             state = jax.tree_util.tree_map_with_path(array, template)
         return Restored(step, state, json.loads(content["config"])), json.loads(content["data"])
+
+
+def _order(config: Mapping[str, Any]) -> str:
+    """What determines which examples batch n has, as text."""
+    return json.dumps(config.get("mixture"), sort_keys=True)
 
 
 def _default_folder() -> Path:

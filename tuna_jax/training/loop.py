@@ -102,7 +102,7 @@ def train(
         program = Program(settings, config, tasks, mesh)
         template = state.abstract(program.shapes, program.shardings)
         newest = max(distributed.from_first(saved.steps()), default=0)
-        restored = local.restore(template, iterator=iterator, newer_than=newest)
+        restored = local.restore(template, config=record, iterator=iterator, newer_than=newest)
         source = "" if restored is None else " (a local save)"
         if restored is None:
             restored = saved.restore(template, iterator=iterator)
