@@ -67,7 +67,7 @@ class Driver:
         return self.page.locator("#kept .title").all_inner_texts()
 
     def count(self, selector, number):
-        """Waits until there are so many elements."""
+        """Waits until there are this many elements."""
         end = time.monotonic() + 20
         while self.page.locator(selector).count() != number:
             assert time.monotonic() < end

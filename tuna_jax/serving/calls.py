@@ -34,7 +34,7 @@ class Call:
 
     Args:
       scheduler: where the rows run.
-      rows: the results that are asked for.
+      rows: the requested results.
       request: whose client is watched; None: nobody's, as of a job.
     """
 

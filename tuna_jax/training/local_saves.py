@@ -101,7 +101,7 @@ class LocalSaves:
             except OSError as error:
                 self._failed = True
                 logging.warning(
-                    "no more local saves: %s cannot be written (%s). Checkpoints go on; free space there, or "
+                    "no more local saves: %s cannot be written (%s). Checkpoints are written; free space there, or "
                     "set config.local_saves.folder",
                     self._file(step),
                     error,
@@ -115,7 +115,7 @@ class LocalSaves:
     ) -> Restored | None:
         """The newest save that all processes have, or None; all must call it.
 
-        Saves that are not taken are removed: the run goes on from another state.
+        Saves that are not taken are removed: the run continues from another state.
 
         Args:
           template: tree of `jax.ShapeDtypeStruct` with shardings.

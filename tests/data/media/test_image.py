@@ -79,7 +79,7 @@ def kind_of(read) -> str:
 
 
 def test_a_reduced_jpeg_is_decoded_at_the_size_needed_and_looks_alike(tmp_path) -> None:
-    """Only if it is asked for: at twice the size of the target, nothing else is reduced."""
+    """Only on request: at twice the size of the target, nothing else is reduced."""
     low = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(low).resize((128, 128), Image.Resampling.BICUBIC).save(
         tmp_path / "a.jpg", quality=95

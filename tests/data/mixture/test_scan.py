@@ -48,9 +48,9 @@ def manifest(module_files) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def alone(manifest, tokenizer, module_files):
+def single(manifest, tokenizer, module_files):
     """The index that one process makes: its metadata and its file."""
-    folder = module_files.root / "alone"
+    folder = module_files.root / "single"
     metadata = scan(manifest, "t2i", tokenizer, index=str(folder), chunk_rows=CHUNK_ROWS)
     (file,) = folder.iterdir()
     return metadata, file
@@ -82,8 +82,8 @@ def in_processes(manifest, folder, processes, kills, seed=0) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def test_the_index_has_what_reading_row_by_row_finds(manifest, alone) -> None:
-    metadata, file = alone
+def test_the_index_has_what_reading_row_by_row_finds(manifest, single) -> None:
+    metadata, file = single
     assert [metadata.height[i] for i in (0, 19, 20, 2900)] == [32, 51, 32, 32]
     assert metadata.width[2900] == 70_000
     assert {row.kind for row in metadata.invalid.values()} == {"missing_file", "empty_text"}
@@ -97,23 +97,23 @@ def test_the_index_has_what_reading_row_by_row_finds(manifest, alone) -> None:
     assert is_mapped(metadata.height), "processes share the file's pages"
 
 
-def test_two_processes_at_once_make_the_index_of_one(manifest, alone, tmp_path) -> None:
+def test_two_processes_at_once_make_the_index_of_one(manifest, single, tmp_path) -> None:
     assert in_processes(manifest, tmp_path, processes=2, kills=0) == []
     (file,) = tmp_path.iterdir()
-    assert file.name == alone[1].name and file.read_bytes() == alone[1].read_bytes()
+    assert file.name == single[1].name and file.read_bytes() == single[1].read_bytes()
 
 
 def test_processes_killed_at_random_moments_resume_and_make_the_same(
-    manifest, alone, tmp_path
+    manifest, single, tmp_path
 ) -> None:
     chunks = in_processes(manifest, tmp_path, processes=2, kills=4, seed=1)
     assert chunks == sorted(chunks) and chunks[-1] > 0, "what was scanned is kept"
     (file,) = tmp_path.iterdir()
-    assert file.read_bytes() == alone[1].read_bytes()
+    assert file.read_bytes() == single[1].read_bytes()
 
 
 def test_a_part_is_scanned_first_and_the_whole_takes_it_over(
-    manifest, alone, tokenizer, tmp_path, monkeypatch
+    manifest, single, tokenizer, tmp_path, monkeypatch
 ) -> None:
     read = []
     real = scanning._Reader.read
@@ -123,27 +123,27 @@ def test_a_part_is_scanned_first_and_the_whole_takes_it_over(
     options = {"index": str(tmp_path), "chunk_rows": CHUNK_ROWS}
     part = scan(manifest, "t2i", tokenizer, rows=300, **options)
     assert len(part) == 300 and sorted(read) == list(range(3 * CHUNK_ROWS))
-    same(part, alone[0], 300)
+    same(part, single[0], 300)
     read.clear()
     again = scan(manifest, "t2i", tokenizer, rows=300, version="", **options)
     same(again, part)
     assert read == []
     whole = scan(manifest, "t2i", tokenizer, version="", **options)
     assert sorted(read) == list(range(3 * CHUNK_ROWS, ROWS)), "no chunk is scanned twice"
-    same(whole, alone[0])
+    same(whole, single[0])
     read.clear()
     same(scan(manifest, "t2i", tokenizer, rows=300, version="", **options), part)
     assert read == [] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_data_has_another_index_and_a_copied_or_damaged_one_is_named(
-    manifest, alone, tokenizer, module_files, tmp_path
+    manifest, single, tokenizer, module_files, tmp_path
 ) -> None:
     other = Manifest(module_files.manifest("n.jsonl", [{"image": "0.png", "caption": "b"}] * 9))
     assert scan(other, "t2i", tokenizer, index=str(tmp_path)).height.tolist() == [32] * 9
     (mine,) = tmp_path.iterdir()
     content = mine.read_bytes()
-    mine.write_bytes(alone[1].read_bytes())
+    mine.write_bytes(single[1].read_bytes())
     with pytest.raises(ValueError, match=f"{mine.name} belongs to other data.*remove it"):
         scan(other, "t2i", tokenizer, index=str(tmp_path))
     mine.write_bytes(content[:-9])
@@ -222,10 +222,10 @@ def stream(source, **changes) -> ExampleStream:
 
 
 def test_a_run_that_began_on_a_part_goes_on_with_it_until_it_is_told(
-    manifest, alone, tokenizer
+    manifest, single, tokenizer
 ) -> None:
     """`parts` is what the run record keeps."""
-    index = str(alone[1].parent)
+    index = str(single[1].parent)
 
     def mixture(part_rows, parts=None):
         made = Mixture(
@@ -251,12 +251,12 @@ def test_a_run_that_began_on_a_part_goes_on_with_it_until_it_is_told(
 
 
 def test_buckets_and_orders_of_a_large_source_are_mapped_and_the_same(
-    manifest, alone, tokenizer, tmp_path, monkeypatch
+    manifest, single, tokenizer, tmp_path, monkeypatch
 ) -> None:
     """A worker gets a large mixture by the names of its files, and maps what the others map."""
 
     def mixture():
-        given = {"index": str(alone[1].parent), "directory": tmp_path, "scans": {}}
+        given = {"index": str(single[1].parent), "directory": tmp_path, "scans": {}}
         return Mixture([stream(manifest, lengths=(1100, 1200))], tokenizer, **given)
 
     small = mixture()

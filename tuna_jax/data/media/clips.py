@@ -1,6 +1,6 @@
 """One way to open a clip, whatever holds it: a container that FFmpeg reads, an animated picture, a folder, an array.
 
-`open_clip` decides by content. A `Clip` knows when each frame is shown, and decodes those that are asked for.
+`open_clip` decides by content. A `Clip` knows when each frame is shown, and decodes those that are requested.
 """
 
 from __future__ import annotations

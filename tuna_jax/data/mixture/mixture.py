@@ -104,7 +104,7 @@ class Mixture:
         threads: files that a scan reads at the same time.
         scans: of a run that resumes, its `scans` by stream name (one that is not there is ""), so that its batches stay
             the same; None for a new run, which looks again at files that an earlier scan found missing or unreadable.
-        parts: of a run that resumes, its `parts`, with which it goes on unless a stream's `part_rows` says otherwise.
+        parts: of a run that resumes, its `parts`, with which it continues unless a stream's `part_rows` says otherwise.
 
     Attributes:
         scans: the version of the metadata of each stream whose files were looked at again with another result.

@@ -26,7 +26,7 @@ def stream_notices(
     if len(metadata) < len(source):
         notices.append(
             f"{name}: trains on the first {len(metadata)} of {len(source)} examples of {source.name}; with "
-            "part_rows=-1 it goes on with all of them"
+            "part_rows=-1 it continues with all of them"
         )
     looked_at = metadata.recovered + metadata.still_invalid
     if looked_at:

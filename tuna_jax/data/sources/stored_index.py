@@ -261,7 +261,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Names a folder of indexes that cannot be written, and the mend.
 
     Raises:
-        PermissionError: instead of the error that said so.
+        PermissionError: in place of the system's error.
     """
     try:
         yield

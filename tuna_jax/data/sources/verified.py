@@ -1,6 +1,6 @@
 """The whole content of a source's files, compared with what it was when it was first looked at whole.
 
-Sources recognise files by size, time and parts of their content. This reads everything, when it is asked for: a byte
+Sources recognise files by size, time and parts of their content. This reads everything, on request: a byte
 that changed elsewhere, as on a failing disk, is found.
 """
 
