@@ -157,7 +157,7 @@ export {processes}="$SLURM_NTASKS"
 {newest}
 before="$(newest)"
 
-# Asked to stop (before the time is over, or preempted): hand it on, wait for the save, queue again.
+# Requested to stop (before the time is over, or preempted): hand it on, wait for the save, queue again.
 again=
 trap 'again="stopped"; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 srun --kill-on-bad-exit=1 --label --export=ALL \\

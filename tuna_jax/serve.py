@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_ascending,
         default=(),
         metavar="N,...",
-        help="numbers of frames of clips, generated or asked about, 1 + 4k each (default 17; 4 of a model whose VAE "
+        help="numbers of frames of clips, generated or in questions, 1 + 4k each (default 17; 4 of a model whose VAE "
         "works frame by frame)",
     )
     add(

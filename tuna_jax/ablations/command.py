@@ -74,7 +74,7 @@ def ablate(
 
 
 def check_unchanged(study: Study, workdir: Path) -> None:
-    """Raises ValueError if the workdir holds results of a study that said something else."""
+    """Raises ValueError if the workdir holds results of a study with other content."""
     path = workdir / STUDY_FILE
     if not path.is_file():
         return

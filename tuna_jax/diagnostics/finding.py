@@ -58,14 +58,14 @@ def over_processes(findings: Sequence[Finding], names: Sequence[str]) -> Finding
       names: of the processes, such as 'process 1 (host-b)'.
     """
     first, parts = findings[0], [findings[0]]
-    said = set(first.measured.split("\n"))
+    first_lines = set(first.measured.split("\n"))
     for name, finding in zip(names[1:], findings[1:], strict=True):
         if finding.result == PASS:
             continue
-        lines = [line for line in finding.measured.split("\n") if line not in said]
+        lines = [line for line in finding.measured.split("\n") if line not in first_lines]
         measured = f"{name}: " + "\n".join(lines) if lines else ""
         parts.append(dataclasses.replace(finding, measured=measured))
-        said.update(lines)
+        first_lines.update(lines)
     return dataclasses.replace(joined(parts), numbers=first.numbers)
 
 

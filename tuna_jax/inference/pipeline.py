@@ -59,7 +59,7 @@ class Tuna:
         mesh of several devices; None leaves it to the compiler.
       tile_above: pixels of a frame above which the VAE runs in overlapping tiles, to save memory.
       programs: exported samplers, which run instead of tracing where one fits.
-      shapes: by task, the (height, width) that the model was trained on: an image that is asked about or edited takes
+      shapes: by task, the (height, width) that the model was trained on: an image in a question or an edit takes
         the nearest; see `trained_shapes`. A task that has none takes `size`.
       shared: its number, if the processes of a run compute with it together; see `parallel/leader.py`.
     """

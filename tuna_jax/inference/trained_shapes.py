@@ -1,4 +1,4 @@
-"""The shapes that a model was trained on: an image that is asked about or edited takes the nearest one, as in training.
+"""The shapes that a model was trained on: an image in a question or an edit takes the nearest one, as in training.
 
 Shapes are kept by task, as `RunRecord.shapes` has them: 'understand', 'video_understand' and 'edit'. A task without
 shapes takes the model's size.

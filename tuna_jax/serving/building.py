@@ -1,4 +1,4 @@
-"""Rows from requests: what a model is asked, as tokens, pixels and plans. It runs outside the event loop."""
+"""Rows from requests: prompts and media as tokens, pixels and plans. It runs outside the event loop."""
 
 from __future__ import annotations
 

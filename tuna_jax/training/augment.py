@@ -1,4 +1,4 @@
-"""What training does to visual tokens besides the noise of the flow: noise on images that are asked about, and hidden
+"""What training does to visual tokens besides the noise of the flow: noise on images in questions, and hidden
 tokens (model.md sections 12 and 13). Both are for models that work on pixels; inference never does either."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputNoise:
-    """Noise on images that are asked about: rows without an image to generate.
+    """Noise on images in questions: rows without an image to generate.
 
     Attributes:
       probability: of an image to be noised; 0 turns it off. The released pixel models take 0.1.
@@ -55,7 +55,7 @@ class Masking:
 def input_times(
     coin: Float[Array, "*b"], level: Float[Array, "*b"], settings: InputNoise
 ) -> Float[Array, "*b"]:
-    """Times of images that are asked about.
+    """Times of images in questions.
 
     Args:
       coin: uniform in [0, 1).

@@ -76,7 +76,7 @@ class LoopSettings:
       accumulate: number of parts in which a batch's gradient is computed, one after the other, to save memory.
       flow_weight, text_weight: weights of the two losses.
       time: distribution of training times.
-      input_noise: noise on images that are asked about.
+      input_noise: noise on images in questions.
       masking: visual tokens that are hidden.
       mesh: sizes of the mesh axes.
       vae_dtype: compute dtype of the frozen VAE, if the step encodes pixels.

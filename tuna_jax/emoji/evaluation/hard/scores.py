@@ -248,11 +248,11 @@ def ask_hard(
         KeyError: an unknown kind.
         ValueError: the number of answers differs from the number of questions, or splits without such questions.
     """
-    asked = questions_of_kind(
+    matching = questions_of_kind(
         kind, count, seed=seed, size=size, difficulty=difficulty, splits=splits
     )
-    chosen = [item for _, item in asked]
-    images = np.stack([render_hard(scene) for scene, _ in asked])
+    chosen = [item for _, item in matching]
+    images = np.stack([render_hard(scene) for scene, _ in matching])
     images = through(images) if through else images
     texts = list(answer(images, [item.question for item in chosen]))
     if len(texts) != len(chosen):

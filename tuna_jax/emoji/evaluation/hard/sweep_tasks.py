@@ -100,10 +100,10 @@ def hard_answer(
     of_size = functools.cache(
         lambda size: items.questions_of_kind(question, count, size=size, **world)
     )
-    asked = of_size(96)
-    if len(asked) < count:
+    matching = of_size(96)
+    if len(matching) < count:
         raise ValueError(
-            f"count is {count}, and only {len(asked)} questions of the kind {question!r} were found; lower count"
+            f"count is {count}, and only {len(matching)} questions of the kind {question!r} were found; lower count"
         )
 
     def run(model: Tuna, chosen: Sequence[int], seed: int) -> Outcome:
@@ -126,7 +126,7 @@ def hard_answer(
         {"question": question, **options},
         UNDERSTANDING_SETTINGS,
         run,
-        {"exact": scores.answer_chance(question, [q.answer for _, q in asked])},
+        {"exact": scores.answer_chance(question, [q.answer for _, q in matching])},
         "exact",
         ATTRIBUTION,
     )
