@@ -12,6 +12,7 @@ do not change.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -121,6 +122,9 @@ def scan(
     old = _old_file(kept.about, directory)
     reader = _Reader(examples, task, tokenizer, smallest, threads)
     metadata = kept.read(rows)
+    if metadata is not None:
+        with contextlib.suppress(OSError):  # The folder may be read-only.
+            kept.remove_parts()  # Of processes that were killed.
     if metadata is None and (before := scan_index.read_old(old, examples)) is not None:
         kept.write(before)
         metadata = kept.read(rows)

@@ -170,10 +170,14 @@ class ScanIndex:
         return self.read(rows)
 
     def remove_parts(self) -> None:
-        """Removes chunks, claims and parts if the whole is there; whoever has mapped a file keeps it."""
+        """Removes chunks, claims, parts and what killed processes left of the whole, if the whole is there.
+
+        Whoever has mapped a file keeps it; who is just writing the whole again finds it (`merge`).
+        """
         if self.path.is_file():
-            for part in self.folder.glob(f"{self.path.stem}-part-*.safetensors"):
-                part.unlink(missing_ok=True)
+            for pattern in (f"{self.path.stem}-part-*.safetensors", f".{self.path.stem}*"):
+                for left in self.folder.glob(pattern):
+                    left.unlink(missing_ok=True)
             shutil.rmtree(self.chunks_folder, ignore_errors=True)
 
     @staticmethod
