@@ -55,7 +55,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def read(file: str, overrides: Sequence[str] = (), name: str = "config") -> dict[str, Any]:
     """The nested mapping of `get_config()` in a file, with the overrides applied.
 
-    A key of an experiment that the file does not set is added; whoever parses the mapping knows which keys exist.
+    A key of an experiment that the file does not set is added; the parser of the mapping knows which keys exist.
 
     Args:
       file: path of a Python file, or its name in the package, such as `emoji/demo`; `FILE:ARGUMENT` passes an argument
