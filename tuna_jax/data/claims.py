@@ -2,7 +2,8 @@
 
 A claim is a small file. Its owner renews it while it works; if it was not renewed for a while, by the clock of the
 process that looks, or if its process was on this host and is gone, the part may be taken over. File systems differ in
-what they promise, so that two may work on a part for a moment: the work must be such that doing a part twice changes nothing.
+what they promise, so that two may work on a part for a moment: the work must be such that doing a part twice changes
+nothing.
 """
 
 from __future__ import annotations
