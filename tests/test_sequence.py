@@ -75,10 +75,39 @@ def test_generation_and_editing_prompts_are_the_beginning_of_their_sequences() -
     for whole, prompt in (
         (sequence.text_to_image(SPECIAL, [7], GRID), sequence.generation_prompt(SPECIAL, [7])),
         (sequence.editing(SPECIAL, [7], GRID), sequence.editing_prompt(SPECIAL, [7], GRID)),
+        (sequence.editing(SPECIAL, [7], GRID, 3), sequence.editing_prompt(SPECIAL, [7], GRID, 3)),
+        (
+            sequence.image_to_video(SPECIAL, [7], GRID),
+            sequence.image_to_video_prompt(SPECIAL, [7], GRID),
+        ),
     ):
         assert whole.tokens[: len(prompt.tokens)].tolist() == prompt.tokens.tolist()
         assert whole.spans[-1].tolist() == [len(prompt.tokens), 1 + GRID.tokens]
         assert not prompt.is_target.any()
+
+
+def test_an_edit_of_several_images_has_each_in_its_marks() -> None:
+    built = sequence.editing(SPECIAL, [7, 8], GRID, sources=2)
+    pad, around = [SPECIAL.image_pad] * 7, (SPECIAL.boi, SPECIAL.eoi)
+    source = [around[0], *pad, around[1]]
+    expected = [SPECIAL.bos, *source, *source, 7, 8, *source, SPECIAL.eos]
+    assert built.tokens.tolist() == expected
+    assert built.spans.tolist() == [[2, 7], [11, 7], [22, 7]]
+    assert built.is_target.tolist() == [False, False, True]
+    assert (built.labels == IGNORE).all()
+    one = sequence.editing(SPECIAL, [7, 8], GRID)
+    assert one.tokens.tolist() == [SPECIAL.bos, *source, 7, 8, *source, SPECIAL.eos]
+
+
+def test_a_clip_follows_its_first_frame() -> None:
+    built = sequence.image_to_video(SPECIAL, [7, 8], Grid(3, 2, 3))
+    begin, end, pad = SPECIAL.boi, SPECIAL.eoi, SPECIAL.image_pad
+    first, clip = [begin, *[pad] * 7, end], [begin, *[pad] * 19, end]
+    assert built.tokens.tolist() == [SPECIAL.bos, *first, 7, 8, *clip, SPECIAL.eos]
+    assert built.spans.tolist() == [[2, 7], [13, 19]]
+    assert built.is_target.tolist() == [False, True]
+    assert (built.labels == IGNORE).all()
+    sequence.check_spans(built.spans, len(built.tokens))
 
 
 def test_any_list_of_segments_builds() -> None:

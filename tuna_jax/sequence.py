@@ -6,6 +6,11 @@ describes it: the offset is the position of the time token, and the length inclu
     text to image    <bos> text <boi> [time][img]*n <eoi> <eos>
     understanding    <bos> <boi> [time][img]*n <eoi> prompt response <eos>
     editing          <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
+                     with several sources, each in its <boi> ... <eoi>
+    image to video   <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>
+
+The first frame that image to video is given is a span of one latent frame (m tokens), in front of one of all frames (n).
+Slots of a batch have one shape, so its latents are those of a clip, of which only the first frame belongs to the span.
 
 A label has the position of its token (the loss shifts); `IGNORE` marks a token without text loss.
 """
@@ -148,30 +153,55 @@ def understanding_prompt(special: Special, prompt_ids: Sequence[int], grid: Grid
     )
 
 
-def editing(special: Special, instruction_ids: Sequence[int], grid: Grid) -> TokenSequence:
-    """`<bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>`; only dst is generated."""
-    return build(
-        [
-            Text((special.bos, special.boi)),
-            Visual(grid),
-            Text((special.eoi, *instruction_ids, special.boi)),
-            Visual(grid, target=True),
-            Text((special.eoi, special.eos)),
-        ],
-        special,
-    )
+def first_frame(grid: Grid) -> Grid:
+    """The extent of the first latent frame of a clip."""
+    return Grid(1, grid.height, grid.width)
 
 
-def editing_prompt(special: Special, instruction_ids: Sequence[int], grid: Grid) -> TokenSequence:
-    """`editing` before the new image; the negative branch of guidance has the source too."""
-    return build(
-        [
-            Text((special.bos, special.boi)),
-            Visual(grid),
-            Text((special.eoi, *instruction_ids, special.boi)),
-        ],
-        special,
-    )
+def _given(special: Special, sources: Sequence[Grid], text_ids: Sequence[int]) -> list[Segment]:
+    """`<bos>`, the sources as clean inputs, each in `<boi> ... <eoi>`, the text, and the `<boi>` of what follows."""
+    segments: list[Segment] = []
+    before: tuple[int, ...] = (special.bos,)
+    for grid in sources:
+        segments += [Text((*before, special.boi)), Visual(grid)]
+        before = (special.eoi,)
+    return [*segments, Text((*before, *text_ids, special.boi))]
+
+
+def _generated(special: Special, grid: Grid) -> list[Segment]:
+    return [Visual(grid, target=True), Text((special.eoi, special.eos))]
+
+
+def editing(
+    special: Special, instruction_ids: Sequence[int], grid: Grid, sources: int = 1
+) -> TokenSequence:
+    """`<bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>`; only dst is generated.
+
+    Several `sources` follow each other, each in its `<boi> ... <eoi>`.
+    """
+    given = _given(special, [grid] * sources, instruction_ids)
+    return build([*given, *_generated(special, grid)], special)
+
+
+def editing_prompt(
+    special: Special, instruction_ids: Sequence[int], grid: Grid, sources: int = 1
+) -> TokenSequence:
+    """`editing` before the new image; the negative branch of guidance has the sources too."""
+    return build(_given(special, [grid] * sources, instruction_ids), special)
+
+
+def image_to_video(special: Special, caption_ids: Sequence[int], grid: Grid) -> TokenSequence:
+    """`<bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>`: the first frame is given, and all n
+    tokens of the clip, whose extent is `grid`, are generated."""
+    given = _given(special, [first_frame(grid)], caption_ids)
+    return build([*given, *_generated(special, grid)], special)
+
+
+def image_to_video_prompt(
+    special: Special, caption_ids: Sequence[int], grid: Grid
+) -> TokenSequence:
+    """`image_to_video` before the clip, whose extent is `grid`; the negative branch of guidance has the frame too."""
+    return build(_given(special, [first_frame(grid)], caption_ids), special)
 
 
 def text_only(turns: Iterable[Text], special: Special) -> TokenSequence:

@@ -10,7 +10,8 @@ from tuna_jax.emoji.latent_pool import LatentPool
 from tuna_jax.emoji.task_streams import TASKS, Group, alternate
 from tuna_jax.emoji.world import dialogues
 from tuna_jax.emoji.world.captions import questions
-from tuna_jax.emoji.world.clips import ClipSource, clip_captions
+from tuna_jax.emoji.world.clips import ClipSource, clip_captions, continuations
+from tuna_jax.emoji.world.combine import CombinationSource
 from tuna_jax.emoji.world.edits import EditSource
 from tuna_jax.emoji.world.scenes import SceneSource
 
@@ -58,6 +59,41 @@ def test_an_edit_has_a_clean_source_and_a_noised_target(tokenizer):
     assert len(empty.sequence.tokens) == 2 * 17 + 6
     with pytest.raises(ValueError, match="2 frames"):
         task_streams.editing_stream(pool(ClipSource(), 4), tokenizer, rows=4)
+
+
+def test_a_combination_has_two_clean_sources_and_a_noised_target(tokenizer):
+    latents = pool(CombinationSource(), 3)
+    stream = task_streams.combining_stream(
+        latents, tokenizer, rows=4, instruction_dropout=0.0, spread=0.0
+    )
+    for i in range(20):
+        row = stream.samples[i]
+        item = round(float(row.latents[0].mean()))
+        assert row.sequence.is_target.tolist() == [False, False, True]
+        assert row.latents.shape == (3, 1, 4, 4, 2)
+        assert row.latents.mean((1, 2, 3, 4)).tolist() == [item, item + 100, item + 200]
+        text = texts(row, tokenizer)[1].lower()
+        assert any(phrasing in text for phrasing in latents.source[item].instructions)
+    with pytest.raises(ValueError, match="3 frames"):
+        task_streams.combining_stream(pool(EditSource(), 2), tokenizer, rows=4)
+
+
+def test_a_continuation_has_its_first_frame_and_the_whole_clip(tokenizer):
+    latents = pool(ClipSource(), 4)
+    stream = task_streams.continuation_stream(
+        latents, tokenizer, rows=4, caption_dropout=0.0, spread=1.0, source_spread=0.0
+    )
+    for i in range(20):
+        row = stream.samples[i]
+        first, clip = row.latents
+        item = int(first[0, 0, 0, 0])
+        assert row.sequence.is_target.tolist() == [False, True]
+        assert row.sequence.spans[:, 1].tolist() == [17, 65]
+        assert (first[0] == item).all() and not first[1:].any() and first.shape == (4, 4, 4, 2)
+        assert np.abs(clip.mean((1, 2, 3)) - item - 100 * np.arange(4)).max() < 0.1
+        assert clip.std((1, 2, 3)).min() > 0
+        text = texts(row, tokenizer)[1].lower()
+        assert any(phrasing in text for phrasing in continuations(latents.source[item]))
 
 
 def test_clips_have_captions_or_questions(tokenizer):
@@ -152,21 +188,24 @@ def test_a_long_dialogue_loses_its_last_turns(tokenizer):
 
 
 def test_the_vocabulary_covers_all_streams(tokenizer, recwarn):
-    scenes, edits, clips = (
+    scenes, edits, clips, combinations = (
         pool(SceneSource(), count=600),
         pool(EditSource(), 2, 600),
         pool(ClipSource(), 4, 600),
+        pool(CombinationSource(), 3, 600),
     )
     streams = [
         (task_streams.editing_stream(edits, tokenizer, rows=1), 52),
         (task_streams.clip_stream(clips, tokenizer, rows=1), 84),
         (task_streams.clip_questions_stream(clips, tokenizer, rows=1), 84),
         (task_streams.dialogue_stream(scenes, tokenizer, rows=1, length=132), 132),
+        (task_streams.combining_stream(combinations, tokenizer, rows=1, sentences=0.5), 72),
+        (task_streams.continuation_stream(clips, tokenizer, rows=1, sentences=0.5), 96),
         (image_streams.text_to_image_stream(scenes, tokenizer, rows=1), 44),
         (image_streams.understanding_stream(scenes, tokenizer, rows=1), 44),
     ]
     for stream, length in streams:
-        # The lengths of the groups in experiments/emoji/all_tasks.py.
+        # The lengths of the groups in experiments/emoji/all_tasks.py and more_tasks.py.
         assert max(len(stream.samples[i].sequence.tokens) for i in range(600)) <= length
     assert not [w for w in recwarn if "compact vocabulary" in str(w.message)]
 

@@ -162,7 +162,9 @@ def row_of(example: Example) -> dict[str, Any]:
     video = example.kind in VIDEO_KINDS
     media = [_bytes_of(medium, video) for medium in example.media]
     if example.kind == "edit":
-        return {"raw_image": media[0], "out_image": media[1], "instruction": example.text}
+        *sources, target = media
+        raw = sources[0] if len(sources) == 1 else sources
+        return {"raw_image": raw, "out_image": target, "instruction": example.text}
     row: dict[str, Any] = {}
     if media:
         row["video" if video else "image"] = media[0] if len(media) == 1 else media

@@ -12,6 +12,7 @@ from tuna_jax.emoji.config import EmojiData
 from tuna_jax.emoji.model_bundle import ModelBundle
 from tuna_jax.emoji.world import worlds
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
+from tuna_jax.emoji.world.combine import CombinationSource
 from tuna_jax.emoji.world.edits import EditSource
 from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.training.step import Heads
@@ -36,8 +37,8 @@ def groups(
     world = worlds.world(data.world, data.partial, data.difficulty)
     if world.name != "scenes" and not data.images_only:
         raise ValueError(
-            f"config.data.world is {world.name!r}, which has no edits, clips or dialogues; set the rows of "
-            "config.data.edits, config.data.clips and config.data.dialogues to 0"
+            f"config.data.world is {world.name!r}, which only has images; set the rows of config.data.edits, "
+            "config.data.clips, config.data.dialogues, config.data.combinations and config.data.continuations to 0"
         )
     key = bundle.latents_key
     hosts = {"process_index": part.index, "process_count": part.count}
@@ -110,7 +111,7 @@ def groups(
             source_spread=data.edits.source_spread,
         )
         add_group([editing], data.edits.share, data.edits.length, slots=2)
-    if data.clips.rows:
+    if data.has_clips:
         clips = ClipSource(
             "train",
             data.seed,
@@ -144,6 +145,38 @@ def groups(
             ),
         ]
         add_group(clip_tasks, data.clips.share, data.clips.length)
+        continuing = task_streams.continuation_stream(
+            clip_pool,
+            tokenizer,
+            rows=data.continuations.rows,
+            seed=2 * data.stream_seed + 6,
+            caption_dropout=data.caption_dropout,
+            spread=data.generation_spread,
+            source_spread=data.continuations.source_spread,
+        )
+        add_group([continuing], data.continuations.share, data.continuations.length, slots=2)
+    if data.combinations.rows:
+        combinations = CombinationSource(
+            "train", data.seed, data.size, length=data.combinations.count
+        )
+        combination_pool = latent_pool.encode_pool(
+            combinations,
+            data.combinations.count,
+            bundle.encode_frames,
+            key,
+            pictures=task_streams.render_combination,
+            progress=progress,
+        )
+        combining = task_streams.combining_stream(
+            with_pixels(combination_pool, task_streams.render_combination),
+            tokenizer,
+            rows=data.combinations.rows,
+            seed=2 * data.stream_seed + 7,
+            instruction_dropout=data.caption_dropout,
+            spread=data.generation_spread,
+            source_spread=data.combinations.source_spread,
+        )
+        add_group([combining], data.combinations.share, data.combinations.length, slots=3)
     return result
 
 
@@ -155,6 +188,8 @@ def check_design(config: TunaConfig, data: EmojiData) -> None:
             "generation_rows": data.generation_rows,
             "edits.rows": data.edits.rows,
             "clips.generation_rows": data.clips.generation_rows,
+            "combinations.rows": data.combinations.rows,
+            "continuations.rows": data.continuations.rows,
         }
         for key, number in rows.items():
             if number:
@@ -162,10 +197,10 @@ def check_design(config: TunaConfig, data: EmojiData) -> None:
                     f"{design}, which only understands, and config.data.{key} is {number}; set config.data.{key}=0, "
                     f"or take another design"
                 )
-    if config.sees_pixels and data.clips.rows:
+    if config.sees_pixels and data.has_clips:
         raise ValueError(
-            f"{design}, which sees the pixels of images; set config.data.clips.generation_rows and "
-            f"config.data.clips.understanding_rows to 0, or take another design"
+            f"{design}, which sees the pixels of images; set config.data.clips.generation_rows, "
+            f"config.data.clips.understanding_rows and config.data.continuations.rows to 0, or take another design"
         )
 
 
@@ -201,5 +236,7 @@ def heads(data: EmojiData, batch: Mapping[str, Any]) -> Heads:
         "t2v": clips,
         "video_understand": clips,
         "dialogue": Heads(0, data.dialogues.rows),
+        "combine": Heads(data.combinations.rows, 0),
+        "i2v": Heads(data.continuations.rows, 0),
     }
     return by_task[task_streams.TASKS[int(batch["stream"][0])]]

@@ -74,12 +74,48 @@ class DialogueData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CombinationData:
+    """Edits of two pictures: their objects in one picture.
+
+    Attributes:
+      count: number of items that are encoded before training.
+      rows: rows per batch; 0 turns them off.
+      length: tokens per row.
+      share: share of the batches, relative to the other groups' shares.
+      source_spread: as for edits.
+    """
+
+    count: int = 16_000
+    rows: int = 0
+    length: int = 80
+    share: float = 1.0
+    source_spread: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuationData:
+    """Clips whose first frame is given: those of `clips`, with its `count`, `frames` and `motions`.
+
+    Attributes:
+      rows: rows per batch; 0 turns them off.
+      length: tokens per row.
+      share: share of the batches, relative to the other groups' shares.
+      source_spread: of the first frame, as for the source of edits.
+    """
+
+    rows: int = 0
+    length: int = 100
+    share: float = 1.0
+    source_spread: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiData:
     """The mixture of generation and understanding.
 
     Attributes:
       world: 'scenes', or 'hard': up to five objects with sizes and colours, in captions that leave things open (see
-        docs/hard_world.md). It has no edits, clips or dialogues.
+        docs/hard_world.md). It has none of the other groups.
       partial: in the hard world, share of the captions that leave things open.
       nouns, colours: in the hard world, how many nouns of each of its two kinds, and how many colours; 0 nouns: all.
       scenes: number of training scenes that are encoded before training.
@@ -98,7 +134,7 @@ class EmojiData:
       vocabulary: name of a compact vocabulary of the package, or a JSON file with one.
       threads: host threads that make batches.
       share: share of the batches that hold images, relative to the other groups' shares.
-      edits, clips, dialogues: the other groups; a group with 0 rows is off.
+      edits, clips, dialogues, combinations, continuations: the other groups; a group with 0 rows is off.
     """
 
     world: str = "scenes"
@@ -122,6 +158,13 @@ class EmojiData:
     edits: EditData = EditData()
     clips: ClipData = ClipData()
     dialogues: DialogueData = DialogueData()
+    combinations: CombinationData = CombinationData()
+    continuations: ContinuationData = ContinuationData()
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether any group has clips."""
+        return bool(self.clips.rows or self.continuations.rows)
 
     @property
     def stream_seed(self) -> int:
@@ -141,8 +184,8 @@ class EmojiData:
 
     @property
     def images_only(self) -> bool:
-        """Whether edits, clips and dialogues are all off."""
-        return not (self.edits.rows or self.clips.rows or self.dialogues.rows)
+        """Whether all groups but that of images are off."""
+        return not (self.edits.rows or self.has_clips or self.dialogues.rows or self.combinations.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,8 +195,8 @@ class EmojiExperiment(loop.LoopSettings):
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
       vae: safetensors file of the image VAE; empty takes the emoji VAE of the package.
-      init_from: initial parameters of a new run: another run's workdir, or a folder written by `convert from_torch`;
-        empty initialises them randomly.
+      init_from: initial parameters of a new run: another run's workdir, a folder written by `convert from_torch`, or
+        'emoji', the model in the package; empty initialises them randomly.
       init_encoder: initial parameters of only the representation encoder: a file that an experiment of
         experiments/ablations/encoders/ exported; the other parameters are initialised randomly.
       data: the mixture.

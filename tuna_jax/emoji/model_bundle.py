@@ -35,6 +35,7 @@ from tuna_jax.utils.fingerprint import fingerprint
 from tuna_jax.utils.param_tree import unflatten
 
 Images = UInt8[np.ndarray, "n height width 3"]
+Pairs = UInt8[np.ndarray, "n 2 height width 3"]
 Latents = Float[np.ndarray, "n 1 h w c"]
 Clips = UInt8[np.ndarray, "n frames height width 3"]
 Frames = Float[np.ndarray, "n frames h w c"]
@@ -111,10 +112,18 @@ class ModelBundle:
         return self.model(params).generate_image(prompts, seed=seed)
 
     def edit(
-        self, params: Any, images: Images, instructions: Sequence[str], seed: int = 0
+        self, params: Any, images: Images | Pairs, instructions: Sequence[str], seed: int = 0
     ) -> Images:
-        """The edited images; image i depends only on (seed, i), its source and its instruction."""
-        return self.model(params).edit_image(list(images), instructions, seed=seed)
+        """The edited images; image i depends only on (seed, i), its source or sources, and its instruction."""
+        sources = [image if image.ndim == 3 else list(image) for image in images]
+        return self.model(params).edit_image(sources, instructions, seed=seed)
+
+    def continue_clips(
+        self, params: Any, firsts: Images, prompts: Sequence[str], frames: int, seed: int = 0
+    ) -> Clips:
+        """Clips that begin with these frames; clip i depends only on (seed, i), its first frame and its prompt."""
+        model = self.model(params)
+        return model.generate_video(prompts, image=list(firsts), frames=frames, seed=seed)
 
     def generate_clips(
         self, params: Any, prompts: Sequence[str], frames: int, seed: int = 0
@@ -182,7 +191,7 @@ def _with_vae(config: TunaConfig, settings: EmojiExperiment) -> tuple[TunaConfig
                 f"config.vae is {settings.vae}, and the model works on pixels; set config.vae=''"
             )
         config.space.latent_shape(
-            settings.data.clips.frames if settings.data.clips.rows else 1,
+            settings.data.clips.frames if settings.data.has_clips else 1,
             settings.data.size,
             settings.data.size,
         )
@@ -199,7 +208,7 @@ def _with_vae(config: TunaConfig, settings: EmojiExperiment) -> tuple[TunaConfig
 
 def for_clips(config: VAEConfig, data: EmojiData) -> VAEConfig:
     """The image VAE; if the data has clips, it encodes and decodes them frame by frame."""
-    return dataclasses.replace(config, by_frame=True) if data.clips.rows else config
+    return dataclasses.replace(config, by_frame=True) if data.has_clips else config
 
 
 def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Streams of the emoji world for edits, clips and dialogues; `image_streams.py` has those for images.
 
     edit               <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
+    combine            an edit of two pictures: <bos> <boi> [time][src]*n <eoi> <boi> [time][src]*n <eoi> instruction ...
+    i2v                <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>, m tokens for the first frame
     t2v                <bos> caption <boi> [time][img]*n <eoi> <eos>, n tokens for all frames
     video_understand   <bos> <boi> [time][img]*n <eoi> question answer <eos>
     dialogue           the chat template with the image before the first question, loss on every answer
@@ -34,13 +36,22 @@ from tuna_jax.emoji.image_streams import (
 from tuna_jax.emoji.latent_pool import LatentPool
 from tuna_jax.emoji.world import dialogues
 from tuna_jax.emoji.world.captions import sentence
-from tuna_jax.emoji.world.clips import CLIP_KINDS, Clip, clip_captions, clip_questions
+from tuna_jax.emoji.world.clips import (
+    CLIP_KINDS,
+    Clip,
+    clip_captions,
+    clip_questions,
+    continuations,
+)
+from tuna_jax.emoji.world.combine import Combination
 from tuna_jax.emoji.world.edits import Edit
 from tuna_jax.emoji.world.rendering import render
 from tuna_jax.emoji.world.scenes import Scene
 from tuna_jax.sequence import Grid
 
-TASKS = (*STREAMS, "edit", "t2v", "video_understand", "dialogue")
+TASKS = (*STREAMS, "edit", "t2v", "video_understand", "dialogue", "combine", "i2v")
+FIRST_TASKS = TASKS[:6]
+"""Those of earlier versions, whose runs keep losses of these."""
 DEFAULT_CLIP_QUESTIONS: dict[str, float] = {
     "motion": 3.0,
     "direction": 2.0,
@@ -94,6 +105,73 @@ def editing_stream(
         return Sample(tokens, latents, stream, pool.pixels(index))
 
     return Stream("edit", endless(pool, seed, make_sample), rows)
+
+
+def render_combination(item: Combination) -> UInt8[np.ndarray, "3 size size 3"]:
+    """Both sources and the target, as the three frames of an item of a pool."""
+    return np.stack([render(scene) for scene in (*item.sources, item.target)])
+
+
+def combining_stream(
+    pool: LatentPool[Combination],
+    tokenizer: Tokenizer,
+    *,
+    rows: int,
+    seed: int = 0,
+    instruction_dropout: float = 0.1,
+    sentences: float = 0.1,
+    spread: float = 1.0,
+    source_spread: float = 0.0,
+) -> Stream:
+    """Two images and instruction -> image; arguments as for `editing_stream`, the pool of `render_combination`."""
+    triple = latent_grid(pool)
+    if triple.frames != 3:
+        raise ValueError(
+            f"a pool of combinations requires 3 frames per item, two sources and a target; it has {triple.frames}"
+        )
+    grid = Grid(1, triple.height, triple.width)
+    special, encode = tokenizer.special, cached_encode(tokenizer)
+
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        text = choose_phrasing(pool.source[index].instructions, random, sentences)
+        ids = [] if random.random() < instruction_dropout else encode(text)
+        latents = pool.sample(index, random, (source_spread, source_spread, spread))[:, None]
+        tokens = sequence.editing(special, ids, grid, sources=2)
+        return Sample(tokens, latents, TASKS.index("combine"), pool.pixels(index))
+
+    return Stream("combine", endless(pool, seed, make_sample), rows)
+
+
+def continuation_stream(
+    pool: LatentPool[Clip],
+    tokenizer: Tokenizer,
+    *,
+    rows: int,
+    seed: int = 0,
+    caption_dropout: float = 0.1,
+    sentences: float = 0.1,
+    spread: float = 1.0,
+    source_spread: float = 0.0,
+) -> Stream:
+    """First frame and caption -> clip; arguments as for `editing_stream`, the pool of `clip_stream`.
+
+    The first frame's latents are a sample of their own, as an image that is given has.
+    """
+    grid, special, encode = latent_grid(pool), tokenizer.special, cached_encode(tokenizer)
+
+    def make_sample(index: int, random: np.random.Generator) -> Sample:
+        named = continuations(pool.source[index])
+        text = named[int(random.integers(len(named)))]
+        if text.startswith("the ") and random.random() < sentences:
+            text = sentence(text)
+        ids = [] if random.random() < caption_dropout else encode(text)
+        clip = pool.sample(index, random, spread)
+        first = np.zeros_like(clip)  # What follows the first frame is in no span.
+        first[0] = pool.sample(index, random, source_spread)[0]
+        tokens = sequence.image_to_video(special, ids, grid)
+        return Sample(tokens, np.stack([first, clip]), TASKS.index("i2v"))
+
+    return Stream("i2v", endless(pool, seed, make_sample), rows)
 
 
 def clip_stream(

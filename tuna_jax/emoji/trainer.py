@@ -28,6 +28,7 @@ from tuna_jax.sweeps.online import evaluator
 from tuna_jax.trainers import initial_params
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
+from tuna_jax.utils import shipped
 from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
@@ -60,7 +61,8 @@ def train(
     bundle = load_bundle(settings)
     check_design(bundle.config, settings.data)
     # Both are checked before data is encoded.
-    initial = initial_params.from_run(settings.init_from, bundle.config, workdir)
+    init_from = settings.init_from and str(shipped.model_path(settings.init_from))
+    initial = initial_params.from_run(init_from, bundle.config, workdir)
     initial = initial or initial_params.with_encoder(
         settings.init_encoder,
         bundle.config,
@@ -100,7 +102,7 @@ def train(
         bundle.config,
         workdir,
         iterator,
-        tasks=image_streams.STREAMS if settings.data.images_only else task_streams.TASKS,
+        tasks=task_names(settings.data),
         record={**values, RECORD_KEY: run_record.to_json()},
         initial_params=initial,
         sample=sample if settings.data.generation_rows else None,
@@ -110,6 +112,14 @@ def train(
             (group.first, heads(settings.data, group.first)) for group in data_groups
         ],
     )
+
+
+def task_names(data: EmojiData) -> tuple[str, ...]:
+    """The tasks whose losses a run keeps, by the number of their stream."""
+    if data.images_only:
+        return image_streams.STREAMS
+    new = data.combinations.rows or data.continuations.rows
+    return task_streams.TASKS if new else task_streams.FIRST_TASKS
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, train_loop: loop.Loop = loop.train) -> bool:

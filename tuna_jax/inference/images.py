@@ -18,13 +18,22 @@ from tuna_jax.inference.not_finite import NotFiniteError
 from tuna_jax.inference.trained_shapes import nearest_shape
 from tuna_jax.parallel import distributed
 from tuna_jax.parallel.leader import on_all_processes
-from tuna_jax.sequence import Grid, TokenSequence, editing_prompt, generation_prompt
+from tuna_jax.sequence import (
+    Grid,
+    TokenSequence,
+    editing_prompt,
+    generation_prompt,
+    image_to_video_prompt,
+)
 
 if TYPE_CHECKING:
     from tuna_jax.inference.pipeline import Tuna
 
 Images = UInt8[np.ndarray, "n height width 3"]
 Clips = UInt8[np.ndarray, "n frames height width 3"]
+SourceImages = UInt8[np.ndarray, "n sources height width 3"]
+Sources = MediaInput | Sequence[MediaInput | Sequence[MediaInput]]
+"""Images of edits: one, several, or a list of several for each edit (`sources_of`)."""
 
 
 def prompt_list(prompts: str | Sequence[str]) -> list[str]:
@@ -41,44 +50,72 @@ def prompt_list(prompts: str | Sequence[str]) -> list[str]:
     return [option_checks.text(f"prompt {index}", text) for index, text in enumerate(listed)]
 
 
-def load_sources(
-    model: Tuna,
-    images: MediaInput | Sequence[MediaInput],
-    count: int,
-    size: tuple[int, int] | None = None,
-) -> Clips:
-    """The source images of `count` edits, scaled and cropped to `size`; one image serves all edits.
+def sources_of(images: Sources, count: int) -> list[list[MediaInput]]:
+    """The source images of each of `count` edits: all images of one edit; otherwise an image, or a list of them, for
+    each edit, or one for all.
 
     Raises:
-      ValueError: the size is not divisible by 16, an input is a clip, or the number of images fits neither one nor
-        `count`.
+      ValueError: the number of images fits neither one nor `count`, or the edits do not have equally many.
+    """
+    listed = as_list(images)  # pyright: ignore[reportArgumentType]
+    rows = [list(item) if isinstance(item, (list, tuple)) else [item] for item in listed]
+    if count == 1:
+        rows = [[image for row in rows for image in row]]
+    if len(rows) == 1:
+        rows = rows * count
+    if len(rows) != count:
+        raise ValueError(
+            f"{len(rows)} images for {count} instructions; give one image, or one per instruction (a list, if it has "
+            "several)"
+        )
+    numbers = sorted({len(row) for row in rows})
+    if len(numbers) > 1 or not numbers[0]:
+        raise ValueError(
+            f"the edits have {', '.join(map(str, numbers))} images; those of one call must have equally many, and at "
+            "least one"
+        )
+    return rows
+
+
+def load_sources(
+    model: Tuna, images: Sources, count: int, size: tuple[int, int] | None = None
+) -> SourceImages:
+    """The source images of `count` edits (`sources_of`), scaled and cropped to `size`.
+
+    Raises:
+      ValueError: the size is not divisible by 16, an input is a clip, or the errors of `sources_of`.
       FileNotFoundError: there is no such file.
     """
     size = model.size if size is None else option_checks.size("size", size)
     model.config.space.latent_shape(1, *size)  # Rejects a wrong size before files are read.
-    sources = [as_picture(image, size) for image in as_list(images)]
-    if any(len(clip) != 1 for clip in sources):
+    rows = [
+        [as_picture(image, size) for image in sources] for sources in sources_of(images, count)
+    ]
+    if any(len(clip) != 1 for row in rows for clip in row):
         raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
-    if len(sources) == 1:
-        sources = sources * count
-    if len(sources) != count:
-        raise ValueError(
-            f"{len(sources)} images for {count} instructions; give one image, or one per instruction"
-        )
-    return np.stack(sources)
+    return np.stack([np.concatenate(row) for row in rows])
 
 
-def edit_size(model: Tuna, images: MediaInput | Sequence[MediaInput]) -> tuple[int, int]:
+def edit_size(
+    model: Tuna, images: Sources, count: int = 0, task: str = "edit"
+) -> tuple[int, int]:
     """The size of edits of these images: the nearest shape that edits were trained on, or the model's size.
 
+    Of an edit of several images the first one decides.
+
+    Args:
+      model, images: see `load_sources`.
+      count: number of edits; 0: one per image.
+      task: 'edit', or 'i2v' for clips that begin with the images.
+
     Raises:
-      ValueError: the images are nearest to different shapes, or one cannot be read.
+      ValueError: the images are nearest to different shapes, or one cannot be read, or the errors of `sources_of`.
       FileNotFoundError: there is no such file.
     """
-    shapes = model.shapes.get("edit", ())
-    sizes = [
-        nearest_shape(shapes, model.size, image) for image in of_kind(as_list(images), "image")
-    ]
+    shapes = model.shapes.get(task, ())
+    listed = as_list(images)  # pyright: ignore[reportArgumentType]
+    firsts = [row[0] for row in sources_of(images, count or len(listed))] if listed else []
+    sizes = [nearest_shape(shapes, model.size, image) for image in of_kind(firsts, "image")]
     if len(set(sizes)) > 1:
         named = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
         raise ValueError(
@@ -87,11 +124,36 @@ def edit_size(model: Tuna, images: MediaInput | Sequence[MediaInput]) -> tuple[i
     return sizes[0] if sizes else model.size
 
 
+def load_first_frames(
+    model: Tuna,
+    images: MediaInput | Sequence[MediaInput],
+    count: int,
+    frames: int,
+    options: SamplingOptions,
+) -> SourceImages:
+    """The first frame of each of `count` clips, in the size of the clips, which `options` gets.
+
+    Raises:
+      ValueError: a clip of one frame, a size that does not fit, or several images for one clip.
+      FileNotFoundError: there is no such file.
+    """
+    if frames == 1:
+        raise ValueError("frames is 1, and the first frame is given; give 1 + 4k frames, such as 17")
+    if len(as_list(images)) not in (1, count):
+        raise ValueError(
+            f"{len(as_list(images))} images for {count} prompts; give one first frame, or one per prompt"
+        )
+    size = options.get("size")
+    size = edit_size(model, images, count, "i2v") if size is None else size
+    options["size"] = size
+    return load_sources(model, images, count, size)
+
+
 @on_all_processes
 def generate(
     model: Tuna,
     prompts: Sequence[str],
-    sources: Clips | None = None,
+    sources: SourceImages | None = None,
     frames: int = 1,
     options: SamplingOptions | None = None,
     as_latents: bool = False,
@@ -101,7 +163,8 @@ def generate(
     Args:
       model: the model.
       prompts: prompts, or with `sources` instructions.
-      sources: an image to edit for each instruction, in the size of the result; None: generate from the prompts only.
+      sources: the images to edit for each instruction, in the size of the result, or with `frames` above 1 the first
+        frame of each clip; None: generate from the prompts only.
       frames: frames per clip, 1 + 4k.
       options: see `SamplingOptions`.
       as_latents: return the normalised latents, float32 [n, t, h, w, c], and do not decode them.
@@ -116,7 +179,8 @@ def generate(
             "this model only understands images (its design is 'semantic_only'); it cannot generate or edit them"
         )
     given = generation_config.sampling(options or {})
-    defaults = model.samples if sources is None else model.samples.of_edits()
+    edits = sources is not None and frames == 1
+    defaults = model.samples.of_edits() if edits else model.samples
     settings = _settings(defaults, given)
     frames = option_checks.whole("frames", frames, 1, option_checks.LARGEST_FRAMES)
     shape = model.config.space.latent_shape(frames, *given.get("size", model.size))
@@ -127,7 +191,9 @@ def generate(
         special, ids = model.tokenizer.special, model.tokenizer.encode(prompt)
         if sources is None:
             return generation_prompt(special, ids)
-        return editing_prompt(special, ids, grid)
+        if not edits:
+            return image_to_video_prompt(special, ids, grid)
+        return editing_prompt(special, ids, grid, sources.shape[1])
 
     positive = [tokens_of(prompt) for prompt in prompts]
     negative = [tokens_of(prompt) for prompt in negatives]
@@ -155,9 +221,11 @@ def generate(
                 return clips
         latents = images = None
         if sources is not None:
-            latents = encode(model, sources[rows])[:, None]
-            images = batching.clean_patches(model.config, sources[rows])
-            images = None if images is None else images[:, None]
+            pictures = sources[rows].reshape(-1, 1, *sources.shape[2:])
+            latents = encode(model, pictures)
+            latents = latents.reshape(len(rows), -1, *latents.shape[1:])
+            images = batching.clean_patches(model.config, pictures)
+            images = None if images is None else images.reshape(len(rows), -1, *images.shape[1:])
         samples = flow_sampler.sample(
             model.config,
             model.generation_params,
@@ -180,7 +248,8 @@ def generate(
         )
         return clips
 
-    visual_tokens = grid.tokens * (1 if sources is None else 2)
+    given_images = 0 if sources is None else sources.shape[1]
+    visual_tokens = grid.tokens + given_images * grid.height * grid.width
     max_rows = given.get("batch_size") or batching.rows_per_chunk(visual_tokens)
     rows = np.arange(len(prompts))
     clips = batching.in_chunks(generate_rows, rows, max_rows, model.batch_parts)

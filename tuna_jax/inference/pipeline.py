@@ -140,34 +140,52 @@ class Tuna:
         return images.generate(self, images.prompt_list(prompts), options=options)[:, 0]
 
     def generate_video(
-        self, prompts: str | Sequence[str], *, frames: int = 17, **options: Unpack[SamplingOptions]
+        self,
+        prompts: str | Sequence[str],
+        *,
+        image: MediaInput | Sequence[MediaInput] | None = None,
+        frames: int = 17,
+        **options: Unpack[SamplingOptions],
     ) -> Clips:
         """Generates a clip per prompt, uint8 [n, frames, height, width, 3].
 
         Args:
-          prompts: one prompt or several.
-          frames: number of frames, 1 + 4k.
+          prompts: one prompt or several; with `image`, what happens then.
+          image: the first frame, one for all prompts or one per prompt, as `edit_image` takes images; None: the clips
+            are generated from the prompts only. The first frame of the result is close to it, not equal to the bit.
+          frames: number of frames, 1 + 4k; with `image` more than 1.
           **options: see `SamplingOptions`.
 
         Raises:
-          ValueError: `frames` is not 1 + 4k, and the errors of `generate_image`.
+          ValueError: `frames` is not 1 + 4k, the number of images differs from that of prompts, or the errors of
+            `generate_image`.
+          FileNotFoundError: there is no such file.
         """
-        return images.generate(self, images.prompt_list(prompts), frames=frames, options=options)
+        prompts = images.prompt_list(prompts)
+        first = None
+        if image is not None:
+            first = images.load_first_frames(self, image, len(prompts), frames, options)
+        return images.generate(self, prompts, first, frames=frames, options=options)
 
     def edit_image(
         self,
-        sources: MediaInput | Sequence[MediaInput],
+        sources: images.Sources,
         instructions: str | Sequence[str],
         **options: Unpack[SamplingOptions],
     ) -> Images:
         """Edits each image as its instruction says, uint8 [n, height, width, 3].
 
-        The source image is a clean input of both branches of guidance (model.md section 9).
+        The source images are clean inputs of both branches of guidance (model.md section 9).
+
+        Example:
+            tuna.edit_image("dog.png", "make the background blue")
+            tuna.edit_image(["dog.png", "cat.png"], "put the dog to the left of the cat")
 
         Args:
-          sources: one image for all instructions or one per instruction: files, Pillow images, or arrays uint8
-            [height, width, 3]. They are scaled and cropped to the size of the result: by default the nearest of the
-            shapes that edits were trained on, which must be one for all images of a call.
+          sources: of one instruction all its images; of several one image for all, or an item for each: an image, or a
+            list of equally many. Images are files, Pillow images, or arrays uint8 [height, width, 3]. They are scaled
+            and cropped to the size of the result: by default the shape that edits were trained on nearest to the first
+            image of each edit, which must be one for all edits of a call.
           instructions: what to change, one or several.
           **options: see `SamplingOptions`.
 
@@ -177,10 +195,10 @@ class Tuna:
         """
         instructions = images.prompt_list(instructions)
         size = options.get("size")
-        size = images.edit_size(self, sources) if size is None else size
+        size = images.edit_size(self, sources, len(instructions)) if size is None else size
         options["size"] = size
-        clips = images.load_sources(self, sources, len(instructions), size)
-        return images.generate(self, instructions, clips, options=options)[:, 0]
+        pictures = images.load_sources(self, sources, len(instructions), size)
+        return images.generate(self, instructions, pictures, options=options)[:, 0]
 
     def answer(
         self,

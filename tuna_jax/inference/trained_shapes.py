@@ -1,7 +1,7 @@
 """The shapes that a model was trained on: an image in a question or an edit takes the nearest one, as in training.
 
-Shapes are kept by task, as `RunRecord.shapes` has them: 'understand', 'video_understand' and 'edit'. A task without
-shapes takes the model's size.
+Shapes are kept by task, as `RunRecord.shapes` has them: 'understand', 'video_understand', 'edit' and 'i2v'. A task
+without shapes takes the model's size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = tuple[int, int]
 """(height, width) in pixels."""
 Shapes = Mapping[str, Sequence[Shape]]
 
-TASKS = ("understand", "video_understand", "edit")
+TASKS = ("understand", "video_understand", "edit", "i2v")
 
 
 def of_streams(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Shape]]:

@@ -25,6 +25,8 @@ TASKS: dict[str, str | Callable[..., Task]] = {
     "converse": "tuna_jax.emoji.evaluation.sweep_tasks:converse",
     "edit": "tuna_jax.emoji.evaluation.sweep_tasks:edit",
     "generate_clips": "tuna_jax.emoji.evaluation.sweep_tasks:generate_clips",
+    "combine": "tuna_jax.emoji.evaluation.source_sweep_tasks:combine",
+    "continue_clips": "tuna_jax.emoji.evaluation.source_sweep_tasks:continue_clips",
     "hard_generate": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_generate",
     "hard_answer": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_answer",
     "hard_diversity": "tuna_jax.emoji.evaluation.hard.sweep_tasks:hard_diversity",

@@ -101,6 +101,7 @@ def example_stream(
         fps=settings.fps or None,
         text_dropout=settings.text_dropout,
         source_dropout=settings.source_dropout,
+        both_dropout=None if settings.both_dropout < 0 else settings.both_dropout,
         smallest=settings.smallest,
         hdr=settings.hdr,  # pyright: ignore[reportArgumentType]  ExampleStream checks it
         draws=settings.draws,

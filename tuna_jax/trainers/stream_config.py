@@ -12,7 +12,13 @@ from tuna_jax.config import PixelConfig, VAEConfig
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.mixture.bucketing import named_sizes
 from tuna_jax.data.mixture.stream import UNUSED_SIZE, BatchShape
-from tuna_jax.data.mixture.tokenize_example import ACCEPTS
+from tuna_jax.data.mixture.tokenize_example import (
+    ACCEPTS,
+    GENERATION_TASKS,
+    least_slots,
+    least_spans,
+)
+from tuna_jax.sequence import Grid
 from tuna_jax.training.step import Heads
 from tuna_jax.utils.config_parsing import defaults, parse
 
@@ -25,7 +31,7 @@ class StreamSettings:
     """A stream in `config.data.streams`; its key is its name in logs.
 
     Attributes:
-      task: 't2i', 'edit', 'understand', 'chat', 't2v' or 'video_understand' (data/mixture/tokenize_example.py).
+      task: 't2i', 'edit', 'understand', 'chat', 't2v', 'i2v' or 'video_understand' (data/mixture/tokenize_example.py).
       manifest: the JSONL file (data/sources/jsonl.py describes the formats).
       image_root: folder of its relative paths; empty takes the manifest's folder.
       latents: instead of a manifest, the folder that `python -m tuna_jax.encode_latents` wrote for it.
@@ -40,16 +46,18 @@ class StreamSettings:
       rows: rows per batch, over all processes together.
       sizes: image sizes, each 'HEIGHTxWIDTH', or '512' or '1024' for the five sizes of TUNA at that resolution.
       lengths: sequence lengths in tokens, ascending.
-      slots: numbers of images that a row may have, ascending; empty: 2 for edits, otherwise 1.
+      slots: numbers of images that a row may have, ascending; empty: 2 for edits (a source and the target; 3 are two
+        sources) and for 'i2v' (the first frame and the clip), otherwise 1.
       frames: frames per clip, 1 + 4k.
       fps: frames per second that are sampled from a clip; 0 spreads the frames over the whole clip.
-      text_dropout, source_dropout: how often the text, and an edit's source, are left out, for classifier-free
-        guidance.
+      text_dropout, source_dropout: how often the text, and an edit's sources or the first frame of 'i2v', are left out,
+        for classifier-free guidance; the two are independent.
+      both_dropout: how often both are left out; the three then exclude each other. Negative: they are independent.
       smallest: smallest side of an image, in pixels.
       hdr: 'tone_map' converts images and clips in high dynamic range (PQ and HLG) to sRGB; 'refuse' lists them as
         invalid examples.
-      draws: whether conversations may end in an image that the assistant generates; the flow head then runs on them.
-        Otherwise such an example is invalid.
+      draws: whether images by the assistant are generated; the flow head then runs on conversations. Otherwise they are
+        clean, and a conversation in which no learned text follows them is invalid.
       part_rows: trains on the first examples of the source, as many as this, so that only they are scanned before the
         first step. 0 takes all of them, or, when a run resumes, those that it began with; -1 takes all of them also
         then.
@@ -75,6 +83,7 @@ class StreamSettings:
     fps: float = 0.0
     text_dropout: float = 0.1
     source_dropout: float = 0.0
+    both_dropout: float = -1.0
     smallest: int = SMALLEST_SIDE
     hdr: str = "tone_map"
     draws: bool = False
@@ -99,7 +108,7 @@ class StreamSettings:
     @property
     def heads(self) -> Heads:
         """The heads that run on a batch of this stream."""
-        if self.task in ("t2i", "t2v", "edit"):
+        if self.task in GENERATION_TASKS:
             return Heads(None, 0)
         return Heads(None if self.draws else 0, None)
 
@@ -152,6 +161,7 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "understand": {"lengths": (1280, 2048), "rows": 256},
     "chat": {"lengths": (512, 2048), "rows": 256},
     "t2v": _CLIPS,
+    "i2v": {**_CLIPS, "lengths": (3072,), "source_dropout": 0.1},
     "video_understand": _CLIPS,
 }
 
@@ -227,19 +237,19 @@ def possible_shapes(
         raise ValueError(
             f"{where}.latents is {settings.latents!r}, and the model works on pixels; name the manifest instead"
         )
-    edit = settings.task == "edit"
     shapes = []
     for size in picture_sizes(settings, f"{where}.sizes"):
         try:
             latent = space.latent_shape(settings.frames, size.height, size.width)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        span = 0 if settings.task == "chat" else 1 + math.prod(latent[:3])
-        for slots in settings.slots or ((2,) if edit else (1,)):
-            fitting = [n for n in settings.lengths if n >= span * (2 if edit else 1) + 4]
+        spans = least_spans(settings.task, Grid(*latent[:3]))  # pyright: ignore[reportArgumentType]
+        for slots in settings.slots or (least_slots(settings.task),):  # pyright: ignore[reportArgumentType]
+            fitting = [n for n in settings.lengths if n >= spans + 4]
             if not fitting:
                 raise ValueError(
-                    f"{where}: an image of size {size} takes {span} tokens, too many for lengths {settings.lengths}"
+                    f"{where}: an image of size {size} takes {1 + math.prod(latent[:3])} tokens, too many for lengths "
+                    f"{settings.lengths}"
                 )
             latent_shape = latent if settings.latents else ()
             shapes += [

@@ -182,3 +182,34 @@ def test_the_smallest_length_that_holds_spans_and_text(files) -> None:
     lengths = {int(i): b.length for b, group in zip(buckets, members, strict=True) for i in group}
     assert lengths == {0: 48, 1: 64, 2: 48, 3: 64, 4: 48}
     assert "129 tokens (10 of them visual) exceed the longest length, 128" in str(invalid[0])
+
+
+def numbers(media, text):
+    """Metadata of squares of 64 pixels."""
+    side, count = np.full(len(media), 64, np.uint8), np.asarray(media, np.uint8)
+    return ExampleMetadata(side, side, count, np.asarray(text, np.uint8), {})
+
+
+def test_edits_are_sorted_by_their_images(files) -> None:
+    rows = manifest(files)
+    found = numbers([2, 3, 4], [10, 12, 14])
+    options = {"sizes": SIZES[:1], "slots": (2, 3), "lengths": (20, 64), "grids": GRIDS[:1]}
+    buckets, members, invalid = assign(found, rows, "edit", **options)
+    # 5 tokens of each image.
+    assert dict(zip(buckets, map(list, members), strict=True)) == {
+        Bucket(SIZES[0], 2, 20): [0],
+        Bucket(SIZES[0], 3, 64): [1],
+    }
+    (wrong,) = invalid
+    assert wrong.kind == "wrong_image_count" and "add 4 to its slots" in wrong.reason
+
+
+def test_a_clip_with_its_first_frame_takes_two_slots_and_their_tokens(files) -> None:
+    rows, grid = manifest(files), Grid(2, 2, 2)
+    options = {"sizes": SIZES[:1], "slots": (1, 2), "lengths": (24, 25, 64), "grids": [grid]}
+    # 5 tokens of the first frame and 9 of the clip.
+    buckets, members, invalid = assign(numbers([1] * 2, [10, 11]), rows, "i2v", **options)
+    assert [(bucket.slots, bucket.length) for bucket in buckets] == [(2, 24), (2, 25)]
+    assert [list(of) for of in members] == [[0], [1]] and not invalid
+    buckets, _, invalid = assign(numbers([1], [99]), rows, "i2v", **options)
+    assert [bucket.length for bucket in buckets] == [64] and not invalid, "its caption is cut"

@@ -1,5 +1,7 @@
 """Examples ready for a batch: what fills the slots, what is reported as invalid, and with which line."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def load(tokenizer, task, source, index=0, *, slots=1, length=64, seed=0, dtype=
     sampler = BucketSampler(0, Bucket(SIZE, slots, length), grid, np.arange(1), (0,))
     space = np.zeros((slots, frames, SIZE.height, SIZE.width, 3), dtype)
     if dtype != np.uint8:
-        space = np.zeros((slots, 2, 1, 2, 3, 4), dtype)
+        space = np.zeros((slots, 2, *dataclasses.astuple(grid), 4), dtype)
     random = np.random.default_rng(seed)
     sequence = load_example(
         example_stream, sampler, index, random, tokenizer, space, encode=tokenizer.encode
@@ -100,6 +102,41 @@ def test_a_video_begins_where_the_seed_says(files, tokenizer):
         np.testing.assert_array_equal(slots[0], expected)
         begins.add(int(slots[0, 0, 0, 0, 0]))
     assert len(begins) > 1
+
+
+def test_an_edit_of_two_images_fills_three_slots(files, tokenizer):
+    names = [files.image(f"{i}.png", 40, 60, shade=50 + i) for i in range(3)]
+    row = {"raw_image": names[:2], "out_image": names[2], "instruction": "both"}
+    manifest = Manifest(files.manifest("m.jsonl", [row]))
+    sequence, slots = load(tokenizer, "edit", manifest, slots=3)
+    assert slots[:, 0, 0, 0, 0].tolist() == [50, 51, 52]
+    assert sequence.is_target.tolist() == [False, False, True]
+
+
+def test_the_first_frame_of_a_clip_fills_a_slot_of_its_own(files, tokenizer):
+    name = files.video("a.mp4", frames=40)
+    manifest = Manifest(files.manifest("m.jsonl", [{"video": name, "caption": "grey"}]))
+    options = {"frames": 5, "fps": 10.0, "length": 96, "seed": 2}
+    _, (clip,) = load(tokenizer, "t2v", manifest, **options)
+    sequence, slots = load(tokenizer, "i2v", manifest, slots=2, **options)
+    np.testing.assert_array_equal(slots[1], clip)
+    np.testing.assert_array_equal(slots[0, 0], clip[0])
+    assert clip.any() and not slots[0, 1:].any()
+    assert sequence.spans[:, 1].tolist() == [7, 13]
+    _, alone = load(tokenizer, "i2v", manifest, slots=2, source_dropout=1.0, **options)
+    np.testing.assert_array_equal(alone[0], clip)
+    assert not alone[1].any()
+
+
+def test_the_first_latent_frame_fills_a_slot_of_its_own(tokenizer):
+    moments = 1 + np.arange(2 * 2 * 2 * 3 * 4).reshape(2, 2, 2, 3, 4).astype(ml_dtypes.bfloat16)
+    encoded = Encoded(SIZE, lambda: moments)
+    source = Source(Example("video_caption", (encoded,), "memory", 1, "a gradient"))
+    options = {"slots": 2, "frames": 5, "length": 96, "dtype": ml_dtypes.bfloat16}
+    _, slots = load(tokenizer, "i2v", source, **options)
+    np.testing.assert_array_equal(slots[1], moments)
+    np.testing.assert_array_equal(slots[0, :, :1], moments[:, :1])
+    assert not slots[0, :, 1:].any()
 
 
 def test_moments_of_latents_fill_the_slot_unread(tokenizer):

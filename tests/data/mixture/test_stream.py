@@ -22,6 +22,7 @@ def test_defaults(files) -> None:
     assert stream(files, task="chat").picture_sizes == (UNUSED_SIZE,)
     assert stream(files).slot_counts == (1,)
     assert stream(files, task="edit").slot_counts == (2,)
+    assert stream(files, task="i2v", frames=5).slot_counts == (2,)
     video = stream(files, task="t2v", frames=13, sizes=(Size(384, 672),), lengths=(4096,))
     assert stream_grids(video, 16, 4) == [Grid(4, 24, 42)]
 
@@ -35,11 +36,16 @@ def test_defaults(files) -> None:
         ({"frames": 5}, "frames is 5"),
         ({"sizes": (Size(32, 32),) * 2}, "sizes is"),
         ({"text_dropout": 1.5}, "text_dropout is 1.5"),
+        ({"both_dropout": 1.5}, "both_dropout is 1.5"),
+        ({"text_dropout": 0.6, "source_dropout": 0.3, "both_dropout": 0.2}, "more than 1 together"),
+        ({"task": "i2v"}, "frames is 1, but task 'i2v'"),
+        ({"task": "i2v", "frames": 5, "slots": (1,)}, "at least 2 visual slots"),
         ({"weight": -1.0}, "weight is -1"),
         ({"sizes": (Size(32, 40),)}, "32x40 .*multiples of 16"),
         ({"task": "t2v", "frames": 4, "sizes": (Size(32, 32),)}, "4 frames is not 1"),
         ({"lengths": (64,)}, "512x512 needs at least 1029 tokens.*is 64"),
         ({"task": "edit"}, "512x512 needs at least 2054 tokens"),
+        ({"task": "i2v", "frames": 5}, "512x512 needs at least 3078 tokens"),
     ],
 )
 def test_invalid_settings_are_named(files, settings, key) -> None:

@@ -12,6 +12,8 @@ from tuna_jax.data.invalid_examples import Fault
 from tuna_jax.data.mixture.tokenize_example import (
     ACCEPTS,
     caption_prompts,
+    check_dropout,
+    left_out,
     text_tokens,
     tokenize_example,
 )
@@ -239,11 +241,79 @@ def test_an_assistant_may_generate_an_image_at_the_end(tokenizer) -> None:
     assert written(result, tokenizer).endswith(
         "<assistant\nHere it is: <|vision_start|>[span]<|vision_end|>>\n"
     )
-    with pytest.raises(ValueError, match="not the end"):
-        tokenizer.chat(
-            [{"role": "assistant", "content": "<image>"}, {"role": "user", "content": "x"}],
-            grids=[GRID],
-        )
+
+
+SPAN = "<|vision_start|>[span]<|vision_end|>"
+TURNS = ("Draw a dog.", "Gladly. <image> And now?", "Like <image>\nthis.", "<image>", "Thanks.", "Any time.")
+
+
+def rows_of(tokenizer, conversations, count, **options):
+    """The rows of a conversation with images 0, 1, ...: (text after the system's, learned, targets, media)."""
+    source = example(image=[str(i) for i in range(count)], conversations=conversations)
+    rows = {}
+    for seed in range(60):
+        result = tokenize(source, "understand", tokenizer, seed=seed, **options)
+        text = written(result, tokenizer).split("assistant.>\n")[1]
+        media = "".join(path.name for path in result.media)
+        rows[media, text] = (learned(result, tokenizer), result.sequence.is_target.tolist())
+    return rows
+
+
+def test_pictures_and_text_in_turns_are_a_row_per_drawn_picture(tokenizer) -> None:
+    """The assistant draws images 0 and 2; the third row learns the text behind them, with all images clean."""
+    rows = rows_of(tokenizer, talk(*TURNS), 3)
+    first = f"<user\nDraw a dog.>\n<assistant\nGladly. {SPAN}"
+    second = f"{first} And now?>\n<user\nLike {SPAN}this.>\n<assistant\n{SPAN}>\n"
+    whole = f"{second}<user\nThanks.>\n<assistant\nAny time.>\n"
+    before = "Gladly. <|vision_start|>"
+    assert rows == {
+        ("0", first): (before, [True]),
+        ("012", second): (f"{before} And now?><|vision_start|>>", [False, False, True]),
+        ("012", whole): (f"{before} And now?><|vision_start|>>Any time.>", [False] * 3),
+    }
+
+
+def test_a_picture_of_a_turn_that_is_not_learned_is_shown(tokenizer) -> None:
+    turns = talk(*TURNS)
+    turns[1]["loss"] = False
+    assert {media for media, _ in rows_of(tokenizer, turns, 3)} == {"012"}
+    turns = talk(*TURNS[:4], "And?", "<image>")
+    turns[5]["loss"] = False
+    rows = rows_of(tokenizer, turns, 4)
+    assert {media: targets for (media, _), (_, targets) in rows.items()} == {
+        "0": [True],
+        "012": [False, False, True],
+    }
+
+
+def test_a_stream_that_does_not_draw_learns_only_text(tokenizer) -> None:
+    rows = rows_of(tokenizer, talk(*TURNS), 3, draws=False)
+    assert [targets for _, targets in rows.values()] == [[False] * 3]
+    with pytest.raises(Fault, match="draws=True") as raised:
+        rows_of(tokenizer, talk(*TURNS[:4]), 3, draws=False)
+    assert raised.value.kind == "assistant_image"
+
+
+def test_the_row_of_a_conversation_follows_from_the_random_state(tokenizer) -> None:
+    source = example(image=["0", "1", "2"], conversations=talk(*TURNS))
+    chosen = [
+        [len(tokenize(source, "understand", tokenizer, seed=seed).media) for seed in range(40)]
+        for _ in range(2)
+    ]
+    assert chosen[0] == chosen[1] and 5 < chosen[0].count(1) < 25
+    # One that ends in its only picture takes no random number: rows of earlier versions stay as they were.
+    random = np.random.default_rng(3)
+    single = example(image="a", conversations=talk("Draw.", "<image>"))
+    tokenize_example(single, "understand", tokenizer, GRID, random, longest=512)
+    after = np.random.default_rng(3)
+    after.random(2)
+    assert random.random() == after.random()
+
+
+def test_until_must_be_a_picture_of_the_assistants(tokenizer) -> None:
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "A dog."}]
+    with pytest.raises(ValueError, match="until is 0"):
+        tokenizer.chat(messages, grids=[GRID], until=0)
 
 
 EDIT = {"raw_image": "a.jpg", "out_image": "b.jpg", "instruction": "Make it red."}
@@ -283,6 +353,59 @@ def test_dropout_of_text_and_source(tokenizer) -> None:
     assert 25 <= empty <= 60, "the default caption dropout is 0.1"
 
 
+def test_an_edit_of_several_images(tokenizer) -> None:
+    several = example(raw_image=["a", "b"], out_image="c", instruction="Both.")
+    result = tokenize(several, "edit", tokenizer, text_dropout=0.0)
+    assert written(result, tokenizer) == f"<{SPAN}{SPAN}Both.{SPAN}>"
+    assert result.sequence.is_target.tolist() == [False, False, True]
+    assert [path.name for path in result.media] == ["a", "b", "c"]
+    dropped = tokenize(several, "edit", tokenizer, text_dropout=0.0, source_dropout=1.0)
+    assert written(dropped, tokenizer) == f"<Both.{SPAN}>"
+    assert [path.name for path in dropped.media] == ["c"]
+    assert text_tokens(several, "edit", tokenizer) == len(result.sequence.tokens) - 3 * 7
+
+
+def test_a_clip_that_continues_its_first_frame(tokenizer) -> None:
+    source, grid = example(video="a.mp4", caption="It runs."), Grid(3, 2, 2)
+    result = tokenize(source, "i2v", tokenizer, grid, text_dropout=0.0)
+    assert written(result, tokenizer) == f"<{SPAN}It runs.{SPAN}>"
+    assert result.sequence.spans[:, 1].tolist() == [5, 13]
+    assert result.sequence.is_target.tolist() == [False, True]
+    assert [path.name for path in result.media] == ["a.mp4", "a.mp4"]
+    without = tokenize(source, "i2v", tokenizer, grid, text_dropout=0.0, source_dropout=1.0)
+    assert written(without, tokenizer) == f"<It runs.{SPAN}>"
+    assert without.sequence.spans[:, 1].tolist() == [13] and len(without.media) == 1
+    cut = tokenize(source, "i2v", tokenizer, grid, longest=26, text_dropout=0.0)
+    assert len(cut.sequence.tokens) == 26 and written(cut, tokenizer) == f"<{SPAN}It runs{SPAN}>"
+
+
+def test_three_probabilities_that_exclude_each_other(tokenizer) -> None:
+    options = {"text_dropout": 0.2, "source_dropout": 0.1, "both_dropout": 0.3}
+    counts = {True: {True: 0, False: 0}, False: {True: 0, False: 0}}
+    for seed in range(600):
+        result = tokenize(example(**EDIT), "edit", tokenizer, seed=seed, **options)
+        counts["Make" not in written(result, tokenizer)][len(result.media) == 1] += 1
+    shares = {(text, source): n / 600 for text, of in counts.items() for source, n in of.items()}
+    for key, share in {
+        (True, False): 0.2,
+        (False, True): 0.1,
+        (True, True): 0.3,
+        (False, False): 0.4,
+    }.items():
+        assert abs(shares[key] - share) < 0.05
+
+
+def test_dropout_without_both_has_the_random_numbers_of_before() -> None:
+    for seed in range(20):
+        first, second = np.random.default_rng(seed).random(2)
+        drawn = left_out(np.random.default_rng(seed), 0.3, 0.2, None)
+        assert drawn == (first < 0.3, second < 0.2)
+    with pytest.raises(ValueError, match=r"source_dropout 0\.6, both_dropout 0\.1 are more than 1"):
+        check_dropout(0.4, 0.6, 0.1)
+    with pytest.raises(ValueError, match="both_dropout is 1.5"):
+        check_dropout(0.1, 0.1, 1.5)
+
+
 def test_only_a_caption_that_conditions_is_truncated(tokenizer) -> None:
     words = "one two three four five six seven eight nine ten"
     result = tokenize(
@@ -311,6 +434,7 @@ def test_tokens_are_counted_without_a_sequence(tokenizer) -> None:
         "edit": example(**EDIT),
         "video_understand": example(video="a", caption="A dog runs."),
         "t2v": example(video="a", caption="A dog runs."),
+        "i2v": example(video="a", caption="A dog runs."),
     }
     assert set(examples) == set(ACCEPTS)
     for task, source in examples.items():

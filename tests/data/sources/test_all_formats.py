@@ -45,7 +45,7 @@ def picture(index, ground, width=64):
 def world(module_files):
     """(folder, task -> kind of source -> its name); row 3 of each has an image that is cut."""
     root, grounds = module_files.root, list(GROUNDS)
-    rows = {"t2i": [], "understand": [], "edit": [], "chat": [], "t2v": []}
+    rows = {"t2i": [], "understand": [], "edit": [], "edit_of_two": [], "chat": [], "t2v": []}
     for i in range(COUNT):
         name, suffix = NOUNS[i].singular, (".jpg", ".png")[i % 2]
         for number, ground in enumerate((grounds[i % 8], grounds[(i + 3) % 8])):
@@ -63,6 +63,7 @@ def world(module_files):
         rows["edit"].append(
             {"raw_image": before, "out_image": after, "instruction": f"make it {name}"}
         )
+        rows["edit_of_two"].append({**rows["edit"][-1], "raw_image": [before, after]})
         rows["chat"].append(
             {"conversations": [{**turns[0], "value": "what?"}, turns[1]], "system": "be brief"}
         )
@@ -76,24 +77,26 @@ def world(module_files):
 
 
 def mixture(root, source, task, tokenizer, log=None):
-    frames = 5 if task == "t2v" else 1
+    frames = 5 if task in ("t2v", "i2v") else 1
+    slots = {"understand": 2, "edit": 2, "i2v": 2, "edit_of_two": 3}.get(task, 1)
     stream = ExampleStream(
-        name="s", task=task, source=source, weight=1.0, rows=4, lengths=(64,), frames=frames,
-        sizes=None if task == "chat" else SIZES, slots=(2,) if task in ("understand", "edit") else (1,),
+        name="s", task="edit" if slots == 3 else task, source=source, weight=1.0, rows=4, lengths=(64,),
+        frames=frames, sizes=None if task == "chat" else SIZES, slots=(slots,),
     )  # fmt: skip
     invalid = InvalidExamples(log, limit=0.5)
     return Mixture([stream], tokenizer, seed=3, directory=root / "cache", invalid_examples=invalid)
 
 
 @pytest.mark.filterwarnings("ignore:.*is not in the compact vocabulary")
-@pytest.mark.parametrize("task", ["t2i", "understand", "edit", "chat", "t2v"])
+@pytest.mark.parametrize("task", ["t2i", "understand", "edit", "edit_of_two", "chat", "t2v", "i2v"])
 def test_every_format_gives_the_same_batches(world, tokenizer, task) -> None:
     root, sources = world
     expected, invalid = None, set()
+    rows_of = {"i2v": "t2v"}
     for kind in KINDS:
-        source = open_source(sources[task][kind], index=root / "indexes")
+        source = open_source(sources[rows_of.get(task, task)][kind], index=root / "indexes")
         source = pickle.loads(pickle.dumps(source))  # As a worker process gets it.
-        assert len(source) == (4 if task == "t2v" else COUNT)
+        assert len(source) == (4 if task in ("t2v", "i2v") else COUNT)
         mixed = mixture(root, source, task, tokenizer)
         got = [mixed[n] for n in range(4)]
         invalid.add(tuple(sorted(mixed.invalid_examples.counts().items())))
@@ -102,7 +105,7 @@ def test_every_format_gives_the_same_batches(world, tokenizer, task) -> None:
             assert mine.keys() == theirs.keys()
             for key in mine:
                 np.testing.assert_array_equal(mine[key], theirs[key], err_msg=f"{kind} {key}")
-    wanted = () if task in ("chat", "t2v") else (("corrupt_image", 1),)
+    wanted = () if task in ("chat", "t2v", "i2v") else (("corrupt_image", 1),)
     assert invalid == {wanted}
 
 

@@ -72,6 +72,18 @@ def test_several_images_replace_their_tags(files) -> None:
     assert len(Manifest(path)[0].media) == 2
 
 
+def test_an_edit_may_have_several_sources(files) -> None:
+    row = {"raw_image": ["a.png", "b.png"], "out_image": "c.png", "instruction": "both"}
+    manifest = Manifest(files.manifest("m.jsonl", [row, {**row, "raw_image": "a.png"}]))
+    assert [path.name for path in manifest[0].media] == ["a.png", "b.png", "c.png"]
+    assert [path.name for path in manifest[1].media] == ["a.png", "c.png"]
+
+
+def test_the_assistant_may_have_images_anywhere(files) -> None:
+    rows = [{"image": "a", "conversations": [*ASSISTANT_IMAGE, *PLAIN]}]
+    assert len(Manifest(files.manifest("m.jsonl", rows))[0].turns) == 4
+
+
 def test_images_without_tags_come_first_and_video_tags_are_recognised(files) -> None:
     clip = [{"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
     examples = [
@@ -104,7 +116,7 @@ ASSISTANT_IMAGE = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": 
         ({"conversations": TALK}, "wrong_image_count", "1 <image> tags for 0"),
         ({"image": ["a", "b"], "conversations": TALK}, "wrong_image_count", "1 <image> tags for 2"),
         ({"image": ["a", "b"], "caption": "x"}, "wrong_image_count", "not to 2"),
-        ({"image": "a", "conversations": [*ASSISTANT_IMAGE, *PLAIN]}, "unknown_format", r"conversations\[1\]"),
+        ({"raw_image": "a", "out_image": ["b", "c"], "instruction": "x"}, "wrong_image_count", "one out_image, not 2"),
     ],
 )  # fmt: skip
 def test_invalid_examples_are_named(files, row, kind, words) -> None:

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Int, UInt32
 from tuna_jax.data.invalid_examples import InvalidExample
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.metadata import ExampleMetadata
-from tuna_jax.data.mixture.tokenize_example import Task, is_cut
+from tuna_jax.data.mixture.tokenize_example import Task, added_slots, frame_texts, is_cut
 from tuna_jax.data.sources.base import ExampleSource
 from tuna_jax.data.sources.stored_index import smallest_type
-from tuna_jax.sequence import Grid
+from tuna_jax.sequence import Grid, first_frame
 
 SIZES_512 = (Size(512, 512), Size(448, 576), Size(576, 448), Size(384, 672), Size(672, 384))
 SIZES_1024 = tuple(Size(2 * size.height, 2 * size.width) for size in SIZES_512)
@@ -97,11 +97,11 @@ def assign(
     codes = np.full(len(metadata), count, smallest_type(count))  # `count`: it cannot be used.
     invalid = list(metadata.invalid.values())
     usable = _usable(metadata)
-    for part, size, visual, text in _parts(metadata, sizes, grids):
-        slot = np.searchsorted(slots, metadata.media[part])
+    for part, size, visual, text in _parts(metadata, task, sizes, grids):
+        slot = np.searchsorted(slots, metadata.media[part].astype(np.int64) + added_slots(task))
         needed = visual + text
         if is_cut(task):
-            needed = np.minimum(needed, np.maximum(lengths[-1], visual + 4))
+            needed = np.minimum(needed, np.maximum(lengths[-1], visual + frame_texts(task)))
         length = np.searchsorted(lengths, needed)
         fits = (slot < len(slots)) & (length < len(lengths))
         for at in np.flatnonzero(usable[part] & ~fits):
@@ -109,6 +109,8 @@ def assign(
             if slot[at] == len(slots):
                 kind = "wrong_image_count"
                 reason = f"{metadata.media[index]} images; an example of this stream has at most {slots[-1]}"
+                if task == "edit":
+                    reason += f", its target among them; add {metadata.media[index]} to its slots"
             else:
                 kind = "too_long"
                 reason = f"{needed[at]} tokens ({visual[at]} of them visual) exceed the longest length, {lengths[-1]}"
@@ -131,13 +133,15 @@ def _usable(metadata: ExampleMetadata) -> Bool[np.ndarray, " examples"]:
 
 
 def _parts(
-    metadata: ExampleMetadata, sizes: Sequence[Size], grids: Sequence[Grid]
+    metadata: ExampleMetadata, task: Task, sizes: Sequence[Size], grids: Sequence[Grid]
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
     """Ranges of the examples, with the index of the size nearest to each, and its visual and text tokens.
 
     In ranges, because the distances from all sizes take many times the memory of the metadata.
     """
     spans = 1 + np.array([grid.tokens for grid in grids])
+    if added_slots(task):  # The first frame.
+        spans += 1 + np.array([first_frame(grid).tokens for grid in grids])
     for begin in range(0, len(metadata), _PART):
         part = slice(begin, min(begin + _PART, len(metadata)))
         height, width, media, text = (
@@ -162,5 +166,5 @@ def count_cut(
     usable = _usable(metadata)
     return sum(
         int((usable[part] & (visual + text > lengths[-1])).sum())
-        for part, _, visual, text in _parts(metadata, sizes, grids)
+        for part, _, visual, text in _parts(metadata, task, sizes, grids)
     )

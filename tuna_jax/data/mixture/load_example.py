@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Shaped
 
-from tuna_jax.data.invalid_examples import Fault, report_as_invalid
+from tuna_jax.data.invalid_examples import report_as_invalid
 from tuna_jax.data.media.image import Encoded, read_image
 from tuna_jax.data.media.video import read_video
 from tuna_jax.data.mixture.bucket_sampler import BucketSampler
@@ -72,19 +72,21 @@ def _load_once(
             longest=sampler.bucket.length,
             text_dropout=stream.text_dropout,
             source_dropout=stream.source_dropout,
+            both_dropout=stream.both_dropout,
+            draws=stream.draws,
             encode=encode,
         )
-        if example.turns and tokenized.sequence.is_target.any() and not stream.draws:
-            raise Fault(
-                "assistant_image",
-                "the conversation ends in an image by the assistant; set draws=True for the stream "
-                f"{stream.name!r} to train on it",
-            )
         position = random.random() if stream.task in VIDEO_TASKS else 0.0
 
-        for slot, medium in zip(slots, tokenized.media, strict=False):
+        clip = np.zeros(0)
+        spans = zip(slots, tokenized.media, tokenized.sequence.spans[:, 1], strict=False)
+        for number, (slot, medium, length) in enumerate(spans):
+            # Of the clip whose first frame i2v is given, that slot has nothing else.
+            first_only = length < 1 + sampler.grid.tokens
             if isinstance(medium, Encoded):
-                slot[:] = medium.read()
+                moments = medium.read()
+                frames = 1 if first_only else moments.shape[1]
+                slot[:, :frames] = moments[:, :frames]
             elif stream.task not in VIDEO_TASKS:
                 slot[0] = read_image(
                     medium,
@@ -96,5 +98,8 @@ def _load_once(
             else:
                 options = {"fps": stream.fps, "position": position, "smallest": stream.smallest}
                 options["hdr"] = stream.hdr
-                slot[:] = read_video(medium, size, stream.frames, **options)
+                if not number:
+                    clip = read_video(medium, size, stream.frames, **options)
+                frames = 1 if first_only else stream.frames
+                slot[:frames] = clip[:frames]
         return tokenized.sequence

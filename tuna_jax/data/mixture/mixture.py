@@ -263,9 +263,9 @@ class Mixture:
             settings = (*settings, stream.rows, stream.frames)
             options = (stream.fps, stream.text_dropout, stream.source_dropout)
             options = (*options, stream.smallest, stream.draws)
-            options += (
-                ("reduced_decode",) if stream.reduced_decode else ()
-            )  # Off as before it was there.
+            # Off as before they were there.
+            options += ("reduced_decode",) if stream.reduced_decode else ()
+            options += () if stream.both_dropout is None else (stream.both_dropout,)
             digest.update(repr((sampler.key, sampler.bucket, settings, options)).encode())
             sampler.hash_members(digest)
         return digest.hexdigest()[:16]

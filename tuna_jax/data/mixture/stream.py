@@ -13,16 +13,19 @@ from tuna_jax.data.media.color import Hdr, check_hdr
 from tuna_jax.data.media.image import SMALLEST_SIDE, Size
 from tuna_jax.data.media.video import check_frames
 from tuna_jax.data.mixture.bucketing import SIZES_512
-from tuna_jax.data.mixture.tokenize_example import ACCEPTS, VIDEO_TASKS, Task
+from tuna_jax.data.mixture.tokenize_example import (
+    ACCEPTS,
+    VIDEO_TASKS,
+    Task,
+    check_dropout,
+    least_slots,
+    least_spans,
+)
 from tuna_jax.data.sources.base import ExampleSource
 from tuna_jax.data.sources.precomputed_latents import LatentExamples
 from tuna_jax.sequence import Grid
 
 UNUSED_SIZE = Size(32, 32)
-
-
-def _smallest_slots(task: Task) -> int:
-    return 2 if task == "edit" else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +40,15 @@ class ExampleStream:
         rows: B, the rows per batch over all hosts together.
         lengths: sequence lengths, ascending; an example takes the smallest that holds it.
         sizes: image sizes; None is TUNA's five at 512 pixels, or one small size for `chat`, whose slot stays unused.
-        slots: numbers of visual slots, ascending; None is 2 for edits, else 1.
+        slots: numbers of visual slots, ascending; None is 2 for edits and for `i2v`, else 1. An edit has one for each
+            source, and one for its target.
         frames: per video, 1 + 4k; 1 for images.
         fps: frames per second taken from a video; None spreads them over the whole video.
-        text_dropout, source_dropout: see `tokenize_example`.
+        text_dropout, source_dropout, both_dropout: see `tokenize_example.left_out`.
         smallest: the shortest side, in pixels, of a usable image or video.
         hdr: 'tone_map' videos and images in high dynamic range, or 'refuse' them as invalid examples.
-        draws: whether to train on a conversation that ends in an image by the assistant; else it is invalid.
+        draws: whether to train on images by the assistant in conversations. Otherwise they are clean, and a
+            conversation in which no learned text follows them is invalid.
         part_rows: train on the first examples, as many as this, so that only they need be scanned; 0 is all of them,
             of a run that resumes those that it began with; -1 is all of them, also of a run that began with a part.
         reduced_decode: see `reduced` of `media.image.read_image`.
@@ -61,6 +66,7 @@ class ExampleStream:
     fps: float | None = None
     text_dropout: float = 0.1
     source_dropout: float = 0.0
+    both_dropout: float | None = None
     smallest: int = SMALLEST_SIDE
     hdr: Hdr = "tone_map"
     draws: bool = True
@@ -75,15 +81,22 @@ class ExampleStream:
         for key, values in (("lengths", self.lengths), ("slots", self.slot_counts)):
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
                 raise ValueError(f"{where}: {key} is {values}; give ascending positive numbers")
-        if self.slot_counts[0] < _smallest_slots(self.task):
-            raise ValueError(f"{where}: slots is {self.slots}, but an edit has 2 visual slots")
+        if self.slot_counts[0] < least_slots(self.task):
+            raise ValueError(
+                f"{where}: slots is {self.slots}, but a row of task {self.task!r} has at least 2 visual slots"
+            )
         if not self.picture_sizes or len(set(self.picture_sizes)) != len(self.picture_sizes):
             raise ValueError(f"{where}: sizes is {self.sizes}; give each image size once")
         if self.frames != 1 and self.task not in VIDEO_TASKS:
             raise ValueError(f"{where}: frames is {self.frames}, but task {self.task!r} has images")
-        for key in ("text_dropout", "source_dropout"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{where}: {key} is {getattr(self, key)}; it must lie in [0, 1]")
+        if self.frames == 1 and self.task == "i2v":
+            raise ValueError(
+                f"{where}: frames is 1, but task 'i2v' continues a first frame; give 1 + 4k frames, such as 17"
+            )
+        try:
+            check_dropout(self.text_dropout, self.source_dropout, self.both_dropout)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         if self.part_rows < -1:
             raise ValueError(
                 f"{where}: part_rows is {self.part_rows}; give the number of the first examples to train on, 0, or -1 "
@@ -102,7 +115,7 @@ class ExampleStream:
     @property
     def slot_counts(self) -> tuple[int, ...]:
         """The numbers of visual slots, with the default filled in."""
-        return (_smallest_slots(self.task),) if self.slots is None else self.slots
+        return (least_slots(self.task),) if self.slots is None else self.slots
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -153,7 +166,6 @@ def stream_grids(stream: ExampleStream, spatial: int, temporal: int) -> list[Gri
         frames = check_frames(stream.frames, temporal)
     except ValueError as error:
         raise ValueError(f"stream {stream.name!r}: {error}") from error
-    needed = 0 if stream.task == "chat" else _smallest_slots(stream.task)
     for size in stream.picture_sizes:
         if size.height % spatial or size.width % spatial:
             raise ValueError(
@@ -161,7 +173,7 @@ def stream_grids(stream: ExampleStream, spatial: int, temporal: int) -> list[Gri
             )
         grid = Grid(frames, size.height // spatial, size.width // spatial)
         grids.append(grid)
-        least = needed * (1 + grid.tokens) + 4
+        least = least_spans(stream.task, grid) + 4
         if least > stream.lengths[-1]:
             raise ValueError(
                 f"stream {stream.name!r}: size {size} needs at least {least} tokens, but the longest of its "

@@ -3,12 +3,13 @@
     {"image": "a.jpg", "caption": "..."}                                    image_caption
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "..."}, ...]}    image_chat
     {"conversations": [...]}                                                chat
-    {"raw_image": "a.jpg", "out_image": "b.jpg", "instruction": "..."}      edit
+    {"raw_image": "a.jpg", "out_image": "b.jpg", "instruction": "..."}      edit; `raw_image` may be a list of sources
     {"video": "a.mp4", "caption": "..."}                                    video_caption
     {"video": "a.mp4", "conversations": [...]}                              video_chat
 
 The keys decide the kind; an example with a caption and conversations is a caption. A key whose value is null, NaN, ""
-or [] is absent. `image` may be a list, whose images replace the conversation's `<image>` tags in order, or a data URI.
+or [] is absent. `image` may be a list, whose images replace the conversation's `<image>` tags in order, or a data URI. The
+user's images are shown; the assistant's, anywhere in its turns, are to be drawn.
 Relative paths begin at the image root.
 
 Turns are `from` human, gpt or system with `value`; `role` and `content` are read too. The system sentence is a first
@@ -34,7 +35,7 @@ from tuna_jax.data.sources.base import Example, Kind, Turn
 from tuna_jax.data.sources.fields import FieldMap, declare
 from tuna_jax.data.sources.line_index import index_lines
 from tuna_jax.data.sources.stored_index import index_folder
-from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, split_at_tags, with_image_tags
+from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, with_image_tags
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 from tuna_jax.utils.text_files import parse_json, surrogate_in
 
@@ -215,9 +216,13 @@ def _read_format(
 ) -> tuple[Kind, tuple[Medium, ...], tuple[str, ...], dict[str, Any]]:
     """The kind of an example, its media, the keys that were used, and its `text` or `turns`."""
     if {"raw_image", "out_image"} <= keys:
-        media = _media(entry, "raw_image", medium) + _media(entry, "out_image", medium)
-        if len(media) != 2:
-            raise Fault("wrong_image_count", "an edit has one raw_image and one out_image")
+        sources, targets = (_media(entry, key, medium) for key in ("raw_image", "out_image"))
+        if len(targets) != 1:
+            raise Fault(
+                "wrong_image_count",
+                f"an edit has one out_image, not {len(targets)}; raw_image may be a list of several",
+            )
+        media = sources + targets
         used = ("raw_image", "out_image", "instruction")
         return "edit", media, used, {"text": _text(entry, "instruction")}
     if "video" in keys:
@@ -321,16 +326,6 @@ def _turns(entry: Mapping[str, Any], media: int, tag: str = IMAGE_TAG) -> tuple[
             "wrong_image_count",
             f"{tags} {IMAGE_TAG} tags for {media} files; \\{IMAGE_TAG} is the text {IMAGE_TAG}",
         )
-    for index, turn in enumerate(turns):
-        after = split_at_tags(turn.text)[1:]
-        ends = index == len(turns) - 1 and len(after) == 1 and not after[0].strip()
-        if turn.role == "assistant" and after and not ends:
-            raise Fault(
-                "unknown_format",
-                f"conversations[{index}]: an image by the assistant must end the conversation",
-            )
-        if turn.role == "assistant" and after and not turn.learn:
-            raise Fault("unknown_format", "an image by the assistant cannot be without its loss")
     return tuple(turns)
 
 

@@ -6,7 +6,7 @@ The members of a sample are the keys of its row by their suffixes:
     mp4, webm, mov, ...        the video
     txt, caption               the caption
     json                       further keys: conversations, caption, width, ...
-    raw_image.png, KEY.png     the key's image or video
+    raw_image.png, KEY.png     the key's image or video; raw_image.0.png, raw_image.1.png, ... are several in their order
     KEY.txt                    the key's text
 
 A member takes precedence over a key of the same name in the JSON.
@@ -133,7 +133,7 @@ def sample_row(content: bytes, wanted: frozenset[str] = frozenset()) -> dict[str
     """
     row: dict[str, Any] = {}
     members: dict[str, Any] = {}
-    numbered: list[tuple[int, bytes]] = []
+    numbered: dict[str, list[tuple[int, bytes]]] = {}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         for member in tar:
             if not member.isreg():
@@ -148,8 +148,9 @@ def sample_row(content: bytes, wanted: frozenset[str] = frozenset()) -> dict[str
             if kind == "json" and not key:
                 row = parsed(value, member.name)
                 continue
-            if key.isdecimal() and kind in IMAGES:
-                numbered.append((int(key), value))
+            of, _, place = key.rpartition(".")
+            if place.isdecimal() and kind in IMAGES and of in ("", *MEDIA):
+                numbered.setdefault(of or "image", []).append((int(place), value))
                 continue
             new, value = _member(key, kind, value, suffix)
             if new in members:
@@ -158,8 +159,8 @@ def sample_row(content: bytes, wanted: frozenset[str] = frozenset()) -> dict[str
                     f"the sample {name} has two members for {new}: {suffix} is the second",
                 )
             members[new] = value
-    if numbered:
-        members["image"] = [value for _, value in sorted(numbered, key=lambda item: item[0])]
+    for key, values in numbered.items():
+        members[key] = [value for _, value in sorted(values, key=lambda item: item[0])]
     return row | members
 
 

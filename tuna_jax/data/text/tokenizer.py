@@ -227,24 +227,27 @@ class Tokenizer:
         grids: Sequence[Grid] = (),
         answer: bool = False,
         system: str = DEFAULT_SYSTEM,
+        until: int | None = None,
     ) -> list[Segment]:
         """Messages in Qwen2.5's chat template, as segments for `sequence.build` (model.md 5, 10).
 
         Args:
             messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, a string or a list of parts
-                (messages.py). Where a user's content has an image, a clean visual slot is inserted. The last message
-                may be an assistant's that ends with an image: the image to generate. An assistant's message with
-                `learn` False is context: it has no text loss.
+                (messages.py). Where a content has an image, a clean visual slot is inserted. The last message may be
+                an assistant's that ends with an image: the image to generate. An assistant's message with `learn`
+                False is context: it has no text loss, and its images are clean.
             grids: the latent extents of the images, in order; as many as there are `<image>` tags.
             answer: end with the opening of an assistant's turn, for generation.
             system: the system message, unless the first message is one.
+            until: the number of the assistant's image, among all images, that is generated; what follows it is left
+                out. If it ends its message, so does that. None takes all messages.
 
         Returns:
             Segments; the assistant's turns and the token that ends each have a text loss, unless `learn` is False.
 
         Raises:
-            ValueError: an unknown role, invalid parts, a number of images that differs from that of grids, or an
-                assistant's image that is not the end of the conversation (later text would attend to a noisy image).
+            ValueError: an unknown role, invalid parts, a number of images that differs from that of grids, or `until`
+                is no image of the assistant's.
         """
         turns = list(messages)
         if not turns or turns[0]["role"] != "system":
@@ -261,7 +264,7 @@ class Tokenizer:
                 f"the messages have {tags} {IMAGE_TAG} tags, but {len(grids)} images were given; write {ESCAPED_TAG} "
                 f"for the text {IMAGE_TAG}"
             )
-        pictures = iter(grids)
+        pictures = iter(enumerate(grids))
         segments: list[Segment] = []
         for turn, parts in zip(turns, contents, strict=True):
             role = turn["role"]
@@ -270,20 +273,11 @@ class Tokenizer:
                     f"a message has role {role!r}; it must be system, user or assistant"
                 )
             if role == "assistant":
-                segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
-                answer_text, after = _around_image(parts)
-                learned, learn = tuple(self.encode(answer_text)), turn.get("learn", True)
-                if after is not None:
-                    if turn is not turns[-1] or after.strip():
-                        raise ValueError(
-                            f"an assistant's {IMAGE_TAG} is not the end of the conversation; a generated "
-                            "image comes last"
-                        )
-                    segments.append(Text((*learned, self.special.boi), learn=learn))
-                    segments += [Visual(next(pictures), target=True), Text((self.special.eoi,))]
-                    learned = ()
-                segments.append(Text((*learned, self.special.eos), learn=learn))
-                segments.append(Text(tuple(self.encode("\n"))))
+                last = turn is turns[-1] and until is None
+                said, is_end = self._answer(parts, turn.get("learn", True), pictures, last, until)
+                segments += said
+                if is_end:
+                    return segments
                 continue
             ids, before = [self.special.bos], f"{role}\n"
             for part in parts:
@@ -293,19 +287,56 @@ class Tokenizer:
                 if role == "system":
                     raise ValueError("a system message has an image; images are the user's")
                 ids += [*self.encode(before), self.special.boi]
-                segments += [Text(tuple(ids)), Visual(next(pictures))]
+                segments += [Text(tuple(ids)), Visual(next(pictures)[1])]
                 ids, before = [self.special.eoi], ""
             ids += [*self.encode(before), self.special.eos, *self.encode("\n")]
             segments.append(Text(tuple(ids)))
+        if until is not None:
+            raise ValueError(f"until is {until}, which is no image of the assistant's")
         if answer:
             segments.append(Text((self.special.bos, *self.encode("assistant\n"))))
         return segments
 
+    def _answer(
+        self,
+        parts: Sequence[str | None],
+        learn: bool,
+        pictures: Iterator[tuple[int, Grid]],
+        last: bool,
+        until: int | None,
+    ) -> tuple[list[Segment], bool]:
+        """The segments of an assistant's message, and whether the sequence ends in it; `last`: an image at its end is
+        generated."""
+        segments: list[Segment] = [Text((self.special.bos, *self.encode("assistant\n")))]
+        ids: list[int] = []
+        is_end = False
+        merged = _merged(parts)
+        for index, part in enumerate(merged):
+            if part is not None:
+                ids += self.encode(part)
+                continue
+            number, grid = next(pictures)
+            is_end = number == until
+            behind = merged[index + 1 :]
+            is_target = is_end or (last and learn and not behind)
+            segments.append(Text((*ids, self.special.boi), learn=learn))
+            segments += [Visual(grid, target=is_target), Text((self.special.eoi,))]
+            ids = []
+            if is_end and behind:
+                return segments, True
+        segments.append(Text((*ids, self.special.eos), learn=learn))
+        segments.append(Text(tuple(self.encode("\n"))))
+        return segments, is_end
 
-def _around_image(parts: Sequence[str | None]) -> tuple[str, str | None]:
-    """An assistant's text before its image, and that after it; None without an image."""
-    if None not in parts:
-        return "".join(part or "" for part in parts), None
-    at = parts.index(None)
-    after = "".join(IMAGE_TAG if part is None else part for part in parts[at + 1 :])
-    return "".join(part or "" for part in parts[:at]), after
+
+def _merged(parts: Sequence[str | None]) -> list[str | None]:
+    """A message's texts and images (None) with adjacent texts as one, without white space behind an image at its end."""
+    merged: list[str | None] = []
+    for part in parts:
+        if part is not None and merged and merged[-1] is not None:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    if len(merged) > 1 and not (merged[-1] or "x").strip():
+        merged.pop()
+    return merged

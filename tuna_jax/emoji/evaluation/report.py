@@ -48,10 +48,30 @@ MEANING = {
     "edit_recolour_accuracy": ("Edit: recolour", "“make the background blue”"),
     "edit_move_accuracy": ("Edit: move", "“move the dog to the top left”"),
     "edit_remove_accuracy": ("Edit: remove", "“remove the cat”"),
+    "combine_accuracy": (
+        "Two pictures in one",
+        "both objects, each on its side, on the first picture’s ground, and nothing else",
+    ),
+    "combine_unnamed_accuracy": (
+        "Two pictures, objects not named",
+        "“put the objects on the left and on the right”",
+    ),
     "clip_accuracy": ("Videos generated right", "object, ground and motion"),
     "clip_motion_accuracy": ("Video: motion", "direction, or growing, shrinking, turning"),
     "clip_object_accuracy": ("Video: object", "at its usual size, both judges"),
     "clip_ground_accuracy": ("Video: ground", "in every frame"),
+    "i2v_accuracy": (
+        "First frame continued",
+        "the given frame, its object and ground, and the motion of the text",
+    ),
+    "i2v_choice_accuracy": (
+        "First frame continued: by the text",
+        "of frames that three motions begin with",
+    ),
+    "i2v_object_accuracy": ("First frame continued: object", "at its usual size, both judges"),
+    "i2v_ground_accuracy": ("First frame continued: ground", "in every frame"),
+    "i2v_motion_accuracy": ("First frame continued: motion", "that of the text"),
+    "i2v_first_frame_accuracy": ("First frame continued: kept", "the given frame, at 22 dB or more"),
     "clip_motion_answer_accuracy": ("Video answer: what it does", "“what does the dog do?”"),
     "clip_direction_answer_accuracy": ("Video answer: which way", "“which way does it move?”"),
     "clip_name_answer_accuracy": ("Video answer: object", "“what is this?”"),
@@ -116,7 +136,7 @@ GENEVAL = {
     "colors": "ground_colour_accuracy",
     "position": "position_accuracy",
 }
-# Targets of `experiments/emoji/all_tasks.py`.
+# Targets of `experiments/emoji/all_tasks.py`, and of `more_tasks.py` for combinations and continued frames.
 GOALS = {
     "single_object_accuracy": 0.95,
     "two_object_accuracy": 0.85,
@@ -135,11 +155,15 @@ GOALS = {
     "dialogue_turn_accuracy": 0.9,
     **dict.fromkeys((name for name in MEANING if name.startswith("edit_")), 0.75),
     "clip_motion_accuracy": 0.9,
+    "combine_accuracy": 0.85,
+    "i2v_accuracy": 0.85,
 }
 HEADLINE = (
     *tuple(MEANING)[:5],
     "edit_accuracy",
+    "combine_accuracy",
     "clip_accuracy",
+    "i2v_accuracy",
     "clip_motion_answer_accuracy",
     "dialogue_accuracy",
     "hard_full_accuracy",

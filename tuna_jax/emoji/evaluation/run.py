@@ -51,6 +51,8 @@ def task_functions(bundle: ModelBundle, params: Any, values: Mapping[str, Any]) 
         generate_clips=if_trained(data.clips.generation_rows, bundle.generate_clips),
         answer_clips=if_trained(data.clips.understanding_rows, bundle.answer),
         converse=if_trained(data.dialogues.rows, bundle.converse),
+        combine=if_trained(data.combinations.rows, bundle.edit),
+        continue_clips=if_trained(data.continuations.rows, bundle.continue_clips),
         frames=data.clips.frames,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from tuna_jax.emoji.evaluation import clips, dialogues, edits, images
+from tuna_jax.emoji.evaluation import clips, combine, continuations, dialogues, edits, images
 from tuna_jax.emoji.evaluation.images import (
     AnsweredQuestion,
     GeneratedScenes,
@@ -46,6 +46,8 @@ class TaskFunctions:
         generate_clips: prompts, number of frames and a seed -> clips.
         answer_clips: clips and questions -> texts.
         converse: images, questions and their earlier turns -> texts.
+        combine: pairs of images, instructions and a seed -> images.
+        continue_clips: first frames, texts, number of frames and a seed -> clips.
         frames: frames per clip.
     """
 
@@ -55,6 +57,8 @@ class TaskFunctions:
     generate_clips: clips.GenerateClips | None = None
     answer_clips: clips.AnswerClips | None = None
     converse: dialogues.Converse | None = None
+    combine: combine.CombineImages | None = None
+    continue_clips: continuations.ContinueClips | None = None
     frames: int = 4
 
 
@@ -125,8 +129,8 @@ def measure(
         tasks: the model.
         reconstruct: passes images through the VAE; measures its PSNR and the judges' ceilings.
         judge: a judge to reuse; building its galleries takes seconds.
-        generations: images per split with one or two objects; a quarter as many with counted objects, as many edits,
-            half as many clips.
+        generations: images per split with one or two objects; a quarter as many with counted objects, as many edits
+            and combinations, half as many clips and continued clips.
         questions: questions for naming and for motion; a quarter as many for other questions about images, half as
             many for other questions about clips, half as many dialogues.
         images_per_sheet: images on a sheet.
@@ -147,6 +151,13 @@ def measure(
     if tasks.generate_clips:
         count = max(1, generations // 2)
         _measure_clips(result, tasks.generate_clips, count, tasks.frames, strips_per_sheet, options)
+    if tasks.combine:
+        _measure_combinations(result, tasks.combine, generations, strips_per_sheet, options)
+    if tasks.continue_clips:
+        count = max(1, generations // 2)
+        _measure_continuations(
+            result, tasks.continue_clips, count, tasks.frames, strips_per_sheet, options
+        )
     if tasks.answer_clips:
         _measure_clip_answers(result, tasks.answer_clips, questions, tasks.frames, options)
     if tasks.converse:
@@ -232,6 +243,57 @@ def _measure_edits(
         result.ceilings.update(scores)
         for kind, value in edits.untouched_db(best).items():
             result.decibels[f"edit_{kind}_untouched_db_ceiling"] = value
+
+
+def _measure_combinations(
+    result: Evaluation,
+    make: combine.CombineImages,
+    count: int,
+    sheet_size: int,
+    options: _Options,
+) -> None:
+    options.log(f"combining {count} pairs of pictures")
+    combined = combine.combine_split(make, count, options.seed)
+    right = combine.verdicts(combined, options.judge)
+    result.scores.update(combine.combine_scores(combined, right))
+    title = "Two pictures in one, never trained: both, result, target"
+    first = slice(sheet_size)
+    verdicts = _verdicts(right[first])
+    result.sheets.append(
+        Sheet(title, combined.strips[first], combined.instructions[first], verdicts)
+    )
+    if options.reconstruct is not None:
+        best = dataclasses.replace(combined, results=options.reconstruct(combined.targets))
+        scores = combine.combine_scores(best, combine.verdicts(best, options.judge))
+        result.ceilings.update(scores)
+
+
+def _measure_continuations(
+    result: Evaluation,
+    make: continuations.ContinueClips,
+    count: int,
+    frames: int,
+    sheet_size: int,
+    options: _Options,
+) -> None:
+    options.log(f"continuing the first frame of {count} held-out clips")
+    continued = continuations.continue_split(make, count, frames, options.seed)
+    right = continuations.verdicts(continued, options.judge)
+    result.scores.update(continuations.continuation_scores(continued, right))
+    first = slice(sheet_size)
+    verdicts = _verdicts(np.logical_and.reduce(list(right.values()))[first])
+    generated = continued.generated
+    title = "Continued first frames, never trained, frame by frame"
+    result.sheets.append(Sheet(title, generated.strips[first], generated.prompts[first], verdicts))
+    sheet = ClipSheet("Continued", generated.frames[first], generated.prompts[first], verdicts)
+    result.clips.append(sheet)
+    if options.reconstruct is not None:
+        flat = options.reconstruct(continued.true.reshape(-1, *continued.true.shape[2:]))
+        best = continuations.with_frames(continued, flat.reshape(continued.true.shape))
+        scores = continuations.continuation_scores(
+            best, continuations.verdicts(best, options.judge)
+        )
+        result.ceilings.update(scores)
 
 
 def _measure_clips(

@@ -44,7 +44,8 @@ from tuna_jax.sweeps.task import GENERATION_SETTINGS, UNDERSTANDING_SETTINGS, Ou
 # The `kind` of a task is hashed into the keys of stored results. It therefore keeps the string of the first version
 # ("draw_single" for `generate_single`), so that results stored before the tasks were renamed stay valid.
 
-_judge = functools.cache(ObjectJudge)
+shared_judge = functools.cache(ObjectJudge)
+"""Its galleries take seconds to build."""
 _MAX_NEW_TOKENS = 24
 
 
@@ -57,7 +58,7 @@ def generate_single(count: int = 64) -> Task:
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         generated = _generate(model, "test_single", items, seed)
-        right = images.single_scores(generated, _judge())[1]
+        right = images.single_scores(generated, shared_judge())[1]
         grounds = judge_ground(generated.images)
         ground = [a == b for a, b in zip(grounds, generated.grounds, strict=True)]
         places = [scene.place for scene in generated.scenes]
@@ -75,7 +76,7 @@ def generate_pairs(count: int = 64) -> Task:
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         generated = _generate(model, "test_pairs", items, seed)
-        return _outcome({"position": images.pair_scores(generated, _judge())[1]}, generated)
+        return _outcome({"position": images.pair_scores(generated, shared_judge())[1]}, generated)
 
     chance = {"position": 1 / (len(NAMES) * (len(NAMES) - 1) * len(RELATIONS))}
     return Task(
@@ -88,7 +89,7 @@ def generate_counts(count: int = 64) -> Task:
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
         generated = _generate(model, "test_counts", items, seed)
-        return _outcome({"counted": images.count_scores(generated, _judge())[1]}, generated)
+        return _outcome({"counted": images.count_scores(generated, shared_judge())[1]}, generated)
 
     chance = {"counted": 1 / (len(NAMES) * len(COUNT_CELLS))}
     return Task(
@@ -287,7 +288,7 @@ def edit(count: int = 64) -> Task:
             list(before), instructions, seed=seeds(seed, items), batch_size=len(items)
         )
         edited = edits.EditedImages(chosen, instructions, before, after, results)
-        right = edits.verdicts(edited, _judge()).astype(float)
+        right = edits.verdicts(edited, shared_judge()).astype(float)
         same = (before == after).all(-1)
         untouched = [capped_psnr(a[s], b[s]) for a, b, s in zip(results, after, same, strict=True)]
         values: dict[str, Sequence[float]] = {"right": right.tolist(), "untouched_db": untouched}
@@ -313,7 +314,7 @@ def generate_clips(count: int = 32, frames: int = 4) -> Task:
             prompts, frames=frames, seed=seeds(seed, items), batch_size=len(items)
         )
         generated = clips.GeneratedClips(chosen, prompts, result)
-        right = clips.judge_clips(generated, _judge())
+        right = clips.judge_clips(generated, shared_judge())
         right["clip"] = np.logical_and.reduce(list(right.values()))
         values = {name: verdicts.astype(float).tolist() for name, verdicts in right.items()}
         return Outcome(values, prompts, pictures=generated.strips)

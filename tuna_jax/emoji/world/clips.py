@@ -162,6 +162,23 @@ def clip_captions(clip: Clip) -> tuple[str, ...]:
     )
 
 
+def continuations(clip: Clip) -> tuple[str, ...]:
+    """All phrasings of what happens in a clip whose first frame is given: they do not say what that shows, but for the
+    object's name in the second. Only those that begin with 'the' may be sentences, by the words of the vocabulary."""
+    does = VERBS[clip.motion]
+    return (f"it {does}", f"the {clip.name} {does}")
+
+
+def beginnings(motion: str) -> tuple[str, ...]:
+    """The motions that begin with the same frame as this one."""
+    begin = _beginning(motion)
+    return tuple(other for other in MOTIONS if _beginning(other) == begin)
+
+
+def _beginning(motion: str) -> tuple[float, float, float, float]:
+    return box(Clip(NAMES[0], motion, "pink", (0, 0, 0), 2, 64), 0)
+
+
 def clip_questions(clip: Clip) -> list[Question]:
     """All questions about a clip, with their exact answers; the kinds are CLIP_KINDS."""
     result = [
