@@ -116,6 +116,28 @@ def guided(
     return negative + scale * (positive - negative)
 
 
+def guided_by_image_and_text(
+    both: Float[Array, "*b"],
+    image: Float[Array, "*b"],
+    neither: Float[Array, "*b"],
+    scale: float | Array,
+    image_scale: float | Array,
+) -> Float[Array, "*b"]:
+    """Guidance with a scale for the text and one for the images that are given:
+    `v_0 + image_scale (v_image - v_0) + scale (v_both - v_image)` (InstructPix2Pix, arXiv 2211.09800, equation 3).
+
+    With `image_scale` 1 it is `guided(both, image, scale)`.
+
+    Args:
+      both: predicted from the images and the text.
+      image: from the images and the empty or negative text.
+      neither: from that text alone.
+      scale: of the text.
+      image_scale: of the images.
+    """
+    return neither + image_scale * (image - neither) + scale * (both - image)
+
+
 def guidance_bounds(interval: Sequence[float]) -> Float[np.ndarray, " 2"] | None:
     """(low, high) of a guidance interval, float32; None if it includes all times.
 

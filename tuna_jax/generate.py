@@ -22,6 +22,11 @@ Examples:
     tuna-jax generate --model=model/ --task=edit --image=photo.png --prompt="make the background blue"
     tuna-jax generate --model=model/ --task=t2v --prompt="a cat grows" --frames=17 --size=320x512
 
+    # One image of several, with a guidance scale of the images next to that of the text; a clip from its first frame:
+    tuna-jax generate --model=model/ --task=edit --image=a.png --image=b.png --image_guidance=1.5 \\
+        --prompt="put the dog to the left of the cat"
+    tuna-jax generate --model=model/ --task=t2v --image=first.png --prompt="it moves to the right"
+
     # A conversation, one turn per --question; its file lets a later call continue it:
     tuna-jax generate --model=model/ --task=chat --image=a.png --question="what is this?" --question="why?"
     tuna-jax generate --model=model/ --task=chat --history=answers/conversation.json --question="and then?"
@@ -65,8 +70,8 @@ _TEXT = (*_TEXT, "top_k", "top_p", "template", "stream")
 # The flags that each task reads, besides those that all tasks read.
 _READS = {
     "t2i": _GENERATION,
-    "edit": (*_GENERATION, "image"),
-    "t2v": (*_GENERATION, "frames", "fps"),
+    "edit": (*_GENERATION, "image", "image_guidance"),
+    "t2v": (*_GENERATION, "image", "image_guidance", "frames", "fps"),
     "understand": _TEXT,
     "chat": (*_TEXT, "history"),
 }
@@ -140,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         "(default: the model's)",
     )
     shared_flags.add_sampling(generation)
+    add(
+        "--image_guidance",
+        type=parsing.finite,
+        metavar="G",
+        help="guidance scale of the images that an edit or a clip is given; another one than 1 takes three branches "
+        "per step in place of two (default 1)",
+    )
     add("--fps", type=parsing.positive, help="frames per second of a written video (default 8)")
 
     text = parser.add_argument_group("understand, chat")
@@ -154,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image",
         action="append",
         metavar="FILE",
-        help="image that a question is about (may be given several times), or the image to edit",
+        help="image that a question is about or that is edited (may be given several times), or a clip's first frame",
     )
     add(
         "--video",
@@ -209,9 +221,10 @@ def _infer(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
         return "understand" if options.image or options.video else "chat"
     if options.image or options.video:
         if options.image and (options.prompt or options.prompts):
-            return "edit"
+            return "t2v" if options.frames or options.fps else "edit"
         parser.error(
-            "--image and --question go together, or --video and --question; --image and --prompt edit an image"
+            "--image and --question go together, or --video and --question; --image and --prompt edit an image, and "
+            "with --frames they make a clip that begins with it"
         )
     if not (options.prompt or options.prompts):
         parser.error("give --prompt= or --prompts=FILE to generate, or --image= and --question=")
@@ -231,8 +244,14 @@ def _check(options: argparse.Namespace, task: str, parser: argparse.ArgumentPars
     if options.image and options.video:
         parser.error("--image and --video cannot be combined; give one of them")
     per_line = (options.prompts or "").endswith(".jsonl")
-    if task == "edit" and not per_line and len(options.image or ()) != 1:
-        parser.error("--task=edit changes one image: give it with --image=FILE")
+    if task == "edit" and not per_line and not options.image:
+        parser.error(
+            "--task=edit changes one image, or makes one of several: give each with --image=FILE"
+        )
+    if task == "t2v" and len(options.image or ()) > 1:
+        parser.error("a clip has one first frame: give one --image=FILE")
+    if options.image_guidance is not None and not options.image and not per_line:
+        parser.error("--image_guidance guides by the images that are given: give --image=FILE")
     if task == "understand" and not per_line and not (options.image or options.video):
         parser.error(
             "--task=understand requires --image=FILE or --video=FILE; --task=chat needs neither"

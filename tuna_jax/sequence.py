@@ -9,8 +9,8 @@ describes it: the offset is the position of the time token, and the length inclu
                      with several sources, each in its <boi> ... <eoi>
     image to video   <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>
 
-The first frame that image to video is given is a span of one latent frame (m tokens), in front of one of all frames (n).
-Slots of a batch have one shape, so its latents are those of a clip, of which only the first frame belongs to the span.
+The first frame that image to video is given is a span of one latent frame (m tokens); that of the clip has all (n).
+Slots of a batch have one shape, so its latents are those of a clip, of which only the first frame is in the span.
 
 A label has the position of its token (the loss shifts); `IGNORE` marks a token without text loss.
 """

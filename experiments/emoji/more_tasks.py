@@ -3,8 +3,8 @@
 python -m tuna_jax.train --config=experiments/emoji/more_tasks.py --workdir=runs/emoji_more
 
 It starts from the model in the package and trains all tasks of experiments/emoji/all_tasks.py further, with its rows,
-besides the new ones; so what the model can do already is kept. The optimizer is new. The new groups have three fifths of
-the batches; the learning rate is half of that training's, since the parameters are near their optimum for the others.
+besides the new ones; so what the model can do already is kept. The optimizer is new. The new groups have more than half
+of the batches, and the learning rate is half of that training's, since the model knows the other tasks.
 """
 
 import runpy

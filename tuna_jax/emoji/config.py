@@ -185,7 +185,9 @@ class EmojiData:
     @property
     def images_only(self) -> bool:
         """Whether all groups but that of images are off."""
-        return not (self.edits.rows or self.has_clips or self.dialogues.rows or self.combinations.rows)
+        return not (
+            self.edits.rows or self.has_clips or self.dialogues.rows or self.combinations.rows
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Streams of the emoji world for edits, clips and dialogues; `image_streams.py` has those for images.
 
     edit               <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>
-    combine            an edit of two pictures: <bos> <boi> [time][src]*n <eoi> <boi> [time][src]*n <eoi> instruction ...
-    i2v                <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>, m tokens for the first frame
+    combine            an edit of two pictures: <bos> <boi> [time][src]*n <eoi> <boi> [time][src]*n <eoi> instruction ..
+    i2v                <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>, m tokens for one frame
     t2v                <bos> caption <boi> [time][img]*n <eoi> <eos>, n tokens for all frames
     video_understand   <bos> <boi> [time][img]*n <eoi> question answer <eos>
     dialogue           the chat template with the image before the first question, loss on every answer

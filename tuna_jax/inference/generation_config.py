@@ -69,6 +69,8 @@ class SamplingOptions(TypedDict, total=False):
       negative: negative prompt, what not to generate: one for all rows, or one per row. Default: the empty prompt.
       size: (height, width) in pixels, multiples of 16.
       guidance: guidance scale; 0 and 1 sample without guidance.
+      image_guidance: guidance scale of the images that are given (edits, and clips with a first frame); with another
+        one than 1, the default, a step takes three branches in place of two: see `flow.guided_by_image_and_text`.
       guidance_interval: (low, high), where 0 is noise and 1 is clean: guidance is applied only at times of the grid
         within the interval; the other steps take half the work.
       steps: solver steps; the time grid has one point more.
@@ -81,6 +83,7 @@ class SamplingOptions(TypedDict, total=False):
     negative: str | Sequence[str] | None
     size: tuple[int, int] | None
     guidance: float | None
+    image_guidance: float | None
     guidance_interval: tuple[float, float] | None
     steps: int | None
     shift: float | None

@@ -88,17 +88,13 @@ def load_sources(
     """
     size = model.size if size is None else option_checks.size("size", size)
     model.config.space.latent_shape(1, *size)  # Rejects a wrong size before files are read.
-    rows = [
-        [as_picture(image, size) for image in sources] for sources in sources_of(images, count)
-    ]
+    rows = [[as_picture(image, size) for image in sources] for sources in sources_of(images, count)]
     if any(len(clip) != 1 for row in rows for clip in row):
         raise ValueError("a clip cannot be edited; give images, [height, width, 3] each")
     return np.stack([np.concatenate(row) for row in rows])
 
 
-def edit_size(
-    model: Tuna, images: Sources, count: int = 0, task: str = "edit"
-) -> tuple[int, int]:
+def edit_size(model: Tuna, images: Sources, count: int = 0, task: str = "edit") -> tuple[int, int]:
     """The size of edits of these images: the nearest shape that edits were trained on, or the model's size.
 
     Of an edit of several images the first one decides.
@@ -138,7 +134,9 @@ def load_first_frames(
       FileNotFoundError: there is no such file.
     """
     if frames == 1:
-        raise ValueError("frames is 1, and the first frame is given; give 1 + 4k frames, such as 17")
+        raise ValueError(
+            "frames is 1, and the first frame is given; give 1 + 4k frames, such as 17"
+        )
     if len(as_list(images)) not in (1, count):
         raise ValueError(
             f"{len(as_list(images))} images for {count} prompts; give one first frame, or one per prompt"
@@ -185,10 +183,18 @@ def generate(
     frames = option_checks.whole("frames", frames, 1, option_checks.LARGEST_FRAMES)
     shape = model.config.space.latent_shape(frames, *given.get("size", model.size))
     grid = Grid(*shape[:3])
-    negatives = _negative_prompts(given, len(prompts), settings.guidance)
+    image_guidance = given.get("image_guidance", 1.0)
+    three = image_guidance != 1.0
+    if three and sources is None:
+        raise ValueError(
+            f"image_guidance is {image_guidance:g}, and no image is given; it is for edits and for clips with a first frame"
+        )
+    negatives = _negative_prompts(given, len(prompts), 2.0 if three else settings.guidance)
+
+    special, encode_text = model.tokenizer.special, model.tokenizer.encode
 
     def tokens_of(prompt: str) -> TokenSequence:
-        special, ids = model.tokenizer.special, model.tokenizer.encode(prompt)
+        ids = encode_text(prompt)
         if sources is None:
             return generation_prompt(special, ids)
         if not edits:
@@ -197,13 +203,13 @@ def generate(
 
     positive = [tokens_of(prompt) for prompt in prompts]
     negative = [tokens_of(prompt) for prompt in negatives]
-    width = batching.width_of([*positive, *negative])
+    textual = [generation_prompt(special, encode_text(prompt)) for prompt in negatives] * three
+    width = batching.width_of([*positive, *negative, *textual])
     noise = batching.noise(given.get("seed", 0), len(prompts), shape)
     finite = np.ones(len(prompts), bool)
 
     def generate_rows(rows: Int[np.ndarray, " rows"]) -> np.ndarray:
         row_positive, row_negative = [positive[i] for i in rows], [negative[i] for i in rows]
-        special = model.tokenizer.special
         has_programs = model.programs is not None and model.sharding is None
         if sources is None and not as_latents and has_programs:
             assert model.programs is not None
@@ -232,7 +238,11 @@ def generate(
             batching.prefix_of(row_positive, special, latents, width, images),
             jnp.asarray(noise[rows]),
             negative=batching.prefix_of(row_negative, special, latents, width, images),
+            textual=batching.prefix_of([textual[i] for i in rows], special, latents, width, images)
+            if three
+            else None,
             guidance=settings.guidance,
+            image_guidance=image_guidance,
             guidance_interval=settings.guidance_interval,
             steps=settings.steps,
             shift=settings.shift,

@@ -150,6 +150,7 @@ SAMPLING: dict[str, _Check] = {
     "negative": texts,
     "size": size,
     "guidance": lambda name, value: number(name, value, 0.0, LARGEST_GUIDANCE),
+    "image_guidance": lambda name, value: number(name, value, 0.0, LARGEST_GUIDANCE),
     "guidance_interval": interval,
     "steps": lambda name, value: whole(name, value, 1, LARGEST_STEPS),
     "shift": _shift,

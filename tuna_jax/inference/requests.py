@@ -20,7 +20,7 @@ _GENERATION_KEYS = ("prompt", "negative", "seed")
 _TEXT_KEYS = ("question", "image", "video", "seed")
 KEYS: dict[str, tuple[str, ...]] = {
     "t2i": _GENERATION_KEYS,
-    "t2v": _GENERATION_KEYS,
+    "t2v": (*_GENERATION_KEYS, "image"),
     "edit": (*_GENERATION_KEYS, "image"),
     "understand": _TEXT_KEYS,
     "chat": (*_TEXT_KEYS, "messages"),
@@ -35,7 +35,7 @@ class Request:
       text: the prompt, instruction or question.
       negative: negative prompt; None: the command's.
       seed: the request's own seed; None: derived from the command's seed and the request's index.
-      media: image files, or one video file.
+      media: image files, or one video file; of an edit its sources, of a clip its first frame.
       kind: 'image' or 'video', which the media are read as; '': their content decides.
       messages: for a chat, the whole conversation instead of `text`.
       where: the file and line that it comes from; '' if it is not from a file.

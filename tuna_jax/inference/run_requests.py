@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -43,8 +43,8 @@ def generate_images(
 
     Args:
       model: the model.
-      requests: prompts, or instructions with one image each. Without `size` in `options`, an edit has the shape nearest
-        to its image's among those that edits were trained on.
+      requests: prompts, or instructions with one or several images each. Without `size` in `options`, an edit has the
+        shape nearest to its first image's among those that edits were trained on.
       folder: created if it does not exist; files of the same name are overwritten.
       edit: whether the requests edit their image.
       seed: seed of the requests without their own.
@@ -57,18 +57,20 @@ def generate_images(
       The image files, in the order of the requests.
 
     Raises:
-      ValueError: an edit has no image or several, and the errors of `Tuna.generate_image` and `edit_image`.
+      ValueError: an edit has no image, and the errors of `Tuna.generate_image` and `edit_image`.
     """
     if edit:
         for request in requests:
-            if len(request.media) != 1:
+            if not request.media:
                 where = f"{request.where}: " if request.where else ""
                 raise ValueError(
-                    f"{where}the edit {request.text!r} has {len(request.media)} images; it requires one: "
+                    f"{where}the edit {request.text!r} has no image; it requires one or several: "
                     f"--image=FILE, or 'image' in its line"
                 )
     images: dict[int, np.ndarray] = {}
-    for group, size, sources in _edit_groups(model, requests, edit, options, on_failure):
+    everything = [_Group(list(range(len(requests))), model.size, [])]
+    groups = _groups(model, requests, "edit", options, on_failure) if edit else everything
+    for group, size, sources in groups:
         sampling = _sampling(requests, seed, options, group)
         if edit:
             sampling["size"] = size
@@ -102,25 +104,35 @@ def _sheet(images: Mapping[int, np.ndarray], requests: Sequence[Request]) -> Ima
     return contact_sheet(sheet, [requests[index].text for index in indices])
 
 
-def _edit_groups(
+class _Group(NamedTuple):
+    """Indices of requests that share a call, the size of their results, and the images of each."""
+
+    indices: list[int]
+    size: tuple[int, int]
+    sources: list[list[np.ndarray]]
+
+
+def _groups(
     model: Tuna,
     requests: Sequence[Request],
-    edit: bool,
+    task: str,
     options: Mapping[str, Any],
     on_failure: OnFailure | None,
-) -> list[tuple[list[int], tuple[int, int], list[np.ndarray]]]:
-    """Indices of requests that share a call, the size of their results, and the images that they edit."""
-    if not edit:
-        return [(list(range(len(requests))), model.size, [])]
-    groups: dict[tuple[int, int], tuple[list[int], list[np.ndarray]]] = {}
+) -> list[_Group]:
+    """The requests with equally many images of one shape; `task` is that of `images.edit_size`."""
+    groups: dict[Any, _Group] = {}
     for index, request in enumerate(requests):
         with one_request(requests, index, on_failure):
-            size = options.get("size") or image_calls.edit_size(model, request.media[0])
-            source = image_calls.load_sources(model, request.media[0], 1, size)[0, 0]
-            indices, sources = groups.setdefault((size[0], size[1]), ([], []))
-            indices.append(index)
-            sources.append(source)
-    return [(indices, size, sources) for size, (indices, sources) in groups.items()]
+            media = list(request.media)
+            size = options.get("size") or model.size
+            if media and not options.get("size"):
+                size = image_calls.edit_size(model, media, 1, task)
+            sources = list(image_calls.load_sources(model, media, 1, size)[0]) if media else []
+            size = size[0], size[1]
+            group = groups.setdefault((size, len(media)), _Group([], size, []))
+            group.indices.append(index)
+            group.sources.append(sources)
+    return list(groups.values())
 
 
 def generate_clips(
@@ -138,7 +150,8 @@ def generate_clips(
     """Writes a clip per request as MP4, `video_0.mp4` and so on.
 
     Args:
-      model, requests, folder, seed, log, on_failure, **options: see `generate_images`.
+      model, folder, seed, log, on_failure, **options: see `generate_images`.
+      requests: prompts, those with an image begin with it.
       frames: frames per clip, 1 + 4k.
       fps: frames per second.
 
@@ -147,18 +160,27 @@ def generate_clips(
 
     Raises:
       ModuleNotFoundError: `av`, which writes MP4, is not installed.
-      ValueError: see `Tuna.generate_video`.
+      ValueError: a request has several images, and the errors of `Tuna.generate_video`.
     """
+    for request in requests:
+        if len(request.media) > 1:
+            where = f"{request.where}: " if request.where else ""
+            raise ValueError(
+                f"{where}the clip {request.text!r} has {len(request.media)} images; give one, its first frame"
+            )
     import_av("an MP4")  # Fails before time is spent on sampling.
     option_checks.fps(fps)
-    everything = range(len(requests))
-    sampling = _sampling(requests, seed, options, everything)
-    prompts = [request.text for request in requests]
-    call = functools.partial(model.generate_video, prompts, frames=frames, **sampling)
-    videos = finite_results(requests, everything, call, on_failure)
+    videos: dict[int, np.ndarray] = {}
+    for group, size, sources in _groups(model, requests, "i2v", options, on_failure):
+        sampling = _sampling(requests, seed, options, group) | {"frames": frames}
+        if sources[0]:
+            sampling |= {"image": [image for images in sources for image in images], "size": size}
+        prompts = [requests[index].text for index in group]
+        call = functools.partial(model.generate_video, prompts, **sampling)
+        videos |= finite_results(requests, group, call, on_failure)
     folder = _create(folder)
     paths = []
-    for index, video in videos.items():
+    for index, video in sorted(videos.items()):
         paths.append(folder / f"video_{index}.mp4")
         write_video(paths[-1], video, fps)
         log(f"{paths[-1]}: {requests[index].text}")

@@ -244,7 +244,14 @@ def test_an_assistant_may_generate_an_image_at_the_end(tokenizer) -> None:
 
 
 SPAN = "<|vision_start|>[span]<|vision_end|>"
-TURNS = ("Draw a dog.", "Gladly. <image> And now?", "Like <image>\nthis.", "<image>", "Thanks.", "Any time.")
+TURNS = (
+    "Draw a dog.",
+    "Gladly. <image> And now?",
+    "Like <image>\nthis.",
+    "<image>",
+    "Thanks.",
+    "Any time.",
+)
 
 
 def rows_of(tokenizer, conversations, count, **options):

@@ -26,7 +26,9 @@ def test_true_clips_are_right(continued, judge):
     right = continuations.verdicts(continued, judge)
     scores = continuations.continuation_scores(continued, right)
     assert {score.value for score in scores.values()} == {1.0}
-    turning = [clip.motion in ("shrink", "turn left", "turn right") for clip in continued.generated.clips]
+    turning = [
+        clip.motion in ("shrink", "turn left", "turn right") for clip in continued.generated.clips
+    ]
     assert scores["i2v_choice_accuracy"].count == sum(turning) > 8
     assert scores["i2v_choice_accuracy"].chance == pytest.approx(1 / 3)
     assert 0.5 < scores["i2v_accuracy"].chance < 0.9 and scores["i2v_object_accuracy"].chance == 0

@@ -5,10 +5,10 @@
                         conversation: the chat template, with a span for each <image>
     video_understand    the same for a video
     chat                the chat template without spans
-    edit                <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>, with each of several
-                        sources in its <boi> ... <eoi>
-    i2v                 <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>: the first frame, and the
-                        whole clip
+    edit                <bos> <boi> [time][src]*n <eoi> instruction <boi> [time][dst]*n <eoi> <eos>; of several sources
+                        each is in its <boi> ... <eoi>
+    i2v                 <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>: the first frame, then
+                        the whole clip
 
 In a conversation the user shows images, and the assistant may draw some. A row draws one of them, at its end; earlier
 ones are clean inputs, like the user's. So a conversation in which the assistant draws n images has n rows, and one more

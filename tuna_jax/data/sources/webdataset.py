@@ -6,7 +6,7 @@ The members of a sample are the keys of its row by their suffixes:
     mp4, webm, mov, ...        the video
     txt, caption               the caption
     json                       further keys: conversations, caption, width, ...
-    raw_image.png, KEY.png     the key's image or video; raw_image.0.png, raw_image.1.png, ... are several in their order
+    raw_image.png, KEY.png     the key's image or video; raw_image.0.png, raw_image.1.png, ... are several
     KEY.txt                    the key's text
 
 A member takes precedence over a key of the same name in the JSON.

@@ -330,7 +330,7 @@ class Tokenizer:
 
 
 def _merged(parts: Sequence[str | None]) -> list[str | None]:
-    """A message's texts and images (None) with adjacent texts as one, without white space behind an image at its end."""
+    """A message's texts and images (None): adjacent texts are one, and white space behind a last image is left out."""
     merged: list[str | None] = []
     for part in parts:
         if part is not None and merged and merged[-1] is not None:

@@ -94,9 +94,7 @@ def verdicts(combined: CombinedImages, judge: ObjectJudge) -> Bool[np.ndarray, "
     return np.array(objects) & np.array(ground) & nothing_else(combined.results, targets)
 
 
-def combine_scores(
-    combined: CombinedImages, right: Bool[np.ndarray, " n"]
-) -> dict[str, Score]:
+def combine_scores(combined: CombinedImages, right: Bool[np.ndarray, " n"]) -> dict[str, Score]:
     """`combine_accuracy`, also by relation, and `combine_unnamed_accuracy` of instructions without the names."""
     relations = [item.target.relation for item in combined.items]
     by = {

@@ -71,7 +71,10 @@ MEANING = {
     "i2v_object_accuracy": ("First frame continued: object", "at its usual size, both judges"),
     "i2v_ground_accuracy": ("First frame continued: ground", "in every frame"),
     "i2v_motion_accuracy": ("First frame continued: motion", "that of the text"),
-    "i2v_first_frame_accuracy": ("First frame continued: kept", "the given frame, at 22 dB or more"),
+    "i2v_first_frame_accuracy": (
+        "First frame continued: kept",
+        "the given frame, at 22 dB or more",
+    ),
     "clip_motion_answer_accuracy": ("Video answer: what it does", "“what does the dog do?”"),
     "clip_direction_answer_accuracy": ("Video answer: which way", "“which way does it move?”"),
     "clip_name_answer_accuracy": ("Video answer: object", "“what is this?”"),

@@ -42,9 +42,13 @@ def _sample(
     solver: str,
     trajectory: bool,
     sharding: LogicalSharding | None,
+    textual: Prefix | None = None,
+    image_guidance: Array | None = None,
 ) -> Array:
+    branches = [prefix for prefix in (positive, negative, textual) if prefix is not None]
+    scales = (guidance,) if image_guidance is None else (guidance, image_guidance)
     with use_sharding(sharding):
-        velocity = _velocity(config, params, positive, negative, noise, guidance, bounds)
+        velocity = _velocity(config, params, branches, noise, scales, bounds)
         grid = jnp.asarray(flow.time_grid(steps, shift))
         start = config.flow.noise_scale * noise.astype(jnp.float32)
         at_end = config.flow.predicts_clean
@@ -55,15 +59,14 @@ def _sample(
 def _velocity(
     config: TunaConfig,
     params: Params,
-    positive: Prefix,
-    negative: Prefix | None,
+    branches: Sequence[Prefix],
     noise: Latent,
-    guidance: Array,
+    scales: tuple[Array, ...],
     bounds: Float[Array, " 2"] | None,
 ) -> flow.Velocity:
     """The velocity field on the cached prefixes, guided within `bounds` (None: at all times)."""
     params = prepared(config, params)
-    prefix = positive if negative is None else join(positive, negative)
+    positive, prefix = branches[0], functools.reduce(join, branches)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
     cache, _ = prefill(config, params, prefix, prefix.tokens.shape[1] + span, with_flow_head=True)
     # The positive branch's rows come first. They are sliced once here instead of at every step, like the layers.
@@ -72,7 +75,7 @@ def _velocity(
         cache, positive_cache = unstack((cache, positive_cache))
 
     def guided(x: Latent, t: Array) -> Latent:
-        return guided_velocity(config, params, cache, prefix.lengths, x, t, guidance)
+        return guided_velocity(config, params, cache, prefix.lengths, x, t, *scales)
 
     if bounds is None:
         return guided
@@ -94,19 +97,27 @@ def guided_velocity(
     x: Latent,
     t: Float[Array, "*rows"],
     guidance: Float[Array, "*rows"],
+    image_guidance: Float[Array, ""] | None = None,
 ) -> Latent:
-    """The velocity of the latents on cached prefixes: guided if there are twice as many prefixes as latents.
+    """The velocity of the latents on cached prefixes: guided if there are twice or three times as many prefixes as
+    latents.
 
     Args:
       config, params: the model.
-      cache, lengths: of the prefixes, those of the negative branch after those of the positive one.
+      cache, lengths: of the prefixes: those of the positive branch, of the negative one, and of that without images.
       x: the latents.
       t, guidance: time and guidance scale, of all rows or of each.
+      image_guidance: guidance scale of the images that are given, for three branches.
     """
     p = span_prediction(config, params, cache, lengths, x, t)
-    if len(lengths) > len(x):
+    rows = len(x)
+    if len(lengths) > rows:
         scale = guidance.reshape(guidance.shape + (1,) * (x.ndim - 1) * guidance.ndim)
-        p = flow.guided(p[: len(x)], p[len(x) :], scale)
+        if image_guidance is None:
+            p = flow.guided(p[:rows], p[rows:], scale)
+        else:
+            parts = p[:rows], p[rows : 2 * rows], p[2 * rows :]
+            p = flow.guided_by_image_and_text(*parts, scale, image_guidance)
     return velocity_of(config, p, x, t)
 
 
@@ -124,7 +135,9 @@ def sample(
     noise: Latent,
     *,
     negative: Prefix | None = None,
+    textual: Prefix | None = None,
     guidance: float = 3.0,
+    image_guidance: float = 1.0,
     guidance_interval: Sequence[float] = flow.EVERYWHERE,
     steps: int = 49,
     shift: float = 3.0,
@@ -139,8 +152,13 @@ def sample(
       positive: tokens up to and including `<boi>` of the span to generate, with clean source slots for editing.
       noise: standard normal, `[B, T, h, w, C]`; times `config.flow.noise_scale` it is the state at t = 0.
       negative: the negative branch of guidance (a negative or empty prompt); required unless guidance is 0 or 1.
+      textual: the text of `negative` without the images that are given (its slots are unused); required unless
+        `image_guidance` is 1.
       guidance: scale g of `p_neg + g (p_pos - p_neg)`, p being what the model predicts; 0 and 1 sample without
         guidance, only with the positive branch.
+      image_guidance: scale g_i of the images that are given: with another one than 1 there are three branches, and what
+        is predicted is `p_text + g_i (p_neg - p_text) + g (p_pos - p_neg)` for every g
+        (`flow.guided_by_image_and_text`).
       guidance_interval: (low, high), the times of the grid at which guidance is applied, both ends included; without
         them for a model that predicts the clean image (`FlowConfig`). At other times only the positive branch runs,
         for half the work. All intervals except (0, 1) share one program.
@@ -155,11 +173,17 @@ def sample(
       Latents, float32 `[B, T, h, w, C]`.
 
     Raises:
-      ValueError: guidance has no negative prefix, the interval is invalid, the solver is unknown, or there is less than
-        one step.
+      ValueError: guidance has no negative prefix, or no textual one, the interval is invalid, the solver is unknown, or
+        there is less than one step.
     """
     bounds = flow.guidance_bounds(guidance_interval)
-    guided = guidance not in (0.0, 1.0)
+    three = image_guidance != 1.0
+    guided = three or guidance not in (0.0, 1.0)
+    if three and textual is None:
+        raise ValueError(
+            f"image_guidance {image_guidance} requires a prefix without the images, with the text of the negative one; "
+            f"image_guidance=1 samples without"
+        )
     if guided and negative is None:
         raise ValueError(
             f"guidance {guidance} requires a negative prefix, usually that of the empty prompt; guidance=1 samples "
@@ -178,6 +202,8 @@ def sample(
         solver,
         trajectory,
         sharding,
+        textual if three else None,
+        jnp.float32(image_guidance) if three else None,
     )
 
 

@@ -41,7 +41,9 @@ def sample(
     noise: Latent,
     *,
     negative: Prefix | None = None,
+    textual: Prefix | None = None,
     guidance: float | Array = 3.0,
+    image_guidance: float | Array = 1.0,
     guidance_interval: tuple[float, float] = flow.EVERYWHERE,
     steps: int = 49,
     shift: float = 3.0,
@@ -54,14 +56,17 @@ def sample(
     Args:
       config, params, positive, noise, steps, shift, solver, trajectory: see `flow_sampler.sample`.
       negative: the negative branch of guidance; None samples without guidance.
+      textual: the text of `negative` without images; None samples without guidance by the images.
       guidance: scale; without effect if there is no negative prefix.
+      image_guidance: scale of the images; without effect if there is no textual prefix.
       guidance_interval: see `flow_sampler.sample`; here both branches run at every time.
       length: tokens that sequences are padded to; 0: the longest prefix, the span and two more tokens.
 
     Raises:
       ValueError: a sequence is longer than `length`, or the interval is invalid.
     """
-    prefix = positive if negative is None else join(positive, negative)
+    branches = [branch for branch in (positive, negative, textual) if branch is not None]
+    prefix = functools.reduce(join, branches)
     span = 1 + noise.shape[1] * noise.shape[2] * noise.shape[3]
     bounds = flow.guidance_bounds(guidance_interval)
     least = prefix.tokens.shape[1] + span + 2
@@ -69,10 +74,14 @@ def sample(
         raise ValueError(f"length is {length}; these sequences have up to {least} tokens")
 
     def velocity(x: Latent, t: Array) -> Latent:
-        both = x if negative is None else jnp.concatenate([x, x])
-        p = _prediction(config, params, prefix, both, t, length or least)
+        repeated = jnp.concatenate([x] * len(branches))
+        p = _prediction(config, params, prefix, repeated, t, length or least)
         if negative is not None:
-            guided = flow.guided(p[: len(x)], p[len(x) :], guidance)
+            parts = jnp.split(p, len(branches))
+            if textual is None:
+                guided = flow.guided(*parts, guidance)
+            else:
+                guided = flow.guided_by_image_and_text(*parts, guidance, image_guidance)
             if bounds is None:
                 p = guided
             else:
@@ -102,7 +111,10 @@ def _prediction(
     spans = jnp.concatenate([prefix.spans, noisy[:, None]], axis=1)
     latents, times = x[:, None], jnp.broadcast_to(t, (len(x), 1))
     if prefix.latents is not None:
-        latents = jnp.concatenate([prefix.latents, latents], axis=1)
+        # Given images have one latent frame, a clip that is generated has more; what is added is in no span.
+        behind = x.shape[1] - prefix.latents.shape[2]
+        given = jnp.pad(prefix.latents, ((0, 0),) * 2 + ((0, behind),) + ((0, 0),) * 3)
+        latents = jnp.concatenate([given, latents], axis=1)
         times = jnp.concatenate([jnp.ones(prefix.spans.shape[:2]), times], axis=1)
     # The image that is generated has no clean pixels; designs that see them do not look at its slot.
     images = None
