@@ -19,6 +19,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 3_600
     config.init_from = "emoji"
 
+    # Fewer items than in all_tasks.py: encoding them takes minutes, and the old tasks are only refreshed.
+    config.data.scenes = 12_000
+    config.data.edits.count = 12_000
+    config.data.clips.count = 10_000
+
     config.data.share = 0.15
     config.data.edits.share = 0.14
     config.data.clips.share = 0.10
@@ -27,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.combinations = ConfigDict()
     config.data.combinations.count = 16_000
     config.data.combinations.rows = 32
-    config.data.combinations.length = 72
+    config.data.combinations.length = 76
     config.data.combinations.share = 0.34
     config.data.combinations.source_spread = 0.0
 

@@ -199,7 +199,7 @@ def test_the_vocabulary_covers_all_streams(tokenizer, recwarn):
         (task_streams.clip_stream(clips, tokenizer, rows=1), 84),
         (task_streams.clip_questions_stream(clips, tokenizer, rows=1), 84),
         (task_streams.dialogue_stream(scenes, tokenizer, rows=1, length=132), 132),
-        (task_streams.combining_stream(combinations, tokenizer, rows=1, sentences=0.5), 72),
+        (task_streams.combining_stream(combinations, tokenizer, rows=1, sentences=0.5), 76),
         (task_streams.continuation_stream(clips, tokenizer, rows=1, sentences=0.5), 96),
         (image_streams.text_to_image_stream(scenes, tokenizer, rows=1), 44),
         (image_streams.understanding_stream(scenes, tokenizer, rows=1), 44),

@@ -187,7 +187,7 @@ def generate(
     three = image_guidance != 1.0
     if three and sources is None:
         raise ValueError(
-            f"image_guidance is {image_guidance:g}, and no image is given; it is for edits and for clips with a first frame"
+            f"image_guidance is {image_guidance:g}, and no image is given to be edited or continued"
         )
     negatives = _negative_prompts(given, len(prompts), 2.0 if three else settings.guidance)
 

@@ -333,10 +333,12 @@ def _merged(parts: Sequence[str | None]) -> list[str | None]:
     """A message's texts and images (None): adjacent texts are one, and white space behind a last image is left out."""
     merged: list[str | None] = []
     for part in parts:
-        if part is not None and merged and merged[-1] is not None:
-            merged[-1] += part
+        before = merged[-1] if merged else None
+        if part is not None and before is not None:
+            merged[-1] = before + part
         else:
             merged.append(part)
-    if len(merged) > 1 and not (merged[-1] or "x").strip():
+    last = merged[-1] if merged else None
+    if len(merged) > 1 and last is not None and not last.strip():
         merged.pop()
     return merged

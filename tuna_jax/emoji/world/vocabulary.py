@@ -13,7 +13,14 @@ import numpy as np
 from tuna_jax.data.text import qwen_bpe
 from tuna_jax.data.text.tokenizer import DEFAULT_SYSTEM, VOCABULARIES, Tokenizer
 from tuna_jax.emoji.world.captions import captions, questions, sentence
-from tuna_jax.emoji.world.clips import MOTIONS, Clip, clip_captions, clip_questions
+from tuna_jax.emoji.world.clips import (
+    MOTIONS,
+    Clip,
+    clip_captions,
+    clip_questions,
+    continuations,
+)
+from tuna_jax.emoji.world.combine import CombinationSource
 from tuna_jax.emoji.world.dialogues import exchanges
 from tuna_jax.emoji.world.edits import EditSource
 from tuna_jax.emoji.world.hard.captions import bare_caption, caption, hard_questions
@@ -89,10 +96,13 @@ def all_texts() -> Iterator[str]:
         yield from (*phrasings, *map(sentence, phrasings))
         for item in clip_questions(clip):
             yield from (item.question, sentence(item.question), item.answer)
+        plain, named = continuations(clip)
+        yield from (plain, named, sentence(named))
     # Nouns, places and grounds are in the texts above; a few thousand edits contain all other words.
-    edits = EditSource()
+    edits, combinations = EditSource(), CombinationSource()
     for index in range(4_000):
-        yield from (form for text in edits[index].instructions for form in (text, sentence(text)))
+        texts_of = (*edits[index].instructions, *combinations[index].instructions)
+        yield from (form for text in texts_of for form in (text, sentence(text)))
 
 
 def hard_texts() -> Iterator[str]:
