@@ -100,3 +100,16 @@ def test_by_frame_every_frame_is_the_image_that_it_would_be_by_itself() -> None:
         np.testing.assert_allclose(latents[:, i : i + 1], single, atol=1e-5)
         decoded = back(CONFIG, params, single)
         np.testing.assert_allclose(pixels[:, i : i + 1], decoded, atol=1e-4)
+
+
+def test_the_first_latent_frame_does_not_depend_on_what_is_padded_behind_it() -> None:
+    """Mean and spread of a clip of the first frame and zeros are those of the picture, as `i2v` needs it."""
+    clip = (255 * jax.random.uniform(jax.random.key(5), (1, 5, 32, 32, 3))).astype(jnp.uint8)
+    padded = clip.at[:, 1:].set(0)
+    image_only = vae.init(CONFIG, jax.random.key(3), image_only=True)
+    run = jax.jit(vae.posterior, static_argnums=0)
+    for params in (PARAMS, image_only):
+        alone = run(CONFIG, params, clip[:, :1])
+        for frames in (clip, padded):
+            for moments, single in zip(run(CONFIG, params, frames), alone, strict=True):
+                np.testing.assert_allclose(moments[:, :1], single, atol=1e-6)

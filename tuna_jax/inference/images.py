@@ -57,8 +57,10 @@ def sources_of(images: Sources, count: int) -> list[list[MediaInput]]:
     Raises:
       ValueError: the number of images fits neither one nor `count`, or the edits do not have equally many.
     """
-    listed = as_list(images)  # pyright: ignore[reportArgumentType]
-    rows = [list(item) if isinstance(item, (list, tuple)) else [item] for item in listed]
+    listed: list[Any] = as_list(images)  # pyright: ignore[reportArgumentType]
+    rows: list[list[MediaInput]] = [
+        list(item) if isinstance(item, (list, tuple)) else [item] for item in listed
+    ]
     if count == 1:
         rows = [[image for row in rows for image in row]]
     if len(rows) == 1:

@@ -34,7 +34,7 @@ def combine(count: int = 64) -> Task:
         values = {"right": right.tolist(), "unnamed": unnamed.tolist()}
         return Outcome(values, made.instructions, pictures=made.strips)
 
-    chance = dict.fromkeys(("right", "unnamed"), combinations.CHANCE)
+    chance = {"right": combinations.CHANCE, "unnamed": combinations.CHANCE}
     return Task("combine", 1, count, {}, GENERATION_SETTINGS, run, chance, "right", ATTRIBUTION)
 
 

@@ -77,11 +77,12 @@ def sample(
         repeated = jnp.concatenate([x] * len(branches))
         p = _prediction(config, params, prefix, repeated, t, length or least)
         if negative is not None:
-            parts = jnp.split(p, len(branches))
-            if textual is None:
-                guided = flow.guided(*parts, guidance)
+            both, image, *neither = jnp.split(p, len(branches))
+            if neither:
+                scales = guidance, image_guidance
+                guided = flow.guided_by_image_and_text(both, image, neither[0], *scales)
             else:
-                guided = flow.guided_by_image_and_text(*parts, guidance, image_guidance)
+                guided = flow.guided(both, image, guidance)
             if bounds is None:
                 p = guided
             else:
