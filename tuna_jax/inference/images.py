@@ -57,7 +57,7 @@ def sources_of(images: Sources, count: int) -> list[list[MediaInput]]:
     Raises:
       ValueError: the number of images fits neither one nor `count`, or the edits do not have equally many.
     """
-    listed: list[Any] = as_list(images)  # pyright: ignore[reportArgumentType]
+    listed = as_list(images)
     rows: list[list[MediaInput]] = [
         list(item) if isinstance(item, (list, tuple)) else [item] for item in listed
     ]
@@ -111,7 +111,7 @@ def edit_size(model: Tuna, images: Sources, count: int = 0, task: str = "edit") 
       FileNotFoundError: there is no such file.
     """
     shapes = model.shapes.get(task, ())
-    listed = as_list(images)  # pyright: ignore[reportArgumentType]
+    listed = as_list(images)
     firsts = [row[0] for row in sources_of(images, count or len(listed))] if listed else []
     sizes = [nearest_shape(shapes, model.size, image) for image in of_kind(firsts, "image")]
     if len(set(sizes)) > 1:

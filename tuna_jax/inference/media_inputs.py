@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -113,8 +114,9 @@ def of_kind(media: Sequence[MediaInput], kind: str) -> list[MediaInput]:
     ]
 
 
-def as_list(items: MediaInput | Sequence[MediaInput] | None) -> list[MediaInput]:
-    """A list of None, one or several media inputs. An array is one image or one clip, whatever its number of axes."""
+def as_list(items: MediaInput | Sequence[Any] | None) -> list[Any]:
+    """A list of None, one or several media inputs, or lists of them. An array is one image or one clip, whatever its
+    number of axes."""
     if items is None:
         return []
     if isinstance(items, (str, os.PathLike, bytes, ImageFile, VideoFile, Image.Image, np.ndarray)):
