@@ -177,6 +177,11 @@ def small(values, experiment):
     clips |= {"count": 24, "generation_rows": min(2, clips["generation_rows"])}
     clips["understanding_rows"] = min(1, clips["understanding_rows"])
     data["dialogues"]["rows"] = min(2, data["dialogues"]["rows"])
+    for name in ("combinations", "continuations"):
+        if name in data:
+            data[name]["rows"] = 2
+    if "combinations" in data:
+        data["combinations"]["count"] = 24
     return config
 
 
@@ -201,6 +206,30 @@ def test_all_tasks_form_groups_of_one_shape(values):
         flow_rows = (batch["is_target"] & (batch["spans"][..., 1] > 0)).any(1).sum()
         text_rows = (batch["labels"] != -100).any(1).sum()
         assert (flow_rows, text_rows) == tuple(batches.heads(settings.data, batch))
+
+
+def test_more_tasks_add_groups_and_leave_the_others_as_they_are(values):
+    """The batches of the old tasks are the same to the bit, and a run without the new ones keeps its losses."""
+    both = {name: small(values, name) for name in ("all_tasks.py", "more_tasks.py")}
+    for config in both.values():
+        config["data"] |= {"scenes": 32, "questions": {}, "layouts": {}}
+    settings = {name: parse(EmojiExperiment, config) for name, config in both.items()}
+    bundle = model_bundle.load_bundle(settings["more_tasks.py"])
+    groups = {
+        name: batches.groups(bundle, parsed.data, progress=False)
+        for name, parsed in settings.items()
+    }
+    for old, new in zip(groups["all_tasks.py"], groups["more_tasks.py"], strict=False):
+        assert old.first.keys() == new.first.keys()
+        for key, array in old.first.items():
+            np.testing.assert_array_equal(array, new.first[key])
+    continuing, combining = [group.first for group in groups["more_tasks.py"][4:]]
+    data = settings["more_tasks.py"].data
+    assert continuing["latents"].shape[1:3] == (2, 4) and set(continuing["stream"]) == {7}
+    assert combining["latents"].shape[1:3] == (3, 1) and set(combining["stream"]) == {6}
+    assert batches.heads(data, continuing) == batches.heads(data, combining) == (2, 0)
+    assert trainer.task_names(settings["all_tasks.py"].data)[-1] == "dialogue"
+    assert trainer.task_names(data)[6:] == ("combine", "i2v")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +287,7 @@ def test_the_full_experiment_fits_its_model():
 
 
 def test_an_untrained_model_runs_all_tasks(values):
-    config = small(values, "all_tasks.py")
+    config = small(values, "more_tasks.py")
     bundle = model_bundle.load_bundle(parse(EmojiExperiment, config))
     params = tuna.init(bundle.config, jax.random.key(1))
     functions = run.task_functions(bundle, params, config)
@@ -270,6 +299,9 @@ def test_an_untrained_model_runs_all_tasks(values):
         and functions.generate is not None
         and functions.answer is not None
     )
+    pairs = np.stack([pictures, pictures], axis=1)
+    assert functions.combine(pairs, ["two objects"] * 2, 0).shape == (2, 64, 64, 3)
+    assert functions.continue_clips(pictures[:1], ["it grows"], 4, 0).shape == (1, 4, 64, 64, 3)
     assert len(functions.answer_clips(clips, ["what happens?"])) == 1
     answers = functions.converse(
         pictures, ["what is this?", "and where is it?"], [[], [("what is this?", "a dog")]]

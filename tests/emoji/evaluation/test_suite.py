@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from tuna_jax.emoji.evaluation import clips, edits, report, suite
+from tuna_jax.emoji.evaluation import clips, combine, continuations, edits, report, suite
 from tuna_jax.emoji.world.clips import clip_captions, clip_questions, render_clip
 
 
@@ -26,6 +26,10 @@ def evaluation(judge):
             answers[clip.tobytes(), text] for clip, text in zip(media, questions, strict=True)
         ],
         converse=lambda images, questions, histories: ["so?"] * len(questions),
+        combine=lambda pairs, instructions, seed: combine.test_items(range(len(pairs))).targets,
+        continue_clips=lambda firsts, texts, frames, seed: (
+            continuations.test_items(range(len(firsts)), frames).true
+        ),
     )
     return suite.measure(
         tasks,
@@ -41,12 +45,16 @@ def test_every_task_is_measured_with_examples(evaluation):
     assert set(evaluation.scores) <= set(report.MEANING)
     for name, score in evaluation.scores.items():
         assert score.value == (0.0 if name.startswith("dialogue") else 1.0), name
-    assert {name.split("_")[0] for name in evaluation.scores} == {"edit", "clip", "dialogue"}
-    ceilings = {n: s for n, s in evaluation.ceilings.items() if n.startswith(("edit", "clip"))}
-    assert {name.split("_")[0] for name in ceilings} == {"edit", "clip"}
+    assert {name.split("_")[0] for name in evaluation.scores} == {
+        *("edit", "clip", "dialogue"),
+        *("combine", "i2v"),
+    }
+    made = ("edit", "clip", "combine", "i2v")
+    ceilings = {n: s for n, s in evaluation.ceilings.items() if n.startswith(made)}
+    assert {name.split("_")[0] for name in ceilings} == set(made)
     assert all(score.value == 1.0 for score in ceilings.values())
     vae, *others = evaluation.sheets
-    assert len(vae.images) == 16 and [len(sheet.images) for sheet in others] == [5, 5]
+    assert len(vae.images) == 16 and [len(sheet.images) for sheet in others] == [5] * 4
     assert evaluation.clips[0].frames.shape == (5, 4, 64, 64, 3)
     assert "edit_move_untouched_db" in evaluation.decibels
 
@@ -58,7 +66,7 @@ def test_untrained_tasks_are_not_measured(judge):
 
 def test_the_report_has_edits_and_animated_clips(evaluation, tmp_path):
     page = report.write(tmp_path, evaluation).read_text()
-    assert page.count("data:image/gif") == 1 and "Edit: remove" in page and "untouched" in page
+    assert page.count("data:image/gif") == 2 and "Edit: remove" in page and "untouched" in page
     assert "--wide:" in page
     gif = Image.open(tmp_path / "sheets" / "clips_0.gif")
     frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]

@@ -44,9 +44,28 @@ def _editing() -> tuple[Prefix, Prefix]:
     )
 
 
-CASES = {"image": (_generation, 1), "edit": (_editing, 1), "video": (_generation, 3)}
+def _two_sources() -> tuple[Prefix, Prefix]:
+    """Of different lengths before the span, and each with its own two pictures."""
+    sources = jax.random.normal(jax.random.key(9), (2, 2, 1, 2, 2, 8))
+    spans = jnp.asarray([[[2, 5], [9, 5]]] * 2)
+    given = [1, 3, 9, 9, 9, 9, 9, 4, 3, 9, 9, 9, 9, 9, 4]
+    long = jnp.asarray([[*given, 2, 5, 3], [*given, 6, 3, 0]])
+    return (
+        Prefix(long, jnp.asarray([18, 17]), spans, sources),
+        Prefix(jnp.asarray([[*given, 3]] * 2), jnp.asarray([16, 16]), spans, sources),
+    )
+
+
+CASES = {
+    "image": (_generation, 1),
+    "edit": (_editing, 1),
+    "video": (_generation, 3),
+    "edit of two": (_two_sources, 1),
+    "first frame": (_editing, 3),
+}
 # Each task runs with one solver here, and with the other one in the test of intervals: a pair compiles for seconds.
-ALWAYS_GUIDED = [("image", "euler"), ("edit", "heun"), ("video", "euler")]
+ALWAYS_GUIDED = [("image", "euler"), ("edit", "heun"), ("video", "euler"), ("edit of two", "euler")]
+ALWAYS_GUIDED += [("first frame", "euler")]
 IN_AN_INTERVAL = [("image", "heun"), ("edit", "euler"), ("video", "heun")]
 
 
@@ -64,6 +83,46 @@ def test_both_follow_the_same_trajectory(name: str, solver: str) -> None:
     assert float(jnp.linalg.norm(whole[-1, 0] - whole[-1, 1])) > 0.01
     for state, expected in zip(cached, whole, strict=True):
         assert float(jnp.linalg.norm(state - expected) / jnp.linalg.norm(expected)) < 1e-5
+
+
+def _without_images(prefix: Prefix) -> Prefix:
+    """Only text: the slots are there, as in the branches that it is joined with, and unused."""
+    tokens = jnp.asarray([[1, 3]] * len(prefix.tokens))
+    spans = jnp.full_like(prefix.spans, -1)
+    return Prefix(tokens, jnp.asarray([2] * len(tokens)), spans, prefix.latents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["edit of two", "first frame"])
+def test_three_branches_follow_the_same_trajectory(name: str) -> None:
+    make, frames = CASES[name]
+    positive, negative = make()
+    noise = jax.random.normal(jax.random.key(5), (2, frames, 2, 2, 8))
+    branches = {"negative": negative, "textual": _without_images(positive)}
+    options = {"guidance": 2.0, "image_guidance": 1.7, "steps": 4, "trajectory": True}
+    cached = flow_sampler.sample(CONFIG, PARAMS, positive, noise, **branches, **options)
+    whole = reference.sample(CONFIG, PARAMS, positive, noise, **branches, **options)
+    for state, expected in zip(cached, whole, strict=True):
+        assert float(jnp.linalg.norm(state - expected) / jnp.linalg.norm(expected)) < 1e-5
+    options["image_guidance"] = 1.0
+    two = flow_sampler.sample(CONFIG, PARAMS, positive, noise, **branches, **options)
+    assert float(jnp.abs(two[-1] - cached[-1]).max()) > 0.01
+    # With a scale of 1 the third branch cancels out, and is not run.
+    same = reference.sample(CONFIG, PARAMS, positive, noise, **branches, **options)
+    assert float(jnp.linalg.norm(two[-1] - same[-1]) / jnp.linalg.norm(same[-1])) < 1e-5
+    without = flow_sampler.sample(
+        CONFIG, PARAMS, positive, noise, negative=negative, guidance=2.0, steps=4
+    )
+    np.testing.assert_array_equal(two[-1], without)
+    with pytest.raises(ValueError, match="image_guidance 2.*without the images"):
+        flow_sampler.sample(CONFIG, PARAMS, positive, noise, negative=negative, image_guidance=2.0)
+
+
+def test_the_scales_of_images_and_text_are_those_of_instruct_pix2pix() -> None:
+    both, image, neither = (jnp.asarray([value]) for value in (7.0, 4.0, 2.0))
+    assert float(flow.guided_by_image_and_text(both, image, neither, 3.0, 1.5)[0]) == 14.0
+    assert float(flow.guided_by_image_and_text(both, image, neither, 3.0, 1.0)[0]) == 13.0
+    assert float(flow.guided(both, image, 3.0)[0]) == 13.0
 
 
 def test_padding_changes_nothing_and_too_small_a_length_is_an_error() -> None:
