@@ -101,6 +101,31 @@ def test_edits_start_from_their_images(run, tmp_path):
     assert np.abs(_read("single/edit_0.png") - second).max() <= 1
 
 
+def test_several_images_become_one_and_an_image_a_clip(run, tmp_path):
+    pytest.importorskip("av")
+    lines = [{"prompt": DOG, "image": names, "seed": 1} for names in (["a.png", "b.png"], "b.png")]
+    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("--task=edit", "--prompts=e.jsonl", *QUICK) == 0
+    both, single = (_read(f"pictures/edit_{i}.png").astype(int) for i in range(2))
+    flags = [f"--prompt={DOG}", "--seed=1", *QUICK]
+    assert run("--image=a.png", "--image=b.png", *flags, "--output=two") == 0
+    assert np.abs(_read("two/edit_0.png") - both).max() <= 1
+    assert np.abs(both - single).max() > 1
+    guided = "--image_guidance=3"
+    assert run("--image=a.png", "--image=b.png", guided, *flags, "--output=guided") == 0
+    assert np.abs(_read("guided/edit_0.png") - both).max() > 1
+    # Frames make a clip of the image; in a file, clips with and without a first frame.
+    lines = [{"prompt": DOG, "image": "a.png", "seed": 1}, {"prompt": DOG, "seed": 1}]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("--image=a.png", "--frames=5", *flags) == 0
+    assert run("--task=t2v", "--prompts=v.jsonl", "--frames=5", "--output=many", *QUICK) == 0
+    clips = [
+        load_video(tmp_path / name, (32, 32), 17).astype(int)
+        for name in ("videos/video_0.mp4", "many/video_0.mp4", "many/video_1.mp4")
+    ]
+    assert np.abs(clips[0] - clips[1]).max() <= 1 and np.abs(clips[1] - clips[2]).max() > 1
+
+
 @pytest.mark.slow
 def test_text_becomes_video_and_video_becomes_text(run, tmp_path, capsys):
     pytest.importorskip("av")

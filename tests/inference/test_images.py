@@ -12,7 +12,7 @@ from tuna_jax.inference import batching, images
 from tuna_jax.inference.generation import flow_sampler
 from tuna_jax.models import vae
 from tuna_jax.models.cpu_fast_paths import Unstacked
-from tuna_jax.sequence import Grid, editing_prompt, generation_prompt
+from tuna_jax.sequence import Grid, editing_prompt, generation_prompt, image_to_video_prompt
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
@@ -182,3 +182,82 @@ def test_an_invalid_option_is_named(tuna, call, match):
 def test_a_missing_source_file_is_named(tuna, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         tuna.edit_image(tmp_path / "none.png", DOG)
+
+
+def test_an_edit_of_two_images_is_the_samplers_result(tuna):
+    """Both sources in their order; a scale of the images adds the branch of the text alone."""
+    sources = [random_image(2, 32, 32), random_image(3, 32, 32)]
+    special, grid = tuna.tokenizer.special, Grid(1, 2, 2)
+    clean = images.encode(tuna, np.stack(sources)[:, None])[None]
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), (1, 2, 2, 8))[None]
+    positive, negative = (
+        batching.prefix_of([editing_prompt(special, ids, grid, 2)], special, clean)
+        for ids in (tuna.tokenizer.encode(DOG), tuna.tokenizer.encode(CAT))
+    )
+    textual = batching.prefix_of(
+        [generation_prompt(special, tuna.tokenizer.encode(CAT))],
+        special,
+        clean,
+        positive.tokens.shape[1],
+    )
+    for image_guidance in (1.0, 2.5):
+        scales = {"guidance": 2.0, "image_guidance": image_guidance}
+        edited = tuna.edit_image(sources, DOG, negative=CAT, seed=1, **scales, **QUICK)
+        latents = flow_sampler.sample(
+            tuna.config, tuna.params, positive, noise, negative=negative, textual=textual, steps=2,
+            **scales,
+        )  # fmt: skip
+        decoded = batching.decode(tuna.config, tuna.vae_params, latents)[:, 0]
+        assert not differ(edited, np.asarray(decoded))
+        assert differ(
+            edited, tuna.edit_image(sources[::-1], DOG, negative=CAT, seed=1, **scales, **QUICK)
+        )
+    assert differ(
+        edited, tuna.edit_image(sources, DOG, negative=CAT, seed=1, guidance=2.0, **QUICK)
+    )
+    # In a call of several edits each has its list.
+    both = tuna.edit_image(
+        [sources, sources[::-1]], [DOG, DOG], negative=CAT, seed=1, **scales, **QUICK
+    )
+    assert not differ(both[:1], edited) and differ(both[:1], both[1:])
+
+
+def test_a_clip_continues_its_first_frame(tuna):
+    first = random_image(4, 32, 32)
+    options = {"frames": 5, "seed": 1, "guidance": 2.0, **QUICK}
+    clip = tuna.generate_video(DOG, image=first, **options)
+    special, grid = tuna.tokenizer.special, Grid(2, 2, 2)
+    clean = images.encode(tuna, first[None, None])[None]
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), (2, 2, 2, 8))[None]
+    positive, negative = (
+        batching.prefix_of([image_to_video_prompt(special, ids, grid)], special, clean)
+        for ids in (tuna.tokenizer.encode(DOG), [])
+    )
+    latents = flow_sampler.sample(
+        tuna.config, tuna.params, positive, noise, negative=negative, guidance=2.0, steps=2
+    )
+    assert not differ(clip, np.asarray(batching.decode(tuna.config, tuna.vae_params, latents)))
+    assert differ(clip, tuna.generate_video(DOG, **options))
+    assert differ(clip, tuna.generate_video(DOG, image=random_image(5, 32, 32), **options))
+    larger = tuna.generate_video([DOG, DOG], image=random_image(5, 70, 50), **options)
+    assert larger.shape == (2, 5, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (
+            lambda t: t.edit_image([[random_image(0)] * 2, random_image(0)], [DOG] * 2),
+            "1, 2 images",
+        ),
+        (lambda t: t.edit_image([], DOG), "at least one"),
+        (lambda t: t.generate_video(DOG, image=[random_image(0)] * 2), "2 images for 1 prompts"),
+        (lambda t: t.generate_video(DOG, image=random_image(0), frames=1), "frames is 1"),
+        (lambda t: t.generate_video(DOG, image=random_image(0), frames=4), "4 frames"),
+        (lambda t: t.generate_image(DOG, image_guidance=2.0), "image_guidance is 2"),
+        (lambda t: t.edit_image(random_image(0), DOG, image_guidance=-1.0), "image_guidance is -1"),
+    ],
+)
+def test_wrong_counts_and_scales_are_named(tuna, call, match):
+    with pytest.raises(ValueError, match=match):
+        call(tuna)
