@@ -5,7 +5,7 @@ import pytest
 
 from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.inference.conversation import Conversation, prompt_tokens
-from tuna_jax.sequence import Grid
+from tuna_jax.sequence import Grid, build
 
 pytestmark = pytest.mark.usefixtures("any_words")
 
@@ -72,3 +72,23 @@ def test_other_conversations_of_a_plain_model_take_the_chat_template(tokenizer):
 def test_an_unknown_template_is_named(tokenizer):
     with pytest.raises(ValueError, match="template 'odd'"):
         prompt_tokens(tokenizer, Conversation.of([], "why?"), [], "odd")
+
+
+def test_what_the_assistant_has_drawn_is_clean_as_in_training(tokenizer):
+    messages = (
+        {"role": "user", "content": "a dog"},
+        {"role": "assistant", "content": [{"type": "image"}]},
+        {"role": "user", "content": "what is this?"},
+    )
+    prompt = prompt_tokens(tokenizer, Conversation(messages, (IMAGE,)), [GRID])
+    assert not prompt.is_target.any() and len(prompt.spans) == 1
+    trained = build(
+        tokenizer.chat([*messages, {"role": "assistant", "content": "a dog"}], grids=[GRID]),
+        tokenizer.special,
+    )
+    np.testing.assert_array_equal(trained.tokens[: len(prompt.tokens)], prompt.tokens)
+    assert not trained.is_target.any()
+    text = ({**messages[1], "content": "<image>"}, messages[2])
+    assert not len(prompt_tokens(tokenizer, Conversation(text), []).spans), "a string is text"
+    with pytest.raises(ValueError, match="system's message cannot"):
+        Conversation(({**messages[1], "role": "system"}, messages[2]), (IMAGE,))

@@ -31,8 +31,8 @@ class Conversation:
 
     Attributes:
       messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, a string or a list of parts
-        (`data/text/messages.py`); the last one is the user's. Images and videos are in the user's content; an `<image>`
-        of the assistant is text.
+        (`data/text/messages.py`); the last one is the user's. Images and videos are in the user's content, and in the
+        assistant's if that is a list of parts: what it has drawn. In a string of the assistant's `<image>` is text.
       media: the images and videos in order, uint8 [frames, height, width, 3], all of one shape; an image is a clip of
         one frame.
 
@@ -100,8 +100,8 @@ def check_messages(messages: Any) -> None:
         parts = parts_of(message["content"], f"{where}.content")
         for part in parts:
             option_checks.text(f"{where}.content", part or "")
-        if None in parts and message["role"] != "user" and not isinstance(message["content"], str):
-            raise ValueError(f"{where}: only a user's message can have images or videos")
+        if None in parts and message["role"] == "system" and not isinstance(message["content"], str):
+            raise ValueError(f"{where}: a system's message cannot have images or videos")
 
 
 def media_of(
