@@ -37,7 +37,7 @@ def test_every_source_is_compared_with_its_plain_loop(tiny, tmp_path, capsys, mo
     flags += ["--workers=1", "--threads=2"]
     assert benchmark.main(["data", *flags]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()) == "source made by rows/s per core plain loop ratio goal"
+    assert " ".join(head.split()) == "source made by rows/s per core plain loop ratio of work goal"
     report = json.loads(file.read_text())
     goals = {f"{kind}, pictures 40x48": 0.9 for kind in KINDS}
     goals |= {"WebDataset : webdataset, 40x48": 1.0} if has_webdataset else {}
@@ -50,6 +50,7 @@ def test_every_source_is_compared_with_its_plain_loop(tiny, tmp_path, capsys, mo
         assert len(rate["rounds"]) == 2
         ratios = [loader / plain for loader, plain in rate["rounds"]]
         assert rate["ratio"] == pytest.approx(np.mean(ratios))
+        assert 0 < rate["work_ratio"] < 1000 and f"{rate['work_ratio']:.2f}" in line
         assert ("short" in line) == (rate["ratio"] < rate["goal"])
     assert report["settings"]["rows"] == 2 and report["machine"]["cores"] >= 1
 
