@@ -113,7 +113,7 @@ def train(
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, train_loop: loop.Loop = loop.train) -> bool:
-    """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "emoji"`."""
+    """`train` from only the experiment's mapping: what `tuna-jax train` calls for `config.kind = "emoji"`."""
     return train(values, parse(EmojiExperiment, values), workdir, train_loop)
 
 

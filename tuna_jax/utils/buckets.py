@@ -104,7 +104,7 @@ def absolute(folder: Path | BucketFile) -> str:
 
 
 def local_copy(address: str, kept: Path) -> Path:
-    """A local copy of an object, made anew if the object was replaced.
+    """A local copy of an object, made again if the object was replaced.
 
     Args:
       address: `gs://BUCKET/NAME`.
