@@ -37,7 +37,7 @@ def test_every_source_is_compared_with_its_plain_loop(tiny, tmp_path, capsys, mo
     flags += ["--workers=1", "--threads=2"]
     assert benchmark.main(["data", *flags]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()) == "source made by rows/s per core plain loop ratio goal"
+    assert " ".join(head.split()) == "source made by rows/s per core plain loop ratio of work goal"
     report = json.loads(file.read_text())
     goals = {f"{kind}, pictures 40x48": 0.9 for kind in KINDS}
     goals |= {"WebDataset : webdataset, 40x48": 1.0} if has_webdataset else {}
@@ -50,6 +50,7 @@ def test_every_source_is_compared_with_its_plain_loop(tiny, tmp_path, capsys, mo
         assert len(rate["rounds"]) == 2
         ratios = [loader / plain for loader, plain in rate["rounds"]]
         assert rate["ratio"] == pytest.approx(np.mean(ratios))
+        assert 0 < rate["work_ratio"] < 1000 and f"{rate['work_ratio']:.2f}" in line
         assert ("short" in line) == (rate["ratio"] < rate["goal"])
     assert report["settings"]["rows"] == 2 and report["machine"]["cores"] >= 1
 
@@ -294,7 +295,7 @@ def test_help_and_wrong_numbers(capsys) -> None:
         "decode": "--new",
         "train": "--remat",
     }
-    flag_in_help |= {"vae": "--size", "startup": "--model"}
+    flag_in_help |= {"vae": "--size", "startup": "--model", "load": "--tensor"}
     for flags, words in (
         (["--help"], "data"),
         *(([kind, "--help"], flag) for kind, flag in flag_in_help.items()),
@@ -346,3 +347,18 @@ def test_starts_on_an_index_are_measured_by_rows_and_workers(tmp_path, capsys, m
 def test_extrapolation_keeps_what_few_rows_take() -> None:
     start = index.Start(10, 1, False, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, {})
     assert index.extrapolated(start, 100) == pytest.approx(12.0)
+
+
+def test_each_process_reads_and_holds_its_own_shards(tmp_path, capsys) -> None:
+    file = tmp_path / "load.json"
+    settings = ["--preset=emoji", "--processes=2", "--devices=2", f"--json={file}"]
+    assert benchmark.main(["load", *settings]) == 0
+    loads = json.loads(file.read_text())["loads"]
+    assert [one["process"] for one in loads] == [0, 1]
+    parameters = harness.random_model("emoji")[1]
+    whole = sum(2 * leaf.size for leaf in jax.tree.leaves(parameters))
+    for one in loads:
+        assert 0.5 * whole <= one["shards"] < 0.6 * whole  # Small parameters are on all devices.
+        # The header of the file, and parameters that both devices of a process hold, are read once.
+        assert 0.9 * one["shards"] < one["read"] < 1.1 * one["shards"]
+    assert f"{loads[1]['read'] / loads[1]['shards']:.3f}" in capsys.readouterr().out

@@ -28,7 +28,7 @@ from tuna_jax.models import vae
 from tuna_jax.sweeps import results
 from tuna_jax.training import metrics, staging
 from tuna_jax.training.checkpoints import finished_checkpoints
-from tuna_jax.utils import safetensors_files
+from tuna_jax.utils import buckets, safetensors_files
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
@@ -198,7 +198,7 @@ def test_a_run_at_the_address_of_a_bucket_equals_one_on_a_disk(
             assert scores(Path(folder, "sweeps", "try")) == scores(disk / "s")
             (shard,) = Path(torch).glob("*.safetensors")
             assert same_weights(shard, disk / "torch.safetensors")
-        found = staging.file_system().find(f"{BUCKET}/run/checkpoints")
+        found = buckets.file_system().find(f"{BUCKET}/run/checkpoints")
         whole = {f"{step:08d}" for step in (STEPS - 4, STEPS - 2, STEPS)}
         assert {key.split("/")[3] for key in found} <= whole
 

@@ -16,6 +16,7 @@ Examples:
     tuna-jax benchmark data --workers=0 --threads=4
     tuna-jax benchmark index --rows=1000000,3000000
     tuna-jax benchmark checkpoints
+    tuna-jax benchmark load --preset=tuna_7b --layers=8 --processes=2 --devices=4
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tuna_jax.perf import (
     decoding,
     index,
     input_pipeline,
+    loading,
     sampling,
     serving,
     startup,
@@ -220,6 +222,19 @@ KINDS = {
             "rounds": "starts of each kind",
         },
         index.Settings,
+    ),
+    "load": Kind(
+        loading,
+        "loading a sharded model on several processes: what each reads and holds",
+        loading.__doc__ or "",
+        {
+            "preset": "the model",
+            "layers": "language layers, for models that exceed this machine's memory; 0: the preset's",
+            "processes": "number of processes",
+            "devices": "virtual devices of each process",
+            "tensor": "size of the mesh's axis `tensor`; all other devices are along `fsdp`",
+        },
+        loading.Settings,
     ),
     "checkpoints": Kind(
         checkpointing,

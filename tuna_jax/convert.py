@@ -378,10 +378,11 @@ def _inspect(options: argparse.Namespace) -> int:
         from tuna_jax.utils import nonfinite_values
 
         print(f"\nNaN or infinity in {len(bad)} tensors: {nonfinite_values.describe(bad)}")
-    if summary.layout == "tuna" and options.check_weights and summary.config is not None:
+    if summary.layout in ("tuna", "tuna_jax") and options.check_weights and summary.config:
         from tuna_jax.conversion import missing_layers
 
-        absent = missing_layers.missing(summary.config, state.entries)
+        released = summary.layout == "tuna"
+        absent = missing_layers.missing(summary.config, state.entries) if released else []
         if absent:
             print(f"\nWhole layers are missing: {missing_layers.describe(absent)}")
         for name, signs in missing_layers.untrained(summary.config, state).items():

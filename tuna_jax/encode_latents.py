@@ -63,11 +63,10 @@ def read_sizes(text: str) -> tuple[Size, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = parsing.make_parser("encode-latents", __doc__)
     add = parser.add_argument
-    add("--manifest", type=Path, required=True, metavar="FILE", help="JSONL manifest")
+    add("--manifest", required=True, metavar="FILE", help="JSONL manifest, or gs://BUCKET/FILE")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the latents")
     add(
         "--image_root",
-        type=Path,
         metavar="DIR",
         help="where relative paths begin (default: the manifest's folder)",
     )

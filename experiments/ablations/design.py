@@ -3,7 +3,7 @@
 tuna-jax ablate --study=experiments/ablations/design.py --workdir=runs/ablations/design \\
     --runs=runs/ablations/runs --jobs=2
 
-The arms differ in `config.model.design` alone (docs/models.md). Table 7 of arXiv 2512.02014 has the paper's numbers;
+The arms differ only in `config.model.design` (docs/models.md). Table 7 of arXiv 2512.02014 has the paper's numbers;
 understanding is SEED there and descriptions of held-out pictures here, generation is GenEval there and captions here.
 """
 

@@ -136,6 +136,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 20
     config.sample_every = 2_000
     config.checkpoint_every = 1_000
-    config.keep = 12  # All checkpoints: `tuna_jax.evaluate --curve` plots scores over steps.
+    config.keep = (
+        12  # All checkpoints: `tuna-jax evaluate --learning_curve` plots scores over steps.
+    )
     config.asynchronous = True
     return config

@@ -59,6 +59,11 @@ def test_missing_layers_are_refused_by_number(golden, foundation, capsys) -> Non
 def test_filled_layers_are_the_identity(golden, foundation, capsys) -> None:
     assert _convert(golden, foundation, "filled", "--missing_layers=initialise") == 0
     assert "flow_head.layers[0]" in capsys.readouterr().out
+    assert convert.main(["inspect", f"{foundation}/filled"]) == 0
+    inspected = capsys.readouterr().out
+    for name in ("language.layers[1]", "flow_head.layers[0]"):
+        assert f"{name} looks untrained: norms are one" in inspected
+    assert "language.layers[0]" not in inspected
     config, state = open_parameters(foundation / "filled")
     params = unflatten({name: jnp.asarray(state.read(name)) for name in state.entries})
     kernel = params["language"]["layers"]["query"]["kernel"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 
-from tests.launchers.test_gke_steps import calls, fake, gke  # noqa: F401
+from tests.fixtures.fake_cloud import calls, gke
 
 ROOT = Path(__file__).parents[2]
 SERVER = ("--", "tuna-jax", "serve", "--model=gs://bucket/model", "--drain=60")
@@ -128,7 +128,7 @@ def test_an_error_names_the_option(arguments, server, named):
     assert result.returncode == 2 and named in result.stderr and not result.stdout
 
 
-def test_it_is_applied_followed_and_deleted(fake):  # noqa: F811
+def test_it_is_applied_followed_and_deleted(fake):
     result = gke(fake, "--serve", "--image=i:1", "--cpus=2", *SERVER)
     assert result.returncode == 0, result.stderr
     applied = json.loads((fake / "input").read_text())

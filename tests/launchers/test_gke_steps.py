@@ -1,70 +1,19 @@
 """launchers/gke.py around a run, with a gcloud, kubectl and docker that record their calls and answer from files."""
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.fake_cloud import calls, gke
+
 ROOT = Path(__file__).parents[2]
 
-# Every program appends its words to calls. A file named as its first words has the answers, one line per
-# call; `!` is a failure. Without one, looking things up fails, so nothing exists, and everything else succeeds.
-TOOL = """\
-#!/bin/sh
-echo "${0##*/} $*" >> "$FAKE/calls"
-case "${0##*/} $1 $2" in
-  "kubectl apply --filename=-"|"docker build --platform=linux/amd64") cat > "$FAKE/input" ;;
-esac
-for words in "${0##*/} $1 $2 $3" "${0##*/} $1 $2" "${0##*/} $1"; do
-  if [ -f "$FAKE/$words" ]; then
-    answer="$(head -n 1 "$FAKE/$words")"
-    sed -i 1d "$FAKE/$words"
-    [ "$answer" != "!" ] || exit 1
-    echo "$answer"
-    exit 0
-  fi
-done
-case "${0##*/} $*" in *" describe "*|"kubectl get "*) exit 1 ;; esac
-exit 0
-"""
 RUN = ["--topology=v5p:2x2x4", "--slices=2", "--image=i:1"]
 RUN += ["--", "python", "-m", "tuna_jax.train", "--config=c.py", "--workdir=gs://bucket/run"]
 CLOUD = ["--project=p", "--cluster=pods", "--zone=us-east5-a"]
 IMAGE = "--image=us-docker.pkg.dev/p/images/tuna:1"
-
-
-@pytest.fixture
-def fake(tmp_path):
-    for name in ("gcloud", "kubectl", "docker"):
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(TOOL)
-        (tmp_path / "bin" / name).chmod(0o755)
-    return tmp_path
-
-
-def gke(fake, *arguments, **answers):
-    for words, lines in answers.items():
-        (fake / words.replace("_", " ")).write_text("".join(f"{line}\n" for line in lines))
-    command = [sys.executable, str(ROOT / "launchers" / "gke.py"), "--name=run", "--poll=0"]
-    path = f"{fake / 'bin'}:{os.environ['PATH']}"
-    return subprocess.run(
-        [*command, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PATH": path, "FAKE": str(fake), "TMPDIR": str(fake)},
-        cwd=fake,
-    )
-
-
-def calls(fake, program="", *, without=("describe", "get ")):
-    lines = (fake / "calls").read_text().splitlines()
-    kept = [line for line in lines if line.startswith(program)]
-    return [line for line in kept if not any(f" {word}" in f"{line} " for word in without)]
 
 
 @pytest.mark.parametrize("state", ["", "JobSet:", "JobSet:Failed", "JobSet:Completed"])

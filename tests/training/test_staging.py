@@ -14,6 +14,7 @@ from tuna_jax.sweeps.checkpoints import Hashes
 from tuna_jax.training import staging
 from tuna_jax.training.checkpoints import Checkpoints, finished_checkpoints, open_arrays
 from tuna_jax.training.workdir import WorkdirInUseError, locked
+from tuna_jax.utils import buckets
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def run(emulator, request):
 
 def stored(run):
     root = run.removeprefix("gs://")
-    found = staging.file_system().find(root)
-    return {key.removeprefix(f"{root}/"): staging.file_system().cat_file(key) for key in found}
+    found = buckets.file_system().find(root)
+    return {key.removeprefix(f"{root}/"): buckets.file_system().cat_file(key) for key in found}
 
 
 def test_what_is_written_changed_and_removed_reaches_the_bucket(run):
@@ -86,7 +87,7 @@ def test_checkpoints_are_in_the_bucket_only_and_the_log_is_there_before_them(run
                 assert stored(run)["metrics.jsonl"].endswith(f"{step}\n".encode())
         assert not os.path.exists(os.path.join(folder, "checkpoints"))
     # What a killed save leaves: it is removed by the run, and no other command takes it for a checkpoint.
-    staging.file_system().pipe_file(f"{run}/checkpoints/00000004/pending.txt", b"")
+    buckets.file_system().pipe_file(f"{run}/checkpoints/00000004/pending.txt", b"")
     with staging.staged(run) as folder:
         assert [path.name for path in finished_checkpoints(folder)] == ["00000002", "00000003"]
         arrays = open_arrays(folder)

@@ -303,7 +303,7 @@ def _scale(sizes: Any, name: str, value: Any) -> list[str]:
 
 
 def _dinov3(config: TunaConfig, values: Mapping[str, Any]) -> list[str]:
-    """What only DINOv3 declares. (Its stochastic depth and changes of coordinates are for its training alone.)"""
+    """What only DINOv3 declares. (Its stochastic depth and changes of coordinates are only for its training.)"""
     own, part = config.representation.dinov3, "representation.dinov3"
     named = [(field, values.get(name)) for field, name in _DINOV3.items()]
     lines = _numbers(part, own, [(field, value) for field, value in named if value is not None])

@@ -94,11 +94,11 @@ def check(config: TunaConfig, state: StateDict, expected: Mapping[str, tuple[int
         expected.get(key) == tuple(entry.shape) for key, entry in state.entries.items()
     )
     if absent and fits:
-        names = ",".join(f"'{layer.trained}'" for layer in absent)
+        names = ",".join(f"'{layer.trained}'" for layer in absent) + "," * (len(absent) == 1)
         raise weight_map.ConversionError(
             f"{len(absent)} whole layers are missing ({describe(absent)}), as in the foundation checkpoints of the "
             f"authors. --missing_layers=initialise fills them with layers that change nothing until they are trained "
-            f"(config.optimizer.trained=({names},)); otherwise take the complete weights, or a config with fewer layers"
+            f"(config.optimizer.trained=({names})); otherwise take the complete weights, or a config with fewer layers"
         )
 
 
@@ -179,7 +179,8 @@ def _maker(config: TunaConfig, path: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def untrained(config: TunaConfig, state: StateDict) -> dict[str, list[str]]:
-    """Layers of a state dict in the released layout that look untrained: `optimizer.trained`'s name -> signs.
+    """Layers of a state dict, in the released layout or in ours, that look untrained: `optimizer.trained`'s name ->
+    signs.
 
     A layer is named if all of its norms are exactly one. Further signs: biases or modulation that are exactly zero,
     output projections that are, and a standard deviation of the query's weights as in a fresh layer.
@@ -187,43 +188,49 @@ def untrained(config: TunaConfig, state: StateDict) -> dict[str, list[str]]:
     rows = weight_map.rows(config)
     suspects: dict[str, list[str]] = {}
     for layer in layers(config):
-        own = {
-            row.path: row.torch.format(layer.index)
-            for row in rows
-            if row.path.startswith(f"{layer.part}.layers.")
-            and row.torch.format(layer.index) in state.entries
-        }
-        norms = [key for path, key in own.items() if path.endswith(".scale")]
-        if not norms or not all(_is(state.read(key), 1.0) for key in norms):
+        own: dict[str, Callable[[], np.ndarray]] = {}
+        for row in rows:
+            if not row.path.startswith(f"{layer.part}.layers."):
+                continue
+            if (key := row.torch.format(layer.index)) in state.entries:
+                own[row.path] = functools.partial(state.read, key)
+            elif row.path in state.entries:  # Ours: all layers in one array.
+                own[row.path] = functools.partial(state.read, row.path, layer.index)
+        norms = [read for path, read in own.items() if path.endswith(".scale")]
+        if not norms or not all(_is(read(), 1.0) for read in norms):
             continue
-        suspects[layer.trained] = ["norms are one", *_further_signs(state, own)]
+        suspects[layer.trained] = ["norms are one", *_further_signs(own)]
     return suspects
 
 
-def _further_signs(state: StateDict, own: Mapping[str, str]) -> list[str]:
+def _further_signs(own: Mapping[str, Callable[[], np.ndarray]]) -> list[str]:
     signs = []
     for what, ending in (
         ("biases of the query are zero", ".query.bias"),
         ("modulation is zero", ".modulation.linear.kernel"),
         ("output projections are zero", _ENDS[0]),
     ):
-        keys = [key for path, key in own.items() if path.endswith(ending)]
-        if keys and all(_is(state.read(key), 0.0) for key in keys):
+        found = [read for path, read in own.items() if path.endswith(ending)]
+        if found and all(_is(read(), 0.0) for read in found):
             signs.append(what)
-    for path, key in own.items():
+    for path, read in own.items():
         if path.endswith(".query.kernel"):
-            weights = np.asarray(state.read(key), np.float32)
-            std, outputs, inputs = float(weights.std()), *weights.shape
+            weights = np.asarray(read(), np.float32)
+            # The width of the input is the second axis in the released layout, the first in ours.
             fresh = {
-                "0.02": 0.02,
-                "fan-in": inputs**-0.5,
-                "Xavier": (2 / (inputs + outputs)) ** 0.5,
+                "0.02": (0.02,),
+                "fan-in": tuple(width**-0.5 for width in weights.shape),
+                "Xavier": ((2 / sum(weights.shape)) ** 0.5,),
             }
-            signs += [
-                f"the query's standard deviation is that of a fresh layer ({name})"
-                for name, value in fresh.items()
-                if abs(std / value - 1) < 0.02
+            std = float(weights.std())
+            like = [
+                name
+                for name, values in fresh.items()
+                if any(abs(std / value - 1) < 0.02 for value in values)
             ]
+            if like:
+                names = ", ".join(like)
+                signs.append(f"the query's standard deviation is that of a fresh layer ({names})")
     return signs
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,7 +191,7 @@ def _bytes_of(medium: Medium, video: bool) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(medium[..., 0] if medium.shape[-1] == 1 else medium).save(buffer, "PNG")
         return buffer.getvalue()
-    if video and os.path.isdir(medium):
+    if video and isinstance(medium, Path) and medium.is_dir():
         raise Fault("unknown_format", f"{medium} is a folder of frames; make a video of it first")
     with open_medium(medium) as file:
         return file.read()

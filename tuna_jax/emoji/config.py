@@ -121,7 +121,7 @@ class EmojiData:
       scenes: number of training scenes that are encoded before training.
       size: side of an image in pixels; at least 96 in the hard world.
       seed: seed of the scenes, of their order, and of captions and questions.
-      order_seed: seed of the order, captions and questions alone, so that runs can differ in these and share the
+      order_seed: seed of only the order, captions and questions, so that runs can differ in these and share the
         encoded scenes; -1 takes `seed`.
       length: tokens per row; a longer row is an error that names its length.
       generation_rows, understanding_rows: rows per batch with each task; 0 turns it off. Without rows of generation

@@ -123,7 +123,7 @@ def task_names(data: EmojiData) -> tuple[str, ...]:
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, train_loop: loop.Loop = loop.train) -> bool:
-    """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "emoji"`."""
+    """`train` from only the experiment's mapping: what `tuna-jax train` calls for `config.kind = "emoji"`."""
     return train(values, parse(EmojiExperiment, values), workdir, train_loop)
 
 

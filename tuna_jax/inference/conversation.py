@@ -100,7 +100,11 @@ def check_messages(messages: Any) -> None:
         parts = parts_of(message["content"], f"{where}.content")
         for part in parts:
             option_checks.text(f"{where}.content", part or "")
-        if None in parts and message["role"] == "system" and not isinstance(message["content"], str):
+        if (
+            None in parts
+            and message["role"] == "system"
+            and not isinstance(message["content"], str)
+        ):
             raise ValueError(f"{where}: a system's message cannot have images or videos")
 
 

@@ -36,7 +36,7 @@ from tuna_jax.parallel import leader, param_sharding
 from tuna_jax.parallel.mesh import make_mesh, settings_of
 from tuna_jax.training import staging
 from tuna_jax.training.weights_file import LOADED_DTYPE, exported
-from tuna_jax.utils import nonfinite_values, shipped
+from tuna_jax.utils import buckets, nonfinite_values, shipped
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 
@@ -75,7 +75,7 @@ def load(
       ValueError: `path` is not a model, the model stores no VAE and none is given, or the VAE, the tokenizer or the
         programs do not fit the model; or weights are not finite.
     """
-    if staging.is_address(path):
+    if buckets.is_address(path):
         settings = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "programs": programs}
         settings |= {"mesh": mesh, "averaged": averaged, "check_weights": check_weights}
         with staging.staged(os.fspath(path)) as folder:

@@ -125,7 +125,7 @@ def _late_fusion(model: Any, inputs: Inputs) -> Float[Array, "b n d"]:
     return model.fusion(jnp.concatenate([semantic, plain], axis=-1))
 
 
-# ---- decoupled, and its encoder alone -----------------------------------------------------------
+# ---- decoupled, and its encoder by itself -------------------------------------------------------
 
 
 def _decoupled_parts(config: TunaConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:

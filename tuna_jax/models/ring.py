@@ -9,7 +9,7 @@ Every device keeps its queries and visits one block of keys after the other:
        2      block 2    block 1    block 0    block 3
        3      block 3    block 2    block 1    block 0
 
-A visit gives outputs `o` and log-sum-exps `l` of the scores over the keys of this block alone; `merge` combines two
+A visit gives outputs `o` and log-sum-exps `l` of the scores over only the keys of this block; `merge` combines two
 such pairs into that of both blocks, exactly. In the backward pass, scores are computed again from the final
 log-sum-exps, and the gradients of a block's keys and values travel with it until they are home. A block of which no
 query of the device sees a key is not computed: under a causal mask that is half of the visits.

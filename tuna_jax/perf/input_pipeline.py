@@ -9,6 +9,9 @@ and are compared with one plain loop: passing them between processes, or threads
 them slower. The library and the plain loop alternate, so that a busy machine affects both; reported are the median over
 rounds and the median of the rounds' ratios. The library's window begins when all prefetched batches are consumed, and
 the plain loop's when the library has prefetched all that it can and is idle.
+
+The same is reported per second of processor time, of all processes together, which a busy machine changes less: it
+counts the work, the first rate also the waiting.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from tuna_jax.perf.input_files import latent_examples, make_materials, prepare_t
 GOAL, LATENT_GOAL = 0.9, 20.0
 PACKAGE_GOAL, REDUCED_GOAL = 1.0, 1.5
 _LARGE = 1024  # Pixels of the shorter side from which on reduced decoding is measured.
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _AHEAD = 8  # More batches per core than Grain keeps in all of its buffers.
 
 
@@ -112,6 +116,7 @@ class Rate:
         makers: the processes or threads that make its batches, such as '2 processes'.
         rate, plain: medians over the rounds.
         ratio: the median of the rounds' ratios.
+        work_ratio: the same per second of processor time.
         goal: the least acceptable ratio.
         rounds: (rate, plain) of each round.
     """
@@ -121,6 +126,7 @@ class Rate:
     rate: float
     plain: float
     ratio: float
+    work_ratio: float
     goal: float
     rounds: tuple[tuple[float, float], ...]
 
@@ -164,10 +170,12 @@ class _PlainLoops:
         self._loop, self._processes = functools.partial(_plain_rate, read, paths, rows), processes
         self.rate(0.0)  # starts the processes
 
-    def rate(self, seconds: float) -> float:
-        """Examples per second of one process, over a window."""
+    def rate(self, seconds: float) -> tuple[float, float]:
+        """Examples per second of one process, over a window; and per second of processor time."""
         futures = [self._pool.submit(self._loop, seconds) for _ in range(self._processes)]
-        return statistics.mean(future.result() for future in futures)
+        rates = [future.result() for future in futures]
+        by_clock, by_work = (statistics.mean(values) for values in zip(*rates, strict=True))
+        return by_clock, by_work
 
     def close(self) -> None:
         """Ends the processes."""
@@ -183,8 +191,8 @@ def _wait_at(barrier: Any) -> None:
 
 def _plain_rate(
     read: Callable[[Path], np.ndarray], paths: list[Path], rows: int, seconds: float
-) -> float:
-    """Examples per second of this process."""
+) -> tuple[float, float]:
+    """Examples per second of this process, and per second of its processor time."""
     endless = itertools.cycle(paths)
 
     def batch() -> np.ndarray:
@@ -195,14 +203,32 @@ def _plain_rate(
     return _rate(batch, rows, seconds)
 
 
-def _rate(batch: Callable[[], Any], rows: int, seconds: float, cores: int = 1) -> float:
-    """Examples per second and core, over whole batches, equally many per core, since those arrive at the same time."""
-    begin, batches_made = time.perf_counter(), 0
+def _rate(
+    batch: Callable[[], Any], rows: int, seconds: float, cores: int = 1
+) -> tuple[float, float]:
+    """Examples per second and core, over whole batches, equally many per core, since those arrive at the same time; and
+    per second of processor time of this process and its children."""
+    begin, work, batches_made = time.perf_counter(), _processor_seconds(), 0
     while batches_made == 0 or time.perf_counter() - begin < seconds:
         for _ in range(cores):
             batch()
         batches_made += 1
-    return rows * batches_made / (time.perf_counter() - begin)
+    # A window may be shorter than a tick of the clock that counts work.
+    work = max(_processor_seconds() - work, 1 / _TICKS)
+    return rows * batches_made / (time.perf_counter() - begin), rows * batches_made * cores / work
+
+
+def _processor_seconds() -> float:
+    """Seconds of processor time of this process and its children by now; 0 where Linux's `/proc` is missing."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        try:
+            with open(f"/proc/{child.pid}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / _TICKS
+        except OSError:
+            continue
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +243,10 @@ class _Case:
     goal: float = GOAL
     reduced: bool = False
 
-    def rounds(self, settings: Settings, cache: Path) -> Iterator[tuple[float, float]]:
-        """Endless pairs (library, plain loop) of examples per second and core."""
+    def rounds(
+        self, settings: Settings, cache: Path
+    ) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+        """Endless pairs (library, plain loop) of examples per second and core, and per second of processor time."""
         is_image = self.task == "t2i"
         stream = ExampleStream(
             name="benchmark",
@@ -241,7 +269,7 @@ class _Case:
                     for _ in range(_AHEAD * used):
                         next(library)
                     rate = _rate(lambda: next(library), settings.rows, settings.seconds, used)
-                    time.sleep(_AHEAD * settings.rows / rate)
+                    time.sleep(_AHEAD * settings.rows / rate[0])
                     yield rate, plain.rate(settings.seconds)
 
     def cores(self, settings: Settings) -> int:
@@ -299,23 +327,28 @@ def measure(settings: Settings, folder: Path) -> list[Rate]:
     rates = []
     for name, case in tqdm(cases.items(), desc="sources", disable=None):
         with contextlib.closing(case.rounds(settings, cache)) as endless:
-            rounds = tuple(itertools.islice(endless, settings.rounds))
+            measured = tuple(itertools.islice(endless, settings.rounds))
+        rounds = tuple((library[0], loop[0]) for library, loop in measured)
         rate, plain = (statistics.median(rates_of) for rates_of in zip(*rounds, strict=True))
-        ratio = statistics.median(library / loop for library, loop in rounds)
-        rates.append(Rate(name, case.makers(settings), rate, plain, ratio, case.goal, rounds))
+        by_clock, by_work = (
+            statistics.median(library[kind] / loop[kind] for library, loop in measured)
+            for kind in (0, 1)
+        )
+        makers = case.makers(settings)
+        rates.append(Rate(name, makers, rate, plain, by_clock, by_work, case.goal, rounds))
     return rates
 
 
 def table(rates: list[Rate]) -> str:
     """The rates as a table for a terminal."""
     lines = [
-        f"{'source':<36}{'made by':>13}{'rows/s per core':>16}{'plain loop':>12}{'ratio':>8}{'goal':>7}"
+        f"{'source':<36}{'made by':>13}{'rows/s per core':>16}{'plain loop':>12}{'ratio':>8}{'of work':>9}{'goal':>7}"
     ]
     for rate in rates:
         verdict = "" if rate.ratio >= rate.goal else "  short"
         lines.append(
             f"{rate.source:<36}{rate.makers:>13}{rate.rate:>16.1f}{rate.plain:>12.1f}{rate.ratio:>8.2f}"
-            f"{rate.goal:>7.1f}{verdict}"
+            f"{rate.work_ratio:>9.2f}{rate.goal:>7.1f}{verdict}"
         )
     return "\n".join(lines)
 

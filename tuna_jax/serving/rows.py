@@ -1,7 +1,7 @@
 """Rows: the results that a request asks for, each one a row of a batch, and the events by which they report.
 
-The device's thread calls `Row.emit`, which hands an event to whoever waits. Cancelling a row only sets a flag: its slot
-is free when the step under way has ended.
+The device's thread calls `Row.emit`, which hands an event to the request that waits. Cancelling a row only sets a flag:
+its slot is free when the step under way has ended.
 """
 
 from __future__ import annotations

@@ -214,5 +214,5 @@ def train(
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, train_loop: loop.Loop = loop.train) -> bool:
-    """`train` from the experiment's mapping alone: what `tuna-jax train` calls for `config.kind = "multitask"`."""
+    """`train` from only the experiment's mapping: what `tuna-jax train` calls for `config.kind = "multitask"`."""
     return train(values, parse(MultitaskExperiment, values), workdir, train_loop)

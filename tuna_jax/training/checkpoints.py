@@ -33,6 +33,7 @@ from etils import epath
 
 from tuna_jax.parallel import distributed
 from tuna_jax.training import commit, staging
+from tuna_jax.utils import buckets
 from tuna_jax.utils.file_systems import renames_atomically
 from tuna_jax.utils.regular_files import passing_fault
 
@@ -85,7 +86,7 @@ class Checkpoints:
             raise ValueError(f"keep={keep} would delete every checkpoint; keep at least 1")
         self._workdir = Path(directory).parent
         self._directory = staging.stored(directory)
-        if not staging.is_address(self._directory):
+        if not buckets.is_address(self._directory):
             self._directory = epath.Path(Path(self._directory).resolve())
         self._directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
@@ -362,7 +363,7 @@ def open_arrays(folder: str | Path) -> SavedArrays | None:
     stored = staging.stored(step)
     if not _STEP_FOLDER.fullmatch(step.name) or not (stored / "state").is_dir():
         return None
-    step = stored if staging.is_address(stored) else epath.Path(step.resolve())
+    step = stored if buckets.is_address(stored) else epath.Path(step.resolve())
     try:
         with _local_reader(ocp.PyTreeCheckpointHandler) as reader:
             metadata: Any = reader.metadata(step / "state")

@@ -23,6 +23,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from tuna_jax.utils.buckets import file_system, is_address
+
 CHECKPOINTS = "checkpoints"
 _PREFIX = "tuna_jax_bucket_"
 _EVERY = 30.0  # Seconds between copies of what has changed.
@@ -30,11 +32,6 @@ _PULLED = 16 * 2**20  # Bytes; larger files of a run are not needed to continue 
 _PAUSES = (1.0, 4.0, 16.0)  # Seconds before a copy is tried again.
 
 _Stamp = tuple[int, int]
-
-
-def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the address of a bucket."""
-    return "://" in os.fspath(path)
 
 
 def stored(path: str | os.PathLike[str]) -> epath.Path:
@@ -225,23 +222,6 @@ def with_addresses(text: str) -> str:
     for folder, address in _addresses.items():
         text = text.replace(folder, address)
     return text
-
-
-def file_system() -> Any:
-    """Google Cloud Storage as an fsspec file system that reads every listing again.
-
-    Raises:
-      ImportError: gcsfs is not installed.
-    """
-    try:
-        import gcsfs
-    except ImportError as error:
-        raise ImportError(
-            "gs:// needs the library gcsfs: pip install 'tuna_jax[gcs]', or mount the bucket and pass its folder"
-        ) from error
-    # An emulator (for tests) knows no accounts.
-    token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
-    return gcsfs.GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:

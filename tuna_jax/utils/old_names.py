@@ -113,7 +113,7 @@ def experiment(values: Mapping[str, Any], *, stored: bool = False) -> dict[str, 
 
     Args:
       values: nested mapping, as from `ConfigDict.to_dict()`, or the settings that a run stored.
-      stored: a run stored them, so nobody is told.
+      stored: a run stored them, so there is no warning.
     """
     translated = _copy(values)
     kind = translated.get("kind")

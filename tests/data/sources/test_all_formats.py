@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.fixtures import formats
+from tests.fixtures.bucket_emulator import BUCKET, emulated
 from tuna_jax.data.invalid_examples import InvalidExample, InvalidExamples
 from tuna_jax.data.media.image import Size
 from tuna_jax.data.mixture.mixture import Mixture
@@ -24,9 +25,10 @@ from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.emoji.world.nouns import NOUNS
 from tuna_jax.emoji.world.rendering import default_art, paste
 from tuna_jax.emoji.world.scenes import GROUNDS
+from tuna_jax.utils import buckets
 
 SIZES = (Size(32, 32), Size(32, 48))
-KINDS = ("lines", "array", "parquet", "webdataset", "array_record")
+KINDS = ("lines", "array", "parquet", "webdataset", "array_record", "bucket")
 COUNT = 10
 
 
@@ -42,7 +44,17 @@ def picture(index, ground, width=64):
 
 
 @pytest.fixture(scope="module")
-def world(module_files):
+def emulator(tmp_path_factory):
+    """The address of a bucket on the loopback interface."""
+    with emulated() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setenv("TUNA_JAX_DATA", str(tmp_path_factory.mktemp("data")))
+        yield f"gs://{BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def world(module_files, emulator):
     """(folder, task -> kind of source -> its name); row 3 of each has an image that is cut."""
     root, grounds = module_files.root, list(GROUNDS)
     rows = {"t2i": [], "understand": [], "edit": [], "edit_of_two": [], "chat": [], "t2v": []}
@@ -71,9 +83,14 @@ def world(module_files):
         rows["t2v"].append(
             {"video": module_files.video(f"{i}.mp4", 48, 48, frames=6 + i), "caption": f"clip {i}"}
         )
-    return root, {
-        task: formats.write_all(root / "out", task, of, root) for task, of in rows.items()
-    }
+    sources = {task: formats.write_all(root / "out", task, of, root) for task, of in rows.items()}
+    bucket = buckets.file_system()
+    for file in root.iterdir():
+        if file.is_file():
+            bucket.pipe_file(f"{emulator}/data/{file.name}", file.read_bytes())
+    for task, named in sources.items():
+        named["bucket"] = f"{emulator}/data/{task}.jsonl"
+    return root, sources
 
 
 def mixture(root, source, task, tokenizer, log=None):
@@ -107,6 +124,45 @@ def test_every_format_gives_the_same_batches(world, tokenizer, task) -> None:
                 np.testing.assert_array_equal(mine[key], theirs[key], err_msg=f"{kind} {key}")
     wanted = () if task in ("chat", "t2v", "i2v") else (("corrupt_image", 1),)
     assert invalid == {wanted}
+
+
+def test_objects_that_are_missing_replaced_or_out_of_reach(
+    world, emulator, tokenizer, tmp_path, monkeypatch
+) -> None:
+    """A missing object is an invalid example; a bucket that cannot be read ends the run, and is no row's fault."""
+    bucket, folder = buckets.file_system(), f"{emulator}/odd"
+    rows = [{"image": name, "caption": "a"} for name in ("1_0.png", "no.png", f"{folder}/x.png")]
+
+    def written(listed):
+        bucket.pipe_file(
+            f"{folder}/m.jsonl", "".join(json.dumps(r) + "\n" for r in listed).encode()
+        )
+        return open_source(f"{folder}/m.jsonl", image_root=f"{emulator}/data")
+
+    bucket.pipe_file(f"{folder}/x.png", (world[0] / "1_1.png").read_bytes())
+    source = written(rows)
+    assert str(source[2].media[0]) == f"{folder}/x.png"
+    found = scan(source, "t2i", tokenizer, directory=tmp_path)
+    assert {number: example.kind for number, example in found.invalid.items()} == {
+        1: "missing_file"
+    }
+    assert "gs://bucket/data/no.png" in found.invalid[1].reason
+    again = written(rows[:2])
+    assert len(again) == 2 and again.identity != source.identity
+    with pytest.raises(FileNotFoundError, match="gs://bucket/odd/none.jsonl"):
+        open_source(f"{folder}/none.jsonl")
+    with pytest.raises(ValueError, match=r"gs://bucket/a\.tar.*mount"):
+        open_source("gs://bucket/a.tar")
+    monkeypatch.setattr("gcsfs.core.GCSFileSystem.retries", 1)
+    monkeypatch.setattr("gcsfs.GCSFileSystem._call", unreachable)
+    with pytest.raises(
+        OSError, match=r"m\.jsonl, line 1: gs://bucket/data/1_0\.png cannot be read"
+    ):
+        scan(again, "t2i", tokenizer, directory=tmp_path)
+
+
+async def unreachable(*arguments, **named):
+    raise ValueError("the bucket answers with nonsense")
 
 
 def test_identities_differ_with_content_and_key_map(world) -> None:

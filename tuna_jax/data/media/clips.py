@@ -32,6 +32,7 @@ from tuna_jax.data.media.image import (
     upright_size,
 )
 from tuna_jax.data.media.video_frames import Frame
+from tuna_jax.utils.buckets import BucketFile
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """Names that count as videos where there is no content to look at."""
@@ -77,7 +78,7 @@ class Clip(Protocol):
         ...
 
 
-def is_clip(medium: Path | bytes) -> bool:
+def is_clip(medium: Path | BucketFile | bytes) -> bool:
     """Whether a file is a video, an animated picture or a folder of frames, rather than a picture: by its content.
 
     A file that does not exist is judged by its suffix. Sound counts as a clip: opening it says that it has no frames.
@@ -102,7 +103,7 @@ def is_clip(medium: Path | bytes) -> bool:
             ):  # Pillow's plugins raise almost anything on files that are not theirs.
                 if kind == "animation":
                     return False
-        if isinstance(medium, Path) and medium.suffix.lower() in SUFFIXES:
+        if isinstance(medium, (Path, BucketFile)) and medium.suffix.lower() in SUFFIXES:
             return True
         with open_container(medium) as container:
             return moving_pictures(container) is not None
@@ -110,9 +111,10 @@ def is_clip(medium: Path | bytes) -> bool:
         return False
 
 
-def _is_motion_jpeg(medium: Path | bytes) -> bool:
+def _is_motion_jpeg(medium: Path | BucketFile | bytes) -> bool:
     """Whether a file is JPEGs one after the other. Only its name tells it from one JPEG."""
-    return isinstance(medium, Path) and medium.suffix.lower() in (".mjpg", ".mjpeg")
+    named = isinstance(medium, (Path, BucketFile))
+    return named and medium.suffix.lower() in (".mjpg", ".mjpeg")
 
 
 @contextlib.contextmanager

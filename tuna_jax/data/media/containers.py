@@ -16,6 +16,7 @@ from tuna_jax.data.media.color import Hdr
 from tuna_jax.data.media.formats import HEAD, explain
 from tuna_jax.data.media.image import Size, describe, open_medium
 from tuna_jax.data.media.video_frames import Frame, FrameConverter, check_pixels
+from tuna_jax.utils.buckets import BucketFile
 
 _INDEXED_CONTAINERS = {"mov", "matroska"}
 _ATTACHED = 0x400 | 0x800  # FFmpeg's dispositions of covers and of thumbnails.
@@ -34,7 +35,7 @@ def import_av(path: str | Path) -> Any:
     return av
 
 
-def open_container(medium: Path | bytes) -> Any:
+def open_container(medium: Path | BucketFile | bytes) -> Any:
     """An open container, of a format that holds frames."""
     av = import_av(describe(medium))
     opened = open_medium(medium)  # Raises missing_file, which av does not distinguish.
@@ -182,7 +183,7 @@ class ContainerClip:
 
     def __init__(
         self,
-        medium: Path | bytes,
+        medium: Path | BucketFile | bytes,
         opened: contextlib.ExitStack,
         hdr: Hdr,
         least: Size | None,

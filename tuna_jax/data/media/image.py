@@ -25,6 +25,7 @@ from tuna_jax.data.invalid_examples import Fault, fault_of
 from tuna_jax.data.media import color
 from tuna_jax.data.media.color import Hdr
 from tuna_jax.data.media.formats import HEAD, explain, picture_formats, sniff
+from tuna_jax.utils.buckets import BucketFile
 from tuna_jax.utils.regular_files import is_machine_fault, open_regular
 
 SMALLEST_SIDE = 16
@@ -58,27 +59,31 @@ class Encoded:
     read: Callable[[], BFloat16[np.ndarray, "2 t h w c"]]
 
 
-# A file, the bytes of an encoded file, or pixels: uint8 [h, w, c] of an image, [f, h, w, c] of a video, c 1, 3 or 4.
-Pixels = Path | bytes | UInt8[np.ndarray, "*extent"]
+# A file (local or in a bucket), its bytes, or pixels: uint8 [h, w, c] of an image, [f, h, w, c] of a video, c 1, 3, 4.
+Pixels = Path | BucketFile | bytes | UInt8[np.ndarray, "*extent"]
 Medium = Pixels | Encoded
 
 
 def describe(medium: Pixels) -> str:
     """How messages name it."""
-    return str(medium) if isinstance(medium, Path) else "the image or video in the example"
+    return (
+        str(medium)
+        if isinstance(medium, (Path, BucketFile))
+        else "the image or video in the example"
+    )
 
 
-def open_medium(medium: Path | bytes) -> Any:
+def open_medium(medium: Path | BucketFile | bytes) -> Any:
     """Opens a file, or bytes, as a binary file.
 
     Raises:
         Fault: missing_file, or unreadable_file (no permission, a pipe, a device).
-        OSError: the disk fails.
+        OSError: the disk or the bucket fails.
     """
     if isinstance(medium, bytes):
         return io.BytesIO(medium)
     try:
-        return open_regular(medium)
+        return medium.open() if isinstance(medium, BucketFile) else open_regular(medium)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise Fault("missing_file", f"{medium} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have.

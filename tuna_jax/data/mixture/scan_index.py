@@ -6,7 +6,7 @@
     scan-HASH-VERSION.json            what another look at files that were missing has changed
 
 HASH is of what the index belongs to: the identity of the source, the task, the vocabulary, and the version of this
-format. A chunk's content follows from its examples alone, so that it does not matter who scans it, or how often.
+format. A chunk's content follows only from its examples, so that it does not matter who scans it, or how often.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from jaxtyping import Int
 
 from tuna_jax.data.sources.stored_index import find, path_of, write
 
-_OLD = 2 * 86_400.0  # Seconds after which an order is removed; whoever has mapped it keeps it.
+_OLD = (
+    2 * 86_400.0
+)  # Seconds after which an order is removed; processes that have mapped it keep it.
 
 
 def shared_order(

@@ -20,6 +20,7 @@ from tuna_jax.data.sources.records import NOT_READ, unpack
 from tuna_jax.data.sources.rows import Shard, ShardedRows
 from tuna_jax.data.sources.shard_digest import sampled_digest
 from tuna_jax.data.sources.shards import files_of, shard_name
+from tuna_jax.utils import buckets
 from tuna_jax.utils.file_content import hint
 from tuna_jax.utils.text_files import read_json
 
@@ -86,7 +87,7 @@ class ArrayRecordExamples(ShardedRows):
         _check_complete(Path(source))
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             shards = list(pool.map(_examine, files))
-        root = files[0].parent if image_root is None else Path(image_root)
+        root = buckets.folder(files[0].parent if image_root is None else image_root)
         super().__init__(os.fspath(source), shards, root, fields or FieldMap())
         self._pool: ReaderPool[Any] = ReaderPool(open_array_record, close_reader)
 

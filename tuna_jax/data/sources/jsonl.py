@@ -36,6 +36,9 @@ from tuna_jax.data.sources.fields import FieldMap, declare
 from tuna_jax.data.sources.line_index import index_lines
 from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.text.messages import IMAGE_TAG, count_tags, with_image_tags
+from tuna_jax.utils import buckets
+from tuna_jax.utils.atomic_io import cache_directory
+from tuna_jax.utils.buckets import BucketFile
 from tuna_jax.utils.data_uri import decode_data_uri, is_data_uri
 from tuna_jax.utils.text_files import parse_json, surrogate_in
 
@@ -59,8 +62,8 @@ class Manifest:
     are converted, in memory (line_index.py).
 
     Args:
-        path: the JSONL file.
-        image_root: where relative paths begin; None uses the manifest's own folder.
+        path: the JSONL file, or its address in a bucket (`gs://BUCKET/NAME`): it is copied to the cache folder.
+        image_root: where relative paths begin, a folder or an address; None uses the manifest's own folder.
         fields: the key map; None takes the rows as they are.
         index: where the index of a large file is kept (stored_index.index_folder).
         verify: whether to compare a large file's whole content with its index.
@@ -79,8 +82,11 @@ class Manifest:
         index: str | os.PathLike[str] | None = None,
         verify: bool = False,
     ):
-        self.path, self.fields = Path(path), fields or FieldMap()
-        self.image_root = self.path.parent if image_root is None else Path(image_root)
+        self.fields = fields or FieldMap()
+        self._name = os.fspath(path)
+        folder = os.path.dirname(self._name) if image_root is None else image_root
+        self.image_root = buckets.folder(folder)
+        self.path = _local(self._name)
         if not self.path.is_file():
             raise FileNotFoundError(f"the manifest {self.path} does not exist")
         self._index = index_lines(self.path, index_folder(index, self.path), verify)
@@ -93,7 +99,7 @@ class Manifest:
     @property
     def name(self) -> str:
         """Its name in lists of invalid examples."""
-        return str(self.path)
+        return self._name
 
     @property
     def location(self) -> Path:
@@ -103,7 +109,7 @@ class Manifest:
     @property
     def identity(self) -> str:
         """Changes when the file's content, the image root or the key map does."""
-        return f"{self.digest} {self.image_root.absolute()} {self.fields.identity}".rstrip()
+        return f"{self.digest} {buckets.absolute(self.image_root)} {self.fields.identity}".rstrip()
 
     def __len__(self) -> int:
         return self._index.rows
@@ -166,7 +172,17 @@ def parse_row(content: bytes | str) -> dict[str, Any]:
     return entry
 
 
-def named_medium(root: Path, key: str, name: Any) -> Medium:
+def _local(name: str) -> Path:
+    """The file of a manifest: itself, or a local copy of an object."""
+    if not name.startswith("gs://"):
+        return Path(name)
+    try:
+        return buckets.local_copy(name, cache_directory() / "bucket_files")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the manifest {name} does not exist") from error
+
+
+def named_medium(root: Path | BucketFile, key: str, name: Any) -> Medium:
     """The file that a row names, or the content of its data URI; Fault if no file can have the name."""
     if not isinstance(name, str) or not name:
         raise Fault("unknown_format", f"{key} is {name!r}, not the name of a file")
@@ -183,6 +199,8 @@ def named_medium(root: Path, key: str, name: Any) -> Medium:
         raise Fault(
             "invalid_text", f"{key} is {name!r}, which no file is named: {error}"
         ) from error
+    if name.startswith("gs://"):
+        return BucketFile(name)
     return root / name  # An absolute name is not changed.
 
 

@@ -18,6 +18,7 @@ from tuna_jax.data.sources.stored_index import index_folder
 from tuna_jax.data.sources.tfds import TfdsExamples
 from tuna_jax.data.sources.verified import verify_files
 from tuna_jax.data.sources.webdataset import WebDatasetExamples
+from tuna_jax.utils.buckets import is_address
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonlines")
 _KINDS = {
@@ -94,6 +95,11 @@ def open_source(
     """
     name, map_of = os.fspath(source), FieldMap(fields, preset)
     kind = kind_of(name)
+    if kind != "json" and is_address(name):
+        raise ValueError(
+            f"{name}: only JSON lines and arrays, with the images and videos that they name, are read from an address; "
+            "mount the bucket (docs/pods.md), and pass the folder of the mount"
+        )
     if kind == "latents":
         return LatentExamples(name)
     if kind == "tfds":

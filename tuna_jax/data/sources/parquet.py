@@ -27,6 +27,7 @@ from tuna_jax.data.sources.reader_pool import ReaderPool, close_reader
 from tuna_jax.data.sources.records import NOT_READ
 from tuna_jax.data.sources.rows import Shard, ShardedRows
 from tuna_jax.data.sources.shards import files_of
+from tuna_jax.utils import buckets
 from tuna_jax.utils.file_content import hint
 from tuna_jax.utils.regular_files import is_machine_fault
 
@@ -70,7 +71,7 @@ class ParquetExamples(ShardedRows):
         files = files_of(os.fspath(source), SUFFIXES)
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             examined = list(pool.map(_examine, files))
-        root = files[0].parent if image_root is None else Path(image_root)
+        root = buckets.folder(files[0].parent if image_root is None else image_root)
         super().__init__(os.fspath(source), [shard for shard, _, _ in examined], root, fields)
         self._groups = [np.cumsum([0, *groups]) for _, groups, _ in examined]
         columns = [names for _, _, names in examined if names]

@@ -18,9 +18,10 @@ from tuna_jax.data.media.image import Medium
 from tuna_jax.data.sources.base import Example
 from tuna_jax.data.sources.fields import MEDIA, FieldMap, declare
 from tuna_jax.data.sources.jsonl import make_example, named_medium
+from tuna_jax.utils.buckets import BucketFile, absolute
 
 
-def medium_of(root: Path, key: str, value: Any) -> Medium:
+def medium_of(root: Path | BucketFile, key: str, value: Any) -> Medium:
     """An image or a video of a row: encoded bytes, pixels, {bytes, path} of Hugging Face, a file's name, a data URI.
 
     Raises:
@@ -69,7 +70,9 @@ class ShardedRows(abc.ABC):
         ValueError: there is no example, or no file can be read.
     """
 
-    def __init__(self, name: str, shards: Sequence[Shard], root: Path, fields: FieldMap):
+    def __init__(
+        self, name: str, shards: Sequence[Shard], root: Path | BucketFile, fields: FieldMap
+    ):
         self.name, self.shards, self.root, self.fields = name, tuple(shards), root, fields
         self._begins = np.concatenate([[0], np.cumsum([shard.rows for shard in shards])])
         broken = [shard for shard in shards if shard.broken]
@@ -91,7 +94,7 @@ class ShardedRows(abc.ABC):
             digest.update(
                 f"{shard.path.name} {shard.rows} {shard.digest}\n".encode("utf-8", "replace")
             )
-        return f"{digest.hexdigest()} {self.root.absolute()} {self.fields.identity}".strip()
+        return f"{digest.hexdigest()} {absolute(self.root)} {self.fields.identity}".strip()
 
     def __len__(self) -> int:
         return int(self._begins[-1])

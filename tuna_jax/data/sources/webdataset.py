@@ -31,6 +31,7 @@ from tuna_jax.data.sources.rows import Shard, ShardedRows
 from tuna_jax.data.sources.shards import files_of
 from tuna_jax.data.sources.stored_index import MappedArrays, find, index_folder, stamp, write
 from tuna_jax.data.sources.tar_index import BLOCK, NotATar, TarIndex, index_tar, sample_name
+from tuna_jax.utils import buckets
 from tuna_jax.utils.text_files import parse_json
 
 SUFFIXES = (".tar",)
@@ -88,7 +89,7 @@ class WebDatasetExamples(ShardedRows):
     ):
         files = files_of(os.fspath(source), SUFFIXES)
         self._index = _index(files, index_folder(index, files[0]))
-        root = files[0].parent if image_root is None else Path(image_root)
+        root = buckets.folder(files[0].parent if image_root is None else image_root)
         shards = [
             Shard(path, rows, digest, broken)
             for path, (rows, digest, broken, _) in zip(

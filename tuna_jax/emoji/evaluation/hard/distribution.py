@@ -1,6 +1,6 @@
 """Diversity of the pictures of one caption, and the distance of a set of pictures from the world's own.
 
-*Diversity.* A caption of a name alone ("a heart") leaves open the ground, the place, the size and the colour. The world
+*Diversity.* A caption of only a name ("a heart") leaves open the ground, the place, the size and the colour. The world
 draws each of them uniformly, so a model of it gives every value equally often. Over several pictures of each such
 caption, `hard_diversity` is the entropy of these values divided by that of the uniform distribution, and
 `hard_commonest_share` the share of the commonest. Only pictures with exactly one known object count. Few samples have
@@ -77,7 +77,7 @@ _RESAMPLES = 40
 def bare_prompts(
     count: int, *, seed: int = SEED, size: int = 96, difficulty: Difficulty = EVERYTHING
 ) -> list[HardCaption]:
-    """Captions of one object's name alone, all different; half of the nouns have an open colour."""
+    """Captions of only one object's name, all different; half of the nouns have an open colour."""
     source = HardSceneSource("test_single", seed, size, difficulty=difficulty)
     captions: dict[str, HardCaption] = {}
     for index in range(200 * count):
