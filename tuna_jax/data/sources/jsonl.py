@@ -236,13 +236,9 @@ def _read_format(
     if {"raw_image", "out_image"} <= keys:
         sources, targets = (_media(entry, key, medium) for key in ("raw_image", "out_image"))
         if len(targets) != 1:
-            raise Fault(
-                "wrong_image_count",
-                f"an edit has one out_image, not {len(targets)}; raw_image may be a list of several",
-            )
-        media = sources + targets
+            raise Fault("wrong_image_count", f"an edit has one out_image, not {len(targets)}")
         used = ("raw_image", "out_image", "instruction")
-        return "edit", media, used, {"text": _text(entry, "instruction")}
+        return "edit", sources + targets, used, {"text": _text(entry, "instruction")}
     if "video" in keys:
         media = _media(entry, "video", medium)
         if len(media) != 1:
