@@ -32,7 +32,7 @@ class Conversation:
     Attributes:
       messages: dicts with `role` ('system', 'user' or 'assistant') and `content`, a string or a list of parts
         (`data/text/messages.py`); the last one is the user's. Images and videos are in the user's content, and in the
-        assistant's if that is a list of parts: what it has drawn. In a string of the assistant's `<image>` is text.
+        assistant's if that is a list of parts: what it has generated. In a string of the assistant's `<image>` is text.
       media: the images and videos in order, uint8 [frames, height, width, 3], all of one shape; an image is a clip of
         one frame.
 

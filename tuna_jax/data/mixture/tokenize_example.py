@@ -10,9 +10,9 @@
     i2v                 <bos> <boi> [time][img]*m <eoi> caption <boi> [time][img]*n <eoi> <eos>: the first frame, then
                         the whole clip
 
-In a conversation the user shows images, and the assistant may draw some. A row draws one of them, at its end; earlier
-ones are clean inputs, like the user's. So a conversation in which the assistant draws n images has n rows, and one more
-if text that is learned follows the last image: `random` chooses among them.
+In a conversation the user's images are inputs, and the assistant may generate some. A row generates one of them, at its
+end; earlier ones are clean inputs, like the user's. So a conversation in which the assistant generates n images has n
+rows, and one more if text that is learned follows the last image: `random` chooses among them.
 
 For classifier-free guidance, the text of what is generated is sometimes left empty, and an edit or a clip is sometimes
 without its sources: it is then text to image (or to video), with the instruction as its text. With both it is
@@ -178,31 +178,31 @@ def text_tokens(example: Example, task: Task, tokenizer: Tokenizer) -> int:
 
 
 def _rows(example: Example, draws: bool) -> list[int | None]:
-    """The rows of a conversation: the number of the image that is drawn at the end of each, counted among all of them;
-    None is the whole conversation, whose images are clean.
+    """The rows of a conversation: the number of the image that is generated at the end of each, counted among all its
+    images; None is the whole conversation, whose images are clean.
 
     Raises:
-        Fault: the last that is learned is an image, and the stream does not draw.
+        Fault: the last that is learned is an image, and the stream does not generate images.
     """
-    drawn: list[int | None] = []
+    generated: list[int | None] = []
     images, text_follows = 0, False
     for turn in example.turns:
         pieces = [turn.text] if turn.role == "system" else split_at_tags(turn.text)
         learned = turn.role == "assistant" and turn.learn
         for number, piece in enumerate(pieces):
             if number and learned:
-                drawn.append(images)
+                generated.append(images)
                 text_follows = False
             images += bool(number)
             text_follows |= learned and bool(piece.strip())
-    if drawn and not draws:
+    if generated and not draws:
         if not text_follows:
             raise Fault(
                 "assistant_image",
                 "the conversation ends in an image by the assistant; set draws=True for its stream to train on it",
             )
-        drawn = []
-    return [*drawn, None] if text_follows or not drawn else drawn
+        generated = []
+    return [*generated, None] if text_follows or not generated else generated
 
 
 def tokenize_example(
@@ -226,7 +226,7 @@ def tokenize_example(
         task: see the module's docstring.
         tokenizer: text to ids.
         grid: latent extent of every span, but for the first frame of `i2v`.
-        random: decides dropout, prompt, and which of a conversation's images is drawn.
+        random: decides dropout, prompt, and which of a conversation's images is generated.
         longest: the most tokens that the sequence may have; a caption that conditions is truncated to fit.
         text_dropout, source_dropout, both_dropout: how often the text and the sources of what is generated are left
             out, see `left_out`.

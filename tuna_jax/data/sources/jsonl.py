@@ -9,8 +9,8 @@
 
 The keys decide the kind; an example with a caption and conversations is a caption. A key whose value is null, NaN, ""
 or [] is absent. `image` may be a list, whose images replace the conversation's `<image>` tags in order, or a data URI.
-The user's images are shown; the assistant's, anywhere in its turns, are to be drawn. Relative paths begin at the image
-root.
+The user's images are inputs; the assistant's, anywhere in its turns, are to be generated. Relative paths begin at the
+image root.
 
 Turns are `from` human, gpt or system with `value`; `role` and `content` are read too. The system sentence is a first
 turn of the system's, or the key `system` next to `conversations`; without either it is Qwen's. A turn of the

@@ -274,8 +274,10 @@ class Tokenizer:
                 )
             if role == "assistant":
                 last = turn is turns[-1] and until is None
-                said, is_end = self._answer(parts, turn.get("learn", True), pictures, last, until)
-                segments += said
+                answer_segments, is_end = self._answer(
+                    parts, turn.get("learn", True), pictures, last, until
+                )
+                segments += answer_segments
                 if is_end:
                     return segments
                 continue
