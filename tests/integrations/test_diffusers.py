@@ -86,6 +86,17 @@ def test_edits(pipe, tuna):
     np.testing.assert_array_equal(np.stack(made), wanted)
 
 
+def test_an_edit_of_two_images_with_a_scale_of_its_own(pipe, tuna):
+    sources = [random_image(0), random_image(1)]
+    options = {"seed": 5, "num_inference_steps": 2, "num_images_per_prompt": 2}
+    made = pipe("both", image=[sources], image_guidance_scale=2.0, **options).images
+    wanted = tuna.edit_image([sources] * 2, ["both"] * 2, image_guidance=2.0, seed=5, steps=2)
+    np.testing.assert_array_equal(np.stack(made), wanted)
+    assert (wanted != tuna.edit_image([sources] * 2, ["both"] * 2, seed=5, steps=2)).any()
+    with pytest.raises(ValueError, match="image_guidance_scale is -1"):
+        pipe("both", image=[sources], image_guidance_scale=-1.0)
+
+
 def test_latents_are_those_that_are_decoded(pipe, tuna):
     from tuna_jax.inference import batching
 

@@ -21,13 +21,14 @@ import numpy as np
 from PIL import Image
 
 from tuna_jax.inference import images, option_checks
-from tuna_jax.inference.media_inputs import MediaInput, as_list
+from tuna_jax.inference.media_inputs import as_list
 from tuna_jax.inference.pipeline import Tuna
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 _NAMES = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
+    "image_guidance_scale": "image_guidance",
     "guidance_interval": "guidance_interval",
     "shift": "shift",
     "solver": "solver",
@@ -90,11 +91,12 @@ class TunaPipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        image: MediaInput | Sequence[MediaInput] | None = None,
+        image: images.Sources | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Any = None,
@@ -110,11 +112,13 @@ class TunaPipeline:
 
         Args:
           prompt: one prompt or several; with `image`, what to change.
-          image: an image to edit, or one per prompt: files, Pillow images, or uint8 [height, width, 3].
+          image: an image to edit, or one per prompt: files, Pillow images, or uint8 [height, width, 3]. In place of one
+            a list of several, `[[a, b]]` of one prompt.
           height, width: size in pixels, both or neither. Default: the model's size, or for edits the nearest of the
             shapes that edits were trained on.
           num_inference_steps: solver steps.
           guidance_scale: guidance scale; 0 and 1 sample without guidance.
+          image_guidance_scale: guidance scale of the images to edit; 1 is none.
           negative_prompt: what not to generate: one for all prompts, or one per prompt.
           num_images_per_prompt: images of each prompt; those of one prompt follow each other.
           generator: as `seed`, or an object with `initial_seed()` as PyTorch's generators, or one per image. Only the
@@ -135,6 +139,7 @@ class TunaPipeline:
         values = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
             "guidance_interval": guidance_interval,
             "shift": shift,
             "solver": solver,
