@@ -152,8 +152,9 @@ class EmojiExperiment(loop.LoopSettings):
     Attributes:
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
       vae: safetensors file of the image VAE; empty takes the emoji VAE of the package.
-      init_from: initial parameters of a new run: another run's workdir, or a folder written by `convert from_torch`;
-        empty initialises them randomly.
+      init_from: initial parameters of a new run: another run's workdir, a folder written by `convert from_torch`, or
+        'emoji', the model in the package; empty initialises them randomly. With `lora`, the frozen model, which every
+        start reads.
       init_encoder: initial parameters of only the representation encoder: a file that an experiment of
         experiments/ablations/encoders/ exported; the other parameters are initialised randomly.
       data: the mixture.
