@@ -213,11 +213,13 @@ def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:
       The bundle, the (averaged) parameters, and the experiment's config as a mapping. With other processes that compute
       along (`parallel/leader.py`), the parameters are a `Tuna` over all of them.
     """
-    if exported_adapter(path):
-        _, state = open_parameters(path)
+    source = (exported(path) or Path(path)) if Path(path).is_dir() else Path(path)
+    stored: Mapping[str, Any]
+    if source.name == ADAPTER_FILE:
+        _, state = open_parameters(source)
         dtype = state.metadata.get(LOADED_DTYPE) or None
         params = unflatten({name: np.asarray(state.read(name), dtype) for name in state.entries})
-        stored: Mapping[str, Any] = json.loads(state.metadata["settings"])
+        stored = json.loads(state.metadata["settings"])
     else:
         params, stored, _ = load_model(path)
     values = old_names.experiment(stored, stored=True)
@@ -225,12 +227,6 @@ def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:
     if leader.is_leading():
         params = loading.load(path)
     return load_bundle(parse(EmojiExperiment, values)), params, values
-
-
-def exported_adapter(path: str | Path) -> bool:
-    """Whether the path is an adapter that a run exported, or the workdir of such a run."""
-    path = (exported(path) or Path(path)) if Path(path).is_dir() else Path(path)
-    return path.name == ADAPTER_FILE
 
 
 def checkpoints(workdir: str | Path) -> dict[int, Path]:
