@@ -77,7 +77,5 @@ def _host_sums(array: np.ndarray) -> np.ndarray:
             bits = part.view(np.uint16).astype(np.uint32)
             index = np.arange(start, start + len(part), dtype=np.uint64).astype(np.uint32)
             first, second = _mixed(np, bits, index)
-            total += np.array(
-                [first.sum(dtype=np.uint32), second.sum(dtype=np.uint32)], np.uint32
-            )
+            total += np.array([first.sum(dtype=np.uint32), second.sum(dtype=np.uint32)], np.uint32)
     return total

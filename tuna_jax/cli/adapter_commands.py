@@ -67,11 +67,13 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     inward = add_command(
         "from_peft",
         help="read an adapter of PEFT",
-        description="Reads PEFT's adapter of a Qwen2.5, or of the released PyTorch code, and writes it as an adapter of "
-        "a model of ours, whose language transformer is that Qwen2.5.",
+        description="Reads PEFT's adapter of a Qwen2.5, or of the released PyTorch code, and writes it as an adapter "
+        "of a model of ours, whose language transformer is that Qwen2.5.",
     )
     inward.add_argument(
-        "source", metavar="PEFT", help="folder with adapter_config.json and adapter_model.safetensors"
+        "source",
+        metavar="PEFT",
+        help="folder with adapter_config.json and adapter_model.safetensors",
     )
     inward.add_argument("output", metavar="OUT", help="folder; it must not exist yet")
     inward.add_argument(

@@ -99,8 +99,8 @@ def check_digest(adapter: Adapter, found: str, name: str) -> None:
     record = adapter.record
     if record.digest and record.digest != found:
         raise WrongModelError(
-            f"the adapter in {adapter.path} was trained on the model {record.base} with the digest {record.digest}, and "
-            f"{name} has the digest {found}: its parameters are others. Name the right one with --model= and "
+            f"the adapter in {adapter.path} was trained on the model {record.base} with the digest {record.digest}, "
+            f"and {name} has the digest {found}: its parameters are others. Name the right one with --model= and "
             f"--adapter=, or Tuna.load(adapter=)"
         )
 

@@ -1,8 +1,8 @@
 """LoRA adapters in the files of PEFT (github.com/huggingface/peft): `adapter_config.json` and
 `adapter_model.safetensors`.
 
-A PEFT file has `base_model.model.MODULE.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] for every module, each
-layer by itself; ours are stacked and transposed. The names of modules are those of a Hugging Face Qwen2.5
+A PEFT file has `base_model.model.MODULE.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] for every module,
+each layer by itself; ours are stacked and transposed. The names of modules are those of a Hugging Face Qwen2.5
 (`model.layers.0.self_attn.q_proj`), or of the released TUNA (`tuna.model.layers.0...`, `diffusion_head_a.0...`).
 """
 
@@ -86,7 +86,9 @@ def write(adapter: Adapter, folder: str | Path, *, part: str = "") -> list[str]:
                 down = np.ascontiguousarray(row.transform.to_torch(a))
                 tensors[f"{module}.lora_A.weight"] = down
                 # Of a convolution, the second matrix is one of 1 x 1.
-                tensors[f"{module}.lora_B.weight"] = b.T.reshape(*b.T.shape, *(1,) * (down.ndim - 2))
+                tensors[f"{module}.lora_B.weight"] = b.T.reshape(
+                    *b.T.shape, *(1,) * (down.ndim - 2)
+                )
         elif row.path in own:
             whole.append(row)
             done.add(row.path)
@@ -100,8 +102,8 @@ def write(adapter: Adapter, folder: str | Path, *, part: str = "") -> list[str]:
         )
     if any(row.path == "language.embedding" for row in whole):
         raise ValueError(
-            f"the adapter in {adapter.path} has the whole token table (config.lora.trained), which PEFT stores only with "
-            f"its text head; merge the adapter (`tuna-jax convert merge_adapter`) and convert the model"
+            f"the adapter in {adapter.path} has the whole token table (config.lora.trained), which PEFT stores only "
+            f"with its text head; merge the adapter (`tuna-jax convert merge_adapter`) and convert the model"
         )
     folder.mkdir(parents=True, exist_ok=True)
     safetensors_files.write(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
@@ -179,20 +181,20 @@ def read(folder: str | Path, config: TunaConfig) -> Imported:
             stacks.setdefault(row.path, {})[index] = whole
     if unknown:
         raise SourceError(
-            f"{folder}: the model has no {', '.join(unknown[:8])} ({len(unknown)} tensors); it is an adapter of another "
-            f"model than {config.language.layers} layers of Qwen2.5 or the released TUNA"
+            f"{folder}: the model has no {', '.join(unknown[:8])} ({len(unknown)} tensors); it is an adapter of "
+            f"another model than {config.language.layers} layers of Qwen2.5 or the released TUNA"
         )
     for path, parts in stacks.items():
         layers = next(row.layers for row, _ in table.values() if row.path == path)
         if len(parts) != layers:
-            raise SourceError(f"{folder}: it has {len(parts)} of the {layers} layers of {path} whole")
+            raise SourceError(
+                f"{folder}: it has {len(parts)} of the {layers} layers of {path} whole"
+            )
         arrays[path] = np.stack([parts[index] for index in range(layers)])
     if not modules and not arrays:
         raise SourceError(f"{folder / WEIGHTS_FILE} has no tensors of an adapter")
     rank = max((pair["A"].shape[0] for pair in modules.values()), default=int(settings["r"]))
-    scales = {
-        name: _scale(settings, name, pair["A"].shape[0]) for name, pair in modules.items()
-    }
+    scales = {name: _scale(settings, name, pair["A"].shape[0]) for name, pair in modules.items()}
     common = scales[next(iter(scales))] if len({*scales.values()}) == 1 else 1.0
     for name, pair in modules.items():
         row, index = table[name + ".weight"]
@@ -202,9 +204,7 @@ def read(folder: str | Path, config: TunaConfig) -> Imported:
         b = pair["B"].reshape(pair["B"].shape[:2]).T * np.float32(scales[name] / common)
         stack = () if row.layers is None else (row.layers,)
         whole_a = arrays.setdefault(path + lora.A, np.zeros((*stack, len(a), rank), np.float32))
-        whole_b = arrays.setdefault(
-            path + lora.B, np.zeros((*stack, rank, b.shape[1]), np.float32)
-        )
+        whole_b = arrays.setdefault(path + lora.B, np.zeros((*stack, rank, b.shape[1]), np.float32))
         place = () if row.layers is None else (index,)
         whole_a[(*place, slice(None), slice(own))] = a
         whole_b[(*place, slice(own))] = b
@@ -234,8 +234,8 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     for key, accepted in refused.items():
         if settings.get(key) not in accepted:
             raise SourceError(
-                f"{folder / CONFIG_FILE}: {key} is {settings[key]!r}, which has no counterpart here; merge the adapter in "
-                f"PEFT (`merge_and_unload`) and convert the model"
+                f"{folder / CONFIG_FILE}: {key} is {settings[key]!r}, which has no counterpart here; merge the adapter "
+                f"in PEFT (`merge_and_unload`) and convert the model"
             )
 
 

@@ -57,7 +57,7 @@ class LowRank:
         return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
 
 
-def merged(low_rank: LowRank) -> Float[Array, "..."]:
+def merged(low_rank: LowRank) -> Array:
     """`kernel + scale * a @ b`, computed in float32, in the dtype of the kernel."""
     product = jnp.matmul(
         low_rank.a.astype(jnp.float32), low_rank.b.astype(jnp.float32), precision="highest"

@@ -120,7 +120,7 @@ def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Cand
     """The estimates of the formulas for one candidate."""
     if experiment.settings.lora.targets:
         raise ValueError(
-            "config.lora: the search's formulas know no adapters; leave out --search, or plan with config.lora.targets=()"
+            "config.lora: the search's formulas know no adapters; leave out --search, or config.lora.targets"
         )
     chosen = experiment.settings.optimizer
     sizes = _sizes(experiment.config, chosen.frozen, chosen.trained)

@@ -74,9 +74,7 @@ def check(lora: LoraSettings, init_from: str, config: TunaConfig, workdir: str |
         )
     state = checkpoint_source.open_parameters(path)[1]
     try:
-        check_complete(
-            f"the model in {init_from}", flatten(network), adapter_source.network(state)
-        )
+        check_complete(f"the model in {init_from}", flatten(network), adapter_source.network(state))
     except ValueError as error:
         raise ValueError(f"config.init_from: {error}") from error
 
