@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.fixtures.random_params import random_like
 from tuna_jax.adapters import digest, lora, targets
 from tuna_jax.adapters.settings import LoraSettings
 from tuna_jax.config import preset
@@ -21,11 +22,7 @@ ALL = LoraSettings(targets=("all-linear",), rank=3, alpha=6.0)
 
 def random_params(config, seed=0):
     """Random weights: the zeros of AdaLN-Zero would hide dependencies."""
-    random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.2 * random.standard_normal(leaf.shape), jnp.float32),
-        tuna.shapes(config),
-    )
+    return jax.tree.map(jnp.asarray, random_like(tuna.shapes(config), seed))
 
 
 def random_adapter(settings, config, base, seed=1):
