@@ -96,7 +96,11 @@ def test_peft_loads_ours_onto_a_qwen(model, tmp_path, capsys) -> None:
     assert_equal_logits(merged, loaded, theirs(qwen()))
     stored = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert stored["target_modules"] == sorted(EVERY)
-    assert (stored["r"], stored["lora_alpha"], stored["modules_to_save"]) == (3, 5.0, ["model.norm"])
+    assert (stored["r"], stored["lora_alpha"], stored["modules_to_save"]) == (
+        3,
+        5.0,
+        ["model.norm"],
+    )
     assert convert.main(command) != 0, "an existing folder is not overwritten"
 
 
@@ -176,10 +180,15 @@ class _Released(torch.nn.Module):
 def test_peft_loads_ours_onto_the_released_layout(name, tmp_path) -> None:
     config = preset(name)
     params = random_like(tuna.shapes(config))
-    export_model(tmp_path / "model.safetensors", params, {"kind": "multitask", "model": config.to_dict()}, 0)
+    export_model(
+        tmp_path / "model.safetensors", params, {"kind": "multitask", "model": config.to_dict()}, 0
+    )
     trained = ("flow_head.final.norm", "time_embedding.down")
     settings = LoraSettings(
-        targets=("*.layers.*", "*.patch", "flow_head.final.linear"), rank=2, alpha=6.0, trained=trained
+        targets=("*.layers.*", "*.patch", "flow_head.final.linear"),
+        rank=2,
+        alpha=6.0,
+        trained=trained,
     )
     model = tmp_path / "model.safetensors"
     # Such a run has no record, and no VAE: only names and weights matter here.

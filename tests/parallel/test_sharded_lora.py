@@ -49,9 +49,10 @@ for sizes in ((1, 1, 1, 1, 1), (1, 1, 2, 2, 2)):
     for _ in range(3):
         state, window = run(state, program.place(batch), frozen)
         losses.append(float(window["loss"]))
-    query = state.params["language"]["layers"]["query"]["lora"]
-    held = [frozen.base["language"]["layers"]["query"]["kernel"], query["a"], query["b"], state.ema["language"]["layers"]["query"]["lora"]["a"]]
-    print(json.dumps({"losses": losses, "parts": [x.size // x.addressable_shards[0].data.size for x in held]}))
+    query, average = (tree["language"]["layers"]["query"]["lora"] for tree in (state.params, state.ema))
+    held = [frozen.base["language"]["layers"]["query"]["kernel"], query["a"], query["b"], average["a"]]
+    parts = [x.size // x.addressable_shards[0].data.size for x in held]
+    print(json.dumps({"losses": losses, "parts": parts}))
 """
 
 
@@ -77,6 +78,8 @@ def test_matrices_are_split_as_their_kernels(model: str) -> None:
         assert tuple(split[f"{path}.lora.b"].spec) == (*stack, None, outputs), path
     with pytest.raises(ValueError, match="matches no parameter"):
         param_sharding.shardings(adapters.shapes, mesh)
-    unknown = {"language": {"layers": {"speed": {"lora": {"a": jax.ShapeDtypeStruct((2, 2), "f4")}}}}}
+    unknown = {
+        "language": {"layers": {"speed": {"lora": {"a": jax.ShapeDtypeStruct((2, 2), "f4")}}}}
+    }
     with pytest.raises(ValueError, match=r"language\.layers\.speed\.lora\.a"):
         param_sharding.shardings(unknown, mesh, whole=False)

@@ -69,7 +69,12 @@ def values(tmp_path_factory):
     weights_file.export_model(folder / "model.safetensors", params, values, 7)
     values["samples"] |= {"steps": 2, "count": 2}
     values["data"] |= {"scenes": 64, "generation_rows": 2, "understanding_rows": 2}
-    values["optimizer"] |= {"warmup": 1, "cosine_tail": 0.0, "learning_rate": 1e-2, "algorithm": "adamw"}
+    values["optimizer"] |= {
+        "warmup": 1,
+        "cosine_tail": 0.0,
+        "learning_rate": 1e-2,
+        "algorithm": "adamw",
+    }
     return values | {
         "steps": STEPS,
         "log_every": 1,
@@ -102,7 +107,9 @@ def test_a_run_stores_only_what_was_trained(values, finished) -> None:
     adapter = checkpoint_source.open_adapter(finished)
     names = set(adapter.state.entries)
     layers = lora.layers_of(adapter.state.entries)
-    assert names == {f"{p}{end}" for p in layers for end in (lora.A, lora.B)} | {"language.embedding"}
+    assert names == {f"{p}{end}" for p in layers for end in (lora.A, lora.B)} | {
+        "language.embedding"
+    }
     assert (adapter.record.rank, adapter.record.alpha) == (2, 4.0)
     assert adapter.record.base == values["init_from"]
     base = checkpoint_source.open_parameters(values["init_from"])[1]

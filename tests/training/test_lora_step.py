@@ -172,6 +172,4 @@ def test_a_pixel_model_has_adapters() -> None:
 
 def test_an_adapter_says_itself_what_is_trained() -> None:
     with pytest.raises(ValueError, match=r"config\.optimizer\.frozen.*config\.lora"):
-        LoopSettings(
-            steps=1, lora=LORA, optimizer=dataclasses.replace(ADAM, frozen=("language",))
-        )
+        LoopSettings(steps=1, lora=LORA, optimizer=dataclasses.replace(ADAM, frozen=("language",)))
