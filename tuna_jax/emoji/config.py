@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tuna_jax.emoji.world.hard.held_out import LAYOUTS, Difficulty, available_splits
+from tuna_jax.emoji.world.scenes import VOCABULARY
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
@@ -80,6 +81,8 @@ class EmojiData:
     Attributes:
       world: 'scenes', or 'hard': up to five objects with sizes and colours, in captions that leave things open (see
         docs/hard_world.md). It has no edits, clips or dialogues.
+      names: the nouns of images and dialogues: 'demo', the 64 of all models; 'new', 16 that no model of the package
+        has seen; or 'all'. Edits and clips always have those of 'demo', and so has the hard world its own.
       partial: in the hard world, share of the captions that leave things open.
       nouns, colours: in the hard world, how many nouns of each of its two kinds, and how many colours; 0 nouns: all.
       scenes: number of training scenes that are encoded before training.
@@ -102,6 +105,7 @@ class EmojiData:
     """
 
     world: str = "scenes"
+    names: str = "demo"
     partial: float = 0.5
     nouns: int = 0
     colours: int = 6
@@ -122,6 +126,17 @@ class EmojiData:
     edits: EditData = EditData()
     clips: ClipData = ClipData()
     dialogues: DialogueData = DialogueData()
+
+    def __post_init__(self) -> None:
+        if self.names not in VOCABULARY:
+            raise ValueError(
+                f"config.data.names is {self.names!r}; choose one of {', '.join(VOCABULARY)}"
+            )
+        if self.names != "demo" and self.world == "hard":
+            raise ValueError(
+                f"config.data.names is {self.names!r}, and config.data.world 'hard' has nouns of its own; set "
+                f"config.data.names='demo'"
+            )
 
     @property
     def stream_seed(self) -> int:
