@@ -28,6 +28,14 @@ Examples:
     # What is this file, and are its numbers finite? With --no-check_weights only headers are read:
     tuna-jax convert inspect model.safetensors
 
+    # An adapter that `config.lora` trained, merged into its model; and taken out again, to the bit:
+    tuna-jax convert merge_adapter model/ runs/lora merged/ --difference=difference.safetensors
+    tuna-jax convert unmerge_adapter merged/ difference.safetensors model_again/
+
+    # In the files of PEFT, for a Qwen2.5 of Hugging Face; and PEFT's adapter of a Qwen2.5 for a model of ours:
+    tuna-jax convert to_peft runs/lora peft/ --part=language
+    tuna-jax convert from_peft peft/ adapter/ --model=model/
+
     # Parity: runs every case of a golden set (arrays that the released PyTorch code computed) and prints a table; the
     # exit status is 1 if a case fails:
     tuna-jax convert verify tests/goldens/public
@@ -47,7 +55,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuna_jax.cli import parsing, shared_flags
+from tuna_jax.cli import adapter_commands, parsing, shared_flags
 
 if TYPE_CHECKING:
     from tuna_jax.config import TunaConfig
@@ -158,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_config(look, required=False)
     _add_check(look)
 
+    adapter_commands.add(add)
+
     verify = add(
         "verify",
         help="compare with a golden set, or a preset with a manifest",
@@ -189,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         # Orbax warns about files that a checkpoint of its own need not have.
         absl.logging.set_verbosity(absl.logging.ERROR)
-        paths = [name for name in ("source", "output") if hasattr(options, name)]
+        names = ("source", "output", "adapter", "difference", "model")
+        paths = [name for name in names if hasattr(options, name)]
         with shared_flags.in_buckets(options, *paths):
             return _COMMANDS[options.command](options)
 
@@ -449,6 +460,7 @@ _COMMANDS = {
     "to_torch": _to_torch,
     "inspect": _inspect,
     "verify": _verify,
+    **adapter_commands.COMMANDS,
 }
 
 

@@ -75,7 +75,7 @@ _READS = {
     "understand": _TEXT,
     "chat": (*_TEXT, "history"),
 }
-_COMMON = {"model", "vae", "tokenizer", "mesh", "task", "output", "seed", "batch_size"}
+_COMMON = {"model", "adapter", "vae", "tokenizer", "mesh", "task", "output", "seed", "batch_size"}
 _COMMON |= {"tile_above", "programs", "verbosity", "check_weights"}
 _OUTPUTS = {"t2i": "pictures", "edit": "pictures", "t2v": "videos"}
 

@@ -67,7 +67,7 @@ def test_stage_is_traced(path):
     config = from_dict(settings.model)
     streams = stream_settings(settings.data)
     program = Program(settings, config, tuple(streams), make_mesh())
-    frozen = latent_space.shapes(config.space)
+    frozen = program.abstract_frozen(latent_space.shapes(config.space))
     for name, stream in streams.items():
         shapes = possible_shapes(name, stream, config.space)
         assert len(shapes) <= 10
@@ -91,8 +91,12 @@ def test_emoji_experiment_is_traced(path):
         "stream": ((rows,), jnp.int32),
     }
     batch = {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+    frozen = program.abstract_frozen(None)
     check(
-        program, batch, None, Heads(settings.data.generation_rows, settings.data.understanding_rows)
+        program,
+        batch,
+        frozen,
+        Heads(settings.data.generation_rows, settings.data.understanding_rows),
     )
 
 

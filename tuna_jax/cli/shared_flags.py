@@ -20,7 +20,7 @@ SAMPLING = ("guidance", "guidance_interval", "steps", "shift", "solver")
 
 
 def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
-    """Adds `--model`, `--vae`, `--tokenizer` and, with `mesh`, `--mesh`; `load_model` reads them."""
+    """Adds `--model`, `--adapter`, `--vae`, `--tokenizer` and, with `mesh`, `--mesh`; `load_model` reads them."""
     add = parser.add_argument
     add(
         "--model",
@@ -29,6 +29,12 @@ def add_model(parser: Any, *, required: bool = True, mesh: bool = True) -> None:
         metavar="PATH",
         help="workdir of a training run, its model.safetensors, or what `tuna-jax convert from_torch` wrote; or "
         "`emoji`, the small trained model in the package",
+    )
+    add(
+        "--adapter",
+        metavar="PATH",
+        help="an adapter of this model, which is merged into it: workdir of a run with config.lora, or what `tuna-jax "
+        "convert from_peft` wrote",
     )
     add("--vae", metavar="PATH", help="the VAE, if the model stores none or to use another")
     add(
@@ -86,6 +92,7 @@ def load_model(options: argparse.Namespace, **more: Any) -> Tuna:
             tokenizer=options.tokenizer,
             mesh=mesh,
             check_weights=options.check_weights,
+            adapter=options.adapter,
             **more,
         )
 

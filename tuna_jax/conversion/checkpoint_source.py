@@ -18,12 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tuna_jax.config import TunaConfig, from_dict
-from tuna_jax.conversion import convert_checkpoint
+from tuna_jax.conversion import adapter_source, convert_checkpoint
 from tuna_jax.conversion.detect_format import open_weights
 from tuna_jax.conversion.readers import Entry, SourceError, StateDict
 from tuna_jax.parallel import param_sharding
 from tuna_jax.parallel.mesh import make_mesh
+from tuna_jax.training import weights_file
 from tuna_jax.training.checkpoints import Checkpoints, open_arrays
+from tuna_jax.utils import shipped
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 
@@ -111,16 +113,62 @@ def open_any(path: str | Path) -> tuple[TunaConfig | None, StateDict]:
 def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaConfig, StateDict]:
     """Our parameters by dotted name, read lazily, with their config: safetensors or Orbax.
 
+    Of the run of an adapter, the parameters of its model with the adapter merged.
+
     Args:
-      path: an output of `convert from_torch`; or a training run's workdir, checkpoint or `model.safetensors`.
+      path: an output of `convert from_torch`; or a training run's workdir, checkpoint, `model.safetensors` or
+        `adapter.safetensors`.
       averaged: read the averaged parameters of a run's checkpoint if it has them.
 
     Raises:
-      SourceError: the path is neither, or has no config.
+      SourceError: the path is neither, or has no config, or there is no model for an adapter.
+      WrongModelError: the model of an adapter has changed.
     """
+    config, state, settings = _open_stored(path, averaged)
+    record = adapter_source.record_in(settings)
+    if record is None:
+        return config, state
+    adapter = adapter_source.Adapter(str(path), config, record, state, settings or {})
+    base = shipped.model_path(record.base)
+    if not base.exists():
+        raise SourceError(
+            f"the adapter in {path} is for the model {record.base}, which is not there; name the model with "
+            f"--model=PATH and the adapter with --adapter={path} (in Python: Tuna.load(PATH, adapter=))"
+        )
+    return config, adapter_source.merged(open_parameters(base)[1], adapter, record.base)
+
+
+def open_adapter(path: str | Path, *, averaged: bool = True) -> adapter_source.Adapter:
+    """An adapter by itself, without its model.
+
+    Args:
+      path: workdir, checkpoint or `adapter.safetensors` of a run with `config.lora`, or what `convert from_peft` wrote.
+      averaged: as in `open_parameters`.
+
+    Raises:
+      SourceError: there is no adapter.
+    """
+    source = weights_file.exported(path) if Path(path).is_dir() and averaged else None
+    config, state, settings = _open_stored(source or path, averaged)
+    record = adapter_source.record_in(settings)
+    if record is None:
+        raise SourceError(
+            f"{path} is a whole model and no adapter; name the workdir of a run with config.lora.targets, or an "
+            f"adapter that `tuna-jax convert from_peft` wrote"
+        )
+    return adapter_source.Adapter(str(path), config, record, state, settings or {})
+
+
+def _open_stored(
+    path: str | Path, averaged: bool
+) -> tuple[TunaConfig, StateDict, Mapping[str, Any] | None]:
+    """What a path holds, with its config, and the settings of its run if it comes from one."""
     arrays = open_arrays(path)
     if arrays is None:
-        return convert_checkpoint.open_parameters(path)
+        source = Path(path) / weights_file.ADAPTER_FILE
+        config, state = convert_checkpoint.open_parameters(source if source.is_file() else path)
+        stored = state.metadata.get("settings")
+        return config, state, None if stored is None else json.loads(stored)
     record = arrays.config
     if convert_checkpoint.CONFIG_KEY in record:
         config = from_dict({"preset": "tiny"} | record[convert_checkpoint.CONFIG_KEY])
@@ -146,7 +194,7 @@ def open_parameters(path: str | Path, *, averaged: bool = True) -> tuple[TunaCon
             cache[key] = arrays.read(prefix + key)
         return cache[key] if index is None else cache[key][index]
 
-    return config, StateDict(entries, read)
+    return config, StateDict(entries, read), record
 
 
 def settings_of(source: Path, state: StateDict) -> Mapping[str, Any] | None:

@@ -93,6 +93,7 @@ class Probe:
         tasks: tuple[str, ...],
         heads: Any = lambda batch: NO_LIMITS,
         vae_params: Any = None,
+        base_params: Any = None,
         **unused: Any,
     ) -> bool:
         """`training.loop.train` in shape; trains nothing that is kept."""
@@ -102,7 +103,7 @@ class Probe:
         distributed.batch_part(mesh)
         program = Program(settings, config, tasks, mesh)
         self.step = measure_step(
-            program, batch, vae_params, heads(batch), self._processes, self._counts
+            program, batch, vae_params, heads(batch), self._processes, self._counts, base_params
         )
         self.data = measure_data(iterator, len(batch["tokens"]))
         return False
@@ -115,13 +116,15 @@ def measure_step(
     heads: Any,
     processes: Processes,
     counts: bool,
+    base_params: Any = None,
 ) -> Step:
     """Compiles the step for a batch, and runs it on fresh random parameters; arguments as in `Program` and `Probe`."""
     mesh = program.mesh
-    frozen = None if vae_params is None else distributed.replicate(vae_params, mesh)
+    vae = None if vae_params is None else distributed.replicate(vae_params, mesh)
+    frozen = program.frozen(vae, base_params)
     run = program.compile(batch, frozen, heads)
     processes.gather(None)  # One may take longer to compile than the others wait in a collective.
-    state, placed = program.initial(), program.place(batch)
+    state, placed = program.initial(base=base_params), program.place(batch)
     durations: list[float] = []
 
     def take(count: int) -> None:

@@ -14,6 +14,7 @@ from tuna_jax.emoji.world import worlds
 from tuna_jax.emoji.world.clips import ClipSource, render_clip
 from tuna_jax.emoji.world.combine import CombinationSource
 from tuna_jax.emoji.world.edits import EditSource
+from tuna_jax.emoji.world.scenes import VOCABULARY
 from tuna_jax.parallel.distributed import WHOLE, BatchPart
 from tuna_jax.training.step import Heads
 
@@ -210,7 +211,10 @@ def scene_pool(
     """Latents of the training scenes; the first call encodes them, and keeps them on disk."""
     world = worlds.world(data.world, data.partial, data.difficulty)
     weights = dict(data.layouts) or None
-    source = world.source("train", data.seed, data.size, length=data.scenes, weights=weights)
+    names = {} if data.names == "demo" else {"names": VOCABULARY[data.names]}
+    source = world.source(
+        "train", data.seed, data.size, length=data.scenes, weights=weights, **names
+    )
     return latent_pool.encode_pool(
         source,
         data.scenes,

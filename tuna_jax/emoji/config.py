@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tuna_jax.emoji.world.hard.held_out import LAYOUTS, Difficulty, available_splits
+from tuna_jax.emoji.world.scenes import VOCABULARY
 from tuna_jax.inference.generation_config import SamplingSettings
 from tuna_jax.training import loop
 
@@ -116,6 +117,8 @@ class EmojiData:
     Attributes:
       world: 'scenes', or 'hard': up to five objects with sizes and colours, in captions that leave things open (see
         docs/hard_world.md). It has none of the other groups.
+      names: the nouns of images and dialogues: 'demo', the 64 of all models; 'new', 16 that no model of the package
+        has seen; or 'all'. Other groups always have those of 'demo', and the hard world has its own.
       partial: in the hard world, share of the captions that leave things open.
       nouns, colours: in the hard world, how many nouns of each of its two kinds, and how many colours; 0 nouns: all.
       scenes: number of training scenes that are encoded before training.
@@ -138,6 +141,7 @@ class EmojiData:
     """
 
     world: str = "scenes"
+    names: str = "demo"
     partial: float = 0.5
     nouns: int = 0
     colours: int = 6
@@ -165,6 +169,17 @@ class EmojiData:
     def has_clips(self) -> bool:
         """Whether any group has clips."""
         return bool(self.clips.rows or self.continuations.rows)
+
+    def __post_init__(self) -> None:
+        if self.names not in VOCABULARY:
+            raise ValueError(
+                f"config.data.names is {self.names!r}; choose one of {', '.join(VOCABULARY)}"
+            )
+        if self.names != "demo" and self.world == "hard":
+            raise ValueError(
+                f"config.data.names is {self.names!r}, and config.data.world 'hard' has nouns of its own; set "
+                f"config.data.names='demo'"
+            )
 
     @property
     def stream_seed(self) -> int:
@@ -198,7 +213,8 @@ class EmojiExperiment(loop.LoopSettings):
       model: a preset and overrides of its fields; see `tuna_jax.config.from_dict`.
       vae: safetensors file of the image VAE; empty takes the emoji VAE of the package.
       init_from: initial parameters of a new run: another run's workdir, a folder written by `convert from_torch`, or
-        'emoji', the model in the package; empty initialises them randomly.
+        'emoji', the model in the package; empty initialises them randomly. With `lora`, the frozen model, which every
+        start reads.
       init_encoder: initial parameters of only the representation encoder: a file that an experiment of
         experiments/ablations/encoders/ exported; the other parameters are initialised randomly.
       data: the mixture.

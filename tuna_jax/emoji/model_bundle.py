@@ -7,7 +7,8 @@ use one bundle for many checkpoints.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tuna_jax.inference.run_record import RECORD_KEY
 from tuna_jax.parallel import leader
 from tuna_jax.sequence import Grid
 from tuna_jax.training.checkpoints import finished_checkpoints
-from tuna_jax.training.weights_file import load_model
+from tuna_jax.training.weights_file import ADAPTER_FILE, LOADED_DTYPE, exported, load_model
 from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.fingerprint import fingerprint
@@ -221,7 +222,15 @@ def load_trained(path: str | Path) -> tuple[ModelBundle, Any, dict[str, Any]]:
       The bundle, the (averaged) parameters, and the experiment's config as a mapping. With other processes that compute
       along (`parallel/leader.py`), the parameters are a `Tuna` over all of them.
     """
-    params, stored, _ = load_model(path)
+    source = (exported(path) or Path(path)) if Path(path).is_dir() else Path(path)
+    stored: Mapping[str, Any]
+    if source.name == ADAPTER_FILE:
+        _, state = open_parameters(source)
+        dtype = state.metadata.get(LOADED_DTYPE) or None
+        params = unflatten({name: np.asarray(state.read(name), dtype) for name in state.entries})
+        stored = json.loads(state.metadata["settings"])
+    else:
+        params, stored, _ = load_model(path)
     values = old_names.experiment(stored, stored=True)
     values.pop(RECORD_KEY, None)
     if leader.is_leading():

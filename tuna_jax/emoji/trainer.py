@@ -25,10 +25,9 @@ from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.parallel import distributed, leader
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps.online import evaluator
-from tuna_jax.trainers import initial_params
+from tuna_jax.trainers import frozen_model, initial_params
 from tuna_jax.training import loop
 from tuna_jax.training.optimizer import learning_rate
-from tuna_jax.utils import shipped
 from tuna_jax.utils.config_parsing import parse
 from tuna_jax.utils.image_grid import contact_sheet
 
@@ -60,9 +59,10 @@ def train(
     )  # Raises before minutes are spent on encoding data.
     bundle = load_bundle(settings)
     check_design(bundle.config, settings.data)
-    # Both are checked before data is encoded.
-    init_from = settings.init_from and str(shipped.model_path(settings.init_from))
-    initial = initial_params.from_run(init_from, bundle.config, workdir)
+    # All are checked before data is encoded.
+    frozen_model.check(settings.lora, settings.init_from, bundle.config, workdir)
+    source = "" if settings.lora.targets else settings.init_from
+    initial = initial_params.from_run(source, bundle.config, workdir)
     initial = initial or initial_params.with_encoder(
         settings.init_encoder,
         bundle.config,
@@ -75,6 +75,7 @@ def train(
     mixture = task_streams.alternate(data_groups, settings.data.stream_seed)
     iterator = loader.iterate(mixture, threads=settings.data.threads)
 
+    base = frozen_model.read(settings.lora, settings.init_from, bundle.config, workdir, mesh)
     run_record = RunRecord(
         kind=settings.kind,
         model=bundle.config.to_dict(),
@@ -83,6 +84,7 @@ def train(
         template="plain",
         size=(bundle.size, bundle.size),
         sampling=settings.samples,
+        adapter=base.record,
     )
 
     def sample(step: int, params: Any) -> None:
@@ -105,6 +107,7 @@ def train(
         tasks=task_names(settings.data),
         record={**values, RECORD_KEY: run_record.to_json()},
         initial_params=initial,
+        base_params=base.params,
         sample=sample if settings.data.generation_rows else None,
         evaluate=evaluator(settings, bundle.model, workdir),
         heads=functools.partial(heads, settings.data),

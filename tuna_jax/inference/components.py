@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
+from tuna_jax.adapters import digest
 from tuna_jax.config import TunaConfig, VAEConfig
-from tuna_jax.conversion import checkpoint_source, detect_format, weight_map
+from tuna_jax.conversion import adapter_source, checkpoint_source, detect_format, weight_map
 from tuna_jax.conversion.image_vae_file import load_image_vae
 from tuna_jax.conversion.pretrained_backbones import rows_of
 from tuna_jax.conversion.readers import StateDict
@@ -21,7 +22,7 @@ from tuna_jax.data.text.tokenizer import Tokenizer
 from tuna_jax.models import vae as vae_model
 from tuna_jax.parallel import distributed, leader
 from tuna_jax.training.checkpoints import open_arrays
-from tuna_jax.utils import nonfinite_values
+from tuna_jax.utils import nonfinite_values, shipped
 from tuna_jax.utils.param_tree import flatten, unflatten
 
 PathLike = str | os.PathLike[str]
@@ -183,44 +184,69 @@ def read_parameters(
     *,
     averaged: bool = True,
     check_weights: bool = True,
+    adapter: adapter_source.Adapter | None = None,
 ) -> Any:
     """A network's parameters, sharded; each process reads the parts of its own devices, and casts them on the way.
 
     Args:
-      path: a run's workdir or checkpoint, `model.safetensors`, or a model that `convert from_torch` wrote.
+      path: a run's workdir or checkpoint, `model.safetensors`, or a model that `convert from_torch` wrote; or the name
+        of a model in the package. The parameters of an adapter's run are those of its model, with the adapter merged.
       shapes: tree of `ShapeDtypeStruct`; parameters are cast to its dtypes.
       shardings: tree of the same structure with a sharding for each parameter.
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
       check_weights: whether to check that they are finite.
+      adapter: is merged into the parameters.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: parameters are missing, unknown or of another shape (all are listed), or not finite.
+      ValueError: parameters are missing, unknown or of another shape (all are listed), or not finite; or the
+        adapter is for another model.
     """
-    path = Path(path)
+    path = shipped.model_path(path)
     if not path.exists():
         raise FileNotFoundError(
             f"no parameters at {path}; name a run's workdir, or a model that `tuna-jax convert from_torch` wrote"
         )
     state = checkpoint_source.open_parameters(path, averaged=averaged)[1]
+    if adapter is None and isinstance(state, adapter_source.Merged):
+        adapter, path = state.adapter, shipped.model_path(state.adapter.record.base)
+        state, averaged = state.base, True
+    expected = flatten(shapes)
+    check_complete(f"the model in {path}", expected, adapter_source.network(state))
+    if isinstance(state, adapter_source.Merged):  # An adapter's model may have one itself.
+        params = read_parameters(path, shapes, shardings, check_weights=check_weights)
+    else:
+        params = _read_plain(path, state, shapes, shardings, averaged)
+    if adapter is not None:
+        adapter_source.check_fits(adapter, expected, str(path))
+        adapter_source.check_digest(adapter, digest_of(state, params), str(path))
+        params = adapter_source.merge_on_devices(params, adapter, shardings)
+    if check_weights:
+        _check_finite_shards(f"the model in {path}", params)
+    return params
+
+
+def digest_of(state: StateDict, params: Any) -> str:
+    """The digest of a model that was read from `state` and is held by devices as `params`."""
+    if isinstance(state, adapter_source.Merged):
+        return state.identity()
+    return digest.of_arrays(params)
+
+
+def _read_plain(path: Path, state: StateDict, shapes: Any, shardings: Any, averaged: bool) -> Any:
+    """Parameters as they are stored, sharded."""
     expected, sharding_of = flatten(shapes), flatten(shardings)
-    network = {name: entry for name, entry in state.entries.items() if not name.startswith("vae.")}
-    check_complete(f"the model in {path}", expected, network)
     arrays = open_arrays(path)
     leader.agree()  # Orbax's reading, and the check of weights, are done by all together.
-    if arrays is not None:
-        has_average = averaged and any(name.startswith("ema.") for name in arrays.leaves)
-        params = arrays.read_sharded("ema" if has_average else "params", shapes, shardings)
-    else:
-        params = unflatten(
+    if arrays is None:
+        return unflatten(
             {
                 name: _read_shards(state, name, expected[name], sharding_of[name])
                 for name in expected
             }
         )
-    if check_weights:
-        _check_finite_shards(f"the model in {path}", params)
-    return params
+    has_average = averaged and any(name.startswith("ema.") for name in arrays.leaves)
+    return arrays.read_sharded("ema" if has_average else "params", shapes, shardings)
 
 
 def _read_shards(state: StateDict, name: str, leaf: Any, sharding: Any) -> jax.Array:

@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tuna_jax.config import TunaConfig, VAEConfig
-from tuna_jax.conversion import checkpoint_source, convert_checkpoint
+from tuna_jax.conversion import adapter_source, checkpoint_source, convert_checkpoint
 from tuna_jax.conversion.image_vae_file import vae_path
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.data.text.tokenizer import Tokenizer
@@ -50,11 +50,13 @@ def load(
     mesh: Mesh | None = None,
     averaged: bool = True,
     check_weights: bool = True,
+    adapter: PathLike | None = None,
 ) -> Tuna:
     """Reads a model; `Tuna.load` is this function.
 
     Args:
-      path: a training run's workdir, its `model.safetensors` or one of its checkpoints; a model that `convert
+      path: a training run's workdir, its `model.safetensors` or one of its checkpoints (of an adapter's run, its model
+        is loaded and the adapter merged); a model that `convert
         from_torch` wrote, as safetensors (a file or a folder) or Orbax; or 'emoji', the small model in the package.
         All but the last may be in a bucket, `gs://BUCKET/FOLDER`.
       vae: the VAE, if the model stores none (and does not work on pixels) or another one shall be used: a file that
@@ -69,6 +71,8 @@ def load(
         device holds them; under several processes (`parallel/leader.py`), `inference/layouts.py` chooses the mesh.
       averaged: of a run's checkpoint, take the averaged parameters if it has them.
       check_weights: whether to check that all weights are finite, which takes about a second per gigabyte.
+      adapter: the workdir of a run with `config.lora`, its `adapter.safetensors` or one of its checkpoints, or what
+        `convert from_peft` wrote; it is merged into the model's parameters.
 
     Raises:
       FileNotFoundError: there is no model at `path`, or no VAE or programs at theirs.
@@ -78,8 +82,22 @@ def load(
     if buckets.is_address(path):
         settings = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "programs": programs}
         settings |= {"mesh": mesh, "averaged": averaged, "check_weights": check_weights}
+        settings["adapter"] = adapter
         with staging.staged(os.fspath(path)) as folder:
             return load(folder, **settings)
+    if staging.is_address(adapter or ""):
+        with staging.staged(os.fspath(adapter or "")) as folder:
+            return load(
+                path,
+                vae=vae,
+                tokenizer=tokenizer,
+                dtype=dtype,
+                programs=programs,
+                mesh=mesh,
+                averaged=averaged,
+                check_weights=check_weights,
+                adapter=folder,
+            )
     path = shipped.model_path(path)
     if leader.is_leading() and programs is not None:
         raise ValueError(
@@ -87,7 +105,8 @@ def load(
             f"out (--programs, or programs=)"
         )
     if leader.is_leading():
-        options = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype, "averaged": averaged}
+        options: dict[str, Any] = {"vae": vae, "tokenizer": tokenizer, "dtype": dtype}
+        options |= {"averaged": averaged, "adapter": adapter}
         sizes = None if mesh is None else dict(mesh.shape)
         return _load_on_all(staging.address_of(path), sizes, check_weights=check_weights, **options)
     if not path.exists():
@@ -102,12 +121,17 @@ def load(
     stored_config, state = checkpoint_source.open_parameters(source, averaged=averaged)
     dtype = dtype or state.metadata.get(LOADED_DTYPE, "")
     record = run_record.read(source, state)
+    added = None
+    if adapter is not None:
+        added = checkpoint_source.open_adapter(os.fspath(adapter), averaged=averaged)
+    if added is not None:
+        state = adapter_source.merged(state, added, str(path))
     if mesh is None:
         shapes = convert_checkpoint.parameter_shapes(stored_config)
         params = _read_whole(state, shapes, dtype, path, check_weights)
         stored_vae = params.pop("vae", None)
     else:
-        params = _read_sharded(source, stored_config, dtype, mesh, averaged, check_weights)
+        params = _read_sharded(source, stored_config, dtype, mesh, averaged, check_weights, added)
         stored_vae = None
     config, vae_params = stored_config, {}
     if stored_config.vae is not None:
@@ -213,7 +237,13 @@ def _read_vae(
 
 
 def _read_sharded(
-    source: Path, config: TunaConfig, dtype: str, mesh: Mesh, averaged: bool, check_weights: bool
+    source: Path,
+    config: TunaConfig,
+    dtype: str,
+    mesh: Mesh,
+    averaged: bool,
+    check_weights: bool,
+    adapter: adapter_source.Adapter | None,
 ) -> dict[str, Any]:
     """The network's parameters sharded over a mesh, float32 unless `dtype` says otherwise."""
     shapes = tuna.shapes(config)
@@ -227,6 +257,7 @@ def _read_sharded(
         param_sharding.shardings(shapes, mesh),
         averaged=averaged,
         check_weights=check_weights,
+        adapter=adapter,
     )
 
 

@@ -96,6 +96,7 @@ class Tuna:
         programs: str | os.PathLike[str] | None = None,
         mesh: Mesh | None = None,
         check_weights: bool = True,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> Tuna:
         """Reads a training run or a converted model; arguments and errors are those of `inference.loading.load`."""
         from tuna_jax.inference.loading import load  # It imports this module.
@@ -108,6 +109,7 @@ class Tuna:
             programs=programs,
             mesh=mesh,
             check_weights=check_weights,
+            adapter=adapter,
         )
 
     @property

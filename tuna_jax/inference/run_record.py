@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuna_jax.adapters.settings import AdapterRecord
 from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.conversion import checkpoint_source
 from tuna_jax.conversion.readers import StateDict
 from tuna_jax.flow import EVERYWHERE
 from tuna_jax.inference import generation_config, trained_shapes
 from tuna_jax.inference.generation_config import SamplingSettings
+from tuna_jax.training.weights_file import RECORD_KEY as RECORD_KEY
 from tuna_jax.utils import old_names
 from tuna_jax.utils.config_parsing import parse
 
-RECORD_KEY = "run_record"
 IN_MODEL = "in_model"
 """`RunRecord.vae` of a model that stores the weights of its VAE."""
 
@@ -40,6 +41,7 @@ class RunRecord:
       size: (height, width) of an image in pixels.
       sampling: defaults of sampling.
       shapes: by task, the (height, width) that images had in training; see `trained_shapes`.
+      adapter: the adapter that the run trained, and its model; None: the run trained all parameters.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class RunRecord:
     size: tuple[int, int]
     sampling: SamplingSettings = SamplingSettings(steps=49, guidance=3.0)
     shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    adapter: AdapterRecord | None = None
 
     @property
     def config(self) -> TunaConfig:

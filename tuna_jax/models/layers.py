@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from tuna_jax.models.cpu_fast_paths import any_unstacked, matmul, run_layers
 from tuna_jax.models.logical_sharding import constrain
+from tuna_jax.models.low_rank import LowRank
 
 Params = dict[str, Any]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -111,7 +112,7 @@ def scan_layers(
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias` in the dtype of x; kernel `[in, out]`."""
+    """`x @ kernel + bias` in the dtype of x; kernel `[in, out]`, or a `LowRank`."""
 
     def __init__(
         self,
@@ -126,7 +127,9 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = matmul(x, self.kernel[...].astype(x.dtype))
+        kernel: Any = self.kernel.get_value()
+        adapted = isinstance(kernel, LowRank)
+        y = kernel.product(x) if adapted else matmul(x, kernel.astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -99,16 +99,28 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+_ADAPTER = re.compile(r"(.+)\.lora\.([ab])")
+
+
 def shardings(
-    shapes: Any, mesh: AnyMesh, *, axes: LogicalAxes | None = None, rules: Sequence[Rule] = RULES
+    shapes: Any,
+    mesh: AnyMesh,
+    *,
+    axes: LogicalAxes | None = None,
+    rules: Sequence[Rule] = RULES,
+    whole: bool = True,
 ) -> Any:
     """A `NamedSharding` for every parameter.
+
+    The matrices of an adapter are split as the kernel that they belong to: `X.lora.a` [in, rank] along its inputs and
+    `X.lora.b` [rank, out] along its outputs, by the rule of `X.kernel`; the rank is not split.
 
     Args:
       shapes: nested dict of arrays or `jax.ShapeDtypeStruct`, as from `jax.eval_shape(init)`.
       mesh: the mesh.
       axes: the mesh axes of the logical axes; default `LogicalAxes()`.
       rules: the table.
+      whole: False: the tree may lack parameters of the model, so that rules may match none.
 
     Returns:
       A tree like `shapes`.
@@ -121,17 +133,23 @@ def shardings(
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = dotted(path)
-        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+        adapter = _ADAPTER.fullmatch(name)
+        searched = f"{adapter[1]}.kernel" if adapter else name
+        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, searched)), None)
         if rule is None:
             raise ValueError(
                 f"no sharding rule matches the parameter {name} {leaf.shape}; add one to parallel/param_sharding.py"
             )
         used.add(rule)
+        if adapter and rule.axes is not None:
+            *stack, inputs, outputs = rule.axes
+            ours = (*stack, inputs, "small") if adapter[2] == "a" else (*stack, "small", outputs)
+            rule = dataclasses.replace(rule, axes=ours)
         return NamedSharding(mesh, partition(name, leaf.shape, rule, axes, mesh))
 
     tree = jax.tree_util.tree_map_with_path(sharding, shapes)
     unused = [rule.pattern for rule in rules if rule not in used and not rule.optional]
-    if unused:
+    if unused and whole:
         raise ValueError(
             f"the sharding rule {unused[0]!r} matches no parameter: it is misspelt, or an earlier rule matches all of "
             f"its parameters ({len(unused)} such rules)"

@@ -120,7 +120,8 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
     """
     program = Program(experiment.settings, experiment.config, experiment.tasks, mesh)
     encodes = stream.shape.visual == "pixels"
-    frozen = _on(param_sharding.replicated(mesh), _vae_shapes(experiment)) if encodes else None
+    vae = _on(param_sharding.replicated(mesh), _vae_shapes(experiment)) if encodes else None
+    frozen = program.abstract_frozen(vae)
     state = program.abstract_state
     batch = program.batch_shapes(stream.batch)
     counted = experiment.with_model(remat="none", attention_backend="xla")
@@ -141,7 +142,8 @@ def train_step(experiment: Experiment, stream: Stream, mesh: Mesh) -> Planned:
             "average": _bytes(state.ema),
             "batch": _bytes(batch),
             # The step needs only the encoder of the frozen VAE; the compiler drops the rest.
-            "frozen_vae": _bytes(_encoder(frozen)),
+            "frozen_vae": _bytes(_encoder(vae)),
+            **({} if program.adapters is None else {"frozen_model": _bytes(frozen.base)}),
         },
         plain=None if counted == experiment else lambda: train_step(counted, stream, mesh),
     )

@@ -42,7 +42,7 @@ def row(result: Result) -> list[str]:
         "yes" if memory["fits"] else "no",
         f"{_gib(memory['peak'])} of {_gib(memory['usable'])}",
         f"{memory['spare']:.0%}",
-        _gib(parts["parameters"]),
+        _gib(parts["parameters"] + parts.get("frozen_model", 0.0)),
         _gib(parts.get("optimizer", 0.0) + parts.get("average", 0.0)),
         _gib(parts.get("frozen_vae", 0.0)),
         _gib(max(memory["peak"] - accounted, 0.0)),

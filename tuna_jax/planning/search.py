@@ -118,6 +118,10 @@ def candidates(experiment: Experiment, devices: int) -> Iterator[Candidate]:
 
 def estimate(experiment: Experiment, stream: Stream, chip: Chip, candidate: Candidate) -> Estimate:
     """The estimates of the formulas for one candidate."""
+    if experiment.settings.lora.targets:
+        raise ValueError(
+            "config.lora: the search's formulas know no adapters; leave out --search, or config.lora.targets"
+        )
     chosen = experiment.settings.optimizer
     sizes = _sizes(experiment.config, chosen.frozen, chosen.trained)
     limits = bound(_work(experiment, stream, candidate, sizes), chip)

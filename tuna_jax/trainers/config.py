@@ -56,7 +56,7 @@ class MultitaskExperiment(loop.LoopSettings):
       vae: the frozen VAE: weights of Wan 2.2, a converted model, or a file written by `experiments/emoji/vae.py`; empty
         takes the emoji VAE of the package.
       init_from: initial parameters of a new run: the previous stage's workdir, or a folder written by
-        `convert from_torch`; empty initialises them randomly.
+        `convert from_torch`; empty initialises them randomly. With `lora`, the frozen model, which every start reads.
       data: the streams.
       samples: the contact sheet.
     """

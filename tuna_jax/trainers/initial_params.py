@@ -17,6 +17,7 @@ from tuna_jax.inference.components import check_complete, check_finite, read_par
 from tuna_jax.models import tuna
 from tuna_jax.training import state
 from tuna_jax.training.checkpoints import finished_checkpoints
+from tuna_jax.utils import shipped
 from tuna_jax.utils.param_tree import flatten
 
 InitialParams = Callable[[Any, Any], Any]
@@ -29,7 +30,8 @@ def from_run(path: str, config: TunaConfig, workdir: str | Path) -> InitialParam
     Names and shapes are checked at once if the run in `workdir` is new; a resumed run does not need the files.
 
     Args:
-      path: a run's workdir or checkpoint, `model.safetensors`, or a folder that `convert from_torch` wrote; '': none.
+      path: a run's workdir or checkpoint, `model.safetensors`, a folder that `convert from_torch` wrote, or the name of
+        a model in the package; '': none.
       config: the model of the new run.
       workdir: folder of the new run.
 
@@ -42,6 +44,7 @@ def from_run(path: str, config: TunaConfig, workdir: str | Path) -> InitialParam
     """
     if not path:
         return None
+    path = str(shipped.model_path(path))
     if _is_new(workdir):
         try:
             if not Path(path).exists():

@@ -30,7 +30,7 @@ from tuna_jax.inference.run_record import RECORD_KEY, RunRecord
 from tuna_jax.parallel import distributed, leader
 from tuna_jax.parallel.mesh import make_mesh
 from tuna_jax.sweeps.online import evaluator
-from tuna_jax.trainers import initial_params
+from tuna_jax.trainers import frozen_model, initial_params
 from tuna_jax.trainers.build_mixture import open_mixture, programs, scans_of_run, weights_history
 from tuna_jax.trainers.config import MultitaskExperiment
 from tuna_jax.trainers.stream_config import (
@@ -107,7 +107,9 @@ def train(
     workdir = Path(workdir)
     streams = stream_settings(settings.data)
     config, vae_params, tokenizer = load_components(settings)
-    initial = initial_params.from_run(settings.init_from, config, workdir)
+    frozen_model.check(settings.lora, settings.init_from, config, workdir)
+    adapts = bool(settings.lora.targets)
+    initial = None if adapts else initial_params.from_run(settings.init_from, config, workdir)
     precomputed = any(stream.latents for stream in streams.values())
     fingerprint = vae_fingerprint(config.video_vae, vae_params) if precomputed else None
     host = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
@@ -173,6 +175,7 @@ def train(
         return {"invalid_examples": float(sum(kinds.values())), **kinds, **cut}
 
     size = picture_size(settings.samples.size, "config.samples.size")
+    base = frozen_model.read(settings.lora, settings.init_from, config, workdir, mesh)
     run = RunRecord(
         kind=settings.kind,
         model=config.to_dict(),
@@ -181,6 +184,7 @@ def train(
         size=(size.height, size.width),
         sampling=settings.samples.sampling,
         shapes=shapes,
+        adapter=base.record,
     )
     record = {
         **values,
@@ -207,6 +211,7 @@ def train(
             ],
             vae_params=vae_params,
             initial_params=initial,
+            base_params=base.params,
             evaluate=evaluator(settings, model, workdir),
             sample=sample if settings.samples.prompts else None,
             counters=counters,

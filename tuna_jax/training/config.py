@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tuna_jax.adapters.settings import LoraSettings
 from tuna_jax.parallel.mesh import MeshSettings
 from tuna_jax.training import metric_writers, optimizer
 from tuna_jax.training.augment import InputNoise, Masking
@@ -73,6 +74,7 @@ class LoopSettings:
       steps: number of updates of the whole run.
       seed: seed of parameters, noise and times.
       optimizer: AdamW or Muon, schedule, freezing, EMA.
+      lora: an adapter in place of all parameters (`adapters/settings.py`).
       accumulate: number of parts in which a batch's gradient is computed, one after the other, to save memory.
       flow_weight, text_weight: weights of the two losses.
       time: distribution of training times.
@@ -101,6 +103,7 @@ class LoopSettings:
     steps: int
     seed: int = 0
     optimizer: optimizer.OptimizerSettings = optimizer.OptimizerSettings()
+    lora: LoraSettings = LoraSettings()
     accumulate: int = 1
     flow_weight: float = 1.0
     text_weight: float = 0.2
@@ -138,6 +141,13 @@ class LoopSettings:
                 f"config.profile_steps is {profiled}; it must be two steps (first, last) from 1 to {self.steps}, or ()"
             )
         metric_writers.check(self.metric_writers)
+        chosen = self.optimizer.frozen or self.optimizer.trained
+        if self.lora.targets and chosen:
+            raise ValueError(
+                f"config.optimizer.frozen and config.optimizer.trained say what is trained without an adapter, and "
+                f"config.lora.targets is {self.lora.targets}; leave {chosen} out, or name further parts in "
+                f"config.lora.trained"
+            )
         if self.compile_threads < -1:
             raise ValueError(
                 f"config.compile_threads is {self.compile_threads}; it must be a number of threads, or -1 (automatic)"

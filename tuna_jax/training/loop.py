@@ -30,7 +30,7 @@ from tuna_jax.training.step import NO_LIMITS, Batch, Heads
 from tuna_jax.training.throughput import Throughput, peak_of
 from tuna_jax.training.train_program import Arrays, Program
 from tuna_jax.training.watchdog import Watchdog
-from tuna_jax.training.weights_file import MODEL_FILE, export_model
+from tuna_jax.training.weights_file import ADAPTER_FILE, MODEL_FILE, export_model
 from tuna_jax.training.workdir import locked
 from tuna_jax.utils import old_names
 
@@ -52,6 +52,7 @@ def train(
     shapes_to_compile: Sequence[tuple[Arrays, Heads]] = (),
     vae_params: Any = None,
     initial_params: Callable[[Any, Any], Any] | None = None,
+    base_params: Any = None,
     sample: Sample | None = None,
     evaluate: Evaluate | None = None,
     counters: Callable[[], Mapping[str, float]] = dict,
@@ -61,7 +62,8 @@ def train(
     Args:
       settings: see `LoopSettings`.
       config: the model.
-      workdir: receives `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end `model.safetensors`.
+      workdir: receives `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end `model.safetensors`,
+        or `adapter.safetensors` of an adapter.
       iterator: Grain iterator of this process's part of every batch; emoji/image_streams.py and data/mixture/mixture.py
         describe the arrays of a batch.
       tasks: names of the mixture's streams, in the order of `batch['stream']`.
@@ -74,6 +76,8 @@ def train(
       vae_params: parameters of the frozen VAE, for batches of pixels.
       initial_params: `(shapes, shardings) -> params`, the initial parameters of a new run; None initialises them
         randomly.
+      base_params: the parameters of the frozen model of an adapter (`settings.lora`), sharded over the mesh of
+        `settings.mesh`; they are not donated.
       sample: `(step, params) -> None`, called in all processes with the averaged parameters, sharded over the mesh,
         every `sample_every` steps and at the end.
       evaluate: `(step, params) -> numbers` to log, called in all processes with the averaged parameters, sharded over
@@ -112,17 +116,14 @@ def train(
             params = initial_params and initial_params(
                 program.shapes.params, program.shardings.params
             )
-            current, start = program.initial(params), 0
+            current, start = program.initial(params, base=base_params), 0
             del params
         else:
             check_same_model(restored.config, record)
             current, start = restored.state, restored.step
         del restored
-        frozen = (
-            None
-            if vae_params is None
-            else jax.device_put(vae_params, param_sharding.replicated(mesh))
-        )
+        vae = vae_params and jax.device_put(vae_params, param_sharding.replicated(mesh))
+        frozen = program.frozen(vae, base_params)
 
         # ---- train -------------------------------------------------------------------------------
         log = metrics.MetricsLog(
@@ -132,7 +133,7 @@ def train(
             enabled=jax.process_index() == 0,
             writers=settings.metric_writers,
         )
-        log.say(_start_message(current, mesh, start, settings.steps, source))
+        log.say(_start_message(current, mesh, start, settings.steps, source, base_params))
         threads = compile_threads.number(settings.compile_threads, jax.default_backend())
         for number, (shapes, shape_heads) in enumerate(shapes_to_compile, 1):
             if threads:
@@ -234,12 +235,14 @@ def train(
                     and (last or number % settings.sample_every == 0)
                 ):
                     with speed.excluded(), watchdog.paused():
-                        sample(number, current.averaged)
+                        sample(number, program.network(current.averaged, frozen))
                 every = settings.evaluate.every
                 if evaluate and every and (last or number % every == 0):
                     report()  # Log lines are in the order of their steps.
                     with speed.excluded(), watchdog.paused():
-                        log.write(number, evaluate(number, current.averaged))
+                        log.write(
+                            number, evaluate(number, program.network(current.averaged, frozen))
+                        )
                 stopping = stop.agreed(number) and not last
                 if stopping:
                     log.say(
@@ -261,10 +264,11 @@ def train(
     reached = int(current.step)
     if reached >= settings.steps:
         local.remove()
+    name = MODEL_FILE if program.adapters is None else ADAPTER_FILE
     if jax.process_count() == 1:
-        export_model(workdir / MODEL_FILE, current.averaged, record, reached)
+        export_model(workdir / name, current.averaged, record, reached)
     else:
-        sharded_export.export(workdir, current.averaged, record, reached)
+        sharded_export.export(workdir, current.averaged, record, reached, name=name)
     return reached >= settings.steps
 
 
@@ -301,11 +305,19 @@ def check_same_model(stored: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def _start_message(
-    current: state.TrainState, mesh: jax.sharding.Mesh, start: int, steps: int, source: str
+    current: state.TrainState,
+    mesh: jax.sharding.Mesh,
+    start: int,
+    steps: int,
+    source: str,
+    base: Any = None,
 ) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(current.params))
+    if base is not None:
+        frozen = sum(leaf.size for leaf in jax.tree.leaves(base))
+        source = f"{source}; an adapter of a frozen model of {frozen:,} parameters"
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    begin = "starting" if start == 0 else f"resuming from step {start}{source}"
+    begin = f"starting{source}" if start == 0 else f"resuming from step {start}{source}"
     return f"{count:,} parameters on a mesh of {axes} ({jax.default_backend()}); {begin}, to step {steps}"
 
 

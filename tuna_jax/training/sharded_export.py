@@ -46,6 +46,7 @@ def export(
     *,
     one_file_bytes: int = ONE_FILE_BYTES,
     slab_bytes: int = SLAB_BYTES,
+    name: str = MODEL_FILE,
 ) -> None:
     """Writes the parameters of a run of several processes; all of them must call it.
 
@@ -56,6 +57,7 @@ def export(
       step: the run's.
       one_file_bytes: models up to this size become one file.
       slab_bytes: the most bytes that are gathered at once.
+      name: of the file of a small model; an adapter is one file whatever its size.
 
     Raises:
       OSError: a process could not write its file, on every process; finished files stay.
@@ -64,8 +66,9 @@ def export(
     leaves = dict(sorted(flatten(params).items()))
     metadata = {"settings": json.dumps(settings), "step": str(step)}
     total = sum(leaf.nbytes for leaf in leaves.values())
-    files = _divide(leaves, 1 if total <= one_file_bytes else jax.process_count())
-    names = [MODEL_FILE]
+    one = total <= one_file_bytes or name != MODEL_FILE
+    files = _divide(leaves, 1 if one else jax.process_count())
+    names = [name]
     if len(files) > 1:
         names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     own = process if process < len(files) else None
@@ -76,7 +79,7 @@ def export(
         staging.flush(workdir)
 
     error: OSError | None = None
-    for number, (name, keys) in enumerate(zip(names, files, strict=True)):
+    for number, (file_name, keys) in enumerate(zip(names, files, strict=True)):
         if all_finished[number]:
             continue
         slabs = (slab for key in keys for slab in _slabs(leaves[key], slab_bytes))
@@ -85,10 +88,10 @@ def export(
                 pass
             continue
         header = _header({key: leaves[key] for key in keys}, metadata)
-        for left in workdir.glob(f".{name}-*"):  # Of a process that was killed.
+        for left in workdir.glob(f".{file_name}-*"):  # Of a process that was killed.
             left.unlink(missing_ok=True)
         try:
-            with atomic_file(workdir / name) as scratch, _Writer(scratch) as writer:
+            with atomic_file(workdir / file_name) as scratch, _Writer(scratch) as writer:
                 writer.put(header)
                 for slab in slabs:
                     writer.put(np.ascontiguousarray(np.asarray(slab)).tobytes())

@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
       skipped: int32, number of updates that were skipped because the loss or a gradient was not finite.
       skipped_in_row: int32, number of consecutive skipped updates up to this step.
       key: uint32, data of the run's random key; step n uses `fold_in(key, n)`, so the random state is (key, step).
-      params: parameters, float32.
+      params: the trained parameters, float32: all of the network, or those of an adapter (`adapters/lora.py`).
       ema: exponential moving average of params, or None.
       optimizer: optax state.
       window: float32 sums of metrics since the last log line (see `step.py`), part of the state so that a resumed run
@@ -99,10 +99,10 @@ def initial(
     )
 
 
-def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
+def state_shardings(shapes: TrainState, mesh: Mesh, *, whole: bool = True) -> TrainState:
     """A sharding for every leaf: parameters by the rules, EMA and optimizer moments like their parameters, the rest
-    replicated."""
-    params = param_sharding.shardings(shapes.params, mesh)
+    replicated. `whole`: as in `param_sharding.shardings`; False for adapters."""
+    params = param_sharding.shardings(shapes.params, mesh, whole=whole)
     return param_sharding.follow(params, shapes, mesh)
 
 

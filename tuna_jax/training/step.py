@@ -62,6 +62,9 @@ patches of pixels."""
 
 SampleTime = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
 
+Complete = Callable[[Params, Any, jax.Array], Params]
+"""`(trained parameters, frozen, key) -> the network's parameters`: adds what is not trained, which `frozen` holds."""
+
 Augment = Callable[[Batch, jax.Array], dict[str, Array]]
 """`(batch with latents, key) -> further keys of the batch`, see `training/augment.py`."""
 
@@ -90,11 +93,12 @@ def make_step(
     counts: Counts | None = None,
     augment: Augment | None = None,
     patches: Callable[[Array], Array] | None = None,
+    complete: Complete | None = None,
 ) -> Step:
     """The step as a pure function `(state, batch, frozen, heads) -> (state, window)`.
 
     A batch holds `latents`; or `moments`, bfloat16 [B, N, 2, T, h, w, C], which the step samples; or `pixels`, which
-    the step encodes with the VAE parameters `frozen`. `latents` with `pixels` are latents and the clean pixels that
+    the step encodes with the VAE of `frozen`. `latents` with `pixels` are latents and the clean pixels that
     the model's design sees.
 
     Args:
@@ -111,6 +115,7 @@ def make_step(
       counts: required if `accumulate` is greater than 1.
       patches: `(uint8 pixels) -> images`, the patches of clean pixels that the model's design sees; None: it sees none.
       augment: noise on input images and hidden tokens; None: neither.
+      complete: makes the network's parameters of the state's; None: the state holds all of them.
 
     A loss or gradient that is not finite leaves parameters, average and optimizer unchanged and adds one to
     `state.skipped`. The step still counts, so that the run continues with other data and random numbers.
@@ -140,6 +145,8 @@ def make_step(
                 params = jax.tree.map(
                     lambda p, trains: p if trains else jax.lax.stop_gradient(p), params, trained
                 )
+            if complete is not None:
+                params = complete(params, frozen, jax.random.fold_in(key, 4))
             return loss(params, batch, noise, t, heads, *totals)
 
         gradient = jax.value_and_grad(value_of, has_aux=True)
@@ -210,17 +217,18 @@ def _in_parts(
     return (value, {name: x.T.reshape(-1) for name, x in rows.items()}), grads
 
 
-def compile_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
+def compile_step(step: Step, shardings: TrainState, mesh: Mesh, frozen: Any = None) -> Any:
     """`jax.jit` of a step, called as `(state, batch, frozen, heads)`.
 
-    The state is sharded as given and donated, batches are sharded over the mesh, the frozen VAE and the metrics are
-    replicated. There is one program for every value of `heads` and every batch shape.
+    The state is sharded as given and donated, batches are sharded over the mesh, and the metrics are replicated, as is
+    the frozen VAE; `frozen` has other shardings of what a step takes under this name. There is one program for every
+    value of `heads` and every batch shape.
     """
     replicated = param_sharding.replicated(mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         step,
-        in_shardings=(shardings, param_sharding.batch_sharding(mesh), replicated),
+        in_shardings=(shardings, param_sharding.batch_sharding(mesh), frozen or replicated),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
         static_argnums=3,

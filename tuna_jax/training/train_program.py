@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from tuna_jax import flow
+from tuna_jax.adapters.lora import Adapters
 from tuna_jax.config import TunaConfig
 from tuna_jax.hardware import flops
 from tuna_jax.models import latent_space, pixels, tuna
@@ -29,6 +30,18 @@ from tuna_jax.training import augment, optimizer, state, step
 from tuna_jax.training.config import LoopSettings, TimeSettings
 
 Arrays = Mapping[str, Any]
+
+
+class Frozen(NamedTuple):
+    """What the step of an adapter reads and does not change.
+
+    Attributes:
+      vae: parameters of the VAE, or None.
+      base: parameters of the frozen model without those that are trained whole.
+    """
+
+    vae: Any
+    base: Any
 
 
 class Program:
@@ -43,6 +56,8 @@ class Program:
     Attributes:
       shapes, shardings: of the state.
       abstract_state: `shapes` with `shardings`.
+      adapters: what is trained of a frozen model (`config.lora`); None: all parameters are those of the state.
+      network_shapes, network_shardings: of all parameters of the network, those of a frozen model included.
       readers: number of parts of a batch that different processes read (`distributed.batch_part`).
       step: the step as a function of the state, see `step.make_step`.
       jitted: the same, to be compiled: see `step.compile_step`.
@@ -53,7 +68,11 @@ class Program:
     ):
         self.config, self.mesh, self.tasks = config, mesh, tasks
         self._settings = settings
-        params = tuna.shapes(config)
+        self.network_shapes = params = tuna.shapes(config)
+        self.network_shardings = param_sharding.shardings(params, mesh)
+        self.adapters = Adapters(settings.lora, params) if settings.lora.targets else None
+        if self.adapters is not None:
+            params = self.adapters.shapes
         update = optimizer.build(settings.optimizer, params, settings.steps)
         chosen = settings.optimizer
         trained = optimizer.trainable(params, chosen.frozen, chosen.trained)
@@ -69,7 +88,7 @@ class Program:
         self.shapes: state.TrainState = jax.eval_shape(
             lambda params: self._make_state(lambda _: params), params
         )
-        self.shardings = state.state_shardings(self.shapes, mesh)
+        self.shardings = state.state_shardings(self.shapes, mesh, whole=self.adapters is None)
         self.abstract_state = state.abstract(self.shapes, self.shardings)
         self._parts = param_sharding.batch_parts(mesh)
         self.readers = distributed.batch_part(mesh).count
@@ -81,16 +100,17 @@ class Program:
             log_every=settings.log_every,
             tasks=len(tasks),
             trained=trained if chosen.frozen or chosen.trained else None,
-            encode=functools.partial(encode, config.space, jnp.dtype(settings.vae_dtype)),
+            encode=self._encode,
             accumulate=settings.accumulate,
             counts=tuna.target_counts,
             augment=_augment(config, settings),
             patches=image_patches(config),
+            complete=None if self.adapters is None else self._complete,
         )
         self.step: step.Step = _with_activation_sharding(
             plain_step, Activations(mesh, ring=settings.mesh.context_attention == "ring")
         )
-        self.jitted = step.compile_step(self.step, self.shardings, mesh)
+        self.jitted = step.compile_step(self.step, self.shardings, mesh, self._frozen_shardings())
         self._compiled: dict[Any, Any] = {}
         self._ahead: dict[Any, Future[Any]] = {}
         self._flops: dict[
@@ -102,12 +122,59 @@ class Program:
         """Number of compiled programs: one for every batch shape with its heads."""
         return len(self._compiled)
 
-    def initial(self, params: Any = None) -> state.TrainState:
+    def frozen(self, vae: Any, base: Any = None) -> Any:
+        """What the step takes as `frozen`: the VAE, or with an adapter `Frozen`.
+
+        Args:
+          vae: its parameters, arrays or shapes, or None.
+          base: all parameters of the frozen model of an adapter, arrays or shapes.
+        """
+        return vae if self.adapters is None else Frozen(vae, self.adapters.frozen(base))
+
+    def abstract_frozen(self, vae: Any) -> Any:
+        """`frozen` with the shapes of the frozen model in the dtype of `config.lora.base_dtype`."""
+        dtype = jnp.dtype(self._settings.lora.base_dtype)
+        base = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+            self.network_shapes,
+            self.network_shardings,
+        )
+        return self.frozen(vae, base)
+
+    def network(self, params: Any, frozen: Any) -> Any:
+        """All parameters of the network, for inference in training; those of an adapter are not merged.
+
+        Args:
+          params: of the state, or their average.
+          frozen: as the step takes it.
+        """
+        return params if self.adapters is None else self.adapters.combined(frozen.base, params)
+
+    def _complete(self, params: Any, frozen: Frozen, key: jax.Array) -> Any:
+        assert self.adapters is not None
+        return self.adapters.combined(frozen.base, params, key)
+
+    def _encode(self, frozen: Any, images: Array, key: jax.Array) -> Array:
+        vae = frozen if self.adapters is None else frozen.vae
+        return encode(self.config.space, jnp.dtype(self._settings.vae_dtype), vae, images, key)
+
+    def _frozen_shardings(self) -> Any:
+        if self.adapters is None:
+            return None
+        base = self.adapters.frozen(self.network_shardings)
+        return Frozen(param_sharding.replicated(self.mesh), base)
+
+    def initial(self, params: Any = None, *, base: Any = None) -> state.TrainState:
         """The state before the first step, created with its shardings.
 
         Args:
           params: initial parameters, sharded as `shardings.params`; they are donated. None: random parameters.
+          base: all parameters of the frozen model of an adapter, sharded as `network_shardings`; in place of `params`.
         """
+        adapters = self.adapters
+        if adapters is not None:
+            make_of = lambda base: self._make_state(lambda key: adapters.init(key, base))
+            return jax.jit(make_of, out_shardings=self.shardings)(base)
         if params is None:
             make = lambda: self._make_state(self._init)
             return jax.jit(make, out_shardings=self.shardings)()

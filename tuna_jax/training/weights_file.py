@@ -3,7 +3,7 @@
 Checkpoints are for resuming training: they hold the optimizer state and require a mesh. An export holds only the
 parameters, float32 under their dotted names, and in its metadata the run's settings as JSON and its step. It is one
 file, `model.safetensors`; a large model that several processes trained has one file per process, with an index
-(`sharded_export.py`).
+(`sharded_export.py`). The run of an adapter writes `adapter.safetensors` instead.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from tuna_jax.utils.param_tree import flatten, unflatten
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = f"{MODEL_FILE}.index.json"
+ADAPTER_FILE = "adapter.safetensors"
+"""An adapter (`adapters/lora.py`): only what was trained, for the model that its run record names."""
 
 
+RECORD_KEY = "run_record"
+"""The key of a run's record (`inference/run_record.py`) in its settings."""
 LOADED_DTYPE = "loaded_dtype"
 """Metadata: the dtype that parameters get when they are loaded, of a file that stores them in fewer bits."""
 
 
 def exported(workdir: str | Path) -> Path | None:
-    """The exported weights of a workdir: one file, or the index of several; None if there are none."""
-    return next(
-        (p for name in (MODEL_FILE, MODEL_INDEX) if (p := Path(workdir, name)).is_file()), None
-    )
+    """The exported weights of a workdir: one file, the index of several, or an adapter; None if there are none."""
+    names = (MODEL_FILE, MODEL_INDEX, ADAPTER_FILE)
+    return next((p for name in names if (p := Path(workdir, name)).is_file()), None)
 
 
 def export_model(

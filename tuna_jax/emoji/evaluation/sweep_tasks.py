@@ -32,6 +32,7 @@ from tuna_jax.emoji.world.scenes import (
     NAMES,
     PLACES,
     RELATIONS,
+    VOCABULARY,
     Scene,
     SceneSource,
 )
@@ -44,43 +45,65 @@ from tuna_jax.sweeps.task import GENERATION_SETTINGS, UNDERSTANDING_SETTINGS, Ou
 # The `kind` of a task is hashed into the keys of stored results. It therefore keeps the string of the first version
 # ("draw_single" for `generate_single`), so that results stored before the tasks were renamed stay valid.
 
-shared_judge = functools.cache(ObjectJudge)
-"""Its galleries take seconds to build."""
+
+@functools.cache
+def shared_judge(names: str = "demo") -> ObjectJudge:
+    """The judge that chooses from the demo's names; with new ones, from all. Its galleries take seconds to build."""
+    return ObjectJudge(names=VOCABULARY["demo" if names == "demo" else "all"])
+
+
 _MAX_NEW_TOKENS = 24
 
 
-def _scene(split: str, index: int, side: int) -> Scene:
-    return SceneSource(split, images.SEED, side)[index]
+def _scene(split: str, index: int, side: int, names: str = "demo") -> Scene:
+    return SceneSource(split, images.SEED, side, names=VOCABULARY[names])[index]
 
 
-def generate_single(count: int = 64) -> Task:
-    """Images of one object: the object according to both judges, its place, and the ground."""
+def _checked(names: str) -> dict[str, str]:
+    """The option as results are stored under it; that of the first version is not named."""
+    if names not in VOCABULARY:
+        raise ValueError(f"names is {names!r}; choose one of {', '.join(VOCABULARY)}")
+    return {} if names == "demo" else {"names": names}
+
+
+def generate_single(count: int = 64, names: str = "demo") -> Task:
+    """Images of one object: the object according to both judges, its place, and the ground.
+
+    Args:
+      count: number of images.
+      names: of the objects, a key of `scenes.VOCABULARY`.
+    """
+    options = _checked(names)
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        generated = _generate(model, "test_single", items, seed)
-        right = images.single_scores(generated, shared_judge())[1]
+        generated = _generate(model, "test_single", items, seed, names)
+        right = images.single_scores(generated, shared_judge(names))[1]
         grounds = judge_ground(generated.images)
         ground = [a == b for a, b in zip(grounds, generated.grounds, strict=True)]
         places = [scene.place for scene in generated.scenes]
         place = [a == b for a, b in zip(judge_place(generated.images), places, strict=True)]
         return _outcome({"object": right, "ground": ground, "place": place}, generated)
 
-    chance = {"object": 1 / len(NAMES), "ground": 1 / len(GROUNDS), "place": 1 / len(PLACES)}
+    known = len(shared_judge(names).names)
+    chance = {"object": 1 / known, "ground": 1 / len(GROUNDS), "place": 1 / len(PLACES)}
     return Task(
-        "draw_single", 1, count, {}, GENERATION_SETTINGS, run, chance, "object", ATTRIBUTION
+        "draw_single", 1, count, options, GENERATION_SETTINGS, run, chance, "object", ATTRIBUTION
     )
 
 
-def generate_pairs(count: int = 64) -> Task:
-    """Images of two objects: each on its side, according to both judges."""
+def generate_pairs(count: int = 64, names: str = "demo") -> Task:
+    """Images of two objects: each on its side, according to both judges; arguments as of `generate_single`."""
+    options = _checked(names)
 
     def run(model: Tuna, items: Sequence[int], seed: int) -> Outcome:
-        generated = _generate(model, "test_pairs", items, seed)
-        return _outcome({"position": images.pair_scores(generated, shared_judge())[1]}, generated)
+        generated = _generate(model, "test_pairs", items, seed, names)
+        right = images.pair_scores(generated, shared_judge(names))[1]
+        return _outcome({"position": right}, generated)
 
-    chance = {"position": 1 / (len(NAMES) * (len(NAMES) - 1) * len(RELATIONS))}
+    known = len(shared_judge(names).names)
+    chance = {"position": 1 / (known * (known - 1) * len(RELATIONS))}
     return Task(
-        "draw_pairs", 1, count, {}, GENERATION_SETTINGS, run, chance, "position", ATTRIBUTION
+        "draw_pairs", 1, count, options, GENERATION_SETTINGS, run, chance, "position", ATTRIBUTION
     )
 
 
@@ -97,8 +120,10 @@ def generate_counts(count: int = 64) -> Task:
     )
 
 
-def _generate(model: Tuna, split: str, items: Sequence[int], seed: int) -> images.GeneratedScenes:
-    scenes = tuple(_scene(split, i, model.size[0]) for i in items)
+def _generate(
+    model: Tuna, split: str, items: Sequence[int], seed: int, names: str = "demo"
+) -> images.GeneratedScenes:
+    scenes = tuple(_scene(split, i, model.size[0], names) for i in items)
     phrasings = [captions(scene) for scene in scenes]
     prompts = tuple(texts[i % len(texts)] for i, texts in zip(items, phrasings, strict=True))
     generated = model.generate_image(prompts, seed=seeds(seed, items), batch_size=len(items))
@@ -110,16 +135,18 @@ def _outcome(right: Mapping[str, Any], generated: images.GeneratedScenes) -> Out
     return Outcome(values, generated.prompts, pictures=generated.images)
 
 
-def answer(question: str = "name", count: int = 64) -> Task:
+def answer(question: str = "name", count: int = 64, names: str = "demo") -> Task:
     """One kind of question about held-out scenes; only exact answers are right.
 
     Args:
       question: name, ground, where, count, relation, list or describe.
       count: number of questions.
+      names: of the objects, a key of `scenes.VOCABULARY`.
 
     Raises:
-      ValueError: an unknown kind of question.
+      ValueError: an unknown kind of question, or unknown names.
     """
+    chosen_names = _checked(names)
     kinds = {kind: (splits, chance) for kind, splits, chance in images.ANSWER_TASKS.values()}
     if question not in kinds:
         raise ValueError(
@@ -128,7 +155,7 @@ def answer(question: str = "name", count: int = 64) -> Task:
     splits, chance = kinds[question]
 
     def item(index: int, side: int) -> tuple[Scene, Question]:
-        scene = _scene(splits[index % len(splits)], index // len(splits), side)
+        scene = _scene(splits[index % len(splits)], index // len(splits), side, names)
         fitting = [candidate for candidate in questions(scene) if candidate.kind == question]
         return scene, fitting[index // len(splits) % len(fitting)]
 
@@ -140,7 +167,7 @@ def answer(question: str = "name", count: int = 64) -> Task:
 
     if chance is None:
         chance = commonest_share([item(i, 64)[1].answer for i in range(count)])
-    options = {"question": question}
+    options = {"question": question, **chosen_names}
     return Task(
         "answer",
         1,

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tuna_jax.emoji.world.nouns import NOUNS
+from tuna_jax.emoji.world.nouns import NEW_NOUNS, NOUNS
 from tuna_jax.utils.atomic_io import cache_directory
 
 
@@ -115,7 +115,7 @@ def load_art(
         KeyError: an unknown name; the message lists the nearest known ones.
     """
     art = _encoded_art(str(cache_directory(directory)))
-    official = {item.singular: item.official for item in NOUNS}
+    official = {item.singular: item.official for item in (*NOUNS, *NEW_NOUNS)}
     sprites = []
     for name in names:
         key = official.get(name, name)

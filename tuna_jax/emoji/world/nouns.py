@@ -33,6 +33,8 @@ _IRREGULAR = {
     "butterfly": "butterflies",
     "strawberry": "strawberries",
     "fish": "fish",
+    "potato": "potatoes",
+    "foot": "feet",
 }
 
 
@@ -115,11 +117,34 @@ NOUNS: tuple[Noun, ...] = (
     _noun("gem stone", "diamond"),
 )
 
-_BY_WORD = {item.singular: item for item in NOUNS}
+NEW_NOUNS: tuple[Noun, ...] = (
+    _noun("red circle", "circle"),
+    _noun("purse"),
+    _noun("sponge"),
+    _noun("ringed planet", "planet"),
+    _noun("wind chime", "chime"),
+    _noun("potato"),
+    _noun("pill"),
+    _noun("telephone receiver", "phone"),
+    _noun("axe"),
+    _noun("foot"),
+    _noun("triangular ruler", "ruler"),
+    _noun("running shoe", "shoe"),
+    _noun("chess pawn", "pawn"),
+    _noun("saxophone", "sax"),
+    _noun("ear"),
+    _noun("balloon"),
+)
+"""16 nouns that no model of the package has seen: an adapter learns them (experiments/emoji/lora.py).
+
+The frozen VAE was trained on NOUNS; of other emoji, these are among those that the judges still name after it. The
+compact vocabularies have no tokens of these words, which are therefore spelled in bytes."""
+
+_BY_WORD = {item.singular: item for item in (*NOUNS, *NEW_NOUNS)}
 
 
 def noun(word: str) -> Noun:
-    """The noun with this singular.
+    """The noun with this singular, of NOUNS or NEW_NOUNS.
 
     Raises:
         KeyError: an unknown word; the message lists the known ones.

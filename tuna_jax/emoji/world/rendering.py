@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
 from tuna_jax.emoji.world.art import all_names, load_art
-from tuna_jax.emoji.world.scenes import NAMES, Scene, SceneSource
+from tuna_jax.emoji.world.scenes import NAMES, VOCABULARY, Scene, SceneSource
 
 # The largest product is 255 * 255, which fits 16 bits, so composition is exact up to one rounding.
 Sprite = tuple[UInt16[np.ndarray, "s s 3"], UInt16[np.ndarray, "s s 1"]]
@@ -45,8 +45,8 @@ class Art:
 
 @functools.lru_cache(maxsize=2)
 def default_art(directory: str | None = None) -> Art:
-    """The art of the demo's 64 nouns, loaded once per process."""
-    return Art(NAMES, directory)
+    """The art of the demo's 64 nouns and of the 16 new ones, loaded once per process."""
+    return Art(VOCABULARY["all"], directory)
 
 
 def premultiplied(sprite: UInt8[np.ndarray, "h w 4"], size: int) -> Sprite:

@@ -28,7 +28,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from tuna_jax.emoji.world.nouns import NOUNS
+from tuna_jax.emoji.world.nouns import NEW_NOUNS, NOUNS
 
 # Clearly different from each other, and paler or duller than the saturated colours of the art, so that an
 # object stands out on each of them.
@@ -48,6 +48,9 @@ RELATIONS = ("left", "above")
 GROUP_COUNTS = ((1, 2), (2, 1), (2, 2))
 LAYOUTS = ("single", "pair", "groups", "count")
 NAMES = tuple(item.singular for item in NOUNS)
+NEW_NAMES = tuple(item.singular for item in NEW_NOUNS)
+VOCABULARY = {"demo": NAMES, "new": NEW_NAMES, "all": (*NAMES, *NEW_NAMES)}
+"""The names that a source can take, by a word: those of all models, those that only an adapter learns, or both."""
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": LAYOUTS,
@@ -264,7 +267,7 @@ class SceneSource:
         for layout in weights:
             _check_choice("layout in weights", layout, LAYOUTS)
         for name in names:
-            _check_choice("name", name, NAMES)
+            _check_choice("name", name, VOCABULARY["all"])
         if size <= 0 or size % 16:
             raise ValueError(f"size is {size}; it must be a positive multiple of 16, such as 64")
         if not 0 <= middle <= 1:
