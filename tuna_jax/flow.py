@@ -131,7 +131,7 @@ def guided_by_image_and_text(
     Args:
       both: predicted from the images and the text.
       image: from the images and the empty or negative text.
-      neither: from that text alone.
+      neither: from only that text.
       scale: of the text.
       image_scale: of the images.
     """

@@ -1,4 +1,4 @@
-"""The model in the package learns 16 new objects and their names by LoRA; its other abilities stay.
+"""The model in the package learns 16 new objects and their names by LoRA; its other tasks stay as they were.
 
     python -m tuna_jax.train --config=experiments/emoji/lora.py --workdir=runs/emoji_lora
     python -m tuna_jax.evaluate --workdir=runs/emoji_lora --sweep=experiments/sweeps/emoji_new_names.py

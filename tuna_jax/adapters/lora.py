@@ -1,4 +1,4 @@
-"""The parameters of a LoRA: what is trained, as a nested dict beside that of the frozen model, and how they combine.
+"""The parameters of a LoRA: what is trained, as a nested dict next to that of the frozen model, and how they combine.
 
 A trained tree has `X.lora.a` and `X.lora.b` for every layer X that is adapted, and parameters that are trained whole
 under their own names. It is what the optimizer, the moving average and checkpoints hold.

@@ -90,7 +90,7 @@ def unmerge(
 
     Args:
       model: what `merge` wrote.
-      difference: the file that `merge` wrote beside it.
+      difference: the file that `merge` wrote with it.
       output: a `.safetensors` file, or a folder of shards.
       shard_bytes: largest shard.
 

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685): a kernel with a trained product of two small matrices beside it.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): a kernel to which a trained product of two small matrices is added.
 
 `LowRank` takes the place of a kernel in the parameters, as `cpu_fast_paths.Unstacked` does, so that the network does
 not know about adapters: stacked ones are sliced by the scan over layers, and a layer's product is computed inside it.

@@ -72,7 +72,7 @@ class TokenizedExample:
 
 
 def check_dropout(text: float, source: float, both: float | None) -> None:
-    """Raises ValueError if one of the probabilities of `left_out` is none, or three that exclude each other are too
+    """Raises ValueError if one of the probabilities of `left_out` is not one, or three that exclude each other are too
     many; the key is named."""
     values = {"text_dropout": text, "source_dropout": source}
     values |= {} if both is None else {"both_dropout": both}
@@ -234,7 +234,7 @@ def tokenize_example(
         encode: the tokenizer's `encode`, cached; None calls the tokenizer.
 
     Returns:
-        The sequence, with the media of its spans; of `i2v` the clip stands twice, for its first frame and as a whole.
+        The sequence, with the media of its spans; of `i2v` the clip is there twice, for its first frame and as a whole.
 
     Raises:
         Fault: the task does not accept the example, its sequence is too long, or it ends in an image that the stream

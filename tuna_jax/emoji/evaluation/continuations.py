@@ -84,8 +84,8 @@ def verdicts(continued: ContinuedClips, judge: ObjectJudge) -> dict[str, Bool[np
 
 
 def chances(continued: ContinuedClips) -> list[float]:
-    """Of each clip, the share of its motion among those that begin with its first frame: a motion that goes on from the
-    frame and ignores the text is right that often."""
+    """Of each clip, the share of its motion among those that begin with its first frame: a motion that continues
+    from the frame and ignores the text is right that often."""
     return [1 / len(beginnings(clip.motion)) for clip in continued.generated.clips]
 
 
