@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     path = Path(__file__).with_name("all_tasks.py")
     config = runpy.run_path(str(path))["get_config"](arg)
-    config.steps = 600
+    config.steps = 3_000
     config.init_from = "emoji"
 
     config.lora = ConfigDict()
@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.ema = 0.99
 
-    config.sample_every = 300
-    config.checkpoint_every = 100
+    config.sample_every = 1_000
+    config.checkpoint_every = 500
     config.keep = 2
     return config
